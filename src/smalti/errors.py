@@ -1,0 +1,48 @@
+"""The errors that a user can mend, each with the exit code that the command line gives it.
+
+A message is one line: what is wrong, where (file, field, row), and the mend.
+"""
+
+
+class SmaltiError(Exception):
+    """A fault with a one-line message and a fixed exit code."""
+
+    exit_code = 70
+
+
+class ConfigError(SmaltiError):
+    """Wrong usage: an unknown or ill-typed field, contradicting options. Exit code 2."""
+
+    exit_code = 2
+
+
+class InputError(SmaltiError):
+    """Input data that cannot be used: missing, unreadable, too small. Exit code 3."""
+
+    exit_code = 3
+
+
+class IntegrityError(SmaltiError):
+    """A checkpoint or shard whose content is not what it claims to be. Exit code 4."""
+
+    exit_code = 4
+
+
+class EnvironmentFault(SmaltiError):
+    """The machine cannot do it: disk full, device absent, package missing, permission denied. Exit code 5."""
+
+    exit_code = 5
+
+
+class BadFile(InputError):
+    """One input file that cannot be used. Callers name and count it, and go on with the rest."""
+
+    def __init__(self, path: object, code: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
+        self.code = code
+        """Short kind of the fault, stable across versions: `truncated`, `empty`, `bomb`, `no-video`, ..."""
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str, str]]:
+        return type(self), (self.path, self.code, self.message)
