@@ -1,0 +1,40 @@
+"""smalti: images and video to discrete tokens and back.
+
+    tokenizer = smalti.load("runs/mine/tokenizer")
+    ids = tokenizer.encode(video)          # video: b 3 t h w in [-1, 1]
+    video = tokenizer.decode(ids)
+
+Names are imported when they are first used: `import smalti` alone costs milliseconds and brings no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from smalti.nn.stream import Stream
+    from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
+    from smalti.tokenizer import Tokenizer, TokenizerConfig, load
+
+_HOMES = {
+    "DSQConfig": "smalti.quantize",
+    "FSQConfig": "smalti.quantize",
+    "LFQConfig": "smalti.quantize",
+    "Stream": "smalti.nn.stream",
+    "Tokenizer": "smalti.tokenizer",
+    "TokenizerConfig": "smalti.tokenizer",
+    "load": "smalti.tokenizer",
+}
+
+__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smalti' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

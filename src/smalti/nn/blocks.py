@@ -1,0 +1,37 @@
+"""The residual block, and the stems that trade pixels for channels."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smalti.nn.causal import CausalConv, PastKernel, Start
+from smalti.nn.norm import Norm, NormKind
+from smalti.nn.stream import Stream
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on the skip where the width changes."""
+
+    def __init__(self, channels: int, out: int, *, norm: NormKind, time: int, past: PastKernel, start: Start) -> None:
+        super().__init__()
+        self.norm1 = Norm(norm, channels)
+        self.conv1 = CausalConv(channels, out, time=time, past=past, start=start)
+        self.norm2 = Norm(norm, out)
+        self.conv2 = CausalConv(out, out, time=time, past=past, start=start)
+        self.skip = CausalConv(channels, out, kernel=1) if channels != out else None
+
+    def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c2 h w"]:
+        """The shape of x but for the channels."""
+        y: Tensor = self.conv1(F.silu(self.norm1(x)), stream)
+        y = self.conv2(F.silu(self.norm2(y)), stream)
+        return y + (x if self.skip is None else self.skip(x))
+
+
+def to_patches(x: Float[Tensor, "t b c h w"], patch: int) -> Float[Tensor, "t b c2 h2 w2"]:
+    """Space to depth: every patch x patch square becomes channels."""
+    return F.pixel_unshuffle(x.flatten(0, 1), patch).unflatten(0, x.shape[:2])
+
+
+def from_patches(x: Float[Tensor, "t b c h w"], patch: int) -> Float[Tensor, "t b c2 h2 w2"]:
+    """Depth to space, the inverse of `to_patches`."""
+    return F.pixel_shuffle(x.flatten(0, 1), patch).unflatten(0, x.shape[:2])

@@ -1,0 +1,110 @@
+"""The only layers that mix time: an output frame depends on its own and on earlier input frames alone.
+
+With stride s, 1 + s*n frames become 1 + n, and 1 + n become 1 + s*n: a video starts with one frame of its own, so an
+image is a video of one frame. A chunk that continues a stream gives s*n -> n and n -> s*n.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smalti.nn.stream import Stream
+
+PastKernel = Literal["full", "point"]
+Start = Literal["repeat", "zero"]
+
+
+class CausalConv(nn.Module):
+    """A convolution over the current frame and the `time - 1` before it: y_t = sum_k W_k * x_{s t - (time - 1) + k}.
+
+    The sum over k is a sum of 2-D convolutions of shifted views (1.2 to 1.3 times as fast as padding and one 3-D
+    convolution on a CPU), so an image model is the same layer with `time=1`. `past="point"` gives the past taps 1x1
+    kernels: 2/9 more operations than the 2-D convolution for two past frames, where full kernels take 2 times more.
+    The past taps start at zero: a fresh model treats every frame as an image, which is also what `inflate` gives.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        *,
+        kernel: int = 3,
+        time: int = 1,
+        strides: tuple[int, int] = (1, 1),
+        past: PastKernel = "full",
+        start: Start = "repeat",
+    ) -> None:
+        super().__init__()
+        if time < strides[0]:
+            raise ValueError(f"a time stride of {strides[0]} needs a kernel of at least as many frames (found {time})")
+        self.now = nn.Conv2d(channels, out, kernel, stride=strides[1], padding=kernel // 2)
+        size = kernel if past == "full" else 1
+        self.past = nn.ModuleList(
+            nn.Conv2d(channels, out, size, stride=strides[1], padding=size // 2, bias=False) for _ in range(time - 1)
+        )
+        """Taps from the oldest frame to the one before the current."""
+        self.time_stride = strides[0]
+        self.start = start
+        for tap in self.past:
+            nn.init.zeros_(tap.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
+        """`t` is 1 + s*n at the start of a video and s*n after it."""
+        frames = self._with_past(x, stream) if self.past else x
+        count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
+        y = self._tap(self.now, frames, len(self.past), count)
+        for k, tap in enumerate(self.past):
+            y = y + self._tap(tap, frames, k, count)
+        if stream is not None and self.past:
+            stream.put(self, frames[count * self.time_stride :])
+        return y
+
+    def _with_past(self, x: Tensor, stream: Stream | None) -> Tensor:
+        carry = None if stream is None else stream.get(self)
+        if carry is None:
+            first = x[:1] if self.start == "repeat" else torch.zeros_like(x[:1])
+            carry = first.expand(len(self.past), *x.shape[1:])
+        # Joined as t*b pictures: a 5-D cat would lose the channels-last order in memory.
+        return torch.cat([carry.flatten(0, 1), x.flatten(0, 1)]).unflatten(0, (-1, x.shape[1]))
+
+    def _tap(self, tap: nn.Module, frames: Tensor, first: int, count: int) -> Tensor:
+        seen = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
+        y: Tensor = tap(seen.flatten(0, 1))
+        return y.unflatten(0, seen.shape[:2])
+
+
+class CausalUpsample(nn.Module):
+    """A causal convolution to more channels, then depth-to-space in time and space (MAGVIT-v2, figure 3).
+
+    Channels are ordered (time phase, channel, row phase, column phase). At the start of a video the first frame has no
+    past to fill, so the s-1 frames before it are dropped: 1 + n frames become 1 + s*n.
+    """
+
+    def __init__(self, channels: int, out: int, *, strides: tuple[int, int], time: int, past: PastKernel, start: Start):
+        super().__init__()
+        self.strides = strides
+        self.conv = CausalConv(channels, out * strides[0] * strides[1] ** 2, time=time, past=past, start=start)
+
+    def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
+        """`1 + n` frames in, `1 + s*n` out at the start of a video; `n` and `s*n` after it."""
+        fresh = stream is None or stream.get(self.conv) is None
+        y: Tensor = self.conv(x, stream)
+        s = self.strides[0]
+        if s > 1:
+            y = y.unflatten(2, (s, -1)).transpose(1, 2).flatten(0, 1)
+            y = y[s - 1 :] if fresh else y
+        return F.pixel_shuffle(y.flatten(0, 1), self.strides[1]).unflatten(0, y.shape[:2])
+
+
+def stretch(x: Float[Tensor, "t b c h w"], size: tuple[int, int, int]) -> Float[Tensor, "t2 b c h2 w2"]:
+    """Nearest upsampling to `size` = (frames, rows, columns), aligned as `CausalUpsample` aligns its output.
+
+    Whether the first frame is the start of a video follows from the counts: 1 + n -> 1 + s*n there, n -> s*n later.
+    """
+    frames = x.shape[0]
+    s = -(-size[0] // frames)
+    y = F.interpolate(x.flatten(0, 1), size=size[1:], mode="nearest").unflatten(0, x.shape[:2])
+    return y.repeat_interleave(s, 0)[s * frames - size[0] :] if s > 1 else y

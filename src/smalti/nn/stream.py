@@ -1,0 +1,38 @@
+"""The past of one video, owned by the caller."""
+
+from torch import Tensor, nn
+
+
+class Stream:
+    """What each causal layer has not read yet. A fresh stream is the start of a video; passing it advances it.
+
+    State lives here and not on modules, so any number of videos can be in flight through one model, and a stream can be
+    forked to try several continuations. The keys are the layers themselves.
+    """
+
+    def __init__(self) -> None:
+        self._carries: dict[nn.Module, Tensor] = {}
+
+    def get(self, layer: nn.Module) -> Tensor | None:
+        """What `layer` carried over, or None at the start of the video."""
+        return self._carries.get(layer)
+
+    def put(self, layer: nn.Module, carry: Tensor) -> None:
+        """Replace what `layer` carries over. Detached and copied: a view would keep its whole chunk alive."""
+        self._carries[layer] = carry.detach().clone()
+
+    def fork(self) -> "Stream":
+        """An independent stream with the same past; carries are never written in place, so they can be shared."""
+        twin = Stream()
+        twin._carries = dict(self._carries)
+        return twin
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has passed."""
+        return bool(self._carries)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(carry.nbytes for carry in self._carries.values())

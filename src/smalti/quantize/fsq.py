@@ -1,0 +1,73 @@
+"""Finite scalar quantization: each channel is squashed and rounded (Mentzer et al. 2023, arXiv 2309.15505)."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from smalti.config import Tuple
+from smalti.quantize.scalar import ScalarQuantizer, ScalarQuantizerConfig
+
+WIDENING = 1e-3
+"""The squash reaches this share beyond the outermost values, so that they can be reached (as in MagicMaster and
+vector-quantize-pytorch; the paper narrows by the same amount)."""
+
+
+class FSQConfig(ScalarQuantizerConfig):
+    """`levels[j]` values in channel j: prod(levels) codes."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: Tuple[int] = (8, 8, 8, 5, 5, 5)
+
+    @property
+    def digit_levels(self) -> tuple[int, ...]:
+        """Values per channel."""
+        return self.levels
+
+    def build(self) -> "FSQ":
+        """The quantizer."""
+        return FSQ(self)
+
+
+class FSQ(ScalarQuantizer):
+    """For L levels: h = (L-1)(1+1e-3)/2, o = 1/2 for even L else 0, s = atanh(o/h), b = h tanh(z+s) - o.
+
+    The digit is round(b) + floor(L/2), the code round(b) / floor(L/2), the surrogate b / floor(L/2). Rounding is done
+    by comparing z with the points where b crosses a half: atanh((k + 1/2 + o) / h) - s.
+    """
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__(config)
+        rows = [_channel(level, max(config.levels)) for level in config.levels]
+        self._squash: Tensor
+        self._thresholds: Tensor
+        self._values: Tensor
+        for j, name in enumerate(("_squash", "_thresholds", "_values")):
+            self.constant(name, torch.tensor([row[j] for row in rows], dtype=torch.float64))
+
+    def surrogate(self, z: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+        """The squashed z, in the units of the codes."""
+        half, offset, shift, step = self._squash.T.view(4, -1, 1, 1, 1)
+        return (half * torch.tanh(z + shift) - offset) / step
+
+    def quantize(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b d t h w"]:
+        """How many thresholds z exceeds."""
+        return (z.unsqueeze(-1) > self._thresholds.view(-1, 1, 1, 1, self._thresholds.shape[1])).sum(-1)
+
+    def values(self) -> Float[Tensor, "d l"]:
+        """(digit - floor(L/2)) / floor(L/2)."""
+        return self._values
+
+
+def _channel(level: int, most: int) -> tuple[list[float], list[float], list[float]]:
+    """(h, o, s, floor(L/2)), the L-1 thresholds padded with infinity, the L values padded with zero."""
+    # h and s are rounded to float32, as they are in the public implementations: the thresholds then agree to 1e-9.
+    half32 = (torch.tensor(level) - 1) * (1 + WIDENING) / 2
+    offset, step = 0.5 if level % 2 == 0 else 0.0, level // 2
+    half, shift = half32.item(), (offset / half32).atanh().item()
+    thresholds = [math.atanh((k + 0.5 + offset) / half) - shift for k in range(-step, level - 1 - step)]
+    values = [(digit - step) / step for digit in range(level)]
+    padding = most - level
+    return [half, offset, shift, float(step)], thresholds + [math.inf] * padding, values + [0.0] * padding

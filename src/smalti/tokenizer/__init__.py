@@ -1,0 +1,8 @@
+"""The tokenizer: an encoder, a scalar quantizer and a decoder."""
+
+from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.tokenizer import Reconstruction, Tokenizer
+
+load = Tokenizer.from_pretrained
+
+__all__ = ["Reconstruction", "Tokenizer", "TokenizerConfig", "load"]

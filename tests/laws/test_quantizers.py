@@ -1,0 +1,191 @@
+"""The token contract's first two lines: ids, digits and codes are one bijection, and codes are decode(encode(z))."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smalti.config import Config
+from smalti.errors import ConfigError
+from smalti.quantize import DSQConfig, FSQConfig, LFQConfig, QuantizerConfig, ScalarQuantizer
+
+CONFIGS: list[LFQConfig | FSQConfig | DSQConfig] = [
+    LFQConfig(bits=1),
+    LFQConfig(bits=18),
+    LFQConfig(bits=62, losses=()),
+    FSQConfig(levels=(8, 8, 8, 5, 5, 5)),
+    FSQConfig(levels=(8, 8, 5, 4, 4, 3)),
+    FSQConfig(levels=(2, 3, 16, 7)),
+    DSQConfig(levels=(8, 8, 8, 5, 5, 5)),
+    DSQConfig(levels=(8, 8, 5, 4, 4, 3)),
+    DSQConfig(levels=(2, 3, 9)),
+]
+
+
+def built(config: LFQConfig | FSQConfig | DSQConfig, dtype: torch.dtype = torch.float32) -> ScalarQuantizer:
+    """A quantizer whose learned parts, if any, have moved away from their start."""
+    rng = torch.Generator().manual_seed(0)
+    quantizer = config.build()
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=rng))
+    return quantizer.to(dtype)
+
+
+def latent(quantizer: ScalarQuantizer, scale: float = 1.0, seed: int = 0, t: int = 3) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(2, quantizer.dim, t, 4, 5, generator=rng)
+
+
+each_quantizer = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{c.digit_levels}"[:40])
+
+
+@each_quantizer
+@pytest.mark.parametrize("scale", [0.01, 0.3, 1.0, 30.0])
+def test_codes_of_forward_are_the_decoded_ids(config, scale):
+    quantizer = built(config)
+    z = latent(quantizer, scale)
+    codes, ids, _ = quantizer(z)
+    assert torch.equal(ids, quantizer.encode(z))
+    assert torch.equal(codes, quantizer.decode(ids))
+    assert ids.dtype == torch.int64
+    assert ids.shape == (2, 3, 4, 5)
+
+
+@each_quantizer
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_ids_and_digits_are_a_bijection(config, data):
+    quantizer = built(config)
+    wanted = data.draw(st.lists(st.integers(0, quantizer.codebook_size - 1), min_size=1, max_size=8))
+    wanted += [0, quantizer.codebook_size - 1]
+    ids = torch.tensor(wanted).view(1, 1, 1, -1)
+    digits = quantizer.digits(ids)
+    assert torch.equal(quantizer.ids(digits), ids)
+    for column, number in enumerate(wanted):  # against Python's integers, which cannot overflow
+        for j, level in enumerate(quantizer.levels):
+            assert int(digits[0, j, 0, 0, column]) == number // math.prod(quantizer.levels[:j]) % level
+
+
+@pytest.mark.parametrize("config", [FSQConfig(levels=(5, 4, 3)), DSQConfig(levels=(5, 4, 3)), LFQConfig(bits=6)])
+def test_every_id_decodes_to_its_own_code(config):
+    quantizer = built(config)
+    ids = torch.arange(quantizer.codebook_size).view(1, 1, 1, -1)
+    codes = quantizer.decode(ids)[0, :, 0, 0].T
+    assert len({tuple(code.tolist()) for code in codes}) == quantizer.codebook_size
+
+
+@each_quantizer
+def test_a_fresh_quantizer_finds_its_own_codes_again(config):
+    quantizer = config.build()
+    ids = torch.randint(quantizer.codebook_size, (1, 2, 4, 4), generator=torch.Generator().manual_seed(1))
+    codes = quantizer.decode(ids)
+    z = torch.atanh(codes.clamp(-0.999, 0.999)) if config.kind == "fsq" else codes
+    if config.kind == "fsq":  # invert the squash channel by channel: b = value * floor(L/2)
+        half, offset, shift, step = quantizer._squash.double().T.view(4, 1, -1, 1, 1, 1)
+        z = (torch.atanh((codes.double() * step + offset) / half) - shift).float()
+    assert torch.equal(quantizer.encode(z), ids)
+
+
+@each_quantizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_half_modules_change_nothing(config, dtype):
+    quantizer = built(config)
+    z = latent(quantizer)
+    codes, ids, losses = quantizer(z)
+    with torch.autocast("cpu", dtype=dtype):
+        inside = quantizer(z)
+        assert torch.equal(quantizer.decode(ids), codes)
+    halved = built(config).to(dtype)(z)
+    for other in (inside, halved):
+        assert torch.equal(other.ids, ids)
+        assert torch.equal(other.codes, codes)
+        assert other.codes.dtype == torch.float32
+        assert all(torch.equal(other.losses[name], losses[name]) for name in losses)
+
+
+@each_quantizer
+def test_float64_in_gives_float64_out_and_the_same_ids(config):
+    z = latent(built(config))
+    single, double = built(config)(z), built(config, torch.float64)(z.double())
+    assert double.codes.dtype == torch.float64
+    assert torch.equal(single.ids, double.ids)
+
+
+def test_the_straight_through_gradient_is_that_of_the_surrogate():
+    for config in CONFIGS:
+        quantizer = built(config, torch.float64)
+        z = latent(quantizer).double().requires_grad_()
+        probe = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(3))
+        (through,) = torch.autograd.grad((quantizer(z).codes * probe).sum(), z)
+        (direct,) = torch.autograd.grad((quantizer.scale_codes(quantizer.surrogate(z)) * probe).sum(), z)
+        assert torch.allclose(through, direct, rtol=1e-12, atol=0)
+
+
+@each_quantizer
+def test_the_surrogate_is_monotone_and_digits_follow_it(config):
+    quantizer = built(config, torch.float64)
+    z = torch.linspace(-3, 3, 1001, dtype=torch.float64).view(1, 1, 1, 1, -1).expand(1, quantizer.dim, 1, 1, -1)
+    if config.kind == "dsq":  # a learned scale may be of either sign; the order follows it
+        z = z * quantizer.scale_in.sign().view(-1, 1, 1, 1)
+    assert (quantizer.surrogate(z).diff(dim=-1) >= 0).all()
+    assert (quantizer.quantize(z).diff(dim=-1) >= 0).all()
+
+
+@each_quantizer
+@pytest.mark.parametrize("wrong", [-1, "size", "size+7"])
+def test_ids_out_of_range_are_refused(config, wrong):
+    quantizer = config.build()
+    number = -1 if wrong == -1 else quantizer.codebook_size + (7 if wrong == "size+7" else 0)
+    with pytest.raises(ValueError, match=r"outside \[0"):
+        quantizer.decode(torch.tensor(number).view(1, 1, 1, 1))
+
+
+def test_digits_out_of_range_and_latents_that_are_not_finite_are_refused():
+    quantizer = FSQConfig(levels=(5, 3)).build()
+    with pytest.raises(ValueError, match=r"digit 1 3 is outside"):
+        quantizer.ids(torch.tensor([4, 3]).view(1, 2, 1, 1, 1))
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not finite"):
+            quantizer.encode(torch.full((1, 2, 1, 1, 1), value))
+
+
+def test_sign_of_zero_is_the_lower_digit():
+    assert LFQConfig(bits=3).build().encode(torch.zeros(1, 3, 1, 1, 1)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"kind": "fsq", "levels": [8, 1]}, "at least 2 levels"),
+        ({"kind": "fsq", "levels": []}, "at least 2 levels"),
+        ({"kind": "lfq", "bits": 0}, "greater than or equal to 1"),
+        ({"kind": "lfq", "bits": 40}, "at most 2^24"),
+        ({"kind": "dsq", "levels": [2**31, 2**31, 2]}, "more than 2^62"),
+        ({"kind": "fsq", "levels": "8,8"}, "q.levels"),
+        ({"kind": "fsq", "levels": [8.5, 8]}, "q.levels.0"),
+        ({"kind": "vq"}, "'lfq', 'fsq', 'dsq'"),
+        ({"kind": "lfq", "bitz": 3}, "did you mean 'bits'"),
+        ({"kind": "lfq", "losses": ["commitmant"]}, "commitment"),
+        ({"kind": "lfq", "temperature": 0.0}, "greater than 0"),
+    ],
+)
+def test_a_wrong_config_is_one_line_with_the_path(data, said):
+    class Holder(Config):
+        q: QuantizerConfig
+
+    with pytest.raises(ConfigError) as error:
+        Holder.parse({"q": data}, where="c.yaml")
+    assert said in str(error.value)
+    assert str(error.value).startswith("c.yaml: q")
+    assert "\n" not in str(error.value)
+
+
+def test_levels_are_those_of_the_config():
+    for config, levels in itertools.product([FSQConfig, DSQConfig], [(8, 8, 8, 5, 5, 5), (8, 8, 5, 4, 4, 3)]):
+        quantizer = config(levels=levels).build()
+        assert quantizer.codebook_size in (64_000, 15_360)
+        assert quantizer.dim == 6
