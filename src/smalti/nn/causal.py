@@ -99,12 +99,10 @@ class CausalUpsample(nn.Module):
         return F.pixel_shuffle(y.flatten(0, 1), self.strides[1]).unflatten(0, y.shape[:2])
 
 
-def stretch(x: Float[Tensor, "t b c h w"], size: tuple[int, int, int]) -> Float[Tensor, "t2 b c h2 w2"]:
-    """Nearest upsampling to `size` = (frames, rows, columns), aligned as `CausalUpsample` aligns its output.
+def stretch(x: Float[Tensor, "t b c h w"], size: tuple[int, int, int], stride: int) -> Float[Tensor, "t2 b c h2 w2"]:
+    """Nearest upsampling to `size` = (frames, rows, columns), by `stride` in time, aligned as `CausalUpsample` aligns.
 
     Whether the first frame is the start of a video follows from the counts: 1 + n -> 1 + s*n there, n -> s*n later.
     """
-    frames = x.shape[0]
-    s = -(-size[0] // frames)
     y = F.interpolate(x.flatten(0, 1), size=size[1:], mode="nearest").unflatten(0, x.shape[:2])
-    return y.repeat_interleave(s, 0)[s * frames - size[0] :] if s > 1 else y
+    return y.repeat_interleave(stride, 0)[stride * x.shape[0] - size[0] :] if stride > 1 else y

@@ -1,11 +1,13 @@
 """Norms, and what they decide: `position` is causal and tile-exact, `frame` is causal, `clip` is neither.
 
-`clip` is GroupNorm over time too. MagicMaster, Open-MAGVIT2 and mindone trained with it; it is here to load their weights.
+`clip` is GroupNorm over time too: MagicMaster, Open-MAGVIT2 and mindone trained with it, and it is here for their
+weights.
 """
 
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,9 +35,9 @@ class Norm(nn.Module):
             rows = F.layer_norm(x.movedim(2, -1), (self.channels,), self.weight, self.bias, _EPS)
             return rows.movedim(-1, 2)
         if self.kind == "frame":
-            frames = F.group_norm(x.flatten(0, 1), self.groups, self.weight, self.bias, _EPS)
+            frames = torch.group_norm(x.flatten(0, 1), self.groups, self.weight, self.bias, _EPS)
             return frames.unflatten(0, x.shape[:2])
-        clips = F.group_norm(x.permute(1, 2, 0, 3, 4), self.groups, self.weight, self.bias, _EPS)
+        clips = torch.group_norm(x.permute(1, 2, 0, 3, 4), self.groups, self.weight, self.bias, _EPS)
         return clips.permute(2, 0, 1, 3, 4)
 
 
@@ -46,8 +48,10 @@ class AdaptiveNorm(nn.Module):
     and free of any fixed size, unlike the pooled forms of MagicMaster and Open-MAGVIT2.
     """
 
-    def __init__(self, kind: NormKind, channels: int, code_dim: int) -> None:
+    def __init__(self, kind: NormKind, channels: int, code_dim: int, time_stride: int) -> None:
         super().__init__()
+        self.time_stride = time_stride
+        """Frames of x per frame of codes."""
         self.norm = Norm(kind, channels, affine=False)
         self.modulation = nn.Conv2d(code_dim, 2 * channels, 1)
         nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
@@ -57,6 +61,6 @@ class AdaptiveNorm(nn.Module):
     ) -> Float[Tensor, "t b c h w"]:
         """`codes` are the decoder's input, at its own resolution."""
         maps: Tensor = self.modulation(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
-        scale, shift = stretch(maps, (x.shape[0], x.shape[3], x.shape[4])).chunk(2, 2)
+        scale, shift = stretch(maps, (x.shape[0], x.shape[3], x.shape[4]), self.time_stride).chunk(2, 2)
         y: Tensor = self.norm(x)
         return y * (1 + scale) + shift

@@ -31,7 +31,7 @@ class Decoder(nn.Module):
         for i, width in enumerate(widths):
             before = widths[max(0, i - 1)] if config.decoder_depth else width
             if config.adaptive:
-                layers.append(AdaptiveNorm(config.norm, before, dim))
+                layers.append(AdaptiveNorm(config.norm, before, dim, math.prod(t for t, _ in strides[:i])))
             for j in range(config.decoder_depth):
                 layers.append(ResidualBlock(before if j == 0 else width, width, norm=config.norm, **causal))  # type: ignore[arg-type]
             reach += 2 * config.decoder_depth * step
@@ -50,9 +50,7 @@ class Decoder(nn.Module):
         """The weight of the last convolution, where the adaptive weight of the adversary compares gradients."""
         return self.to_pixels.now.weight
 
-    def forward(
-        self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None
-    ) -> Float[Tensor, "t2 b 3 h2 w2"]:
+    def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Codes (time first), or the next chunk of them, to video."""
         x: Tensor = self.from_codes(codes, stream)
         for layer in self.layers:

@@ -38,9 +38,7 @@ class Encoder(nn.Module):
         self.reach = reach + 2 * config.middle * step
         """Pixels on each side that a latent sees beyond its own square."""
 
-    def forward(
-        self, video: Float[Tensor, "t b 3 h w"], stream: Stream | None = None
-    ) -> Float[Tensor, "t2 b d h2 w2"]:
+    def forward(self, video: Float[Tensor, "t b 3 h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b d h2 w2"]:
         """A video (time first) of legal size, or the next chunk of one, to latents."""
         x: Tensor = self.stem(to_patches(video, self.patch), stream)
         for layer in self.layers:

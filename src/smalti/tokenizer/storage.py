@@ -1,0 +1,106 @@
+"""A tokenizer as a folder, `config.json` + `model.safetensors`: the layout of the Hugging Face hub."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from smalti import __version__
+from smalti.errors import EnvironmentFault, InputError, IntegrityError
+from smalti.files import FORMAT_VERSION, fingerprint, load_tensors, new_folder, read_json, save_tensors, write_json
+from smalti.tokenizer.config import TokenizerConfig
+
+S = TypeVar("S", bound="Stored")
+
+
+class Stored(nn.Module):
+    """The part of a tokenizer that knows files."""
+
+    config: TokenizerConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of config and weights: token sets name it, and a file is checked against it when it is read."""
+        return fingerprint(self.config.plain(), self.state_dict())
+
+    def save(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
+        with new_folder(Path(path), replace=replace) as folder:
+            save_tensors(folder / "model.safetensors", self.state_dict())
+            about = {"format": FORMAT_VERSION, "smalti": __version__, "fingerprint": self.fingerprint}
+            write_json(folder / "config.json", about | {"tokenizer": self.config.plain()})
+
+    @classmethod
+    def load(cls: type[S], path: str | Path, device: str | torch.device = "cpu") -> S:
+        """Read a folder that `save` wrote. Runs no code from it.
+
+        Raises InputError if it is not there, IntegrityError if one bit of it differs from what was written.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}: no such folder; a tokenizer is a folder with config.json and model.safetensors"
+            )
+        about = read_json(folder / "config.json")
+        if not isinstance(about, dict) or "tokenizer" not in about:
+            raise IntegrityError(f"{folder / 'config.json'}: not the config of a smalti tokenizer")
+        if about.get("format") != FORMAT_VERSION:
+            raise IntegrityError(
+                f"{folder / 'config.json'}: format {about.get('format')} by smalti {about.get('smalti')}; "
+                f"this is smalti {__version__}, which reads format {FORMAT_VERSION}: update smalti"
+            )
+        config = TokenizerConfig.parse(about["tokenizer"], where=str(folder / "config.json"))
+        tensors = load_tensors(folder / "model.safetensors")
+        if fingerprint(config.plain(), tensors) != about.get("fingerprint"):
+            raise IntegrityError(f"{folder}: the weights or the config have changed since they were written")
+        tokenizer = cls(config)
+        _load_strictly(tokenizer, tensors, folder / "model.safetensors")
+        return tokenizer.to(device).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[S], name: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> S:
+        """Load from a folder, or from a repository of the Hugging Face hub (downloaded once into its cache)."""
+        if Path(name).is_dir():
+            return cls.load(name, device)
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = snapshot_download(
+                str(name), revision=revision, allow_patterns=["config.json", "model.safetensors"]
+            )
+        except HFValidationError:
+            raise InputError(f"{name}: neither a folder nor the name of a hub repository (owner/name)") from None
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise EnvironmentFault(f"{name}: not a local folder, and the hub did not give it: {reason}") from None
+        return cls.load(folder, device)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to a repository of the Hugging Face hub, made if need be; gives its address."""
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        hub.create_repo(repository, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save(Path(scratch) / "tokenizer")
+            return str(hub.upload_folder(repo_id=repository, folder_path=Path(scratch) / "tokenizer"))
+
+
+def _load_strictly(tokenizer: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights; IntegrityError with counts and first names of what is missing, unexpected or of another shape."""
+    wanted = tokenizer.state_dict()
+    faults = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - wanted.keys()),
+        "of another shape": sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape),
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names)
+        raise IntegrityError(f"{path}: does not fit its config: {told}")
+    tokenizer.load_state_dict(dict(tensors))
