@@ -1,9 +1,10 @@
 """The tokenizer: an encoder, a scalar quantizer and a decoder."""
 
 from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.inflate import inflate
 from smalti.tokenizer.tiles import decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import Reconstruction, Tokenizer
 
 load = Tokenizer.from_pretrained
 
-__all__ = ["Reconstruction", "Tokenizer", "TokenizerConfig", "decode_tiles", "encode_tiles", "load"]
+__all__ = ["Reconstruction", "Tokenizer", "TokenizerConfig", "decode_tiles", "encode_tiles", "inflate", "load"]

