@@ -1,0 +1,58 @@
+"""Contact sheets: pictures side by side, for the eye."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 4
+_LINE = 14
+"""Height of a title in pixels."""
+
+
+def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str]) -> Image.Image:
+    """Rows of pictures, each uint8 `h w 3`, under one title per column; pictures keep their size.
+
+    Raises ValueError for no rows, for a row with another number of pictures than titles, or for a wrong array.
+    """
+    if not rows or not titles:
+        raise ValueError("a contact sheet needs at least one row and one title")
+    for i, row in enumerate(rows):
+        if len(row) != len(titles):
+            raise ValueError(f"row {i} has {len(row)} pictures for {len(titles)} titles")
+        for picture in row:
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise ValueError(f"row {i}: a picture is uint8 h w 3, got {picture.dtype} {picture.shape}")
+    widths = [max(row[j].shape[1] for row in rows) for j in range(len(titles))]
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    across = sum(widths) + _MARGIN * (len(widths) + 1)
+    down = sum(heights) + _MARGIN * (len(heights) + 1) + _LINE
+    sheet = Image.new("RGB", (across, down), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    x = _MARGIN
+    for j, (title, width) in enumerate(zip(titles, widths, strict=True)):
+        draw.text((x, 1), _fitted(draw, title, font, width), fill="black", font=font)
+        y = _MARGIN + _LINE
+        for row, height in zip(rows, heights, strict=True):
+            sheet.paste(Image.fromarray(row[j]), (x, y))
+            y += height + _MARGIN
+        x += width + _MARGIN
+    return sheet
+
+
+def difference(
+    a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"], gain: float = 4.0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """128 + gain · (b - a), clipped: grey where equal, brighter where b is brighter."""
+    shift = gain * (b.astype(np.float32) - a.astype(np.float32))
+    return np.clip(np.rint(128 + shift), 0, 255).astype(np.uint8)
+
+
+def _fitted(
+    draw: ImageDraw.ImageDraw, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+    while title and draw.textlength(title, font=font) > width:
+        title = title[:-1]
+    return title
