@@ -38,13 +38,14 @@ class Config(BaseModel):
             raise ConfigError(f"{where}: {_explain(cls, data, error)}") from None
 
     def override(self: C, assignments: Iterable[str]) -> C:
-        """A copy with `a.b=value` assignments applied; values are YAML. Raises ConfigError as `parse` does."""
+        """A copy with `a.b=value` assignments applied; values are YAML. Raises ConfigError as `parse` does.
+
+        Kinds are set first, the outer ones before the inner ones, because a new kind drops the fields of the old one;
+        for the rest the last assignment wins.
+        """
         data = self.plain()
-        for assignment in assignments:
-            path, equals, text = assignment.partition("=")
-            if not equals or not path:
-                raise ConfigError(f"--set {assignment}: expected field=value, as in --set steps=1000")
-            _assign(data, path.split("."), parse_yaml(text, where=f"--set {path}"), assignment)
+        for path, value, assignment in sorted(map(_assignment, assignments), key=_kinds_first):
+            _assign(data, path, value, assignment)
         return type(self).parse(data, where="--set")
 
     def plain(self) -> dict[str, Any]:
@@ -52,37 +53,54 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The config as YAML text; `load_yaml` reads it back to an equal config."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        """The config as YAML text; `load_yaml` reads it back to an equal config (quotes suit YAML 1.1 readers too)."""
+        return yaml.dump(self.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the number and boolean rules of YAML 1.2, no aliases, no duplicate keys."""
+    """Safe YAML with the scalars of YAML 1.2; no aliases, no tags, no duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if event.tag is not None:
+            raise yaml.YAMLError(f"tags are not allowed (found {event.tag})")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if repeated:
-            raise yaml.YAMLError(f"the key {repeated[0]!r} stands twice (line {node.start_mark.line + 1})")
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | None):
+                raise yaml.YAMLError(f"a key must be a name (line {line})")
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key!r} stands twice (line {line})")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 1e-4 as a string and yes/no/on/off as booleans; YAML 1.2 does not.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*|\.inf|\.nan)$"),
-    list("-+0123456789."),
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that YAML 1.1 or YAML 1.2 would read as something else."""
+
+
+# YAML 1.1 reads 1e-4 as a string, yes and on as booleans, 1:30 as 90, 017 as 15, and 2020-01-01 as a date; YAML 1.2
+# does not.
+_SCALARS = (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^([-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    (
+        "float",
+        r"^([-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan)$",
+        list("-+0123456789."),
+    ),
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.yaml_implicit_resolvers = {}
+for _name, _rule, _first in _SCALARS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_rule), _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_rule), _first)
 
 _LARGEST_YAML = 1 << 20
 
@@ -93,7 +111,9 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {len(text):,} characters of YAML, at most {_LARGEST_YAML:,} are read")
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -108,16 +128,42 @@ def load_yaml(cls: type[C], path: Path) -> C:
     return cls.parse(parse_yaml(text, where=str(path)), where=str(path))
 
 
+_Assignment = tuple[list[str], Any, str]
+
+
+def _assignment(text: str) -> _Assignment:
+    """(path, value, the text in one line) of `a.b=value`."""
+    path, equals, value = text.partition("=")
+    shown = shorten(" ".join(text.split()))
+    names = [" ".join(name.split()) for name in path.split(".")]
+    if not equals or not all(names):
+        raise ConfigError(f"--set {shown}: expected field=value, as in --set steps=1000")
+    return names, parse_yaml(value, where=f"--set {shown}"), shown
+
+
+def _kinds_first(assignment: _Assignment) -> tuple[bool, int]:
+    path = assignment[0]
+    return (False, len(path)) if path[-1] == "kind" else (True, 0)
+
+
 def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
     for depth, key in enumerate(path[:-1]):
-        if not isinstance(data, dict) or not isinstance(data.get(key), dict):
+        if data.get(key) is None:
+            data[
+                key
+            ] = {}  # an optional section that was not there, one of a new kind, or a wrong name: parse will tell
+        if not isinstance(data[key], dict):
             here = ".".join(path[: depth + 1])
-            names = list(data) if isinstance(data, dict) else []
-            raise ConfigError(f"--set {assignment}: {here} is not a section{_nearest(key, names)}")
+            raise ConfigError(f"--set {assignment}: {here} is not a section but one value; set it whole")
         data = data[key]
     if path[-1] == "kind" and data.get("kind") != value:
         data.clear()  # the fields of one kind mean nothing to another
     data[path[-1]] = value
+
+
+def shorten(text: str) -> str:
+    """At most 80 characters, for a message."""
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 
 def _nearest(name: str, allowed: Iterable[str]) -> str:
@@ -130,27 +176,34 @@ def _nearest(name: str, allowed: Iterable[str]) -> str:
 def _explain(cls: type[Config], data: object, error: ValidationError) -> str:
     """The first error as one line, and how many there are in all."""
     first = error.errors(include_url=False)[0]
-    path = _dotted(data, first["loc"])
-    if first["type"] == "extra_forbidden":
+    kind, details = first["type"], first.get("ctx", {})
+    path = _dotted(data, first["loc"], missing=kind == "missing")
+    if kind == "extra_forbidden":
         fields = _model_at(cls, first["loc"][:-1]).model_fields
         text = f"{path}: no such field{_nearest(str(first['loc'][-1]), fields)}"
-    elif first["type"] == "missing":
+    elif kind == "missing":
         text = f"{path}: this field is required"
+    elif kind == "union_tag_invalid":
+        allowed = [tag.strip(" '") for tag in details["expected_tags"].split(",")]
+        text = f"{path}.kind: no such kind {details['tag']!r}{_nearest(details['tag'], allowed)}"
+    elif kind == "union_tag_not_found":
+        text = f"{path}: needs a kind, that says which it is"
+    elif kind == "value_error":
+        text = f"{path}: {details['error']}" if path else str(details["error"])
     else:
         text = f"{path or 'value'}: {first['msg']}"
         if not isinstance(first["input"], Mapping | BaseModel):
-            text += f" (found {first['input']!r})"
+            text += f" (found {shorten(repr(first['input']))})"
     more = error.error_count() - 1
     return " ".join(text.split()) + (f" [and {more} more]" if more else "")
 
 
-def _dotted(data: object, loc: tuple[int | str, ...]) -> str:
+def _dotted(data: object, loc: tuple[int | str, ...], missing: bool) -> str:
     """The path as the user wrote it: union tags that pydantic adds are left out."""
     parts: list[str] = []
     for i, step in enumerate(loc):
-        last = i == len(loc) - 1
         if isinstance(data, Mapping):
-            if step in data or last:
+            if step in data or (missing and i == len(loc) - 1):
                 parts.append(str(step))
                 data = data.get(step)
         elif isinstance(data, list | tuple) and isinstance(step, int) and step < len(data):

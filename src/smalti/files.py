@@ -4,11 +4,15 @@ A file or folder is written under a temporary name beside its target, flushed to
 the old one or the new one. A folder ends with a manifest of sizes and sha256, written last.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +27,14 @@ from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityEr
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_MENDS = {
+    errno.ENOSPC: "Free some space and run again",
+    errno.EDQUOT: "Free some of your quota and run again",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f) or write elsewhere",
+    errno.EACCES: "Check its permissions",
+    errno.EPERM: "Check its permissions",
+    errno.EROFS: "Write elsewhere",
+}
 
 
 def fault(name: str) -> None:
@@ -37,16 +49,15 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        mend = {28: "free some space and run again", 13: "check its permissions", 30: "write elsewhere"}
-        raise EnvironmentFault(f"{path}: {reason}. {mend.get(error.errno or 0, 'Check the path and the disk')}.") from error
+        mend = _MENDS.get(error.errno or 0, "Check the path and the disk")
+        raise EnvironmentFault(f"{path}: {error.strerror or error}. {mend}.") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = _beside(path, "part")
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -67,9 +78,12 @@ def write_json(path: Path, data: object) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; IntegrityError if it is not."""
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        with told(path):
+            return json.loads(path.read_bytes())
+    except EnvironmentFault as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"{path}: no such file") from None
+        raise
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not valid JSON ({error}); the file is damaged or of another program") from None
 
@@ -78,13 +92,15 @@ def read_json(path: Path) -> Any:
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder that appears at `path` whole, with its manifest, when the block ends without an error.
 
-    Raises ConfigError where `path` is there and `replace` is not set.
+    With `replace`, a folder that is there is exchanged for the new one in one step, and only then deleted. Raises
+    ConfigError where `path` is there and `replace` is not set, or where it is a file.
     """
-    if path.exists() and not replace:
-        raise ConfigError(f"{path}: is there already; choose another name")
+    if path.exists() and not (replace and path.is_dir()):
+        raise ConfigError(f"{path}: is {'a file' if path.is_file() else 'there already'}; choose another name")
+    target = path.resolve()  # a link stays a link to the new folder
+    part = _beside(target, "part")
     with told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     try:
@@ -96,46 +112,89 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 _sync(file)
             _sync_folder(part)
             fault("new_folder:before-rename")
-            if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old")
-                path.rename(old)
-                part.rename(path)
-                shutil.rmtree(old)
-            else:
-                part.rename(path)
-            _sync_folder(path.parent)
+            _put_in_place(part, target)
+            _sync_folder(target.parent)
             fault("new_folder:after-rename")
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for the block; ConfigError where another process holds it. It ends with its holder,
+    however that dies, and is not taken where the system has no such locks."""
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{path.parent}: another process writes here now; wait for it, or choose another name"
+                ) from None
+            except OSError:  # a network disk without locks
+                pass
+        yield
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed writer left under temporary names in `folder`, unless the writer is alive."""
-    for part in (*folder.glob(".*.part"), *folder.glob(".*.old")):
-        process = part.name.rsplit(".", 2)[-2]
-        if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(part, ignore_errors=True)
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+    """Delete what a killed writer of this machine left under temporary names in `folder`, unless the writer is alive.
+
+    An old folder whose replacement never came into place is put back.
+    """
+    for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+        name, _, writer = left.name.rpartition(".")[0].rpartition(".")
+        host, _, process = writer.rpartition("-")
+        if host not in (_host(), "") or not process.isdigit() or _alive(int(process)):
+            continue
+        target = left.with_name(name[1:])
+        with suppress(OSError):
+            if left.suffix == ".old" and not target.exists():
+                left.rename(target)
+            elif left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file in `folder` but the manifest itself."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    names = sorted(_files(folder))
+    return {name: _entry(folder / name) for name in names}
 
 
-def check_manifest(folder: Path) -> None:
-    """Raise IntegrityError, naming the file, unless `folder` holds exactly what its manifest says."""
+def check_manifest(folder: Path, *, extra: bool = False) -> None:
+    """Raise IntegrityError, naming the file, unless `folder` holds what its manifest says.
+
+    Files that are not listed are an error too unless `extra` allows them (a model card beside a model).
+    """
     if not (folder / MANIFEST).is_file():
         raise IntegrityError(f"{folder}: has no {MANIFEST}: it was never finished; use an earlier one")
-    wanted, found = read_json(folder / MANIFEST), manifest(folder)
+    wanted = read_json(folder / MANIFEST)
     if not isinstance(wanted, dict):
         raise IntegrityError(f"{folder / MANIFEST}: not a manifest")
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            what = "is missing" if name not in found else "is not listed" if name not in wanted else "has changed"
-            raise IntegrityError(f"{folder / name}: {what} since it was written; use another copy")
+    with told(folder):
+        found = _files(folder)
+        for name in sorted(wanted.keys() | (() if extra else found)):
+            if name not in found:
+                raise IntegrityError(f"{folder / name}: is missing since it was written; use another copy")
+            if name not in wanted:
+                raise IntegrityError(f"{folder / name}: is not listed in {MANIFEST}; move it elsewhere")
+            if wanted[name] != _entry(folder / name):
+                raise IntegrityError(f"{folder / name}: has changed since it was written; use another copy")
+
+
+def _files(folder: Path) -> set[str]:
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return files - {MANIFEST}
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def sha256(path: Path) -> str:
@@ -156,12 +215,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors; InputError if absent, IntegrityError if it is not a whole safetensors file. Runs no code."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-        raise IntegrityError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
+    with told(path), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise IntegrityError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise IntegrityError(f"{path}: not a whole safetensors file ({error})") from None
+        reason = " ".join(str(error).split())[:160]
+        raise IntegrityError(f"{path}: not a whole safetensors file ({reason})") from None
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -172,6 +233,45 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _host() -> str:
+    """This machine's name as a part of a file name: on a shared disk, a process number alone names no writer."""
+    return "".join(c for c in platform.node() if c.isalnum()) or "here"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{suffix}")
+
+
+def _put_in_place(part: Path, target: Path) -> None:
+    """Rename `part` to `target`; the folder that was there, if any, gets the name of `part`."""
+    if not target.exists():
+        part.rename(target)
+    elif not _exchange(part, target):
+        old = _beside(target, "old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        fault("new_folder:between-renames")  # nothing is at `target` now; remove_leftovers would put the old one back
+        try:
+            part.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        old.rename(part)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step, so that there is always something at both; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library before 2018
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    done: int = swap(here, os.fsencode(a), here, os.fsencode(b), exchange)
+    return done == 0
 
 
 def _sync(file: Path) -> None:

@@ -26,16 +26,19 @@ def size_of(video: Tensor) -> Size:
 
 
 def to_video(
-    pixels: UInt8[Tensor, "t h w 3"]
+    pixels: UInt8[Tensor, "*b t h w 3"]
     | UInt8[Tensor, "h w 3"]
     | UInt8[np.ndarray, "t h w 3"]
     | UInt8[np.ndarray, "h w 3"],
-) -> Float[Tensor, "1 3 t h w"]:
-    """uint8 RGB frames, or one picture, as a video: u / 127.5 - 1 in float32, so 0 is -1 and 255 is 1 exactly."""
+) -> Float[Tensor, "_ 3 _ _ _"]:
+    """uint8 RGB as a float32 video `b 3 t h w`: u / 127.5 - 1, so 0 is -1 and 255 is 1 exactly.
+
+    Takes one picture `h w 3`, frames `t h w 3` (both give b = 1), or a batch of clips `b t h w 3`.
+    """
     frames = torch.as_tensor(pixels)
-    if frames.ndim == 3:
+    while frames.ndim < 5:
         frames = frames[None]
-    return (frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1).contiguous()
+    return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous()
 
 
 def to_uint8(video: Float[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t h w 3"]:

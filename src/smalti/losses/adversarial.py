@@ -3,6 +3,7 @@
 All are functions of tensors, computed in float32 or wider; a logit above 0 says "real".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -127,16 +128,18 @@ def last_layer_norms(
     weight: Float[Tensor, "*weight"],
     reconstruction_grad: Float[Tensor, "b 3 t h w"],
     adversarial_grad: Float[Tensor, "b 3 t h w"],
+    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> LastLayerNorms:
     """‖∂L/∂weight‖₂ of two losses from their gradients at the pixels, g = ∂L/∂recon, by the chain rule.
 
     `recon` still has its graph, and keeps it. Only the path from `recon` back to `weight` is walked, so with the last
     layer's weight this costs two small products, where differentiating the losses themselves walks the
-    perceptual network and the discriminator a second time.
+    perceptual network and the discriminator a second time. With several ranks `reduce` gives the mean of a gradient
+    over them, so that all ranks find the norms of the whole batch.
     """
 
     def norm(pixel_grad: Tensor) -> Tensor:
         pulled = torch.autograd.grad(recon, weight, grad_outputs=pixel_grad.to(recon.dtype), retain_graph=True)
-        return torch.linalg.vector_norm(widen(pulled[0]))
+        return torch.linalg.vector_norm(reduce(widen(pulled[0])))
 
     return LastLayerNorms(norm(reconstruction_grad), norm(adversarial_grad))

@@ -10,7 +10,10 @@ from smalti.nn.stream import Stream
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on the skip where the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on the skip where the width changes.
+
+    The second convolution starts at zero, so a fresh network is its stems, strides and skips alone.
+    """
 
     def __init__(self, channels: int, out: int, *, norm: NormKind, time: int, past: PastKernel, start: Start) -> None:
         super().__init__()
@@ -19,6 +22,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = Norm(norm, out)
         self.conv2 = CausalConv(out, out, time=time, past=past, start=start)
         self.skip = CausalConv(channels, out, kernel=1) if channels != out else None
+        nn.init.zeros_(self.conv2.now.weight)
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c2 h w"]:
         """The shape of x but for the channels."""

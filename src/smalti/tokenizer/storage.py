@@ -9,8 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from smalti import __version__
-from smalti.errors import EnvironmentFault, InputError, IntegrityError
-from smalti.files import FORMAT_VERSION, fingerprint, load_tensors, new_folder, read_json, save_tensors, write_json
+from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityError
+from smalti.files import (
+    FORMAT_VERSION,
+    MANIFEST,
+    check_manifest,
+    fingerprint,
+    load_tensors,
+    new_folder,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from smalti.tokenizer.config import TokenizerConfig
 
 S = TypeVar("S", bound="Stored")
@@ -35,9 +45,10 @@ class Stored(nn.Module):
 
     @classmethod
     def load(cls: type[S], path: str | Path, device: str | torch.device = "cpu") -> S:
-        """Read a folder that `save` wrote. Runs no code from it.
+        """Read a folder that `save` wrote, with the number type that it had. Runs no code from it.
 
-        Raises InputError if it is not there, IntegrityError if one bit of it differs from what was written.
+        Raises InputError if it is not there, IntegrityError if one bit of it differs from what was written. Other files
+        may lie beside it (a model card); without a manifest, the fingerprint alone is checked.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -52,11 +63,16 @@ class Stored(nn.Module):
                 f"{folder / 'config.json'}: format {about.get('format')} by smalti {about.get('smalti')}; "
                 f"this is smalti {__version__}, which reads format {FORMAT_VERSION}: update smalti"
             )
-        config = TokenizerConfig.parse(about["tokenizer"], where=str(folder / "config.json"))
         tensors = load_tensors(folder / "model.safetensors")
+        if (folder / MANIFEST).is_file():
+            check_manifest(folder, extra=True)
+        try:
+            config = TokenizerConfig.parse(about["tokenizer"], where=str(folder / "config.json"))
+        except ConfigError as error:
+            raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
         if fingerprint(config.plain(), tensors) != about.get("fingerprint"):
             raise IntegrityError(f"{folder}: the weights or the config have changed since they were written")
-        tokenizer = cls(config)
+        tokenizer = cls(config).to(_precision(tensors))
         _load_strictly(tokenizer, tensors, folder / "model.safetensors")
         return tokenizer.to(device).eval()
 
@@ -65,14 +81,14 @@ class Stored(nn.Module):
         cls: type[S], name: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
     ) -> S:
         """Load from a folder, or from a repository of the Hugging Face hub (downloaded once into its cache)."""
-        if Path(name).is_dir():
+        if isinstance(name, Path) or Path(name).is_dir() or Path(name).is_absolute() or name.startswith("."):
             return cls.load(name, device)
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             folder = snapshot_download(
-                str(name), revision=revision, allow_patterns=["config.json", "model.safetensors"]
+                name, revision=revision, allow_patterns=["config.json", "model.safetensors", MANIFEST]
             )
         except HFValidationError:
             raise InputError(f"{name}: neither a folder nor the name of a hub repository (owner/name)") from None
@@ -92,13 +108,21 @@ class Stored(nn.Module):
             return str(hub.upload_folder(repo_id=repository, folder_path=Path(scratch) / "tokenizer"))
 
 
+def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The number type of the networks; a quantizer may have another (see `ScalarQuantizer._apply`)."""
+    found = {t.dtype for name, t in tensors.items() if t.is_floating_point() and not name.startswith("quantizer.")}
+    return found.pop() if len(found) == 1 else torch.float32
+
+
 def _load_strictly(tokenizer: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights; IntegrityError with counts and first names of what is missing, unexpected or of another shape."""
+    """Load weights; IntegrityError with counts and first names of what is missing, unexpected, of another shape or
+    type."""
     wanted = tokenizer.state_dict()
     faults = {
         "missing": sorted(wanted.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - wanted.keys()),
         "of another shape": sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape),
+        "of another type": sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].dtype != tensors[n].dtype),
     }
     if any(faults.values()):
         told = "; ".join(f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names)

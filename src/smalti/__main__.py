@@ -1,0 +1,5 @@
+"""`python -m smalti` is `smalti`."""
+
+from smalti.cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""`smalti demo`: the whole way from photographs to a film decoded from integers, on real media, in minutes on a CPU."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from smalti.app.page import write_page
+from smalti.data import ImagesConfig, VideosConfig, open_video, write_video
+from smalti.data.samples import film, photos
+from smalti.errors import IntegrityError
+from smalti.files import write_json
+from smalti.metrics import SMALTI, Report, contact_sheet
+from smalti.metrics.sheet import difference
+from smalti.recipes import find
+from smalti.tokenizer import Tokenizer, inflate
+from smalti.tokenizer.score import score
+from smalti.train.config import TokenizerTraining
+from smalti.train.run import Watch, run
+from smalti.video import to_uint8, to_video
+
+PHOTOS = ImagesConfig(path=photos("heldout"), size=128, crop="center", flip=False)
+SHOTS = VideosConfig(path=film("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
+
+Say = Callable[[str], None]
+
+
+class Stage(NamedTuple):
+    """One part of the demo, timed."""
+
+    name: str
+    seconds: float
+
+
+def run_demo(
+    out: Path, *, quick: bool = False, say: Say = print, watch: Callable[[str, int], Watch] | None = None
+) -> Path:
+    """Run everything in the folder `out`; gives the page to look at. A demo that was stopped goes on where it was.
+
+    `quick` takes a few steps only, to see that all works. `watch(name, steps)` gives a callback for a training's steps.
+    """
+    stages: list[Stage] = []
+    started = time.monotonic()
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        say(name)
+        began = time.monotonic()
+        yield
+        stages.append(Stage(name, time.monotonic() - began))
+
+    def train(name: str, config: TokenizerTraining) -> Tokenizer:
+        callback = None if watch is None else watch(name, config.steps)
+        return Tokenizer.load(run(config, out / name, resume=(out / name / "config.yaml").is_file(), watch=callback))
+
+    image_config, video_config = find("demo-image", tiny=quick), find("demo-video", tiny=quick)
+    with stage("Training an image tokenizer on the photographs that smalti ships"):
+        image = train("image", image_config)
+    with stage("Measuring it on photographs that it has never seen"):
+        on_photos = score(image, PHOTOS.build(), SMALTI)
+    with stage("Inflating it to a video tokenizer, and measuring that on unseen shots"):
+        inflated = inflate(image, tuple(t for t, _ in video_config.tokenizer.strides), time=video_config.tokenizer.time)
+        inflated.save(out / "inflated", replace=True)
+        before = score(inflated, SHOTS.build(), SMALTI)
+    with stage("Fine-tuning it on film"):
+        video = train("video", video_config.model_copy(update={"init": out / "inflated"}))
+    with stage("Measuring it again"):
+        on_shots = score(video, SHOTS.build(), SMALTI)
+    with stage("Turning a shot into integers, and the integers alone back into a film"):
+        codec = _there_and_back(video, out)
+    with stage("Drawing"):
+        _draw_photos(image, out / "photos.png")
+        results = {
+            "stages": [s._asdict() for s in stages],
+            "image": _summary(image, on_photos),
+            "inflated": _summary(inflated, before),
+            "video": _summary(video, on_shots),
+            "codec": codec,
+            "seconds": time.monotonic() - started,
+            "threads": torch.get_num_threads(),
+            "quick": quick,
+        }
+        write_json(out / "report.json", results)
+        write_page(out, results, {"image": on_photos, "video": on_shots})
+    return out / "index.html"
+
+
+def _summary(tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
+    """The figures of one tokenizer on held-out media."""
+    scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
+    use = None if report.codebook is None else report.codebook.plain()
+    parameters = sum(p.numel() for p in tokenizer.parameters())
+    about = {"parameters": parameters, "strides": list(tokenizer.strides), "codebook_size": tokenizer.codebook_size}
+    return {**about, **scores, "clips": report.clips, "frames": report.frames, "codebook": use, "absent": report.absent}
+
+
+def _there_and_back(tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+    """Film -> ids on disk -> film, the second half by a tokenizer that is read from disk and sees the ids alone."""
+    source = sorted(film("heldout").glob("*.mp4"))[0]
+    with open_video(source) as reader, torch.inference_mode():
+        fps = float(reader.fps)
+        frames = [frame.numpy() for frame in reader.frames()]
+        chunks = (to_video(np.stack(frames[i : i + 7])) for i in range(0, len(frames), 7))  # 7: no multiple of 4
+        ids = torch.cat(list(tokenizer.encode_stream(chunks)), 1)
+        whole = tokenizer.encode(to_video(np.stack(frames)))
+    np.save(out / "ids.npy", ids.numpy().astype(np.uint16))
+    again = Tokenizer.load(out / "video" / "tokenizer")
+    if again.fingerprint != tokenizer.fingerprint:
+        raise IntegrityError(f"{out / 'video'}: the tokenizer on disk is not the one that made the ids")
+    stored = torch.from_numpy(np.load(out / "ids.npy").astype(np.int64))
+    size = (len(frames), *frames[0].shape[:2])
+    with torch.inference_mode():
+        decoded = torch.cat(list(again.decode_stream(stored.split(2, 1), size=size)), 2)
+    pictures = to_uint8(decoded)[0].numpy()
+    pairs = [np.concatenate([a, b], 1) for a, b in zip(frames, pictures, strict=True)]
+    write_video(out / "film.mp4", pairs, fps)
+    _film_strip(frames, pictures, out / "film.png")
+    errors = [np.mean((a.astype(np.float64) - b) ** 2) for a, b in zip(frames, pictures, strict=True)]
+    bits = ids.numel() * float(np.log2(tokenizer.codebook_size))
+    return {
+        "source": source.name,
+        "frames": len(frames),
+        "size": list(size[1:]),
+        "fps": fps,
+        "tokens": ids.numel(),
+        "token_grid": list(ids.shape[1:]),
+        "bits_per_pixel": bits / (size[0] * size[1] * size[2]),
+        "psnr": float(np.mean([10 * np.log10(255**2 / max(e, 1e-9)) for e in errors])),
+        "streamed_ids_that_differ": int((ids != whole).sum()),
+        "fingerprint": tokenizer.fingerprint,
+    }
+
+
+def _draw_photos(tokenizer: Tokenizer, target: Path) -> None:
+    """Original, reconstruction and difference of held-out photographs, at twice the trained size."""
+    source = PHOTOS.model_copy(update={"size": 256}).build()
+    rows = []
+    for index in range(len(source)):
+        picture = source.load(index, torch.Generator())[0].numpy()
+        with torch.inference_mode():
+            again = to_uint8(tokenizer(to_video(picture)).video)[0, 0].numpy()
+        rows.append([picture, again, difference(picture, again)])
+    contact_sheet(rows, ["original", "from its tokens", "difference x4"]).save(target)
+
+
+def _film_strip(frames: list[np.ndarray], decoded: np.ndarray, target: Path) -> None:
+    chosen = np.linspace(0, len(frames) - 1, 4).round().astype(int)
+    rows = [[frames[i], decoded[i], difference(frames[i], decoded[i])] for i in chosen]
+    contact_sheet(rows, ["original", "from its tokens", "difference x4"]).save(target)

@@ -1,0 +1,139 @@
+"""The list of verbs, and how every failure becomes one line and a fixed exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import typer
+
+from smalti import __version__
+from smalti.cli import doctor, measure, runs, tokenizers
+from smalti.cli.terminal import one_line, say
+from smalti.errors import EnvironmentFault, SmaltiError
+
+INTERNAL = 70
+STOPPED = 130
+USAGE = 2
+
+app = typer.Typer(
+    name="smalti",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: as readable in a log or a pipe as in a terminal
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"smalti {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _smalti(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; goes anywhere.")] = False,
+) -> None:
+    """Images and video to discrete tokens and back: train, measure and use visual tokenizers.
+
+    \b
+    Examples:
+      smalti demo                                   a tour, in minutes on a CPU
+      smalti train tiny --set data.path=photos      train on a folder of pictures
+      smalti eval runs/tiny --data photos           measure what came of it
+      smalti reconstruct runs/tiny film.mp4 --out seen
+
+    \b
+    Exit codes: 0 done, 2 wrong usage, 3 input that cannot be used, 4 a damaged
+    file, 5 this machine cannot, 70 a fault of smalti, 130 and 143 stopped.
+    """
+
+
+app.command("demo", short_help="See the whole way on real media, in minutes.")(runs.demo)
+app.command("train", short_help="Train a tokenizer by a recipe or a config.")(runs.train)
+app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(measure.evaluate)
+app.command("reconstruct", short_help="Pictures and videos to tokens and back.")(measure.reconstruct)
+app.command("inflate", short_help="Make a video tokenizer of an image tokenizer.")(tokenizers.inflate)
+app.command("info", short_help="Say what a tokenizer or a run is.")(tokenizers.info)
+app.command("recipes", short_help="List the recipes, or print one.")(runs.recipes)
+app.command("doctor", short_help="Check this machine.")(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console entry: run one verb and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name may hold bytes that the terminal's encoding has no letter for.
+        if stream is not None and "reconfigure" in dir(stream):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one verb; gives the exit code. An error is one line on stderr, after its traceback with `--debug`."""
+    verb, rest = _split(arguments or ["--help"])
+    debug = "--debug" in verb
+    try:
+        code = app([argument for argument in verb if argument != "--debug"] + rest, "smalti", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except BrokenPipeError:  # `smalti recipes | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        told = explain(error)
+        say(told.line)
+        return told.code
+
+
+class Told(NamedTuple):
+    """An error as the user sees it."""
+
+    line: str
+    code: int
+
+
+def explain(error: BaseException) -> Told:
+    """The one line and the exit code of an error."""
+    if isinstance(error, SmaltiError):
+        return Told(f"error: {one_line(error)}", error.exit_code)
+    if (usage := _usage_message(error)) is not None:
+        return Told(f"error: {one_line(usage)} (see smalti VERB --help)", USAGE)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Told("stopped", STOPPED)
+    if _is_out_of_memory(error):
+        mend = "take smaller pictures, batches or clips, or another --device"
+        return Told(f"error: out of memory ({one_line(error)[:80]}): {mend}", EnvironmentFault.exit_code)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return Told(f"error: {one_line(f'{where}{error.strerror or error}')}", EnvironmentFault.exit_code)
+    what = one_line(f"{type(error).__name__}: {error}")
+    return Told(f"internal error: {what} (run with --debug for the traceback)", INTERNAL)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments before `--`, and from it on: file names that may look like options."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:end]), list(arguments[end:])
+
+
+def _usage_message(error: Any) -> str | None:
+    """What is wrong with the syntax of the command line; None for any other error."""
+    # Where the class lives differs between releases of typer, so it is known by its name.
+    is_usage = any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
+    return str(error.format_message()) if is_usage else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch is not imported here for the name of its error; on a CPU it raises a RuntimeError that names its allocator.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
+    )

@@ -1,0 +1,176 @@
+"""`smalti eval` and `smalti reconstruct`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from smalti.cli.terminal import bar, one_line, print_json, say
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
+from smalti.errors import BadFile, ConfigError, InputError
+
+if TYPE_CHECKING:
+    from smalti.tokenizer import Tokenizer
+    from smalti.tokenizer.reconstruct import Progress, Reconstructed
+
+
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help=TOKENIZER_HELP + " With --against: the folder of originals.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Pictures or video: a folder, a list or a file.")] = None,
+    against: Annotated[Path | None, typer.Option(help="A folder of pictures to compare with TARGET.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="smalti, mindone, mindone-image or open-magvit2: how figures are taken.")
+    ] = "smalti",
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")] = None,
+    size: Annotated[int, typer.Option(min=0, help="Rows and columns of a clip; 0 keeps those of the file.")] = 128,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip of video, from its middle.")] = 17,
+    lpips: Annotated[Path | None, typer.Option(help="LPIPS weights; found by themselves where installed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write report.json and sheet.png to this folder.")] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a tokenizer on pictures or video, or compare two folders of pictures.
+
+    \b
+    PSNR, SSIM, MS-SSIM, LPIPS, codebook use, perplexity and bits per pixel, all
+    under a named protocol that the report holds in full.
+
+    \b
+    Examples:
+      smalti eval runs/tiny --data photos --out report
+      smalti eval runs/video --data clips --size 128 --frames 17 --limit 50 --json
+      smalti eval runs/tiny --data photos --protocol mindone-image
+      smalti eval originals --against reconstructions
+    """
+    from smalti.cli.evaluation import Question, measure_folders, measure_tokenizer
+
+    question = Question(protocol, limit, size, frames, lpips, device)
+    if (data is None) == (against is None):
+        raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
+    if data is not None:
+        answer = measure_tokenizer(target, data, question)
+    else:
+        assert against is not None
+        answer = measure_folders(Path(target), against, question)
+    if out is not None:
+        answer.write(out)
+    if as_json:
+        print(answer.report.to_json(), end="")
+    else:
+        print(answer.report.to_text(), end="")
+    if answer.bad:
+        _say_bad(answer.bad, answer.report.clips)
+
+
+def reconstruct(
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures and videos, files or folders.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side/--only", help="Original and reconstruction in one, or the latter alone.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put pictures and videos through a tokenizer and back, at their own size and length.
+
+    \b
+    Pictures become PNG and videos MP4 at the frame rate of the source. Videos
+    are streamed: memory does not grow with their length.
+
+    \b
+    Examples:
+      smalti reconstruct runs/tiny photo.jpg --out seen
+      smalti reconstruct runs/video film.mp4 clips/ --out seen --only --json
+    """
+    jobs = plan(inputs, out, overwrite)
+    model = open_tokenizer(tokenizer, device)
+    done: list[Reconstructed] = []
+    bad: list[BadFile] = []
+    for number, job in enumerate(jobs, start=1):
+        with bar(f"{one_line(job.source.name)} ({number} of {len(jobs)})", None) as advance:
+            try:
+                result = _reconstruct(model, job, side_by_side, advance)
+            except BadFile as fault:
+                bad.append(fault)
+                result = None
+        if result is None:
+            say(f"left out: {one_line(bad[-1])}")
+            continue
+        done.append(result)
+        if not as_json:
+            print(_line(result), flush=True)
+    if as_json:
+        faults = [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in bad]
+        print_json({"listed": len(jobs), "done": [_row(result) for result in done], "bad": faults})
+    if bad:
+        _say_bad(bad, len(done), named=True)
+
+
+class Job(NamedTuple):
+    """One file to reconstruct."""
+
+    source: Path
+    target: Path
+    is_video: bool
+
+
+def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
+    """Which file becomes which, checked before any work: below `out`, by the name in its folder, as PNG or MP4.
+
+    Raises InputError where an input gives nothing, ConfigError where two inputs would make one file, or a file is
+    there already and is an input or may not be replaced.
+    """
+    from smalti.data.images import SUFFIXES as PICTURES
+    from smalti.data.lists import list_files
+    from smalti.data.videos import SUFFIXES as VIDEOS
+
+    jobs: dict[Path, Job] = {}
+    for given in inputs:
+        listing = list_files(given, (*PICTURES, *VIDEOS))
+        for file in listing.files:
+            source = listing.root / file
+            is_video = source.suffix.lower() in VIDEOS
+            name = Path(file).name if Path(file).is_absolute() else file
+            target = out / Path(name).with_suffix(".mp4" if is_video else ".png")
+            if target in jobs:
+                raise ConfigError(f"{source} and {jobs[target].source} would both become {target}; take them in turn")
+            jobs[target] = Job(source, target, is_video)
+    sources = {job.source.resolve() for job in jobs.values()}
+    for target in jobs:
+        if target.resolve() in sources:
+            raise ConfigError(f"{target}: is an input and would be written over; give another --out")
+        if target.exists() and not overwrite:
+            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
+    return list(jobs.values())
+
+
+def _reconstruct(model: "Tokenizer", job: Job, side_by_side: bool, progress: "Progress") -> "Reconstructed":
+    from smalti.tokenizer.reconstruct import reconstruct_image, reconstruct_video
+
+    if job.is_video:
+        return reconstruct_video(model, job.source, job.target, side_by_side=side_by_side, progress=progress)
+    return reconstruct_image(model, job.source, job.target, side_by_side=side_by_side)
+
+
+def _line(result: "Reconstructed") -> str:
+    length = "" if result.fps is None else f", {result.frames:,} frames at {result.fps:.4g}/s"
+    cost = f"{result.tokens:,} tokens, {result.bits_per_pixel:.4f} bits per pixel"
+    near = f"PSNR {result.psnr:.2f} dB, {result.seconds:.1f} s"
+    return f"{one_line(result.path)}: {result.width}x{result.height}{length}, {cost}, {near}"
+
+
+def _row(result: "Reconstructed") -> dict[str, Any]:
+    return {**result._asdict(), "source": str(result.source), "path": str(result.path)}
+
+
+def _say_bad(bad: Sequence[BadFile], good: int, named: bool = False) -> None:
+    """Name the files that could not be used, count them, and end with the code of bad input."""
+    for fault in () if named else bad:
+        say(f"left out: {one_line(fault)}")
+    say(f"error: {len(bad)} of {good + len(bad)} files could not be used and are left out; the rest is done")
+    raise typer.Exit(InputError.exit_code)

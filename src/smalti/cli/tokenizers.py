@@ -1,0 +1,150 @@
+"""`smalti info` and `smalti inflate`, and where a tokenizer that the user names is found."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from smalti.cli.terminal import print_json
+from smalti.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from smalti.tokenizer import Tokenizer
+
+HUB = "hf:"
+TOKENIZER_HELP = "A tokenizer folder, a run folder, or hf:OWNER/NAME."
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best there is if not given.")]
+
+
+def find_tokenizer(name: str) -> Path:
+    """The folder of a tokenizer: `name` itself, or that of a run, finished or not (its newest checkpoint's).
+
+    Raises InputError where there is none.
+    """
+    from smalti.train.state import checkpoints
+
+    folder = Path(name)
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "no such folder"
+        raise InputError(f"{name}: {what}; give a tokenizer folder, a run folder, or {HUB}OWNER/NAME for the hub")
+    newest = [checkpoint / "tokenizer" for checkpoint in reversed(checkpoints(folder))]
+    for candidate in (folder, folder / "tokenizer", *newest):
+        if (candidate / "config.json").is_file():
+            return candidate
+    wanted = "a tokenizer (config.json and model.safetensors) nor a run with a checkpoint (step-*/tokenizer)"
+    raise InputError(f"{name}: holds neither {wanted}")
+
+
+def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
+    """The tokenizer that the user names, on the device of that name, or on the best there is."""
+    from smalti.tokenizer import Tokenizer
+    from smalti.train.common import pick_device
+
+    chosen = pick_device(device)
+    if name.startswith(HUB):
+        return Tokenizer.from_pretrained(name.removeprefix(HUB), device=chosen)
+    return Tokenizer.load(find_tokenizer(name), chosen)
+
+
+def info(
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)], as_json: JsonOption = False
+) -> None:
+    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in.
+
+    \b
+    Examples:
+      smalti info runs/tiny
+      smalti info runs/tiny/step-00000300/tokenizer --json
+    """
+    about = describe(open_tokenizer(tokenizer))
+    if (Path(tokenizer) / "config.yaml").is_file():
+        about = {"tokenizer": str(find_tokenizer(tokenizer)), **about, "run": last_lines(Path(tokenizer))}
+    if as_json:
+        print_json(about)
+        return
+    for name, value in about.items():
+        if name != "config":
+            print(f"{name.replace('_', ' '):<22} {_shown(value)}")
+
+
+def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
+    """Everything there is to say about a tokenizer, as plain data."""
+    time, rows, columns = tokenizer.strides
+    bits = math.log2(tokenizer.codebook_size)
+    tensors = [*tokenizer.state_dict().values()]
+    return {
+        "kind": "image" if tokenizer.config.time == 1 else "video",
+        "strides": {"time": time, "rows": rows, "columns": columns},
+        "quantizer": tokenizer.config.quantizer.kind,
+        "levels": list(tokenizer.levels),
+        "codebook_size": tokenizer.codebook_size,
+        "bits_per_token": bits,
+        "bits_per_pixel": bits / (time * rows * columns),
+        "parameters": {
+            "encoder": sum(p.numel() for p in tokenizer.encoder.parameters()),
+            "decoder": sum(p.numel() for p in tokenizer.decoder.parameters()),
+            "all": sum(p.numel() for p in tokenizer.parameters()),
+        },
+        "weights_bytes": sum(tensor.nbytes for tensor in tensors),
+        "is_causal": tokenizer.is_causal,
+        "is_tile_exact": tokenizer.is_tile_exact,
+        "reach": {"encoder_pixels": tokenizer.encoder.reach, "decoder_tokens": tokenizer.decoder.reach},
+        "fingerprint": tokenizer.fingerprint,
+        "config": tokenizer.config.plain(),
+    }
+
+
+def last_lines(run: Path) -> dict[str, Any]:
+    """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
+    from smalti.train.state import checkpoints
+
+    found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}
+    log = run / "log.jsonl"
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found["validation" if any(name.startswith("validation/") for name in line) else "last"] = line
+    return found
+
+
+def inflate(
+    image_tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Of images.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there.")],
+    time_strides: Annotated[str, typer.Option(help="One time stride for each spatial one, as 1,2,2.")],
+    time: Annotated[int, typer.Option(min=1, help="Frames that a convolution sees.")] = 3,
+    past: Annotated[
+        Literal["full", "point"] | None, typer.Option(help="Kernels of past frames: whole, or 1x1; as trained if none.")
+    ] = None,
+) -> None:
+    """Make a video tokenizer that starts as the given image tokenizer on every frame.
+
+    \b
+    Examples:
+      smalti inflate runs/image --out video-start --time-strides 1,2,2
+      smalti train video --set init=video-start --set data.path=clips
+    """
+    from smalti.tokenizer import inflate as inflated
+
+    try:
+        strides = tuple(int(stride) for stride in time_strides.split(","))
+    except ValueError:
+        raise ConfigError(f"--time-strides {time_strides}: expected whole numbers with commas, as in 1,2,2") from None
+    video = inflated(open_tokenizer(image_tokenizer), strides, time=time, past=past)
+    video.save(out)
+    print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (frames, rows, columns)")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " x ".join(map(str, value)) if len(set(value)) > 1 else f"{value[0]} ^ {len(value)}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,275 @@
+"""From sources to batches: the same samples at the same step for any number of workers, ranks and restarts."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from smalti.data.joint import Joint
+from smalti.data.order import Order, sample_rng
+from smalti.data.source import Source
+from smalti.errors import BadFile, ConfigError, InputError
+from smalti.files import told
+from smalti.video import to_video
+
+OnBad = Callable[[BadFile], None]
+
+
+class Batch(NamedTuple):
+    """Samples of one step. Rows of bad files are left out, so `b` may be smaller than asked."""
+
+    video: Tensor
+    """Float `b 3 t h w` in [-1, 1]."""
+    keys: tuple[str, ...]
+    step: int
+    labels: tuple[int | None, ...]
+    """Classes, None where the source has none."""
+
+
+class _Row(NamedTuple):
+    part: int
+    """Which of the sources."""
+    epoch: int
+    sample: int
+
+
+class _Loaded(NamedTuple):
+    """What a worker sends: pixels of the good rows, stacked, and the faults of the others."""
+
+    pixels: Tensor | None
+    keys: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    bad: tuple[BadFile, ...]
+    fault: InputError | None
+    """Rows that cannot be stacked."""
+
+
+def batches(
+    source: Source | Joint,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    on_bad: OnBad | None = None,
+    timeout: int | float = 120.0,
+) -> Iterator[Batch]:
+    """Batches of an endless shuffled run, from `start_step` on.
+
+    The GLOBAL batch of step n is positions n B ... n B + B - 1 of `Order`; of these, rank r of W takes r, r + W, ....
+    So order and augmentation are a pure function of (seed, epoch, index), and restarts, workers and ranks change
+    nothing. A `Joint` source gives whole batches of one kind.
+
+    A bad file is given to `on_bad` and its row is left out; nothing takes its place. Raises InputError where a whole
+    batch is bad, where rows differ in size, and (with workers) where a file takes longer than `timeout` seconds or
+    kills its reader: the message names it. ConfigError where there are more ranks than rows.
+    """
+    if not 0 <= rank < world:
+        raise ConfigError(f"rank {rank} of {world} ranks: ranks are numbered from 0")
+    if batch_size < world:
+        raise ConfigError(f"a batch of {batch_size} for {world} ranks: give batch_size of {world} or more")
+    rows_of = _planner(source, seed, batch_size)
+    plan = (rows_of(step)[rank::world] for step in count(start_step))
+    loaded = _load(_parts(source), plan, seed=seed, workers=workers, timeout=timeout)
+    for step, rows in zip(count(start_step), loaded, strict=False):
+        for bad in rows.bad:
+            if on_bad:
+                on_bad(bad)
+        if rows.pixels is None:
+            raise InputError(f"all {len(rows.bad)} files of step {step} are bad, the first: {rows.bad[0]}")
+        yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
+
+
+def evaluation(
+    source: Source,
+    *,
+    batch_size: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    on_bad: OnBad | None = None,
+    timeout: int | float = 120.0,
+) -> Iterator[Batch]:
+    """Every sample once, in the order of the source, for measuring; `step` counts batches.
+
+    Rank r of W takes samples r, r + W, .... Bad files go to `on_bad` and are left out; a batch of bad files alone is
+    passed over, so that `ok + bad = listed`. Crops that a source draws are the same at every call. Batches of more
+    than one need samples of one size. Raises as `batches` does, and InputError at the end where every file was bad.
+    """
+    mine = range(rank, len(source), world)
+    plan = [[_Row(0, 0, i) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size)]
+    good, last = 0, None
+    for step, rows in enumerate(_load((source,), plan, seed=0, workers=workers, timeout=timeout)):
+        for bad in rows.bad:
+            last = bad
+            if on_bad:
+                on_bad(bad)
+        if rows.pixels is not None:
+            good += len(rows.keys)
+            yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
+    if last is not None and not good:
+        raise InputError(f"all {len(mine)} files are bad, the last: {last}")
+
+
+class BadFileLog:
+    """A callback for `on_bad`: writes each bad file once to `bad_files.jsonl`, and counts the kinds of fault.
+
+    A row is {path, code, message, bytes}. A log that is there already is continued, so that a resumed run counts
+    each file once. Raises EnvironmentFault where the disk refuses.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.counts: Counter[str] = Counter()
+        """How many files have each code."""
+        self._seen: set[tuple[str, str]] = set()
+        if path is not None and path.exists():
+            with told(path):
+                lines = path.read_text(encoding="utf-8").splitlines()
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                    self._note(row["path"], row["code"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # the last row of a killed run may be cut
+
+    def __call__(self, bad: BadFile) -> None:
+        """Record a bad file, unless it has been."""
+        if not self._note(bad.path, bad.code) or self.path is None:
+            return
+        row = {"path": bad.path, "code": bad.code, "message": bad.message, "bytes": _bytes(bad.path)}
+        with told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    @property
+    def total(self) -> int:
+        """How many files are bad."""
+        return self.counts.total()
+
+    def summary(self) -> str:
+        """One line: `3 bad files: 2 truncated, 1 empty`; empty where there are none."""
+        kinds = ", ".join(f"{n} {code}" for code, n in self.counts.most_common())
+        return f"{self.total} bad files: {kinds}" if self.total else ""
+
+    def _note(self, path: str, code: str) -> bool:
+        if (path, code) in self._seen:
+            return False
+        self._seen.add((path, code))
+        self.counts[code] += 1
+        return True
+
+
+def _parts(source: Source | Joint) -> tuple[Source, ...]:
+    return (source.images, source.videos) if isinstance(source, Joint) else (source,)
+
+
+def _planner(source: Source | Joint, seed: int, batch_size: int) -> Callable[[int], list[_Row]]:
+    """The rows of the global batch of a step."""
+    orders = [Order(len(part), seed) for part in _parts(source)]
+
+    def rows(step: int) -> list[_Row]:
+        part, nth, size = 0, step, batch_size
+        if isinstance(source, Joint):
+            kind, nth = source.turn(step, seed)
+            part = ("images", "videos").index(kind)
+            size = batch_size * source.images_per_clip if kind == "images" else batch_size
+        return [_Row(part, *orders[part](nth * size + i)) for i in range(size)]
+
+    return rows
+
+
+class _Reader(Dataset[_Loaded]):
+    """Loads the rows of a batch; runs in the workers, or here where there are none."""
+
+    def __init__(self, parts: Sequence[Source], seed: int, workers: int) -> None:
+        self.parts = parts
+        self.seed = seed
+        self.reading = torch.full((max(1, workers), 2), -1).share_memory_()
+        """(part, index) that each worker is reading, -1 for none: to name the file that hangs or kills it."""
+
+    def __getitem__(self, rows: list[_Row]) -> _Loaded:
+        worker = torch.utils.data.get_worker_info()
+        mine = self.reading[worker.id if worker else 0]
+        clips, keys, labels, bad = [], [], [], []
+        for row in rows:
+            source = self.parts[row.part]
+            mine[0], mine[1] = row.part, row.sample
+            try:
+                clips.append(source.load(row.sample, sample_rng(self.seed, row.epoch, row.sample)))
+                keys.append(source.key(row.sample))
+                labels.append(source.label(row.sample))
+            except BadFile as error:
+                bad.append(error)
+        mine.fill_(-1)
+        fault = _mismatch(clips, keys)
+        pixels = torch.stack(clips) if clips and fault is None else None
+        return _Loaded(pixels, tuple(keys), tuple(labels), tuple(bad), fault)
+
+    def names(self) -> str:
+        """The files that are being read."""
+        return ", ".join(self.parts[part].key(index) for part, index in self.reading.tolist() if part >= 0) or "no file"
+
+
+def _mismatch(clips: list[Tensor], keys: list[str]) -> InputError | None:
+    odd = next((i for i, clip in enumerate(clips) if clip.shape != clips[0].shape), None)
+    if odd is None:
+        return None
+    first, other = (" x ".join(map(str, clips[i].shape[:3])) for i in (0, odd))
+    return InputError(f"{keys[0]} is {first} (t, h, w), {keys[odd]} is {other}: set `size`, or take batches of 1")
+
+
+def _load(
+    parts: Sequence[Source], plan: Iterable[list[_Row]], *, seed: int, workers: int, timeout: int | float
+) -> Iterator[_Loaded]:
+    reader = _Reader(parts, seed, workers)
+    loaded = (reader[rows] for rows in plan) if workers == 0 else _load_in_workers(reader, plan, workers, timeout)
+    for rows in loaded:
+        if rows.fault is not None:
+            raise rows.fault
+        yield rows
+
+
+def _load_in_workers(reader: _Reader, plan: Iterable[list[_Row]], workers: int, timeout: int | float) -> Iterator[_Loaded]:
+    loader: DataLoader[_Loaded] = DataLoader(
+        reader,
+        sampler=cast(Any, plan),
+        batch_size=None,  # a row of the plan is a whole batch already
+        num_workers=workers,
+        collate_fn=cast(Any, _unchanged),
+        timeout=timeout,
+        generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not drawn from
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        text = str(error)
+        if "timed out" in text:
+            raise InputError(
+                f"no batch in {timeout:g} s while reading {reader.names()}; take it out, or wait longer"
+            ) from None
+        if "DataLoader worker" in text:
+            raise InputError(
+                f"a reader died while reading {reader.names()}; take it out ({text.splitlines()[0]})"
+            ) from None
+        raise
+
+
+def _unchanged(loaded: _Loaded) -> _Loaded:
+    return loaded
+
+
+def _bytes(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_size
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,61 @@
+"""The order of the data as a pure function: no state but one running number, for any number of workers or ranks."""
+
+from functools import lru_cache
+
+import torch
+
+_MASK = (1 << 64) - 1
+_ROUNDS = 6
+
+
+def mix(*numbers: int) -> int:
+    """A stable 64-bit hash of whole numbers (splitmix64, chained): the same on every machine and in every version."""
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The generator that decides the augmentation of a sample: its crop is the same wherever it is loaded."""
+    return torch.Generator().manual_seed(mix(seed, epoch, index) >> 1)
+
+
+class Order:
+    """Positions 0, 1, 2, ... of an endless run to (epoch, index): every epoch is another permutation of the samples.
+
+    Needs no memory and no replay, whatever the length: a Feistel network of six keyed rounds permutes the smallest
+    4^k >= length numbers, and walks on until it lands below the length (Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains"). Less than four walks are needed on average.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        if length < 1:
+            raise ValueError(f"an order of {length} samples: at least 1 is needed")
+        self.length = length
+        self.seed = seed
+        self._half = max(2, (length - 1).bit_length() + 1 >> 1)  # bits of each half of the network
+        self._keys = lru_cache(maxsize=4)(self._make_keys)
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """(epoch, index) of a position."""
+        if position < 0:
+            raise ValueError(f"position {position} is below 0")
+        epoch, number = divmod(position, self.length)
+        number = self._permute(number, epoch)
+        while number >= self.length:
+            number = self._permute(number, epoch)
+        return epoch, number
+
+    def _permute(self, number: int, epoch: int) -> int:
+        half, low = self._half, (1 << self._half) - 1
+        left, right = number >> half, number & low
+        for key in self._keys(epoch):
+            left, right = right, left ^ mix(key, right) & low
+        return left << half | right
+
+    def _make_keys(self, epoch: int) -> tuple[int, ...]:
+        return tuple(mix(self.seed, epoch, i) for i in range(_ROUNDS))

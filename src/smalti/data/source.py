@@ -1,0 +1,82 @@
+"""What every source of samples keeps, and the checks that come before a media file is opened."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from smalti.errors import BadFile
+
+MAX_PIXELS = 64_000_000
+"""Pictures and frames above this are refused by their declared size, before they are decoded (192 MB of RGB)."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A fixed, ordered list of samples: photographs, clips of film, or anything with these four functions."""
+
+    def __len__(self) -> int:
+        """How many samples there are, the bad ones counted too."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The name of a sample, different for each: text that prints on one line."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """The class of a sample, or None where the source has no classes."""
+        ...
+
+    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
+        """The pixels of a sample (an image has t = 1); `rng` decides its augmentation. Raises BadFile."""
+        ...
+
+
+def open_media(path: Path) -> BinaryIO:
+    """Open a media file for reading after the checks that all formats share. Raises BadFile.
+
+    Pipes, devices and sockets are never opened, so they cannot hang a run.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFile(printable(path), "not-a-file", "not a regular file but a folder, pipe, socket or device")
+        if status.st_size == 0:
+            raise BadFile(printable(path), "empty", "has no bytes; copy it again")
+        file = open(path, "rb")  # noqa: SIM115, PTH123 - the caller closes it; an open fd serves a `with`
+    except FileNotFoundError:
+        raise BadFile(printable(path), "missing", "no such file (removed since it was listed?)") from None
+    except PermissionError:
+        raise BadFile(printable(path), "permission", "permission denied; check the rights of file and folder") from None
+    except (OSError, ValueError) as error:
+        raise BadFile(printable(path), "unreadable", f"cannot be opened: {one_line(error)}") from None
+    head = file.read(len(_LFS))
+    file.seek(0)
+    if head == _LFS:
+        file.close()
+        raise BadFile(printable(path), "lfs-pointer", "a git-lfs pointer, not the file; run `git lfs pull`")
+    return file
+
+
+def printable(path: Path | str) -> str:
+    """The path as text on one line, one to one: bytes that are no UTF-8, control characters and `\\` are escaped."""
+    text = os.fsencode(path).decode("utf-8", "surrogateescape").replace("\\", "\\\\")
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def one_line(error: object) -> str:
+    """The text of a foreign error on one line of at most 200 printable characters."""
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape carried
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}"

@@ -1,0 +1,90 @@
+"""What training loops share: the group of processes, averaged weights, flags that all ranks agree on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smalti.errors import ConfigError, EnvironmentFault
+
+
+class World(NamedTuple):
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over ranks, without gradient."""
+        if self.size == 1:
+            return x
+        x = x.detach().clone()
+        dist.all_reduce(x)
+        return x / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor.item())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str | None = None) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone. `device` None takes an accelerator if there is one."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    # 5 minutes, where the defaults are 10 (NCCL) and 30 (gloo): a dead peer should end the run soon.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+    try:
+        if dist.get_world_size() != size:
+            raise ConfigError(f"asked for {size} processes, but {dist.get_world_size()} joined")
+        yield World(rank, size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device of that name, or the best there is. Raises EnvironmentFault if it is not there."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        name = accelerator.type if accelerator is not None else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
+        reason = str(error).splitlines()[0][:120]
+        raise EnvironmentFault(f"--device {name}: not available here, where there is {there} ({reason})") from None
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, local_rank)
+        torch.accelerator.set_device_index(local_rank)
+    return device
+
+
+@torch.no_grad()
+def follow_weights(average: nn.Module, live: nn.Module, decay: float, updates: int) -> None:
+    """Move the averaged weights towards the live ones; `updates` have been made before this one."""
+    decay = min(decay, (1 + updates) / (10 + updates))
+    torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)

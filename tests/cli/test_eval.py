@@ -1,0 +1,140 @@
+"""`smalti eval` and `score`: every number under a named protocol, every unread file named and counted."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from smalti.data import ImagesConfig
+from smalti.data.samples import film as films
+from smalti.data.samples import photos
+from smalti.errors import InputError
+from smalti.metrics import SMALTI, Report, evaluate
+from smalti.tokenizer import load
+from smalti.tokenizer.score import score
+from tests.cli.conftest import assert_one_line
+
+
+def source(folder, size=32):
+    return ImagesConfig(path=folder, size=size, crop="center", flip=False).build()
+
+
+def test_score_is_evaluate_over_the_source(image_tokenizer):
+    tokenizer, clips = load(image_tokenizer), source(photos("heldout"))
+    watched = []
+    report = score(tokenizer, clips, SMALTI, limit=3, watch=lambda *pair: watched.append(pair))
+    videos = [(row.key, video) for row, (video, _) in zip(report.rows, watched, strict=True)]
+    with torch.no_grad():
+        same = evaluate(lambda video: tokenizer(video)[:2], videos, SMALTI, levels=tokenizer.levels)
+    assert report == same
+    assert [row.key for row in report.rows] == [clips.key(i) for i in range(3)]
+
+
+def test_score_names_and_counts_files_that_cannot_be_read(image_tokenizer, mixed):
+    bad = []
+    report = score(load(image_tokenizer), source(mixed), SMALTI, on_bad=bad.append)
+    assert report.clips == 2
+    assert [fault.code for fault in bad] == ["truncated"]
+    assert report.absent["clips"].startswith("1 of 3 left out")
+    assert "cut.jpg" in report.absent["clips"]
+
+
+def test_score_of_bad_files_alone_is_an_error(image_tokenizer, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="bad"):
+        score(load(image_tokenizer), source(tmp_path), SMALTI)
+
+
+def test_the_command_prints_a_table_and_writes_report_and_sheet(smalti, image_tokenizer, tmp_path):
+    command = ("eval", image_tokenizer, "--data", photos("heldout"), "--size", 64, "--limit", 3)
+    ended = smalti(*command, "--out", tmp_path / "report")
+    assert (ended.code, ended.err) == (0, "")
+    assert "protocol smalti: 3 clips, 3 frames" in ended.out
+    assert "bits per pixel" in " ".join(ended.out.split())
+    report = Report.parse(json.loads((tmp_path / "report" / "report.json").read_text()))
+    assert (report.protocol.size, report.protocol.resize, report.protocol.crop) == (64, "lanczos", "center")
+    assert report.codebook is not None
+    assert report.codebook.tokens == 3 * 32 * 32
+    sheet = Image.open(tmp_path / "report" / "sheet.png")
+    assert sheet.width >= 3 * 64
+    assert sheet.height >= 3 * 64
+    assert Report.parse(json.loads(smalti(*command, "--json").out)) == report
+
+
+def test_size_0_keeps_the_size_of_the_files(smalti, image_tokenizer, pictures):
+    report = json.loads(smalti("eval", image_tokenizer, "--data", pictures, "--size", 0, "--json").out)
+    assert report["protocol"]["resize"] == "none"
+    assert report["protocol"]["size"] is None
+    assert {(row["height"], row["width"]) for row in report["rows"]} == {
+        (picture.height, picture.width) for picture in map(Image.open, pictures.iterdir())
+    }
+
+
+def test_video_is_measured_in_clips(smalti, video_tokenizer):
+    command = ("eval", video_tokenizer, "--data", films("heldout"), "--size", 32, "--frames", 5, "--limit", 2)
+    report = json.loads(smalti(*command, "--protocol", "mindone", "--json").out)
+    assert (report["clips"], report["frames"], report["protocol"]["name"]) == (2, 10, "mindone")
+    assert report["codebook"]["tokens"] == 2 * 3 * 16 * 16
+
+
+def test_a_video_that_is_too_short_is_named(smalti, video_tokenizer, film):
+    ended = smalti("eval", video_tokenizer, "--data", film, "--frames", 25, "--size", 32)
+    assert_one_line(ended, 3, "24 frames", "too few")
+
+
+def test_a_mixed_folder_gives_each_tokenizer_its_own(smalti, image_tokenizer, video_tokenizer, film, pictures):
+    shutil.copy(film, pictures)
+    command = ("--data", pictures, "--size", 32, "--frames", 5, "--json")
+    assert json.loads(smalti("eval", image_tokenizer, *command).out)["frames"] == 2
+    assert json.loads(smalti("eval", video_tokenizer, *command).out)["frames"] == 5
+
+
+def test_a_bad_picture_among_good_ones_is_named_counted_and_gives_code_3(smalti, image_tokenizer, mixed, tmp_path):
+    out = ("--out", tmp_path / "out", "--json")
+    ended = smalti("eval", image_tokenizer, "--data", mixed, "--size", 32, *out)
+    assert ended.code == 3
+    named, counted = ended.err.splitlines()
+    assert named.startswith(f"left out: {mixed / 'cut.jpg'}: ")
+    assert counted.startswith("error: 1 of 3 files")
+    assert json.loads(ended.out)["clips"] == 2
+    assert "1 of 3 left out" in json.loads((tmp_path / "out" / "report.json").read_text())["absent"]["clips"]
+
+
+def test_a_folder_against_itself_scores_the_cap(smalti, pictures, tmp_path):
+    ended = smalti("eval", pictures, "--against", pictures, "--json", "--out", tmp_path / "out")
+    report = json.loads(ended.out)
+    assert (report["clips"], report["psnr"], report["codebook"]) == (2, 100, None)
+    assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_a_folder_against_reconstructions_scores_as_the_tokenizer_does(smalti, image_tokenizer, pictures, tmp_path):
+    smalti("reconstruct", image_tokenizer, pictures, "--out", tmp_path / "made", "--only")
+    folders = json.loads(smalti("eval", pictures, "--against", tmp_path / "made", "--json").out)
+    direct = json.loads(smalti("eval", image_tokenizer, "--data", pictures, "--size", 0, "--json").out)
+    assert (folders["psnr"], folders["ssim"]) == (direct["psnr"], direct["ssim"])
+
+
+def test_a_missing_partner_is_named(smalti, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "other")
+    (tmp_path / "other" / "astronaut.jpg").unlink()
+    assert_one_line(smalti("eval", pictures, "--against", tmp_path / "other"), 3, "astronaut", tmp_path / "other")
+
+
+def test_contradicting_options_are_code_2(smalti, image_tokenizer, pictures):
+    data = ("--data", pictures)
+    assert_one_line(smalti("eval", image_tokenizer), 2, "--data", "--against")
+    assert_one_line(smalti("eval", image_tokenizer, *data, "--against", pictures), 2, "--data", "--against")
+    assert_one_line(smalti("eval", image_tokenizer, *data, "--protocol", "nope"), 2, "nope", "mindone")
+    lpips = ("--protocol", "mindone", "--lpips", "x.pt")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *lpips), 2, "no LPIPS")
+
+
+def test_lpips_weights_that_are_named_must_be_there(smalti, image_tokenizer, pictures, tmp_path):
+    ended = smalti("eval", image_tokenizer, "--data", pictures, "--lpips", tmp_path / "none.safetensors")
+    assert_one_line(ended, 5, tmp_path / "none.safetensors")
+
+
+def test_missing_data_is_code_3(smalti, image_tokenizer, tmp_path):
+    assert_one_line(smalti("eval", image_tokenizer, "--data", tmp_path / "none"), 3, tmp_path / "none")

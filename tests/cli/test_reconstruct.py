@@ -1,0 +1,207 @@
+"""`smalti reconstruct` and the functions behind it: any size and length, whole files, nothing lost in silence."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smalti.data import open_video, read_image, write_video
+from smalti.errors import ConfigError
+from smalti.tokenizer import load
+from smalti.tokenizer.reconstruct import (
+    Tally,
+    _round_trip_in_tiles,
+    reconstruct_image,
+    reconstruct_video,
+    stream_frames,
+)
+from smalti.tokenizer.score import round_trip
+from smalti.video import to_uint8, to_video
+from tests.cli.conftest import FPS, assert_one_line, moving
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 30), (33, 47)])
+def test_a_picture_of_any_size_keeps_it(image_tokenizer, tmp_path, height, width):
+    pixels = moving(1, 40, 50)[0][:height, :width]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tokenizer = load(image_tokenizer)
+    alone = reconstruct_image(tokenizer, tmp_path / "a.png", tmp_path / "alone.png")
+    both = reconstruct_image(tokenizer, tmp_path / "a.png", tmp_path / "both.png", side_by_side=True)
+    made, pair = read_image(alone.path), read_image(both.path)
+    assert torch.equal(pair, torch.cat([torch.from_numpy(pixels), made], 1))
+    assert (alone.height, alone.width, alone.frames, alone.fps) == (height, width, 1, None)
+    assert alone.tokens == math.ceil(height / 2) * math.ceil(width / 2)
+    assert alone.bits == pytest.approx(alone.tokens * math.log2(tokenizer.codebook_size))
+    assert alone.bits_per_pixel == pytest.approx(alone.bits / (height * width))
+    error = np.mean((pixels.astype(float) - made.numpy()) ** 2)
+    assert alone.psnr == pytest.approx(10 * math.log10(255**2 / error))
+
+
+def test_a_large_picture_in_tiles_has_the_tokens_and_pixels_of_the_whole(tmp_path):
+    from tests.cli.conftest import save
+
+    tokenizer = load(save(tmp_path / "t", strides=((1, 4),), patch=2)).double()
+    rng = torch.Generator().manual_seed(0)
+    video = torch.rand(1, 3, 1, 1030, 1041, generator=rng, dtype=torch.float64) * 2 - 1
+    made, ids = round_trip(tokenizer, video)
+    made_in_tiles, ids_in_tiles = _round_trip_in_tiles(tokenizer, video)
+    assert torch.equal(ids, ids_in_tiles)
+    assert torch.allclose(made, made_in_tiles, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(32, 46), (33, 47)])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_video_keeps_its_rate_length_and_size(kind, size, image_tokenizer, video_tokenizer, tmp_path):
+    write_video(tmp_path / "film.mp4", list(moving(24, *size)), FPS)
+    tokenizer = load(image_tokenizer if kind == "image" else video_tokenizer)
+    seen = []
+    result = reconstruct_video(
+        tokenizer, tmp_path / "film.mp4", tmp_path / "made.mp4", side_by_side=True, progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(i, 24) for i in range(1, 25)]
+    assert result.tokens == (24 if kind == "image" else 13) * math.ceil(size[0] / 2) * math.ceil(size[1] / 2)
+    with open_video(result.path) as reader, open_video(tmp_path / "film.mp4") as source:
+        assert (len(reader), reader.size) == (24, (size[0], 2 * size[1]))
+        assert reader.fps == pytest.approx(FPS, rel=1e-6)
+        for frame, original in zip(reader.frames(), source.frames(), strict=True):
+            left = frame[:, : size[1]].float()
+            assert (left - original.float()).square().mean() < 60  # H.264 once more: above 30 dB
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100, None])
+@pytest.mark.parametrize("frames", [1, 2, 9, 24])
+def test_no_chunking_changes_a_token_or_a_frame(video_tokenizer, chunk, frames):
+    tokenizer = load(video_tokenizer)
+    video = [torch.from_numpy(frame) for frame in moving(frames, 18, 46)]
+    tally = Tally()
+    pairs = list(stream_frames(tokenizer, iter(video), tally, chunk=chunk))
+    made, ids = round_trip(tokenizer, to_video(torch.stack(video)))
+    assert tally.tokens == ids.numel()
+    assert all(torch.equal(frame, original) for (frame, _), original in zip(pairs, video, strict=True))
+    difference = torch.stack([again for _, again in pairs]).int() - to_uint8(made)[0].int()
+    assert difference.abs().max() <= 1  # the order of a float32 sum may differ: at most one level
+
+
+def test_a_stream_of_no_frames_has_none(video_tokenizer):
+    assert list(stream_frames(load(video_tokenizer), [], Tally())) == []
+
+
+def test_the_command_names_what_it_made(smalti, video_tokenizer, film, pictures, tmp_path):
+    ended = smalti("reconstruct", video_tokenizer, film, pictures, "--out", tmp_path / "out")
+    assert (ended.code, ended.err) == (0, "")
+    assert len(ended.out.splitlines()) == 3
+    assert "square.mp4: 46x32, 24 frames at 23.98/s" in ended.out
+    assert files(tmp_path / "out") == ["astronaut.png", "band_practice.png", "square.mp4"]
+    again = smalti("reconstruct", video_tokenizer, film, pictures, "--out", tmp_path / "o2", "--only", "--json")
+    rows = json.loads(again.out)
+    assert (rows["listed"], rows["bad"], again.err) == (3, [], "")
+    for row in rows["done"]:
+        alone, both = tmp_path / "o2" / row["path"], tmp_path / "out" / os.path.basename(row["path"])  # noqa: PTH119
+        if row["fps"] is None:
+            assert Image.open(alone).size == (row["width"], row["height"])
+            assert Image.open(both).size == (2 * row["width"], row["height"])
+
+
+def test_a_bad_picture_among_good_ones_is_named_counted_and_gives_code_3(smalti, image_tokenizer, mixed, tmp_path):
+    ended = smalti("reconstruct", image_tokenizer, mixed, "--out", tmp_path / "out", "--json")
+    assert ended.code == 3
+    named, counted = ended.err.splitlines()
+    assert named.startswith(f"left out: {mixed / 'cut.jpg'}: ")
+    assert counted == "error: 1 of 3 files could not be used and are left out; the rest is done"
+    data = json.loads(ended.out)
+    assert (data["listed"], len(data["done"]), [fault["code"] for fault in data["bad"]]) == (3, 2, ["truncated"])
+    assert files(tmp_path / "out") == ["astronaut.png", "band_practice.png"]
+
+
+def test_a_bad_video_leaves_no_half_file(smalti, video_tokenizer, film, tmp_path):
+    (tmp_path / "cut.mp4").write_bytes(film.read_bytes()[:-500])
+    ended = smalti("reconstruct", video_tokenizer, tmp_path / "cut.mp4", "--out", tmp_path / "out")
+    assert ended.code == 3
+    assert "cut.mp4" in ended.err
+    assert not (tmp_path / "out").exists() or files(tmp_path / "out") == []
+
+
+def test_a_tokenizer_that_is_not_causal_takes_pictures_and_refuses_video(
+    smalti, clip_tokenizer, film, pictures, tmp_path
+):
+    assert smalti("reconstruct", clip_tokenizer, pictures, "--out", tmp_path / "out").code == 0
+    assert_one_line(smalti("reconstruct", clip_tokenizer, film, "--out", tmp_path / "out"), 2, "not causal")
+    with pytest.raises(ConfigError, match="not causal"):
+        next(stream_frames(load(clip_tokenizer), [], Tally()))
+
+
+def test_no_file_is_written_over_unasked(smalti, image_tokenizer, pictures, tmp_path):
+    astronaut = pictures / "astronaut.jpg"
+    command = ("reconstruct", image_tokenizer, astronaut, "--out", tmp_path / "out")
+    assert smalti(*command).code == 0
+    assert_one_line(smalti(*command), 2, "astronaut.png", "--overwrite")
+    assert smalti(*command, "--overwrite").code == 0
+
+
+def test_no_input_is_ever_written_over(smalti, image_tokenizer, tmp_path):
+    Image.fromarray(moving(1, 20, 20)[0]).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    ended = smalti("reconstruct", image_tokenizer, tmp_path / "a.png", "--out", tmp_path, "--overwrite")
+    assert_one_line(ended, 2, "is an input")
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_two_inputs_of_one_name_are_refused_before_any_work(smalti, image_tokenizer, pictures, tmp_path):
+    shutil.copy(pictures / "astronaut.jpg", pictures / "astronaut.jpeg")
+    ended = smalti("reconstruct", image_tokenizer, pictures, "--out", tmp_path / "out")
+    assert_one_line(ended, 2, "astronaut.jpeg", "astronaut.jpg", "both")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_found_is_code_3(smalti, image_tokenizer, pictures, tmp_path):
+    out = ("--out", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(smalti("reconstruct", tmp_path / "none", pictures, *out), 3, tmp_path / "none")
+    assert_one_line(smalti("reconstruct", image_tokenizer, tmp_path / "none.jpg", *out), 3, tmp_path / "none.jpg")
+    assert_one_line(smalti("reconstruct", image_tokenizer, tmp_path / "empty", *out), 3, tmp_path / "empty")
+    assert_one_line(smalti("reconstruct", tmp_path / "empty", pictures, *out), 3, tmp_path / "empty", "neither")
+
+
+def test_damaged_weights_are_code_4(smalti, image_tokenizer, pictures, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(image_tokenizer, broken)
+    data = bytearray((broken / "model.safetensors").read_bytes())
+    data[-5] ^= 4
+    (broken / "model.safetensors").write_bytes(data)
+    assert_one_line(smalti("reconstruct", broken, pictures, "--out", tmp_path / "out"), 4, broken)
+    (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert_one_line(smalti("reconstruct", broken, pictures, "--out", tmp_path / "out"), 4, "model.safetensors")
+
+
+def test_a_device_that_is_absent_is_code_5(smalti, image_tokenizer, pictures, tmp_path):
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    out = ("--out", tmp_path / "out", "--device", absent)
+    assert_one_line(smalti("reconstruct", image_tokenizer, pictures, *out), 5, f"--device {absent}")
+
+
+def test_a_stop_in_the_middle_is_code_130_and_leaves_nothing(video_tokenizer, tmp_path):
+    write_video(tmp_path / "long.mp4", (frame for _ in range(8) for frame in moving(40, 240, 320)), 25, crf=40)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "smalti", "reconstruct", video_tokenizer, tmp_path / "long.mp4", "--out", out]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not (out.exists() and any(out.iterdir())) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.count("\n") <= 1
+    assert files(out) == []

@@ -1,0 +1,76 @@
+"""`smalti info`, `smalti inflate`, and how a tokenizer is found."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from smalti.cli.tokenizers import find_tokenizer
+from smalti.tokenizer import load
+from tests.cli.conftest import assert_one_line
+
+
+def test_info_says_what_a_tokenizer_is(smalti, video_tokenizer):
+    about, tokenizer = json.loads(smalti("info", video_tokenizer, "--json").out), load(video_tokenizer)
+    assert about["strides"] == {"time": 2, "rows": 2, "columns": 2}
+    assert about["levels"] == list(tokenizer.levels)
+    assert about["codebook_size"] == tokenizer.codebook_size
+    assert about["bits_per_pixel"] == pytest.approx(math.log2(tokenizer.codebook_size) / 8)
+    assert about["parameters"]["all"] == sum(p.numel() for p in tokenizer.parameters())
+    assert about["fingerprint"] == tokenizer.fingerprint
+    assert (about["kind"], about["is_causal"], about["is_tile_exact"]) == ("video", True, True)
+    assert about["weights_bytes"] == sum(t.nbytes for t in tokenizer.state_dict().values())
+    text = smalti("info", video_tokenizer).out
+    assert f"{tokenizer.codebook_size:,}" in text
+    assert tokenizer.fingerprint in text
+
+
+def test_info_says_what_is_not_exact(smalti, clip_tokenizer):
+    about = json.loads(smalti("info", clip_tokenizer, "--json").out)
+    assert (about["is_causal"], about["is_tile_exact"]) == (False, False)
+
+
+def test_the_newest_checkpoint_of_a_run_is_found_and_the_finished_tokenizer_before_it(
+    smalti, image_tokenizer, video_tokenizer, tmp_path
+):
+    run = tmp_path / "run"
+    for step, tokenizer in ((9, video_tokenizer), (10, image_tokenizer)):
+        shutil.copytree(tokenizer, run / f"step-{step:08d}" / "tokenizer")
+    (run / "config.yaml").write_text("")
+    (run / "log.jsonl").write_text('{"step": 10, "total": 0.5}\n{"step": 11, "tot')
+    assert find_tokenizer(str(run)) == run / "step-00000010" / "tokenizer"
+    about = json.loads(smalti("info", run, "--json").out)
+    assert about["run"] == {"checkpoint": "step-00000010", "last": {"step": 10, "total": 0.5}}
+    assert about["kind"] == "image"
+    shutil.copytree(video_tokenizer, run / "tokenizer")
+    assert json.loads(smalti("info", run, "--json").out)["kind"] == "video"
+
+
+def test_a_tokenizer_that_is_not_there_is_code_3(smalti, tmp_path):
+    assert_one_line(smalti("info", tmp_path / "none"), 3, "no such folder")
+    assert_one_line(smalti("info", tmp_path), 3, "neither a tokenizer")
+
+
+def test_a_config_of_something_else_is_code_4(smalti, image_tokenizer, tmp_path):
+    shutil.copytree(image_tokenizer, tmp_path / "t")
+    (tmp_path / "t" / "config.json").write_text('{"model_type": "bert"}')
+    assert_one_line(smalti("info", tmp_path / "t"), 4, "config.json")
+
+
+def test_inflate_makes_a_video_tokenizer(smalti, image_tokenizer, tmp_path):
+    command = ("inflate", image_tokenizer, "--out", tmp_path / "video", "--time-strides", "2", "--past", "full")
+    ended = smalti(*command)
+    assert (ended.code, ended.err) == (0, "")
+    about = json.loads(smalti("info", tmp_path / "video", "--json").out)
+    assert about["strides"] == {"time": 2, "rows": 2, "columns": 2}
+    assert (about["config"]["time"], about["config"]["past"]) == (3, "full")
+    assert_one_line(smalti(*command), 2, "is there already")
+
+
+def test_inflate_refuses_wrong_strides(smalti, image_tokenizer, video_tokenizer, tmp_path):
+    out = ("--out", tmp_path / "video", "--time-strides")
+    assert_one_line(smalti("inflate", image_tokenizer, *out, "2,x"), 2, "2,x")
+    assert_one_line(smalti("inflate", image_tokenizer, *out, "2,2"), 2, "1 time strides")
+    assert_one_line(smalti("inflate", video_tokenizer, *out, "2"), 2, "video tokenizer already")
+    assert not (tmp_path / "video").exists()

@@ -1,0 +1,64 @@
+"""`smalti train`: a recipe or a file, fields set, stopped runs resumed; the run folder serves the other verbs."""
+
+import json
+
+import pytest
+
+from smalti.config import load_yaml
+from smalti.train.config import TokenizerTraining
+from tests.cli.conftest import assert_one_line
+
+SMALL = [
+    *("--set", "steps=2", "--set", "batch_size=2", "--set", "tokenizer.width=8", "--set", "data.size=32"),
+    *("--set", "validation_limit=1", "--set", "validation.size=32", "--set", "optimizer.warmup=0"),
+]
+
+
+def test_a_recipe_trains_resumes_and_serves_the_other_verbs(smalti, pictures, tmp_path):
+    run = tmp_path / "run"
+    command = ("train", "tiny", *SMALL, "--set", f"data.path={pictures}", "--seed", 7, "--out", run, "--device", "cpu")
+    ended = smalti(*command)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith(f"{run / 'tokenizer'}: ")
+    assert "step 2 of 2: loss" in ended.err
+    config = load_yaml(TokenizerTraining, run / "config.yaml")
+    assert (config.steps, config.seed, config.data.path) == (2, 7, pictures)
+    assert_one_line(smalti(*command), 2, "--resume")
+    again = smalti(*command, "--resume", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["steps"] == 2
+    assert again.err == ""
+    about = json.loads(smalti("info", run, "--json").out)
+    assert about["run"]["last"]["step"] == 2
+    report = json.loads(smalti("eval", run, "--data", pictures, "--size", 32, "--json").out)
+    assert report["clips"] == 2
+
+
+def test_a_file_trains(smalti, tmp_path):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(smalti("recipes", "tiny").out)
+    ended = smalti("train", yaml, *SMALL, "--out", tmp_path / "run", "--json", "--device", "cpu")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["run"] == str(tmp_path / "run")
+    assert_one_line(smalti("train", yaml, "--tiny"), 2, "--tiny")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "part"),
+    [
+        ("stepz=3", "did you mean 'steps'"),
+        ("tokenizer.widht=3", "tokenizer.widht"),
+        ("steps=many", "steps"),
+        ("steps", "expected field=value"),
+        ("batch_size=0", "batch_size"),
+    ],
+)
+def test_a_wrong_field_is_code_2_and_starts_nothing(smalti, tmp_path, assignment, part):
+    assert_one_line(smalti("train", "tiny", "--set", assignment, "--out", tmp_path / "run"), 2, part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_or_folder_is_named(smalti, tmp_path):
+    assert_one_line(smalti("train", tmp_path / "none.yaml"), 2, tmp_path / "none.yaml")
+    ended = smalti("train", "tiny", "--set", f"data.path={tmp_path / 'none'}", "--out", tmp_path / "run")
+    assert_one_line(ended, 3, tmp_path / "none")

@@ -1,0 +1,94 @@
+"""The border: uint8 round trip, legal sizes, the padding rule."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smalti.video import Size, crop_to, legal_size, pad_to, to_uint8, to_video
+
+SIZES = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
+STRIDES = st.tuples(st.integers(1, 5), st.integers(1, 16), st.integers(1, 16))
+
+
+def frames(size: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (*size, 3), generator=rng, dtype=torch.uint8)
+
+
+def test_every_grey_level_survives_the_round_trip() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3).contiguous()
+    assert torch.equal(to_uint8(to_video(levels)), levels[None])
+
+
+def test_black_is_minus_one_and_white_is_one_exactly() -> None:
+    pixels = torch.tensor([[[0, 0, 0], [255, 255, 255]]], dtype=torch.uint8)
+    assert to_video(pixels)[0, 0, 0].tolist() == [[-1.0, 1.0]]
+
+
+@given(SIZES, st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_frames_survive_the_round_trip_and_a_picture_is_a_video_of_one_frame(size, seed) -> None:
+    pixels = frames(size, seed)
+    video = to_video(pixels)
+    assert video.shape == (1, 3, *size)
+    assert torch.equal(to_uint8(video)[0], pixels)
+    assert torch.equal(to_video(pixels[0]), video[:, :, :1])
+    assert torch.equal(to_video(pixels.numpy()), video)
+    assert torch.equal(to_video(np.ascontiguousarray(pixels.numpy()[0])), video[:, :, :1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_values_are_clamped_then_rounded(dtype: torch.dtype) -> None:
+    video = torch.tensor([-7.0, -1.0, -0.999, 0.0, 0.25, 1.0, float("inf")], dtype=dtype)
+    expected = np.rint((np.clip(video.double().numpy(), -1, 1) + 1) * 127.5).astype(np.uint8)
+    found = to_uint8(video.view(1, 1, 1, 1, 7).expand(1, 3, 1, 1, 7))[0, 0, 0, :, 0]
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.full((1, 3, 1, 2, 2), float("nan")))
+
+
+@given(SIZES, STRIDES)
+@settings(max_examples=50, deadline=None)
+def test_the_legal_size_is_the_smallest_that_holds_the_size(size, strides) -> None:
+    legal = legal_size(size, strides)
+    assert (legal.t - 1) % strides[0] == legal.h % strides[1] == legal.w % strides[2] == 0
+    assert all(0 <= new - old < stride for new, old, stride in zip(legal, size, strides, strict=True))
+    assert legal_size(legal, strides) == legal
+
+
+def test_an_image_needs_no_padding_in_time() -> None:
+    assert legal_size((1, 17, 16), (4, 8, 8)) == Size(1, 24, 16)
+
+
+@pytest.mark.parametrize(("size", "strides"), [((0, 8, 8), (4, 8, 8)), ((1, 8, 8), (4, 0, 8)), ((1, -8, 8), (1, 1, 1))])
+def test_sizes_below_one_are_refused(size, strides) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        legal_size(size, strides)
+
+
+@given(SIZES, st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20)))
+@settings(max_examples=30, deadline=None)
+def test_cropping_undoes_padding_by_any_amount(size, extra) -> None:
+    video = to_video(frames(size))
+    target = tuple(n + m for n, m in zip(size, extra, strict=True))
+    padded = pad_to(video, target)
+    assert padded.shape[2:] == target
+    assert torch.equal(crop_to(padded, size), video)
+    t, h, w = (np.minimum(np.arange(new), old - 1) for new, old in zip(target, size, strict=True))
+    expected = video.numpy()[:, :, t][:, :, :, h][..., w]
+    assert np.array_equal(padded.numpy(), expected)
+
+
+def test_padding_and_cropping_refuse_the_wrong_direction() -> None:
+    video = to_video(frames((2, 4, 4)))
+    with pytest.raises(ValueError, match="padded"):
+        pad_to(video, (2, 4, 3))
+    with pytest.raises(ValueError, match="cropped"):
+        crop_to(video, (2, 4, 5))
+    with pytest.raises(ValueError, match="cropped"):
+        crop_to(video, (0, 4, 4))

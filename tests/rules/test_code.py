@@ -1,0 +1,103 @@
+"""Lint, format, types, import contracts, and sizes that can be read in one sitting."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rules.tree import PACKAGE, ROOT, modules, parsed, place, run, told
+
+FILE_LINES = 350
+FUNCTION_LINES = 60
+PARAMETERS = 8
+CHECKED = [folder for folder in ("src", "tests", "benchmarks") if (ROOT / folder).is_dir()]
+SIZED = modules("src", "benchmarks")
+
+
+def test_ruff_finds_nothing():
+    found = run(sys.executable, "-m", "ruff", "check", *CHECKED)
+    assert found.returncode == 0, told(found)
+
+
+def test_ruff_would_format_nothing():
+    found = run(sys.executable, "-m", "ruff", "format", "--check", *CHECKED)
+    assert found.returncode == 0, told(found)
+
+
+def test_the_package_is_strictly_typed():
+    found = run(sys.executable, "-m", "mypy")
+    assert found.returncode == 0, told(found)
+
+
+def test_lower_floors_do_not_import_higher_ones():
+    program = "from importlinter.cli import lint_imports as lint; raise SystemExit(lint(no_cache=True, no_logo=True))"
+    found = run(sys.executable, "-c", program)
+    assert found.returncode == 0, told(found)
+
+
+def test_files_can_be_read_in_one_sitting():
+    sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SIZED}
+    assert not [f"{place(p, 1)} has {n} lines, at most {FILE_LINES}" for p, n in sizes.items() if n > FILE_LINES]
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_functions_fit_on_a_screen():
+    long = [
+        f"{place(path, f)} {f.name} has {f.end_lineno - f.lineno + 1} lines, at most {FUNCTION_LINES}"
+        for path in SIZED
+        for f in functions(path)
+        if f.end_lineno is not None and f.end_lineno - f.lineno + 1 > FUNCTION_LINES
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_functions_have_few_parameters_and_no_tunnels():
+    """A command of the command line has one parameter per option, so `cli` is left out of the count."""
+    many = []
+    for path in SIZED:
+        for f in functions(path):
+            names = [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
+            count = len([name for name in names if name not in ("self", "cls")])
+            if count > PARAMETERS and not path.is_relative_to(PACKAGE / "cli") and path != PACKAGE / "cli.py":
+                many.append(f"{place(path, f)} {f.name} has {count} parameters, at most {PARAMETERS}")
+            if f.args.kwarg is not None:
+                many.append(f"{place(path, f)} {f.name} takes **{f.args.kwarg.arg}: name its parameters")
+    assert not many, "\n".join(many)
+
+
+def test_no_module_is_a_drawer():
+    """`train/common.py` is the one that the design allows."""
+    drawers = {"utils.py", "helpers.py", "misc.py", "common.py", "util.py", "base.py"}
+    found = [place(path, 1) for path in modules("src") if path.name in drawers and path.parent.name != "train"]
+    assert not found, f"name these after what is in them: {found}"
+
+
+def loaded_by(program: str) -> set[str]:
+    found = run(sys.executable, "-c", f"{program}\nimport sys; print('modules', *sys.modules)")
+    assert found.returncode == 0, told(found)
+    return set(found.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "numpy", "matplotlib", "av", "torchmetrics", "tensorboard", "pyarrow", "ray", "gradio", "PIL"}
+HELP = """
+import sys
+sys.argv = ["smalti", "--help"]
+from smalti.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+@pytest.mark.parametrize("program", ["import smalti; dir(smalti); smalti.__version__", HELP], ids=["import", "help"])
+def test_what_needs_no_torch_brings_none(program):
+    assert not HEAVY & loaded_by(program)
+
+
+def test_a_tokenizer_brings_no_plots_no_trackers_and_no_video_reader():
+    assert not (HEAVY - {"torch", "numpy"}) & loaded_by("import smalti; smalti.load; smalti.Stream; smalti.FSQConfig")
