@@ -1,7 +1,7 @@
 """A causal convolution as a sum of 2-D convolutions (ours) against F.pad and nn.Conv3d with the same function.
 
-Full kernels (3 x 3 x 3) in both, so the work is the same; `memory` is the order in which the activations lie. `point` is
-our layer with 1x1 kernels for the past frames, the default of a tokenizer: another function, at 11/27 of the operations.
+Full kernels (3 x 3 x 3) in both, so the work is the same; `memory` is the order in which the activations lie. `point`
+is our layer with 1x1 kernels for past frames, the default of a tokenizer: another function, 11/27 of the operations.
 
     python -m benchmarks convolution
 """

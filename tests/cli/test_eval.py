@@ -5,9 +5,8 @@ import shutil
 
 import pytest
 import torch
-from PIL import Image
 
-from smalti.data import ImagesConfig
+from smalti.data import ImagesConfig, read_image
 from smalti.data.samples import film as films
 from smalti.data.samples import photos
 from smalti.errors import InputError
@@ -57,9 +56,9 @@ def test_the_command_prints_a_table_and_writes_report_and_sheet(smalti, image_to
     assert (report.protocol.size, report.protocol.resize, report.protocol.crop) == (64, "lanczos", "center")
     assert report.codebook is not None
     assert report.codebook.tokens == 3 * 32 * 32
-    sheet = Image.open(tmp_path / "report" / "sheet.png")
-    assert sheet.width >= 3 * 64
-    assert sheet.height >= 3 * 64
+    height, width, _ = read_image(tmp_path / "report" / "sheet.png").shape
+    assert height >= 3 * 64
+    assert width >= 3 * 64
     assert Report.parse(json.loads(smalti(*command, "--json").out)) == report
 
 
@@ -68,7 +67,7 @@ def test_size_0_keeps_the_size_of_the_files(smalti, image_tokenizer, pictures):
     assert report["protocol"]["resize"] == "none"
     assert report["protocol"]["size"] is None
     assert {(row["height"], row["width"]) for row in report["rows"]} == {
-        (picture.height, picture.width) for picture in map(Image.open, pictures.iterdir())
+        tuple(read_image(path).shape[:2]) for path in pictures.iterdir()
     }
 
 
@@ -113,7 +112,8 @@ def test_a_folder_against_reconstructions_scores_as_the_tokenizer_does(smalti, i
     smalti("reconstruct", image_tokenizer, pictures, "--out", tmp_path / "made", "--only")
     folders = json.loads(smalti("eval", pictures, "--against", tmp_path / "made", "--json").out)
     direct = json.loads(smalti("eval", image_tokenizer, "--data", pictures, "--size", 0, "--json").out)
-    assert (folders["psnr"], folders["ssim"]) == (direct["psnr"], direct["ssim"])
+    for name in ("psnr", "ssim"):  # a value half way between two grey levels may round otherwise in float32
+        assert folders[name] == pytest.approx(direct[name], rel=1e-6)
 
 
 def test_a_missing_partner_is_named(smalti, pictures, tmp_path):

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,9 @@ from smalti.errors import BadFile, ConfigError, InputError
 class Numbers:
     """A source of numbers: pixel values are the index and a random draw; the numbers of `bad` cannot be read."""
 
-    def __init__(self, length: int, bad: tuple[int, ...] = (), slow: tuple[int, ...] = (), deadly: tuple[int, ...] = ()):
+    def __init__(
+        self, length: int, bad: tuple[int, ...] = (), slow: tuple[int, ...] = (), deadly: tuple[int, ...] = ()
+    ):
         self.length, self.bad, self.slow, self.deadly = length, bad, slow, deadly
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ def same(a: Batch, b: Batch) -> bool:
     return a.keys == b.keys and a.step == b.step and a.labels == b.labels and torch.equal(a.video, b.video)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 16, 17, 100, 257, 1024, 5000])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 16, 17, 100, 257, 1024, 3001])
 def test_every_epoch_is_a_permutation(length: int) -> None:
     order = Order(length, seed=3)
     for epoch in range(3):
@@ -70,7 +72,7 @@ def test_an_order_needs_no_memory_and_no_replay() -> None:
     assert order(far)[0] == 123
 
 
-@pytest.mark.parametrize("length", [5, 6, 40])
+@pytest.mark.parametrize("length", [3, 6, 20])
 def test_every_sample_comes_first_equally_often(length: int) -> None:
     epochs = 200 * length
     for place in (0, length // 2, length - 1):
@@ -82,7 +84,7 @@ def test_every_sample_comes_first_equally_often(length: int) -> None:
 def test_neighbours_do_not_stay_together() -> None:
     order = Order(1000, seed=0)
     places = [order(i)[1] for i in range(1000)]
-    assert sum(abs(a - b) == 1 for a, b in zip(places, places[1:], strict=False)) < 12  # 2 are expected
+    assert sum(abs(a - b) == 1 for a, b in pairwise(places)) < 12  # 2 are expected
 
 
 def test_the_hash_is_the_same_for_ever() -> None:
@@ -210,7 +212,9 @@ def test_evaluation_shows_every_good_sample_once_in_order(batch_size: int, world
 
 def test_evaluation_draws_the_same_crops_for_any_batch_size() -> None:
     source = ImagesConfig(path=photos("heldout"), size=16).build()
-    runs = [torch.cat([b.video for b in evaluation(source, batch_size=n, workers=w)]) for n, w in ((1, 0), (3, 0), (8, 1))]
+    runs = [
+        torch.cat([b.video for b in evaluation(source, batch_size=n, workers=w)]) for n, w in ((1, 0), (3, 0), (8, 1))
+    ]
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
 

@@ -239,7 +239,9 @@ def _load(
         yield rows
 
 
-def _load_in_workers(reader: _Reader, plan: Iterable[list[_Row]], workers: int, timeout: int | float) -> Iterator[_Loaded]:
+def _load_in_workers(
+    reader: _Reader, plan: Iterable[list[_Row]], workers: int, timeout: int | float
+) -> Iterator[_Loaded]:
     loader: DataLoader[_Loaded] = DataLoader(
         reader,
         sampler=cast(Any, plan),

@@ -17,7 +17,7 @@ FOLDER = Path("data/train")
 def small_image_tokenizer() -> TokenizerConfig:
     """1.3 M parameters for two cores: 8x8 strides, 64,000 codes."""
     return TokenizerConfig(
-        quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5)),
+        quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5), temperature=0.1, losses=("batch_entropy",)),
         patch=4,
         width=48,
         multipliers=(1, 2),
@@ -28,20 +28,27 @@ def small_image_tokenizer() -> TokenizerConfig:
     )
 
 
-def tiny() -> TokenizerTraining:
-    """The small tokenizer on the photographs that smalti ships: about a minute on two cores."""
+def tiny(steps: int = 300) -> TokenizerTraining:
+    """The small tokenizer on the photographs that smalti ships; 300 steps are about a minute on two cores.
+
+    Crops of 64 pixels give four times the steps of crops of 128 for the same time, and the network has no fixed size.
+    The batch entropy spreads the codes: without it a tenth of the tokens' ids are distinct after 600 steps, with it
+    more than half, and the PSNR is 0.3 dB higher.
+    """
     return TokenizerTraining(
         tokenizer=small_image_tokenizer(),
-        data=ImagesConfig(path=photos("train"), size=64),
+        data=ImagesConfig(path=photos("train"), size=64, scale=(0.2, 0.7)),
         validation=ImagesConfig(path=photos("heldout"), size=128, crop="center", flip=False),
-        steps=300,
+        steps=steps,
         batch_size=8,
-        weights={"l2": 1.0},
+        weights={"l2": 1.0, "batch_entropy": -0.005},
+        entropy_boost=3.0,
+        entropy_boost_steps=steps,
         optimizer=OptimizerConfig(lr=2e-3, warmup=30),
         ema=0.99,
-        save_every=100,
-        sample_every=150,
-        eval_every=150,
+        save_every=max(1, steps // 3),
+        sample_every=max(1, steps // 2),
+        eval_every=max(1, steps // 8),
     )
 
 

@@ -19,22 +19,20 @@ def small_video_tokenizer() -> TokenizerConfig:
     return TokenizerConfig.parse({**small.plain(), "time": 4, "strides": ((4, 2),)}, where="tiny-video")
 
 
-def tiny_video() -> TokenizerTraining:
+def tiny_video(steps: int = 200) -> TokenizerTraining:
     """The small video tokenizer on the film that smalti ships."""
     return TokenizerTraining(
         tokenizer=small_video_tokenizer(),
-        data=VideosConfig(path=film("train"), size=64, frames=9),
-        validation=VideosConfig(
-            path=film("heldout"), size=128, frames=17, crop="center", flip=False, sampling="center"
-        ),
-        steps=200,
+        data=VideosConfig(path=film("train"), size=64, frames=9, scale=(0.4, 1.0)),
+        validation=VideosConfig(path=film("heldout"), size=128, frames=17, crop="center", flip=False, sampling="center"),
+        steps=steps,
         batch_size=4,
-        weights={"l2": 1.0},
-        optimizer=OptimizerConfig(lr=2e-3, warmup=30),
+        weights={"l2": 1.0, "batch_entropy": -0.005},
+        optimizer=OptimizerConfig(lr=1e-3, warmup=30),
         ema=0.99,
-        save_every=100,
-        sample_every=100,
-        eval_every=100,
+        save_every=max(1, steps // 3),
+        sample_every=max(1, steps // 2),
+        eval_every=max(1, steps // 4),
     )
 
 
