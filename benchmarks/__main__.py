@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, entropy, streaming
+from benchmarks import convolution, entropy, stems, streaming, training_step
 from benchmarks.measure import write
 
 
@@ -23,6 +23,8 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "entropy": entropy.measure,
     "streaming": streaming.measure,
     "convolution": convolution.measure,
+    "training_step": training_step.measure,
+    "stems": stems.measure,
 }
 
 

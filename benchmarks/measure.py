@@ -87,8 +87,8 @@ def _cpu() -> str:
     return f"{fields.get('model name', '?')} (family {fields.get('cpu family')}, model {fields.get('model')})"
 
 
-def write(name: str, rows: Sequence[Mapping[str, object]], **more: object) -> None:
-    """Keep a benchmark's rows in results/NAME.json."""
+def write(name: str, rows: Sequence[Mapping[str, object]], note: str) -> None:
+    """Keep a benchmark's rows, and what they mean, in results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
-    data = {"benchmark": name, **machine(), **more, "rows": list(rows)}
+    data = {"benchmark": name, **machine(), "note": note, "rows": list(rows)}
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,8 @@ from benchmarks.measure import child, peak_mb
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 
 LENGTHS = (300, 1000, 3000)
+RUNS = 3
+"""Of each length; the least peak counts, since the allocator's scatter of 5 MB only ever adds."""
 SIDE, CHUNK = 128, 8
 CONFIG = TokenizerConfig(
     width=32, multipliers=(1, 2, 2), strides=((1, 2), (2, 2)), patch=4, time=3, depth=1, decoder_depth=1, middle=1
@@ -49,7 +51,8 @@ def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     rows: list[dict[str, object]] = []
     first: dict[str, float] = {}
     for frames in LENGTHS:
-        found = child("benchmarks.streaming", frames)
+        runs = [child("benchmarks.streaming", frames) for _ in range(RUNS)]
+        found = min(runs, key=lambda run: run["peak_mb"])
         first = first or found
         more = found["frames"] - first["frames"]
         slope = (found["peak_mb"] - first["peak_mb"]) / more * 1000 if more else None

@@ -62,3 +62,11 @@ def test_a_missing_file_or_folder_is_named(smalti, tmp_path):
     assert_one_line(smalti("train", tmp_path / "none.yaml"), 2, tmp_path / "none.yaml")
     ended = smalti("train", "tiny", "--set", f"data.path={tmp_path / 'none'}", "--out", tmp_path / "run")
     assert_one_line(ended, 3, tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_the_quick_demo_ends_with_a_page(smalti, tmp_path):
+    ended = smalti("demo", "--quick", "--out", tmp_path / "demo")
+    assert ended.code == 0, ended.err
+    assert ended.out == f"{tmp_path / 'demo' / 'index.html'}: open this page to see it all\n"
+    assert (tmp_path / "demo" / "index.html").is_file()

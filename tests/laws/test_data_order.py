@@ -109,7 +109,7 @@ def test_a_restart_at_any_step_goes_on_as_if_nothing_was(length: int, size: int,
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_ranks_share_the_global_batch_by_turns(world: int) -> None:
     whole = list(islice(batches(Numbers(13), batch_size=6, seed=5), 8))
-    parts = [list(islice(batches(Numbers(13), batch_size=6, seed=5, rank=r, world=world), 8)) for r in range(world)]
+    parts = [list(islice(batches(Numbers(13), batch_size=6, seed=5, part=(r, world)), 8)) for r in range(world)]
     for step, batch in enumerate(whole):
         for rank in range(world):
             assert parts[rank][step].keys == batch.keys[rank::world]
@@ -191,9 +191,9 @@ def test_rows_of_different_size_are_one_clear_line() -> None:
 
 def test_impossible_ranks_are_refused() -> None:
     with pytest.raises(ConfigError, match="rank 2 of 2"):
-        next(batches(Numbers(4), batch_size=2, seed=0, rank=2, world=2))
+        next(batches(Numbers(4), batch_size=2, seed=0, part=(2, 2)))
     with pytest.raises(ConfigError, match="batch_size of 3"):
-        next(batches(Numbers(4), batch_size=2, seed=0, rank=0, world=3))
+        next(batches(Numbers(4), batch_size=2, seed=0, part=(0, 3)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

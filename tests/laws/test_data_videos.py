@@ -95,7 +95,6 @@ def test_a_variable_rate_is_sampled_by_time_within_half_a_frame(tmp_path: Path) 
     [
         ("a.mp4", "libx264", {"g": "9", "bf": "3"}),
         ("a.mp4", "libx264", {"g": "10", "bf": "2", "x264-params": "open-gop=1"}),
-        ("a.mp4", "libx265", {"g": "8", "x265-params": "log-level=none:open-gop=1"}),
         ("a.mkv", "libx264", {"g": "100"}),
         ("a.webm", "libvpx-vp9", {"g": "7", "auto-alt-ref": "1", "lag-in-frames": "10", "cpu-used": "8"}),
         ("a.ts", "libx264", {"g": "8", "bf": "2"}),

@@ -13,8 +13,8 @@ QUANTIZERS = [LFQConfig(bits=12), FSQConfig(), DSQConfig()]
 
 def image_tokenizer(norm="position", quantizer=None, start="repeat", seed=0):
     config = TokenizerConfig(
-        width=8, depth=1, decoder_depth=1, middle=1, patch=2, multipliers=(1, 2, 2), strides=((1, 2), (1, 2)), norm=norm,
-        quantizer=quantizer or FSQConfig(), start=start,
+        width=8, depth=1, decoder_depth=1, middle=1, patch=2, multipliers=(1, 2, 2), strides=((1, 2), (1, 2)),
+        norm=norm, quantizer=quantizer or FSQConfig(), start=start,
     )  # fmt: skip
     tokenizer = Tokenizer(config).double()
     rng = torch.Generator().manual_seed(seed)

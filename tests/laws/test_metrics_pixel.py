@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from smalti.metrics.pixel import SMALLEST_MS_SSIM, mse, ms_ssim, psnr, smallest, ssim, to_pixels
+from smalti.metrics.pixel import SMALLEST_MS_SSIM, ms_ssim, mse, psnr, smallest, ssim, to_pixels
 from tests.goldens.rule import load
 
 GOLDEN = load("metrics_psnr_ssim")

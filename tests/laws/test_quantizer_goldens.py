@@ -55,7 +55,7 @@ def test_lfq_equals_the_exact_form_of_vector_quantize_pytorch(bits, inverse, sca
     # Their logits are 2 * inverse * z * code, ours (2 z code - code^2) / temperature: temperature = 1 / inverse.
     quantizer = LFQConfig(bits=bits, temperature=1 / inverse).build().double()
     z = tensors[f"{name}.z"][:, :, None].requires_grad_()
-    codes, ids, losses = quantizer(z)
+    codes, _, losses = quantizer(z)
     msb_first = (codes[:, :, 0] > 0).long().mul(2 ** torch.arange(bits - 1, -1, -1).view(-1, 1, 1)).sum(1)
     assert torch.equal(msb_first.int(), tensors[f"{name}.ids"])
     exact = tensors[f"{name}.exact"]
@@ -102,10 +102,7 @@ def dsq_of(case):
     rows = []
     with torch.no_grad():
         for module, count in modules:
-            bins = int(module[-1]) - 1
-            shapes = {"start": (count, 1), "a": (count, bins), "scale1": (1, count), "scale2": (1, count)}
-            rows += [(module, channel, bins) for channel in range(count)]
-            del shapes
+            rows += [(module, channel, int(module[-1]) - 1) for channel in range(count)]
         for channel, (module, row, bins) in enumerate(rows):
             count = dict(modules)[module]
             weights = {
@@ -145,11 +142,13 @@ def test_dsq_equals_magicmaster_in_its_consistent_form(case):
 def test_dsq_gradients_equal_those_of_magicmaster(case):
     tensors = golden(case)
     quantizer, rows = dsq_of(case)
-    weights = {}
-    for name, shape in [("project_in.weight", (6, 128)), ("project_in.bias", (6,)), ("project_out.weight", (128, 6)), ("project_out.bias", (128,))]:
-        weights[name] = rule(f"quantizer.{name}", shape, "gold-v1/").double().requires_grad_()
-    z = tensors["z"].double()
-    inner = torch.einsum("dc,bcthw->bdthw", weights["project_in.weight"], z) + weights["project_in.bias"].view(-1, 1, 1, 1)
+    shapes = {"in.weight": (6, 128), "in.bias": (6,), "out.weight": (128, 6), "out.bias": (128,)}
+    weights = {
+        f"project_{name}": rule(f"quantizer.project_{name}", shape, "gold-v1/").double().requires_grad_()
+        for name, shape in shapes.items()
+    }
+    inner = torch.einsum("dc,bcthw->bdthw", weights["project_in.weight"], tensors["z"].double())
+    inner = inner + weights["project_in.bias"].view(-1, 1, 1, 1)
     codes = torch.einsum("cd,bdthw->bcthw", weights["project_out.weight"], quantizer(inner).codes)
     codes = codes + weights["project_out.bias"].view(-1, 1, 1, 1)
     loss = (codes * randn("probe.codes", codes.shape, "gold-v1/").double()).sum() / codes.numel() ** 0.5

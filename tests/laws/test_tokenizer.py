@@ -180,12 +180,22 @@ def test_a_stream_holds_no_graph_and_does_not_grow():
     assert len(set(sizes)) == 1
 
 
-@pytest.mark.parametrize(("first", "then"), [(4, None), (5, 3), (1, 5), (9, 1)])
-def test_a_chunk_of_a_wrong_length_is_refused(first, then):
+@pytest.mark.parametrize(("first", "wrong"), [(None, 4), (5, 3), (1, 5), (9, 1)])
+def test_a_chunk_of_a_wrong_length_is_refused(first, wrong):
     tokenizer, stream = built(), Stream()
-    with pytest.raises(ValueError, match="a chunk of a stream"):
+    if first:
         tokenizer.encode(clip(first), stream)
-        tokenizer.encode(clip(then), stream)
+    with pytest.raises(ValueError, match="a chunk of a stream"):
+        tokenizer.encode(clip(wrong), stream)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_tokenizer_of_any_type_takes_float32_video(dtype):
+    tokenizer, video = built(dtype=dtype), clip(5, dtype=torch.float32)
+    with torch.no_grad():
+        reconstruction = tokenizer(video)
+        assert reconstruction.video.dtype == dtype
+        assert torch.equal(tokenizer.decode(tokenizer.encode(video)), reconstruction.video)
 
 
 @exact

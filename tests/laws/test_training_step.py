@@ -1,12 +1,13 @@
 """One step against the plain way: two forwards of the tokenizer, two passes through every loss network."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 
-from smalti import losses as loss
+from benchmarks.training_step import ALONE, plain_gradients
 from smalti.adversary import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.data import ImagesConfig
 from smalti.data.samples import photos
@@ -14,11 +15,10 @@ from smalti.errors import ConfigError
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.train import state as states
-from smalti.train.common import World, follow_weights
+from smalti.train.common import follow_weights
 from smalti.train.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
-from smalti.train.step import _accumulate, step
+from smalti.train.step import accumulate, step
 
-ALONE = World(0, 1, torch.device("cpu"))
 MODEL = TokenizerConfig(
     width=8, depth=1, decoder_depth=1, middle=1, patch=2, multipliers=(1, 2), strides=((2, 2),), time=3,
     quantizer=LFQConfig(bits=6),
@@ -62,44 +62,13 @@ def clips(n=4, frames=3, size=16, seed=0):
     )
 
 
-def plain(state, video, index):
-    """Gradients of both players by the book."""
-    config, adversary = state.config, state.config.adversary
-    with torch.no_grad():
-        fake = state.tokenizer(video).video
-    samples = state.opponent.discriminator.samples
-    real = samples(video, index).requires_grad_()
-    fakes, reals = state.opponent.discriminator(samples(fake, index)), state.opponent.discriminator(real)
-    hinge = adversary.loss == "hinge"
-    lost = (loss.hinge_discriminator if hinge else loss.non_saturating_discriminator)(reals, fakes)
-    if adversary.penalty != "none":
-        penalty = loss.zero_centred if adversary.penalty == "zero_centred" else loss.one_centred
-        lost = lost + adversary.penalty_weight * penalty(loss.input_gradient_norms(reals, real))
-    if adversary.lecam:
-        lost = lost + adversary.lecam * loss.lecam(reals, fakes, loss.follow(None, reals, fakes))
-    of_discriminator = torch.autograd.grad(lost, list(state.opponent.discriminator.parameters()))
-    reconstruction = state.tokenizer(video)
-    named = {"l1": loss.l1(reconstruction.video, video), "l2": loss.l2(reconstruction.video, video)}
-    total = loss.weigh(named | dict(reconstruction.losses), config.weights)
-    played = (loss.hinge_generator if hinge else loss.non_saturating_generator)(
-        state.opponent.discriminator(samples(reconstruction.video, index))
-    )
-    weight = adversary.weight
-    if adversary.adaptive:
-        last = state.tokenizer.decoder.last_weight
-        # Without the quantizer's losses: they do not reach the last layer.
-        norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (total, played)]
-        weight = loss.adaptive_weight(*norms, scale=adversary.weight)
-    return torch.autograd.grad(total + weight * played, list(state.tokenizer.parameters())), of_discriminator
-
-
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_gradients_equal_those_of_two_forwards_and_two_passes(name):
     state = double(states.start(training(adversary=ADVERSARIES[name]), ALONE))
     video, index = clips(), torch.tensor([0, 2, 1, 1])
-    wanted = plain(state, video, index)
+    wanted = plain_gradients(state, video, index)
     state.opponent.anchors = None
-    _accumulate(state, video, index, 1.0)
+    accumulate(state, video, index, 1.0)
     for module, gradients in zip((state.tokenizer, state.opponent.discriminator), wanted, strict=True):
         for (parameter_name, parameter), gradient in zip(module.named_parameters(), gradients, strict=True):
             error = (parameter.grad - gradient).abs().max()
@@ -182,7 +151,7 @@ def test_learning_rates():
     rates = [cosine.rate(n, 110) for n in range(110)]
     assert math.isclose(rates[0], 0.1)
     assert max(rates) == rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert math.isclose(rates[-1], 0.1, abs_tol=1e-3)
     constant = OptimizerConfig(lr=1.0, warmup=0, schedule="constant")
     assert {constant.rate(n, 10) for n in range(10)} == {1.0}

@@ -1,6 +1,7 @@
 """The list of verbs, and how every failure becomes one line and a fixed exit code."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # A file name may hold bytes that the terminal's encoding has no letter for.
         if stream is not None and "reconfigure" in dir(stream):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: the seconds in which torch is taken down undo nothing
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """`smalti eval` and `smalti reconstruct`."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -60,7 +61,7 @@ def evaluate(
     if as_json:
         print(answer.report.to_json(), end="")
     else:
-        print(answer.report.to_text(), end="")
+        print(answer.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
     if answer.bad:
         _say_bad(answer.bad, answer.report.clips)
 

@@ -129,8 +129,11 @@ def demo(
     \b
     Examples:
       smalti demo
-      smalti demo --quick --out /tmp/demo
+      smalti demo --quick --out first-look
     """
+    # Two unbound threads on two shared cores wait for each other a clock tick at a time: here the demo's small kernels
+    # take up to 80 times as long. Must be set before torch is loaded; wrong where several processes share the cores.
+    os.environ.setdefault("OMP_PROC_BIND", "true")
     from smalti.app.demo import run_demo
 
     with ExitStack() as shown:

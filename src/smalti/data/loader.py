@@ -56,15 +56,14 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    part: tuple[int, int] = (0, 1),
     workers: int = 0,
     on_bad: OnBad | None = None,
     timeout: int | float = 120.0,
 ) -> Iterator[Batch]:
     """Batches of an endless shuffled run, from `start_step` on.
 
-    The GLOBAL batch of step n is positions n B ... n B + B - 1 of `Order`; of these, rank r of W takes r, r + W, ....
+    The GLOBAL batch of step n is positions n B ... n B + B - 1 of `Order`; of these, `part` (r, W) takes r, r + W, ....
     So order and augmentation are a pure function of (seed, epoch, index), and restarts, workers and ranks change
     nothing. A `Joint` source gives whole batches of one kind.
 
@@ -72,6 +71,7 @@ def batches(
     batch is bad, where rows differ in size, and (with workers) where a file takes longer than `timeout` seconds or
     kills its reader: the message names it. ConfigError where there are more ranks than rows.
     """
+    rank, world = part
     if not 0 <= rank < world:
         raise ConfigError(f"rank {rank} of {world} ranks: ranks are numbered from 0")
     if batch_size < world:

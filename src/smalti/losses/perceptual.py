@@ -239,27 +239,28 @@ def _read_either(path: Path) -> tuple[Net, dict[str, Tensor]]:
             raise fault from None
 
 
-def _shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def shapes(net: Net) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a net's weights, in the layout of this module's docstring."""
+    found: dict[str, tuple[int, ...]] = {}
     for spec in _SPECS[net]:
-        shapes[f"features.{spec.place}.weight"] = spec.shape
-        shapes[f"features.{spec.place}.bias"] = spec.shape[:1]
+        found[f"features.{spec.place}.weight"] = spec.shape
+        found[f"features.{spec.place}.bias"] = spec.shape[:1]
     for k, spec in enumerate(spec for spec in _SPECS[net] if spec.tap):
-        shapes[f"lin{k}.weight"] = (1, spec.shape[0], 1, 1)
-    return shapes
+        found[f"lin{k}.weight"] = (1, spec.shape[0], 1, 1)
+    return found
 
 
 def _check(weights: Mapping[str, Tensor], net: Net, where: str) -> None:
     """Names, shapes, float type and finiteness; one line for the first fault."""
-    shapes = _shapes(net)
-    for name in sorted({*shapes, *weights}):
-        if name not in shapes:
+    wanted = shapes(net)
+    for name in sorted({*wanted, *weights}):
+        if name not in wanted:
             raise IntegrityError(f"{where}: unexpected tensor {name!r}; is this LPIPS v0.1 for {net}?")
         if name not in weights:
             raise IntegrityError(f"{where}: the tensor {name!r} is missing; is this LPIPS v0.1 for {net}?")
         found = tuple(weights[name].shape)
-        if found != shapes[name]:
-            raise IntegrityError(f"{where}: {name} has shape {found}, expected {shapes[name]} for {net}")
+        if found != wanted[name]:
+            raise IntegrityError(f"{where}: {name} has shape {found}, expected {wanted[name]} for {net}")
         if not weights[name].is_floating_point() or not bool(weights[name].isfinite().all()):
             raise IntegrityError(f"{where}: {name} holds values that are not finite floating-point numbers")
 

@@ -20,8 +20,9 @@ Start = Literal["repeat", "zero"]
 class CausalConv(nn.Module):
     """A convolution over the current frame and the `time - 1` before it: y_t = sum_k W_k * x_{s t - (time - 1) + k}.
 
-    The sum over k is a sum of 2-D convolutions of shifted views (1.2 to 1.3 times as fast as padding and one 3-D
-    convolution on a CPU), so an image model is the same layer with `time=1`. `past="point"` gives the past taps 1x1
+    The sum over k is a sum of 2-D convolutions of shifted views, so an image model is the same layer with `time=1`, and
+    what a stream carries is the layer's own argument. Against padding and one 3-D convolution it takes 0.97 to 1.2
+    times as long forward and backward (benchmarks/results/convolution.json). `past="point"` gives the past taps 1x1
     kernels: 2/9 more operations than the 2-D convolution for two past frames, where full kernels take 2 times more.
     The past taps start at zero: a fresh model treats every frame as an image, which is also what `inflate` gives.
     """

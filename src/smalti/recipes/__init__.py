@@ -12,8 +12,7 @@ from smalti.recipes.image import image, paper_image, tiny
 from smalti.recipes.video import paper_video, tiny_video, video
 from smalti.train.config import TokenizerTraining
 
-
-DEMO_STEPS = (1500, 500)
+DEMO_STEPS = (1500, 300)
 """Image and video steps of `smalti demo`: within its six minutes on two cores."""
 
 
@@ -48,7 +47,13 @@ def catalogue() -> tuple[Recipe, ...]:
             tiny_video,
         ),
         Recipe("demo-image", "the image part of `smalti demo`", none, lambda: tiny(DEMO_STEPS[0]), lambda: tiny(8)),
-        Recipe("demo-video", "the video part of `smalti demo`", none, lambda: tiny_video(DEMO_STEPS[1]), lambda: tiny_video(8)),
+        Recipe(
+            "demo-video",
+            "the video part of `smalti demo`",
+            none,
+            lambda: tiny_video(DEMO_STEPS[1]),
+            lambda: tiny_video(8),
+        ),
         Recipe("image", "images at 128 px, 8x8, FSQ 64,000: our default", none, image, tiny),
         Recipe("video", "video at 17x128x128, 4x8x8, FSQ 64,000: our default", none, video, tiny_video),
         Recipe(

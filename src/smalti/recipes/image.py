@@ -15,16 +15,21 @@ FOLDER = Path("data/train")
 
 
 def small_image_tokenizer() -> TokenizerConfig:
-    """1.3 M parameters for two cores: 8x8 strides, 64,000 codes."""
+    """1.2 M parameters for two cores: 8x8 strides, 64,000 codes.
+
+    All blocks are at the resolution of the tokens, behind a stem of 8x8 pixels. In equal time on one core (100 s,
+    batches of 8 crops of 64 pixels, held-out photographs at 128) that gave 22.3 dB, against 21.8 dB for blocks at two
+    resolutions behind a 4x4 stem and 21.7 dB for three behind 2x2: it makes half as many steps again.
+    """
     return TokenizerConfig(
         quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5), temperature=0.1, losses=("batch_entropy",)),
-        patch=4,
-        width=48,
-        multipliers=(1, 2),
-        strides=((1, 2),),
+        patch=8,
+        width=96,
+        multipliers=(1, 1),
+        strides=((1, 1),),
         depth=1,
         decoder_depth=2,
-        middle=1,
+        middle=0,
     )
 
 

@@ -112,12 +112,22 @@ class Tokenizer(Stored, nn.Module):
             yield video
 
     def _to_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
-        z: Tensor = self.encoder(_time_first(video), stream)
+        z: Tensor = self.encoder(self._time_first(video), stream)
         return z.permute(1, 2, 0, 3, 4)
 
     def _to_video(self, codes: Tensor, stream: Stream | None = None) -> Tensor:
-        frames: Tensor = self.decoder(_time_first(codes), stream)
+        frames: Tensor = self.decoder(self._time_first(codes), stream)
         return frames.permute(1, 2, 0, 3, 4)
+
+    def _time_first(self, x: Tensor) -> Tensor:
+        """`b c t h w` as `t b c h w` in the type of the weights, with the channels last in memory.
+
+        That is up to 1.3 times as fast on a CPU, what a GPU's matrix units want, and always the same order in memory,
+        so that equal codes give equal bits.
+        """
+        frames = x.permute(2, 0, 1, 3, 4)
+        pictures = frames.flatten(0, 1).to(self.decoder.last_weight.dtype, memory_format=torch.channels_last)
+        return pictures.unflatten(0, frames.shape[:2])
 
     def _check_causal(self) -> None:
         if not self.is_causal:
@@ -132,10 +142,3 @@ class Tokenizer(Stored, nn.Module):
             raise ValueError(
                 f"a chunk of a stream has {rule} (found {frames}); encode_stream takes chunks of any length"
             )
-
-
-def _time_first(video: Tensor) -> Tensor:
-    """`b c t h w` as `t b c h w`, with the channels last in memory: 1.1 to 1.3 times as fast on a CPU, and what a GPU's
-    matrix units want; and always the same order in memory, so that equal codes give equal bits."""
-    frames = video.permute(2, 0, 1, 3, 4)
-    return frames.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, frames.shape[:2])

@@ -75,8 +75,7 @@ def _run(
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=state.step,
-        rank=world.rank,
-        world=world.size,
+        part=(world.rank, world.size),
         workers=config.workers,
         on_bad=bad,
     )

@@ -57,7 +57,7 @@ def step(state: TrainState, video: Tensor) -> Measured:
     for i, (part, index) in enumerate(zip(parts, frames, strict=True)):
         last = i == len(parts) - 1
         with _unsynced(state.shared, last), _unsynced(None if state.opponent is None else state.opponent.shared, last):
-            measured, ids = _accumulate(state, part.to(world.device), index, len(part) / len(video))
+            measured, ids = accumulate(state, part.to(world.device), index, len(part) / len(video))
         usage.update(ids.cpu())
         for name, value in measured.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * (len(part) / len(video))
@@ -78,7 +78,7 @@ def step(state: TrainState, video: Tensor) -> Measured:
     )
 
 
-def _accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
+def accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
     """Add one part's gradients, times its share of the batch, to both players; its losses and ids."""
     config = state.config
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):

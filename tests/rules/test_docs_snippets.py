@@ -1,0 +1,129 @@
+"""The documents run: their Python, their options, their training commands; and what they name is there."""
+
+import re
+import runpy
+import shlex
+import tempfile
+
+import pytest
+import typer
+
+from smalti.adversary import Magvit3DConfig, PatchConfig, StyleGAN2Config
+from smalti.cli import app
+from smalti.data import ImagesConfig, JointConfig, VideosConfig
+from smalti.errors import ConfigError
+from smalti.metrics import Protocol
+from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
+from smalti.recipes import find
+from smalti.tokenizer import TokenizerConfig
+from smalti.train.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
+from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
+from tests.rules.tree import ROOT, modules
+
+COMMAND = re.compile(r"(?:^|[/\s])smalti +([a-z]+)([^\n&|>#]*)")
+FAULT_CODE = re.compile(r"BadFile\([^,]+, \"([a-z-]+)\"(?: if \w+ else \"([a-z-]+)\")?")
+
+
+def blocks(*languages):
+    """(document:line, code) of the fenced blocks in one of `languages`."""
+    for path, text in DOCUMENTS:
+        for block in FENCE.finditer(text):
+            if block[3].strip() in languages:
+                line = line_of(text, block.start(4))
+                yield f"{path.relative_to(ROOT).as_posix()}:{line}", block[4], line
+
+
+PYTHON = list(blocks("python"))
+COMMANDS = [
+    (place, verb, shlex.split(rest))
+    for place, code, _ in blocks("sh")
+    for verb, rest in COMMAND.findall(code.replace("\\\n", " "))
+]
+
+
+@pytest.mark.parametrize(("code", "line"), [block[1:] for block in PYTHON], ids=[block[0] for block in PYTHON])
+def test_python_in_the_docs_runs(code, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = tmp_path / "snippet.py"
+    script.write_text("\n" * (line - 1) + code, encoding="utf-8")  # a traceback then names the line of the document
+    runpy.run_path(str(script))
+
+
+@pytest.mark.parametrize(("place", "verb", "words"), COMMANDS, ids=[f"{c[0]}-{c[1]}" for c in COMMANDS])
+def test_options_in_the_docs_are_options(place, verb, words):
+    command = typer.main.get_command(app).commands[verb]
+    known = {"--help", "-h", "--debug"}.union(*([*p.opts, *p.secondary_opts] for p in command.params))
+    wrong = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+    assert not wrong, f"{place}: smalti {verb} has no {wrong}"
+
+
+TRAINED = [c for c in COMMANDS if c[1] == "train" and not c[2][0].endswith((".yaml", ".yml"))]
+
+
+@pytest.mark.parametrize(("place", "verb", "words"), TRAINED, ids=[c[0] for c in TRAINED])
+def test_training_commands_in_the_docs_are_valid_configs(place, verb, words):
+    assignments = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    try:
+        find(words[0], tiny="--tiny" in words).override(assignments)
+    except ConfigError as error:
+        pytest.fail(f"{place}: {error}")
+
+
+def test_tests_that_the_docs_name_are_there():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in modules("tests"))
+    known = set(re.findall(r"def (test_\w+)", source)) | {path.stem for path in modules("tests")}
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, text in DOCUMENTS
+        for name in re.findall(r"`(?:[\w/]+\.py::)?(test_\w+)(?:\.py)?`", text)
+        if name not in known
+    ]
+    assert not missing, missing
+
+
+FIELDS = {
+    "training.md": (TokenizerTraining, OptimizerConfig, AdversaryConfig, PatchConfig, StyleGAN2Config, Magvit3DConfig),
+    "data.md": (ImagesConfig, VideosConfig, JointConfig),
+    "architecture.md": (TokenizerConfig,),
+    "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
+    "metrics.md": (Protocol,),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_docs_name_every_field(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    missing = [
+        f"{config.__name__}.{field}"
+        for config in FIELDS[name]
+        for field in config.model_fields
+        if field != "kind" and f"`{field}`" not in text
+    ]
+    assert not missing, missing
+
+
+def test_the_docs_name_what_may_change_when_a_run_is_resumed():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("May change:"))
+    assert set(re.findall(r"`(\w+)`", line)) == RESUMABLE
+
+
+def test_the_docs_name_every_code_of_a_bad_file():
+    found = [FAULT_CODE.findall(path.read_text(encoding="utf-8")) for path in modules("src")]
+    codes = {code for matches in found for match in matches for code in match if code}
+    table = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("## Bad files")[2]
+    assert codes == set(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE))
+
+
+def test_the_docs_of_the_command_line_name_every_verb_and_option():
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    missing = []
+    for verb, command in typer.main.get_command(app).commands.items():
+        section = re.search(rf"^## {verb}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        if section is None:
+            missing.append(verb)
+            continue
+        options = [name for p in command.params for name in (*p.opts, *p.secondary_opts) if name.startswith("--")]
+        missing += [f"{verb} {name}" for name in options if name != "--help" and f"`{name}" not in section[1]]
+    assert not missing, missing
