@@ -202,7 +202,7 @@ def test_evaluation_shows_every_good_sample_once_in_order(batch_size: int, world
     faults: list[BadFile] = []
     source = Numbers(10, bad=(0, 5, 6, 7))
     runs = [
-        list(evaluation(source, batch_size=batch_size, rank=r, world=world, on_bad=faults.append)) for r in range(world)
+        list(evaluation(source, batch_size=batch_size, part=(r, world), on_bad=faults.append)) for r in range(world)
     ]
     for rank, run in enumerate(runs):
         keys = [key for batch in run for key in batch.keys]

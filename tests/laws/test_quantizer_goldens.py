@@ -1,4 +1,4 @@
-"""The quantizers against numbers from vector-quantize-pytorch, MagicMaster and Open-MAGVIT2 (tests/goldens/README.md)."""
+"""The quantizers against numbers of vector-quantize-pytorch, MagicMaster and Open-MAGVIT2 (see tests/goldens)."""
 
 from pathlib import Path
 

@@ -126,7 +126,7 @@ def inflate(
 
     \b
     Examples:
-      smalti inflate runs/image --out video-start --time-strides 1,2,2
+      smalti inflate runs/image --out video-start --time-strides 4 --time 4
       smalti train video --set init=video-start --set data.path=clips
     """
     from smalti.tokenizer import inflate as inflated

@@ -92,18 +92,18 @@ def evaluation(
     source: Source,
     *,
     batch_size: int = 1,
-    rank: int = 0,
-    world: int = 1,
+    part: tuple[int, int] = (0, 1),
     workers: int = 0,
     on_bad: OnBad | None = None,
     timeout: int | float = 120.0,
 ) -> Iterator[Batch]:
     """Every sample once, in the order of the source, for measuring; `step` counts batches.
 
-    Rank r of W takes samples r, r + W, .... Bad files go to `on_bad` and are left out; a batch of bad files alone is
+    `part` (r, W) takes samples r, r + W, .... Bad files go to `on_bad` and are left out; a batch of bad files alone is
     passed over, so that `ok + bad = listed`. Crops that a source draws are the same at every call. Batches of more
     than one need samples of one size. Raises as `batches` does, and InputError at the end where every file was bad.
     """
+    rank, world = part
     mine = range(rank, len(source), world)
     plan = [[_Row(0, 0, i) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size)]
     good, last = 0, None

@@ -54,21 +54,24 @@ def run(
     undisturbed run, bit for bit on the same machine. SIGTERM and SIGINT save first. Raises SmaltiError.
     """
     with join_world(device) as world:
+        source, state = (
+            config.data.build(),
+            states.start(config, world),
+        )  # what can fail does so before a file is written
         if world.leads:
             _prepare(config, out, resume)
         world.barrier()
         with lock(out / ".lock") if world.leads else nullcontext(), _stoppable() as stopped:
-            return _run(config, out, resume, world, watch, stopped)
+            digest = states.digest_of(_keys(source))
+            if resume:
+                _resume(state, out, digest, len(source))
+            return _run(state, source, digest, out, watch, stopped)
 
 
 def _run(
-    config: TokenizerTraining, out: Path, resume: bool, world: World, watch: Watch | None, stopped: list[int]
+    state: TrainState, source: Source | Joint, digest: str, out: Path, watch: Watch | None, stopped: list[int]
 ) -> Path:
-    source = config.data.build()
-    digest = states.digest_of(_keys(source))
-    state = states.start(config, world)
-    if resume:
-        _resume(state, out, digest, len(source))
+    config, world = state.config, state.world
     bad = BadFileLog(out / f"bad_files{f'-{world.rank}' if world.rank else ''}.jsonl")
     stream = batches(
         source,
