@@ -21,15 +21,10 @@ SECONDS = 100.0
 """CPU time of each contender."""
 
 CONTENDERS: Mapping[str, Mapping[str, Any]] = {
-    "patch 8, one resolution (tiny)": {},
+    "tiny: patch 8, one resolution": {},
     "patch 4, two resolutions": {"patch": 4, "width": 48, "multipliers": (1, 2), "strides": ((1, 2),), "middle": 1},
-    "patch 2, three resolutions": {
-        "patch": 2,
-        "width": 16,
-        "multipliers": (1, 2, 4),
-        "strides": ((1, 2), (1, 2)),
-        "middle": 1,
-    },
+    "patch 2, three resolutions": {"patch": 2, "width": 16, "multipliers": (1, 2, 4), "strides": ((1, 2), (1, 2))},
+    "deeper decoder": {"decoder_depth": 3},
     "norm per frame": {"norm": "frame"},
     "no adaptive norm": {"adaptive": False},
     "no batch entropy": {"quantizer": {"kind": "fsq", "levels": (8, 8, 8, 5, 5, 5)}},
@@ -73,7 +68,7 @@ def _train(changes: Mapping[str, Any]) -> dict[str, object]:
 
 def _config(changes: Mapping[str, Any]) -> TokenizerTraining:
     base = find("tiny")
-    plain = base.plain() | {"steps": 10_000, "optimizer": OptimizerConfig(lr=2e-3, warmup=300).plain()}
+    plain = base.plain() | {"steps": 10_000, "optimizer": OptimizerConfig(lr=4e-3, warmup=300).plain()}
     plain["tokenizer"] = plain["tokenizer"] | dict(changes)
     plain["entropy_boost_steps"] = 10_000
     if not plain["tokenizer"]["quantizer"].get("losses"):

@@ -233,3 +233,14 @@ def test_every_shipped_file_has_its_licence_and_all_weigh_under_5_mb() -> None:
     for picture in photos("train").iterdir():
         with Image.open(picture) as image:
             assert not image.getexif()
+
+
+def test_pictures_kept_in_memory_are_the_pictures_on_disk() -> None:
+    once, kept = (ImagesConfig(path=photos("train"), size=32, in_memory=n).build() for n in (0, 3))
+    for _ in range(2):
+        for index in (0, 1, 2, 3, 4):
+            assert torch.equal(once.load(index, rng(index)), kept.load(index, rng(index)))
+    assert len(kept._kept) == 3
+    whole = ImagesConfig(path=photos("train"), size=None, crop="center", flip=False, in_memory=1).build()
+    whole.load(0, rng()).zero_()  # what a caller does to a sample does not reach the kept picture
+    assert whole.load(0, rng()).any()

@@ -128,6 +128,8 @@ class ImagesConfig(Config):
     """Larger pictures are bad files."""
     limit: int = Field(default=20_000_000, ge=1)
     """At most this many files are listed."""
+    in_memory: int = Field(default=0, ge=0)
+    """Keep this many pictures decoded, those met first; for sets that are read many times and fit."""
 
     def build(self) -> "Images":
         """List the files. Raises InputError where there are none, or the list has faults."""
@@ -141,6 +143,7 @@ class Images:
     def __init__(self, config: ImagesConfig, listing: Listing) -> None:
         self.config = config
         self.listing = listing
+        self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.listing.files)
@@ -165,7 +168,7 @@ class Images:
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "1 h w 3"]:
         """One picture, cropped, scaled and mirrored as the config says. Raises BadFile."""
         config = self.config
-        pixels = read_image(self.path(index), max_pixels=config.max_pixels).numpy()
+        pixels = self._read(index).numpy()
         view = choose_view(
             (pixels.shape[0], pixels.shape[1]),
             pair(config.size),
@@ -175,4 +178,12 @@ class Images:
             resize=config.resize,
             rng=rng,
         )
-        return torch.from_numpy(view.apply(pixels))[None]
+        return torch.from_numpy(np.array(view.apply(pixels)))[None]
+
+    def _read(self, index: int) -> UInt8[Tensor, "h w 3"]:
+        if index in self._kept:
+            return self._kept[index]
+        pixels = read_image(self.path(index), max_pixels=self.config.max_pixels)
+        if len(self._kept) < self.config.in_memory:
+            self._kept[index] = pixels
+        return pixels

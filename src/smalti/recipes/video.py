@@ -20,18 +20,18 @@ def tiny_video(steps: int = 200) -> TokenizerTraining:
     """The small video tokenizer on the film that smalti ships."""
     return TokenizerTraining(
         tokenizer=small_video_tokenizer(),
-        data=VideosConfig(path=film("train"), size=64, frames=9, scale=(0.4, 1.0)),
+        data=VideosConfig(path=film("train"), size=64, frames=9, scale=(0.4, 0.8)),
         validation=VideosConfig(
             path=film("heldout"), size=128, frames=17, crop="center", flip=False, sampling="center"
         ),
         steps=steps,
         batch_size=4,
-        weights={"l2": 1.0, "batch_entropy": -0.005},
-        optimizer=OptimizerConfig(lr=1e-3, warmup=30),
+        weights={"l2": 1.0, "batch_entropy": -0.001},
+        optimizer=OptimizerConfig(lr=2e-3, warmup=min(30, steps)),
         ema=0.99,
         save_every=max(1, steps // 3),
         sample_every=max(1, steps // 2),
-        eval_every=max(1, steps // 4),
+        eval_every=max(1, steps // 2),
     )
 
 

@@ -14,7 +14,7 @@ from smalti.data import BadFileLog, Batch, Joint, Source, batches
 from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
 from smalti.files import lock, remove_leftovers, write_bytes
 from smalti.train import state as states
-from smalti.train.common import World, join_world
+from smalti.train.common import join_world
 from smalti.train.config import RESUMABLE, TokenizerTraining
 from smalti.train.log import RunLog
 from smalti.train.state import TrainState
