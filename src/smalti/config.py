@@ -48,13 +48,24 @@ class Config(BaseModel):
             _assign(data, path, value, assignment)
         return type(self).parse(data, where="--set")
 
+    def replace(self: C, changes: Mapping[str, object]) -> C:
+        """A copy with other values in some fields, checked as a new config is."""
+        return type(self).parse({**dict(self), **changes}, where=type(self).__name__)
+
     def plain(self) -> dict[str, Any]:
         """The config as plain data: dicts, lists, numbers, strings."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
         """The config as YAML text; `load_yaml` reads it back to an equal config (quotes suit YAML 1.1 readers too)."""
-        return yaml.dump(self.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        data = self.plain()
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        if any(c in text for c in _ODD_BREAKS):  # written as they are, these read back as ordinary line breaks
+            text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+        return text
+
+
+_ODD_BREAKS = "\x85\u2028\u2029\ufeff"
 
 
 class _Loader(yaml.SafeLoader):

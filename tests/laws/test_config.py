@@ -89,6 +89,8 @@ PLANS = st.builds(
 @example(Plan(name="yes"))
 @example(Plan(name="1:30"))
 @example(Plan(name="line\nbreak: {a"))
+@example(Plan(name="\x85"))
+@example(Plan(name="a\u2028b\ufeff"))
 @example(Plan(rate=math.inf, weights={"1e5": 1.0, "null": 2.0}))
 def test_yaml_gives_back_an_equal_config(plan):
     assert read(plan.to_yaml()) == plan

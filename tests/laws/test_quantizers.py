@@ -167,7 +167,7 @@ def test_sign_of_zero_is_the_lower_digit():
         ({"kind": "dsq", "levels": [2**31, 2**31, 2]}, "more than 2^62"),
         ({"kind": "fsq", "levels": "8,8"}, "q.levels"),
         ({"kind": "fsq", "levels": [8.5, 8]}, "q.levels.0"),
-        ({"kind": "vq"}, "'lfq', 'fsq', 'dsq'"),
+        ({"kind": "vq"}, "dsq, fsq, lfq"),
         ({"kind": "lfq", "bitz": 3}, "did you mean 'bits'"),
         ({"kind": "lfq", "losses": ["commitmant"]}, "commitment"),
         ({"kind": "lfq", "temperature": 0.0}, "greater than 0"),

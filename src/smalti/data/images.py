@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smalti.config import Config, PathField
 from smalti.data.crop import Crop, Filter, ScaleField, SizeField, choose_view, pair
-from smalti.data.lists import Listing, list_files
+from smalti.data.lists import Listed, Listing, list_files
 from smalti.data.source import MAX_PIXELS, one_line, open_media, printable
 from smalti.errors import BadFile
 
@@ -137,33 +137,13 @@ class ImagesConfig(Config):
         return Images(self, listing)
 
 
-class Images:
+class Images(Listed):
     """Pictures as samples of one frame; a `Source`."""
 
     def __init__(self, config: ImagesConfig, listing: Listing) -> None:
+        super().__init__(listing)
         self.config = config
-        self.listing = listing
         self._kept: dict[int, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.listing.files)
-
-    def key(self, index: int) -> str:
-        """The path relative to the root, on one line."""
-        return printable(self.listing.files[index])
-
-    def path(self, index: int) -> Path:
-        """The file of a sample."""
-        return self.listing.root / self.listing.files[index]
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample, an index into `classes`."""
-        return None if self.listing.labels is None else self.listing.labels[index]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self.listing.classes
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "1 h w 3"]:
         """One picture, cropped, scaled and mirrored as the config says. Raises BadFile."""

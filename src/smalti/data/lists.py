@@ -24,6 +24,33 @@ class Listing(NamedTuple):
     """Files of the folder that have another suffix."""
 
 
+class Listed:
+    """What pictures and videos have in common as a `Source`: they are files of a listing."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+
+    def __len__(self) -> int:
+        return len(self.listing.files)
+
+    def key(self, index: int) -> str:
+        """The path relative to the root, on one line."""
+        return printable(self.listing.files[index])
+
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        return self.listing.root / self.listing.files[index]
+
+    def label(self, index: int) -> int | None:
+        """The class of a sample, an index into `classes`."""
+        return None if self.listing.labels is None else self.listing.labels[index]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.listing.classes
+
+
 def list_files(
     path: Path,
     suffixes: Sequence[str],

@@ -14,7 +14,7 @@ from smalti.config import Config, PathField
 from smalti.data.crop import Crop, Filter, ScaleField, SizeField, choose_view, pair
 from smalti.data.decode import VideoReader, open_video
 from smalti.data.encode import write_video
-from smalti.data.lists import Listing, list_files
+from smalti.data.lists import Listed, Listing, list_files
 from smalti.data.source import MAX_PIXELS, printable
 from smalti.errors import BadFile
 
@@ -123,32 +123,12 @@ class VideosConfig(Config):
         return Videos(self, listing)
 
 
-class Videos:
+class Videos(Listed):
     """Video files as samples of one clip each; a `Source`."""
 
     def __init__(self, config: VideosConfig, listing: Listing) -> None:
+        super().__init__(listing)
         self.config = config
-        self.listing = listing
-
-    def __len__(self) -> int:
-        return len(self.listing.files)
-
-    def key(self, index: int) -> str:
-        """The path relative to the root, on one line."""
-        return printable(self.listing.files[index])
-
-    def path(self, index: int) -> Path:
-        """The file of a sample."""
-        return self.listing.root / self.listing.files[index]
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample, an index into `classes`."""
-        return None if self.listing.labels is None else self.listing.labels[index]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self.listing.classes
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
         """One clip; all its frames are cropped, scaled and mirrored alike. Raises BadFile."""

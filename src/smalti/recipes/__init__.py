@@ -12,7 +12,7 @@ from smalti.recipes.image import image, paper_image, tiny
 from smalti.recipes.video import paper_video, tiny_video, video
 from smalti.train.config import TokenizerTraining
 
-DEMO_STEPS = (2000, 350)
+DEMO_STEPS = (2300, 320)
 """Image and video steps of `smalti demo`: within its six minutes on two cores."""
 
 

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from smalti.config import load_yaml
-from smalti.data import BadFileLog, Batch, Joint, Source, batches
+from smalti.data import BadFileLog, Batch, Source, batches
 from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
 from smalti.files import lock, remove_leftovers, write_bytes
 from smalti.train import state as states
@@ -54,23 +54,20 @@ def run(
     undisturbed run, bit for bit on the same machine. SIGTERM and SIGINT save first. Raises SmaltiError.
     """
     with join_world(device) as world:
-        source, state = (
-            config.data.build(),
-            states.start(config, world),
-        )  # what can fail does so before a file is written
+        # What can fail for want of files, weights or memory does so before anything is written.
+        source = config.data.build()
+        state = states.start(config, world)
         if world.leads:
             _prepare(config, out, resume)
         world.barrier()
         with lock(out / ".lock") if world.leads else nullcontext(), _stoppable() as stopped:
-            digest = states.digest_of(_keys(source))
+            digest = states.digest_of([source.key(i) for i in range(len(source))])
             if resume:
                 _resume(state, out, digest, len(source))
             return _run(state, source, digest, out, watch, stopped)
 
 
-def _run(
-    state: TrainState, source: Source | Joint, digest: str, out: Path, watch: Watch | None, stopped: list[int]
-) -> Path:
+def _run(state: TrainState, source: Source, digest: str, out: Path, watch: Watch | None, stopped: list[int]) -> Path:
     config, world = state.config, state.world
     bad = BadFileLog(out / f"bad_files{f'-{world.rank}' if world.rank else ''}.jsonl")
     stream = batches(
@@ -100,25 +97,18 @@ def _run(
             if config.validation is not None and (ended or state.step % config.eval_every == 0):
                 log.validate(state)
             if stop and not ended:
-                raise Stopped(
-                    f"stopped by signal {stopped[0]} at step {state.step}, saved; go on with --resume", stopped[0]
-                )
+                raise Stopped(state.step, stopped[0] if stopped else signal.SIGTERM)  # else another rank was told
         if world.leads:
             state.average.save(out / "tokenizer", replace=True)
         world.barrier()
     return out / "tokenizer"
 
 
-def _keys(source: Source | Joint) -> list[str]:
-    parts: list[Source] = [source.images, source.videos] if isinstance(source, Joint) else [source]
-    return [part.key(i) for part in parts for i in range(len(part))]
-
-
 class Stopped(SmaltiError):
     """The run was asked to stop and has saved."""
 
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped by signal {int(number)} at step {step}, saved; go on with --resume")
         self.exit_code = 128 + number
 
 
