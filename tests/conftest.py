@@ -1,4 +1,4 @@
-"""One thread, so that results do not depend on the machine's load, and no network."""
+"""One thread, so that results do not depend on the machine's load; no network; the same examples at every run."""
 
 import os
 
@@ -6,5 +6,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)  # new examples: pytest --hypothesis-profile=search
+settings.load_profile("repeat")
