@@ -104,7 +104,7 @@ def measure() -> tuple[str, list[dict[str, object]]]:
     for name, discriminator in (("patch", PatchConfig()), ("stylegan2", StyleGAN2Config(size=128))):
         one, two = training(discriminator), training(discriminator)
         difference = _difference(copy.deepcopy(one), video)
-        times = fastest({"ours": lambda s=one: step(s, video), "plain": lambda s=two: plain_step(s, video)}, rounds=5)
+        times = fastest({"ours": lambda s=one: step(s, video), "plain": lambda s=two: plain_step(s, video)}, rounds=3)
         rows.append(
             {
                 "discriminator": name,
