@@ -6,14 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from smalti.data import BadFileLog, JointConfig, evaluation
 from smalti.files import write_bytes
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.sheet import contact_sheet, difference
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import round_trip, score
 from smalti.train.config import TokenizerTraining
 from smalti.train.state import TrainState
 from smalti.train.step import Measured
@@ -81,8 +80,8 @@ class RunLog:
         self._samples = self._samples or _first_clips(state.config)
         rows = []
         for video in self._samples:
-            with torch.inference_mode():
-                again = state.average(video.to(state.world.device)).video.cpu()
+            # Encoded and decoded, not `forward`: its entropies are taken over all ranks, and this rank is alone here.
+            again = round_trip(state.average, video)[0].cpu()
             rows.append([to_uint8(v)[0, -1].numpy() for v in (video, again)])
         sheet = contact_sheet(
             [[a, b, difference(a, b)] for a, b in rows], ["original", "reconstruction", "difference x4"]
