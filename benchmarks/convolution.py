@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import fastest
-from smalti.nn.causal import CausalConv
+from smalti.nn.causal import CausalConv, Window
 
 SIZES = ((32, 9, 64), (64, 9, 32), (128, 5, 32))
 """(channels, frames, side)"""
@@ -52,7 +52,7 @@ def step(layer: Callable[[Tensor], Tensor], x: Tensor, backward: bool) -> Callab
 def layers(channels: int) -> tuple[CausalConv, PaddedConv3d]:
     """The two, with equal random weights."""
     rng = torch.Generator().manual_seed(channels)
-    ours = CausalConv(channels, channels, time=3, past="full")
+    ours = CausalConv(channels, channels, Window(3, "full"))
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=rng) / (27 * channels) ** 0.5)
@@ -65,7 +65,7 @@ def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     for channels, frames, side in SIZES:
         for memory, order in (("NCDHW", torch.contiguous_format), ("NDHWC", torch.channels_last_3d)):
             ours, usual = layers(channels)
-            point = CausalConv(channels, channels, time=3, past="point")
+            point = CausalConv(channels, channels, Window(3, "point"))
             rng = torch.Generator().manual_seed(frames)
             video = torch.randn(1, channels, frames, side, side, generator=rng)
             usual.to(memory_format=order)  # type: ignore[call-overload]

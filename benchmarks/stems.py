@@ -26,7 +26,7 @@ CONTENDERS: Mapping[str, Mapping[str, Any]] = {
     "patch 2, three resolutions": {"patch": 2, "width": 16, "multipliers": (1, 2, 4), "strides": ((1, 2), (1, 2))},
     "deeper decoder": {"decoder_depth": 3},
     "norm per frame": {"norm": "frame"},
-    "no adaptive norm": {"adaptive": False},
+    "no adaptive norm": {"adaptive": "none"},
     "no batch entropy": {"quantizer": {"kind": "fsq", "levels": (8, 8, 8, 5, 5, 5)}},
 }
 

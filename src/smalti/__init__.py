@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
-    from smalti.tokenizer import Tokenizer, TokenizerConfig, load
+    from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
 _HOMES = {
     "DSQConfig": "smalti.quantize",
@@ -24,10 +24,11 @@ _HOMES = {
     "Stream": "smalti.nn.stream",
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
+    "VQGANConfig": "smalti.tokenizer",
     "load": "smalti.tokenizer",
 }
 
-__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "load"]
+__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "VQGANConfig", "load"]
 
 
 def __getattr__(name: str) -> Any:

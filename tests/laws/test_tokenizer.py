@@ -18,12 +18,26 @@ PLANS = {
     "patch": {"multipliers": (1, 2, 3), "strides": ((2, 2), (2, 1)), "patch": 4, "time": 3, "past": "point"},
     "zero": {"multipliers": (1, 2), "strides": ((2, 2),), "patch": 2, "time": 2, "past": "full", "start": "zero"},
     "image": {"multipliers": (1, 2), "strides": ((1, 2),), "patch": 2, "time": 1},
+    "grey": {
+        **{"multipliers": (1, 2, 2), "strides": ((1, 2), (2, 2)), "time": 3, "past": "full", "start": "grey"},
+        **{"stem_kernel": 5, "stem_time": 5, "head_kernel": 1, "head_time": 1, "code_kernel": 1, "final_norm": False},
+        **{"adaptive_source": "first", "activate_upsample": True, "depth": (1, 0, 2), "decoder_depth": (0, 1, 1)},
+    },
+    "plain": {
+        "multipliers": (1, 2),
+        "strides": ((4, 2),),
+        "time": 4,
+        "start": "grey",
+        "bias": False,
+        "adaptive": "none",
+    },
+    "pooled": {"multipliers": (1, 2), "strides": ((2, 2),), "time": 3, "adaptive": "frame"},
 }
 
 
 def built(plan="patch", norm="position", quantizer=None, dtype=torch.float64, seed=0):
     """A tokenizer whose every parameter is random (past taps and biases start at zero and would hide faults)."""
-    config = TokenizerConfig(**SMALL, **PLANS[plan], norm=norm, quantizer=quantizer or FSQConfig())
+    config = TokenizerConfig(**{**SMALL, **PLANS[plan]}, norm=norm, quantizer=quantizer or FSQConfig())
     tokenizer = Tokenizer(config)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -123,7 +137,7 @@ def test_any_size_round_trips_to_the_same_shape(plan, frames, height, width, bat
         assert tokenizer.decode(reconstruction.ids, size=(frames, height, width)).shape == video.shape
 
 
-@pytest.mark.parametrize("plan", ["paper", "patch", "image"])
+@pytest.mark.parametrize("plan", ["paper", "patch", "image", "grey", "plain"])
 def test_tiles_equal_the_whole_frame(plan):
     tokenizer = built(plan)
     video = clip(3, 48, 80)
@@ -201,7 +215,7 @@ def test_a_tokenizer_of_any_type_takes_float32_video(dtype):
 @exact
 def test_gradients_reach_every_parameter(plan, norm):
     tokenizer = built(plan, norm, quantizer=DSQConfig(levels=(8, 5, 4)))
-    reconstruction = tokenizer(clip(9))
+    reconstruction = tokenizer(clip(17))
     (reconstruction.video.square().mean()).backward()
     silent = [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent

@@ -61,6 +61,7 @@ app.command("train", short_help="Train a tokenizer by a recipe or a config.")(ru
 app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(measure.evaluate)
 app.command("reconstruct", short_help="Pictures and videos to tokens and back.")(measure.reconstruct)
 app.command("inflate", short_help="Make a video tokenizer of an image tokenizer.")(tokenizers.inflate)
+app.command("import", short_help="Make a tokenizer of somebody else's checkpoint.")(tokenizers.import_checkpoint)
 app.command("info", short_help="Say what a tokenizer or a run is.")(tokenizers.info)
 app.command("recipes", short_help="List the recipes, or print one.")(runs.recipes)
 app.command("doctor", short_help="Check this machine.")(doctor.doctor)

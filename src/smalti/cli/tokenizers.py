@@ -121,6 +121,9 @@ def inflate(
     past: Annotated[
         Literal["full", "point"] | None, typer.Option(help="Kernels of past frames: whole, or 1x1; as trained if none.")
     ] = None,
+    norm: Annotated[
+        Literal["position", "frame", "clip"] | None, typer.Option(help="Other norms; clip is mindone's, not causal.")
+    ] = None,
 ) -> None:
     """Make a video tokenizer that starts as the given image tokenizer on every frame.
 
@@ -131,13 +134,57 @@ def inflate(
     """
     from smalti.tokenizer import inflate as inflated
 
-    try:
-        strides = tuple(int(stride) for stride in time_strides.split(","))
-    except ValueError:
-        raise ConfigError(f"--time-strides {time_strides}: expected whole numbers with commas, as in 1,2,2") from None
-    video = inflated(open_tokenizer(image_tokenizer), strides, time=time, past=past)
+    strides = _numbers("--time-strides", time_strides)
+    video = inflated(open_tokenizer(image_tokenizer), strides, time=time, past=past, norm=norm)
     video.save(out)
     print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (frames, rows, columns)")
+
+
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of MagicMaster (.pth).")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there.")],
+    levels: Annotated[
+        str | None, typer.Option(help="FSQ levels, as 8,8,8,5,5,5, where the file does not say them.")
+    ] = None,
+    copy: Annotated[
+        Literal["average", "live"], typer.Option(help="The averaged weights, which published figures use, or the live.")
+    ] = "average",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a smalti tokenizer of a checkpoint of MagicMaster: 2-D, 3-D or VQGAN, FSQ or DSQ.
+
+    \b
+    Nothing in the file is run. Every tensor is accounted for: what was used, and
+    what was left out and why; import.json beside the weights lists them by name.
+
+    \b
+    Examples:
+      smalti import magvit_v2_fsq_k600_style2_d64_64000_128x128_4x32_ep40-1ea3cc49.pth --out k600
+      smalti import stripped.pth --levels 8,8,5,4,4,3 --out imagenet-256
+    """
+    from smalti.files import write_json
+    from smalti.interop import import_checkpoint as imported
+
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; give another --out")
+    tokenizer, report = imported(file, levels=None if levels is None else _numbers("--levels", levels), copy=copy)
+    tokenizer.save(out)
+    write_json(out / "import.json", report.plain())
+    if as_json:
+        print_json({**report.plain(), "tokenizer": str(out), "about": describe(tokenizer)})
+        return
+    print(f"{out}: {report.peer}, {report.copy} weights, {report.used} tensors used")
+    for reason, names in report.ignored.items():
+        print(f"  left out: {len(names)} tensors, {reason}")
+    for note in report.notes:
+        print(f"  note: {note}")
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text}: expected whole numbers with commas, as in 1,2,2") from None
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.causal import CausalConv, PastKernel, Start
+from smalti.nn.causal import CausalConv, Window
 from smalti.nn.norm import Norm, NormKind
 from smalti.nn.stream import Stream
 
@@ -15,13 +15,13 @@ class ResidualBlock(nn.Module):
     The second convolution starts at zero, so a fresh network is its stems, strides and skips alone.
     """
 
-    def __init__(self, channels: int, out: int, *, norm: NormKind, time: int, past: PastKernel, start: Start) -> None:
+    def __init__(self, channels: int, out: int, window: Window, *, norm: NormKind, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = Norm(norm, channels)
-        self.conv1 = CausalConv(channels, out, time=time, past=past, start=start)
+        self.conv1 = CausalConv(channels, out, window, bias=bias)
         self.norm2 = Norm(norm, out)
-        self.conv2 = CausalConv(out, out, time=time, past=past, start=start)
-        self.skip = CausalConv(channels, out, kernel=1) if channels != out else None
+        self.conv2 = CausalConv(out, out, window, bias=bias)
+        self.skip = CausalConv(channels, out, kernel=1, bias=bias) if channels != out else None
         nn.init.zeros_(self.conv2.now.weight)
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c2 h w"]:

@@ -4,7 +4,7 @@ With stride s, 1 + s*n frames become 1 + n, and 1 + n become 1 + s*n: a video st
 image is a video of one frame. A chunk that continues a stream gives s*n -> n and n -> s*n.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,20 @@ from torch import Tensor, nn
 from smalti.nn.stream import Stream
 
 PastKernel = Literal["full", "point"]
-Start = Literal["repeat", "zero"]
+Start = Literal["repeat", "zero", "grey"]
+
+
+class Window(NamedTuple):
+    """What a convolution sees of time."""
+
+    time: int = 1
+    """Frames: the current one and the `time - 1` before it."""
+    past: PastKernel = "full"
+    """Kernels of the past frames: as large as that of the current frame, or 1x1."""
+    start: Start = "repeat"
+    """What stands before the first frame: itself, or zeros. With `grey`, a video comes with frames of its own in front
+    that complete its first group (see `smalti.tokenizer.encoder`): groups are whole from the start, s*n -> n, and zeros
+    stand before them (MagicMaster, mindone)."""
 
 
 class CausalConv(nn.Module):
@@ -31,29 +44,28 @@ class CausalConv(nn.Module):
         self,
         channels: int,
         out: int,
+        window: Window = Window(),  # noqa: B008 - immutable
         *,
         kernel: int = 3,
-        time: int = 1,
         strides: tuple[int, int] = (1, 1),
-        past: PastKernel = "full",
-        start: Start = "repeat",
+        bias: bool = True,
     ) -> None:
         super().__init__()
+        time, past, self.start = window
         if time < strides[0]:
             raise ValueError(f"a time stride of {strides[0]} needs a kernel of at least as many frames (found {time})")
-        self.now = nn.Conv2d(channels, out, kernel, stride=strides[1], padding=kernel // 2)
+        self.now = nn.Conv2d(channels, out, kernel, stride=strides[1], padding=kernel // 2, bias=bias)
         size = kernel if past == "full" else 1
         self.past = nn.ModuleList(
             nn.Conv2d(channels, out, size, stride=strides[1], padding=size // 2, bias=False) for _ in range(time - 1)
         )
         """Taps from the oldest frame to the one before the current."""
         self.time_stride = strides[0]
-        self.start = start
         for tap in self.past:
             nn.init.zeros_(tap.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
-        """`t` is 1 + s*n at the start of a video and s*n after it."""
+        """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` always s*n."""
         frames = self._with_past(x, stream) if self.past else x
         count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
         y = self._tap(self.now, frames, len(self.past), count)
@@ -67,7 +79,9 @@ class CausalConv(nn.Module):
         carry = None if stream is None else stream.get(self)
         if carry is None:
             first = x[:1] if self.start == "repeat" else torch.zeros_like(x[:1])
-            carry = first.expand(len(self.past), *x.shape[1:])
+            # Between chunks s - 1 frames of the past are still to come; a grey start is such a place.
+            count = len(self.past) + 1 - self.time_stride if self.start == "grey" else len(self.past)
+            carry = first.expand(count, *x.shape[1:])
         # Joined as t*b pictures: a 5-D cat would lose the channels-last order in memory.
         return torch.cat([carry.flatten(0, 1), x.flatten(0, 1)]).unflatten(0, (-1, x.shape[1]))
 
@@ -81,18 +95,29 @@ class CausalUpsample(nn.Module):
     """A causal convolution to more channels, then depth-to-space in time and space (MAGVIT-v2, figure 3).
 
     Channels are ordered (time phase, channel, row phase, column phase). At the start of a video the first frame has no
-    past to fill, so the s-1 frames before it are dropped: 1 + n frames become 1 + s*n.
+    past to fill, so the s-1 frames before it are dropped: 1 + n frames become 1 + s*n. With `start="grey"` these frames
+    are the video's own and stay. `activate` puts a SiLU before the shuffle (MagicMaster).
     """
 
-    def __init__(self, channels: int, out: int, *, strides: tuple[int, int], time: int, past: PastKernel, start: Start):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        window: Window,
+        *,
+        strides: tuple[int, int],
+        bias: bool = True,
+        activate: bool = False,
+    ) -> None:
         super().__init__()
-        self.strides = strides
-        self.conv = CausalConv(channels, out * strides[0] * strides[1] ** 2, time=time, past=past, start=start)
+        self.strides, self.activate = strides, activate
+        self.conv = CausalConv(channels, out * strides[0] * strides[1] ** 2, window, bias=bias)
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
         """`1 + n` frames in, `1 + s*n` out at the start of a video; `n` and `s*n` after it."""
-        fresh = stream is None or stream.get(self.conv) is None
+        fresh = self.conv.start != "grey" and (stream is None or stream.get(self.conv) is None)
         y: Tensor = self.conv(x, stream)
+        y = F.silu(y) if self.activate else y
         s = self.strides[0]
         if s > 1:
             y = y.unflatten(2, (s, -1)).transpose(1, 2).flatten(0, 1)

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from smalti.nn.causal import stretch
 
 NormKind = Literal["position", "frame", "clip"]
+AdaptiveKind = Literal["none", "position", "frame", "clip"]
 _EPS = 1e-6
+_EPS_POOLED = 1e-5
+"""MagicMaster's in its norms that are modulated by pooled codes; all its other norms have 1e-6."""
 _GROUPS = 32
 
 
 class Norm(nn.Module):
     """Normalisation of `t b c h w`, with a weight and a bias per channel if `affine`."""
 
-    def __init__(self, kind: NormKind, channels: int, affine: bool = True) -> None:
+    def __init__(self, kind: NormKind, channels: int, affine: bool = True, eps: float = _EPS) -> None:
         super().__init__()
-        self.kind, self.channels = kind, channels
+        self.kind, self.channels, self.eps = kind, channels, eps
         self.groups = math.gcd(channels, _GROUPS)
         self.weight = nn.Parameter(nn.init.ones_(Tensor(channels))) if affine else None
         self.bias = nn.Parameter(nn.init.zeros_(Tensor(channels))) if affine else None
@@ -32,35 +35,47 @@ class Norm(nn.Module):
     def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h w"]:
         """Statistics over the channels of one position, over groups of channels of one frame, or of one clip."""
         if self.kind == "position":
-            rows = F.layer_norm(x.movedim(2, -1), (self.channels,), self.weight, self.bias, _EPS)
+            rows = F.layer_norm(x.movedim(2, -1), (self.channels,), self.weight, self.bias, self.eps)
             return rows.movedim(-1, 2)
         if self.kind == "frame":
-            frames = torch.group_norm(x.flatten(0, 1), self.groups, self.weight, self.bias, _EPS)
+            frames = torch.group_norm(x.flatten(0, 1), self.groups, self.weight, self.bias, self.eps)
             return frames.unflatten(0, x.shape[:2])
-        clips = torch.group_norm(x.permute(1, 2, 0, 3, 4), self.groups, self.weight, self.bias, _EPS)
+        clips = torch.group_norm(x.permute(1, 2, 0, 3, 4), self.groups, self.weight, self.bias, self.eps)
         return clips.permute(2, 0, 1, 3, 4)
 
 
 class AdaptiveNorm(nn.Module):
-    """A norm whose weight and bias are maps predicted from the codes: norm(x) * (1 + scale(codes)) + shift(codes).
+    """A norm whose weight and bias are predicted from the codes: norm(x) * (1 + scale(codes)) + shift(codes).
 
-    The codes are stretched to the resolution of x, so every position is modulated by its own code: causal, tile-exact
-    and free of any fixed size, unlike the pooled forms of MagicMaster and Open-MAGVIT2.
+    `by="position"`: the codes are stretched to the resolution of x, so every position is modulated by its own code;
+    causal, tile-exact and free of any fixed size. `frame` takes the mean of the codes over each of their frames, and
+    `clip` that over the whole clip, which is what MagicMaster and Open-MAGVIT2 trained with and is not causal.
     """
 
-    def __init__(self, kind: NormKind, channels: int, code_dim: int, time_stride: int) -> None:
+    def __init__(
+        self, kind: NormKind, channels: int, code_dim: int, *, by: AdaptiveKind = "position", time_stride: int = 1
+    ) -> None:
         super().__init__()
+        self.by = by
         self.time_stride = time_stride
         """Frames of x per frame of codes."""
-        self.norm = Norm(kind, channels, affine=False)
+        self.norm = Norm(kind, channels, affine=False, eps=_EPS if by == "position" else _EPS_POOLED)
         self.modulation = nn.Conv2d(code_dim, 2 * channels, 1)
         nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
 
     def forward(
         self, x: Float[Tensor, "t b c h w"], codes: Float[Tensor, "t2 b d h2 w2"]
     ) -> Float[Tensor, "t b c h w"]:
-        """`codes` are the decoder's input, at its own resolution."""
+        """`codes` are the decoder's input, or a layer of it, at their own resolution."""
+        if self.by == "clip":
+            codes = codes.mean((0, 3, 4), keepdim=True)
+        elif self.by == "frame":
+            codes = codes.mean((3, 4), keepdim=True)
         maps: Tensor = self.modulation(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
-        scale, shift = stretch(maps, (x.shape[0], x.shape[3], x.shape[4]), self.time_stride).chunk(2, 2)
+        if self.by == "position":
+            maps = stretch(maps, (x.shape[0], x.shape[3], x.shape[4]), self.time_stride)
+        elif self.by == "frame":
+            maps = stretch(maps, (x.shape[0], 1, 1), self.time_stride)
+        scale, shift = maps.chunk(2, 2)
         y: Tensor = self.norm(x)
         return y * (1 + scale) + shift

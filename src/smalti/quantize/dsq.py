@@ -52,7 +52,7 @@ class DSQ(ScalarQuantizer):
     def __init__(self, config: DSQConfig) -> None:
         super().__init__(config)
         bins = torch.tensor(config.levels) - 1
-        most = int(bins.max())
+        most = max(config.levels) - 1
         self._present: Tensor
         self._values: Tensor
         self._step: Tensor

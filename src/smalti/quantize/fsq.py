@@ -64,7 +64,7 @@ class FSQ(ScalarQuantizer):
 def _channel(level: int, most: int) -> tuple[list[float], list[float], list[float]]:
     """(h, o, s, floor(L/2)), the L-1 thresholds padded with infinity, the L values padded with zero."""
     # h and s are rounded to float32, as they are in the public implementations: the thresholds then agree to 1e-9.
-    half32 = (torch.tensor(level) - 1) * (1 + WIDENING) / 2
+    half32 = (torch.tensor(level, device="cpu") - 1) * (1 + WIDENING) / 2
     offset, step = 0.5 if level % 2 == 0 else 0.0, level // 2
     half, shift = half32.item(), (offset / half32).atanh().item()
     thresholds = [math.atanh((k + 0.5 + offset) / half) - shift for k in range(-step, level - 1 - step)]

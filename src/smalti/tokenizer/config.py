@@ -1,17 +1,24 @@
-"""What a tokenizer is: its quantizer, its widths and strides, and the three choices that decide exactness."""
+"""What a tokenizer is: its quantizer, its widths and strides, and the choices that decide exactness."""
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
 from smalti.config import Config, Tuple
-from smalti.nn.causal import PastKernel, Start
-from smalti.nn.norm import NormKind
+from smalti.nn.causal import PastKernel, Start, Window
+from smalti.nn.norm import AdaptiveKind, NormKind
 from smalti.quantize import FSQConfig, QuantizerConfig
+
+if TYPE_CHECKING:
+    from smalti.tokenizer.decoder import Decoder
+    from smalti.tokenizer.encoder import Encoder
+    from smalti.tokenizer.vqgan import VQGANDecoder, VQGANEncoder
 
 Stride = Annotated[tuple[int, int], Strict(False)]
 """(time, space)."""
+Depth = int | Tuple[int]
+"""Residual blocks per level: one number for all levels, or one for each, from the pixels inwards."""
 
 
 class TokenizerConfig(Config):
@@ -25,9 +32,9 @@ class TokenizerConfig(Config):
     """Channels of each level, in widths, from the pixels inwards."""
     strides: Tuple[Stride] = ((1, 2), (1, 2))
     """(time, space) stride between one level and the next; one fewer than levels."""
-    depth: int = Field(2, ge=0)
-    """Residual blocks per level in the encoder."""
-    decoder_depth: int = Field(3, ge=0)
+    depth: Depth = 2
+    """Residual blocks per level in the encoder; one number, or one for each level."""
+    decoder_depth: Depth = 3
     """Residual blocks per level in the decoder, which has the harder part."""
     middle: int = Field(2, ge=0)
     """More residual blocks at the latent resolution, in each half."""
@@ -35,17 +42,33 @@ class TokenizerConfig(Config):
     """Side of the squares of pixels that the stem turns into channels."""
     stem_kernel: int = Field(3, ge=1)
     """Side of the first convolution (MAGVIT-v2: 3; MagicMaster: 7)."""
+    stem_time: int | None = Field(None, ge=1)
+    """Frames that the first convolution sees; null is `time` (MagicMaster: 7)."""
+    code_kernel: int = Field(3, ge=1)
+    """Side of the decoder's first convolution, which takes in the codes; 1 sees one frame (MagicMaster)."""
     head_kernel: int = Field(3, ge=1)
     """Side of the last convolution (MAGVIT-v2: 3; MagicMaster: 1)."""
+    head_time: int | None = Field(None, ge=1)
+    """Frames that the last convolution sees; null is `time` (MagicMaster: 1)."""
     norm: NormKind = "position"
-    adaptive: bool = True
-    """Norms at the head of each decoder level modulated by the codes."""
+    final_norm: bool = True
+    """A norm and a SiLU before the latents and before the pixels (MagicMaster has neither)."""
+    adaptive: AdaptiveKind = "position"
+    """Norms at the head of each decoder level modulated by the codes: by those of the position, by their mean over the
+    frame or over the clip (MagicMaster), or none (mindone)."""
+    adaptive_source: Literal["codes", "first"] = "codes"
+    """What modulates: the codes, or the output of the decoder's first convolution (MagicMaster)."""
+    activate_upsample: bool = False
+    """A SiLU between an upsampling convolution and its shuffle (MagicMaster)."""
+    bias: bool = True
+    """Convolutions have biases; without, only the decoder's first has (mindone)."""
     time: int = Field(1, ge=1)
     """Frames that a causal convolution sees: 1 for images, 3 for video."""
     past: PastKernel = "point"
     """Kernels of the past frames: 1x1, or as large as that of the current frame."""
     start: Start = "repeat"
-    """What stands before the first frame: itself, or zeros."""
+    """What stands before the first frame: itself, zeros, or grey frames that complete its group and pass through the
+    whole network (MagicMaster, mindone)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TokenizerConfig":
@@ -59,12 +82,111 @@ class TokenizerConfig(Config):
             raise ValueError(f"strides must be at least 1 (found {self.strides})")
         if any(t > self.time for t, _ in self.strides):
             raise ValueError(f"a time stride cannot exceed time, the frames that a convolution sees ({self.time})")
-        if self.stem_kernel % 2 == 0 or self.head_kernel % 2 == 0:
-            raise ValueError("stem_kernel and head_kernel must be odd")
+        if not all(kernel % 2 for kernel in (self.stem_kernel, self.code_kernel, self.head_kernel)):
+            raise ValueError("stem_kernel, code_kernel and head_kernel must be odd")
+        for name, depths in (("depth", self.depths), ("decoder_depth", self.decoder_depths)):
+            if len(depths) != len(self.multipliers) or min(depths) < 0:
+                raise ValueError(
+                    f"{name} must be one number of blocks, or one for each of {len(self.multipliers)} levels"
+                    f" (found {list(depths)})"
+                )
         return self
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Residual blocks of each level of the encoder, from the pixels inwards."""
+        return (self.depth,) * len(self.multipliers) if isinstance(self.depth, int) else self.depth
+
+    @property
+    def decoder_depths(self) -> tuple[int, ...]:
+        """Residual blocks of each level of the decoder, from the pixels inwards."""
+        same = self.decoder_depth
+        return (same,) * len(self.multipliers) if isinstance(same, int) else same
+
+    @property
+    def window(self) -> Window:
+        """What the convolutions see of time."""
+        return Window(self.time, self.past, self.start)
+
+    @property
+    def grey(self) -> int:
+        """Grey frames that stand in front of a video: as many as its first group lacks."""
+        return self.total_strides[0] - 1 if self.start == "grey" else 0
 
     @property
     def total_strides(self) -> tuple[int, int, int]:
         """Frames, rows and columns per token."""
         space = self.patch * math.prod(s for _, s in self.strides)
         return math.prod(t for t, _ in self.strides), space, space
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether ids and pixels up to a frame are independent of what comes after it."""
+        return "clip" not in (self.norm, self.adaptive)
+
+    @property
+    def is_tile_exact(self) -> bool:
+        """Whether a large frame can be cut into tiles without changing a token."""
+        return self.norm == "position" and self.adaptive in ("none", "position")
+
+    def networks(self, dim: int) -> "tuple[Encoder, Decoder]":
+        """The encoder and the decoder around a quantizer of `dim` channels."""
+        from smalti.tokenizer.decoder import Decoder
+        from smalti.tokenizer.encoder import Encoder
+
+        return Encoder(self, dim), Decoder(self, dim)
+
+
+class VQGANConfig(Config):
+    """The image autoencoder of VQGAN (arXiv 2012.09841, as MagicMaster builds it) around a scalar quantizer.
+
+    Group norms and attention see one whole frame: causal, for it has no time, but not tile-exact.
+    """
+
+    kind: Literal["vqgan"] = "vqgan"
+    quantizer: QuantizerConfig = FSQConfig()
+    width: int = Field(128, ge=1)
+    """Channels of the first level."""
+    multipliers: Tuple[int] = (1, 1, 2, 2, 4)
+    """Channels of each level, in widths, from the pixels inwards; rows and columns halve between levels."""
+    depth: int = Field(2, ge=1)
+    """Residual blocks per level in the encoder; those of the innermost level have attention after each."""
+    decoder_depth: int = Field(3, ge=1)
+    """The same in the decoder."""
+    latent: int = Field(256, ge=1)
+    """Channels between the networks and the quantizer's projections."""
+
+    @property
+    def time(self) -> int:
+        """Frames that a convolution sees: one."""
+        return 1
+
+    @property
+    def strides(self) -> tuple[Stride, ...]:
+        """(time, space) stride between one level and the next."""
+        return ((1, 2),) * (len(self.multipliers) - 1)
+
+    @property
+    def total_strides(self) -> tuple[int, int, int]:
+        """Frames, rows and columns per token."""
+        space = 2 ** len(self.strides)
+        return 1, space, space
+
+    @property
+    def is_causal(self) -> bool:
+        """Frames never meet."""
+        return True
+
+    @property
+    def is_tile_exact(self) -> bool:
+        """Attention sees the whole frame."""
+        return False
+
+    def networks(self, dim: int) -> "tuple[VQGANEncoder, VQGANDecoder]":
+        """The encoder and the decoder around a quantizer of `dim` channels."""
+        from smalti.tokenizer.vqgan import VQGANDecoder, VQGANEncoder
+
+        return VQGANEncoder(self, dim), VQGANDecoder(self, dim)
+
+
+AnyTokenizerConfig = Annotated[TokenizerConfig | VQGANConfig, Field(discriminator="kind")]

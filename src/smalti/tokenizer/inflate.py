@@ -4,12 +4,18 @@ import torch
 
 from smalti.errors import ConfigError
 from smalti.nn.causal import PastKernel
+from smalti.nn.norm import NormKind
 from smalti.tokenizer.config import TokenizerConfig
 from smalti.tokenizer.tokenizer import Tokenizer
 
 
 def inflate(
-    image: Tokenizer, time_strides: tuple[int, ...], *, time: int = 3, past: PastKernel | None = None
+    image: Tokenizer,
+    time_strides: tuple[int, ...],
+    *,
+    time: int = 3,
+    past: PastKernel | None = None,
+    norm: NormKind | None = None,
 ) -> Tokenizer:
     """A video tokenizer with the weights of `image`: its 2-D kernels become the taps of the current frame, and the taps
     of past frames are zero (the "last slice" rule; the only one that is exact on moving video).
@@ -17,19 +23,24 @@ def inflate(
     `time_strides` has one time stride for each spatial one, from the pixels inwards: (1, 2, 2) is MAGVIT-v2's late
     reduction. Laws: latent i of a video is the image latent of frame s*i, and every decoded frame is the image that its
     latent decodes to; with time strides of 1 the video is reconstructed frame by frame as the image tokenizer does.
-    Norms over a clip break this; raises ConfigError for them, for a video tokenizer, and for a wrong number of strides.
+    `norm` exchanges the norms: group norms `frame` for `clip` is mindone's way, and of all laws only that of a video of
+    one frame then holds. Raises ConfigError for a clip norm that was not asked for, for a video tokenizer, a VQGAN, and
+    a wrong number of strides.
     """
     old = image.config
+    if not isinstance(old, TokenizerConfig):
+        raise ConfigError(f"inflate: a tokenizer of kind {old.kind!r} has no video form; train one of kind causal-cnn")
     if old.time != 1:
         raise ConfigError(f"inflate: this is a video tokenizer already (time={old.time})")
-    if not image.is_causal:
+    if not image.is_causal and norm is None:
         raise ConfigError(
             f"inflate: norm={old.norm!r} mixes the frames of a clip; inflation is exact for position, frame"
         )
     if len(time_strides) != len(old.strides):
         raise ConfigError(f"inflate: {len(old.strides)} time strides are needed (found {len(time_strides)})")
     strides = tuple((t, s) for t, (_, s) in zip(time_strides, old.strides, strict=True))
-    changes = {"time": time, "strides": strides} | ({} if past is None else {"past": past})
+    changes: dict[str, object] = {"time": time, "strides": strides}
+    changes |= {name: value for name, value in (("past", past), ("norm", norm)) if value is not None}
     config = TokenizerConfig.parse({**old.plain(), **changes}, where="inflate")
     video = Tokenizer(config).to(next(image.parameters()).dtype)
     weights = video.state_dict()

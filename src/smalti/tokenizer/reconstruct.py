@@ -168,7 +168,10 @@ def _chunk(height: int, width: int, stride: int) -> int:
 def _round_trip_in_tiles(tokenizer: Tokenizer, video: Tensor) -> tuple[Tensor, Tensor]:
     """`round_trip`, tile by tile. Tiles are 8 times the reach, so that their surroundings cost (10 / 8)^2 at most."""
     stride = tokenizer.strides[2]
-    reach = max(tokenizer.encoder.reach, tokenizer.decoder.reach * stride)
+    encoder, decoder = tokenizer.encoder.reach, tokenizer.decoder.reach
+    assert encoder is not None, "a network that is tile-exact has a reach"
+    assert decoder is not None
+    reach = max(encoder, decoder * stride)
     tile = math.ceil(max(1024, 8 * reach) / stride) * stride
     ids = encode_tiles(tokenizer, video.to(next(tokenizer.parameters()).device), tile)
     return crop_to(decode_tiles(tokenizer, ids, tile), size_of(video)), ids
@@ -181,8 +184,8 @@ def _beside(frame: Tensor, made: Tensor) -> Tensor:
 def _check_causal(tokenizer: Tokenizer) -> None:
     if not tokenizer.is_causal:
         raise ConfigError(
-            f"this tokenizer is not causal (norm={tokenizer.config.norm!r} mixes all frames of a clip), so it cannot "
-            f"stream a video; use one with norm 'position' or 'frame', or `smalti eval`, which takes whole clips"
+            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; use one with "
+            "norm 'position' or 'frame', or `smalti eval`, which takes whole clips"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti import __version__
+from smalti.config import Config
 from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityError
 from smalti.files import (
     FORMAT_VERSION,
@@ -21,15 +22,21 @@ from smalti.files import (
     save_tensors,
     write_json,
 )
-from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.config import AnyTokenizerConfig
 
 S = TypeVar("S", bound="Stored")
+
+
+class _Named(Config):
+    """The part of config.json that says what to build, so that a fault in it is named by its place in the file."""
+
+    tokenizer: AnyTokenizerConfig
 
 
 class Stored(nn.Module):
     """The part of a tokenizer that knows files."""
 
-    config: TokenizerConfig
+    config: AnyTokenizerConfig
 
     @property
     def fingerprint(self) -> str:
@@ -67,7 +74,7 @@ class Stored(nn.Module):
         if (folder / MANIFEST).is_file():
             check_manifest(folder, extra=True)
         try:
-            config = TokenizerConfig.parse(about["tokenizer"], where=str(folder / "config.json"))
+            config = _Named.parse({"tokenizer": about["tokenizer"]}, where=str(folder / "config.json")).tokenizer
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
         if fingerprint(config.plain(), tensors) != about.get("fingerprint"):

@@ -22,7 +22,7 @@ def encode_tiles(tokenizer: Tokenizer, video: Tensor, tile: int) -> Tensor:
     _check(tokenizer, tile)
     _, _, stride = tokenizer.strides
     video = pad_to(video, legal_size(size_of(video), tokenizer.strides))
-    margin = -(-tokenizer.encoder.reach // stride) * stride
+    margin = -(-_reach(tokenizer.encoder.reach) // stride) * stride
     rows = [
         torch.cat([_inside(tokenizer.encode(video[..., y.outer, x.outer]), y, x, stride, 1) for x in columns], -1)
         for y, columns in _grid(video.shape[3], video.shape[4], tile, margin)
@@ -36,7 +36,7 @@ def decode_tiles(tokenizer: Tokenizer, ids: Tensor, tile: int) -> Tensor:
     _, _, stride = tokenizer.strides
     rows = [
         torch.cat([_inside(tokenizer.decode(ids[..., y.outer, x.outer]), y, x, 1, stride) for x in columns], -1)
-        for y, columns in _grid(ids.shape[2], ids.shape[3], tile // stride, tokenizer.decoder.reach)
+        for y, columns in _grid(ids.shape[2], ids.shape[3], tile // stride, _reach(tokenizer.decoder.reach))
     ]
     return torch.cat(rows, -2)
 
@@ -66,6 +66,11 @@ def _inside(result: Tensor, y: _Span, x: _Span, down: int, up: int) -> Tensor:
 def _check(tokenizer: Tokenizer, tile: int) -> None:
     stride = tokenizer.strides[2]
     if not tokenizer.is_tile_exact:
-        raise ValueError(f"a tokenizer with norm={tokenizer.config.norm!r} is not tile-exact; use norm='position'")
+        raise ValueError("a tokenizer whose norms see more than one position is not tile-exact; train with 'position'")
     if tile < 1 or tile % stride:
         raise ValueError(f"a tile is a multiple of {stride} pixels, the spatial stride (found {tile})")
+
+
+def _reach(reach: int | None) -> int:
+    assert reach is not None, "a network that is tile-exact has a reach"
+    return reach

@@ -8,9 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.nn.stream import Stream
-from smalti.tokenizer.config import TokenizerConfig
-from smalti.tokenizer.decoder import Decoder
-from smalti.tokenizer.encoder import Encoder
+from smalti.tokenizer.config import AnyTokenizerConfig
 from smalti.tokenizer.storage import Stored
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
@@ -31,19 +29,19 @@ class Tokenizer(Stored, nn.Module):
     column, row and frame up to the next legal size (1 + s*n frames, multiples of the strides), and cropped again.
     """
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: AnyTokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.quantizer = config.quantizer.build()
-        self.encoder = Encoder(config, self.quantizer.dim)
-        self.decoder = Decoder(config, self.quantizer.dim)
+        networks = config.networks(self.quantizer.dim)
+        self.encoder, self.decoder = networks[0], networks[1]
         self.strides = config.total_strides
         """Frames, rows and columns per token."""
         self.levels = self.quantizer.levels
         self.codebook_size = self.quantizer.codebook_size
-        self.is_causal = config.norm != "clip"
+        self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
-        self.is_tile_exact = config.norm == "position"
+        self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
@@ -131,7 +129,7 @@ class Tokenizer(Stored, nn.Module):
 
     def _check_causal(self) -> None:
         if not self.is_causal:
-            raise ValueError(f"a tokenizer with norm={self.config.norm!r} is not causal and cannot be streamed")
+            raise ValueError("a tokenizer with norms over the whole clip is not causal and cannot be streamed")
 
     def _check_chunk(self, frames: int, stream: Stream) -> None:
         self._check_causal()

@@ -1,0 +1,119 @@
+"""VQGAN's encoder and decoder (Esser et al. 2021, arXiv 2012.09841), as MagicMaster builds them: images only."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smalti.nn.attention import FrameAttention
+from smalti.nn.blocks import ResidualBlock
+from smalti.nn.causal import CausalConv, Window
+from smalti.nn.norm import Norm
+from smalti.nn.stream import Stream
+from smalti.tokenizer.config import VQGANConfig
+
+
+class VQGANEncoder(nn.Module):
+    """Stem; levels of residual blocks, with attention in the last, and halvings between them; block, attention, block;
+    norm, SiLU, convolution; two projections."""
+
+    def __init__(self, config: VQGANConfig, dim: int) -> None:
+        super().__init__()
+        widths = [config.width * m for m in config.multipliers]
+        self.stem = CausalConv(3, widths[0])
+        layers: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            last = i == len(widths) - 1
+            layers += _level(widths[max(0, i - 1)], width, config.depth, attention=last)
+            layers += [] if last else [Halve(width)]
+        layers += [_block(widths[-1], widths[-1]), FrameAttention(widths[-1]), _block(widths[-1], widths[-1])]
+        self.layers = nn.ModuleList(layers)
+        self.norm = Norm("frame", widths[-1])
+        self.head = CausalConv(widths[-1], config.latent)
+        self.project = CausalConv(config.latent, config.latent, kernel=1)
+        self.to_latent = CausalConv(config.latent, dim, kernel=1)
+        self.reach: int | None = None
+        """The whole frame, by attention."""
+
+    def forward(self, video: Float[Tensor, "t b 3 h w"], stream: Stream | None = None) -> Float[Tensor, "t b d h2 w2"]:
+        """A video (time first) of legal size to latents, frame by frame."""
+        x: Tensor = self.stem(video)
+        for layer in self.layers:
+            x = layer(x)
+        z: Tensor = self.to_latent(self.project(self.head(F.silu(self.norm(x)))))
+        return z
+
+
+class VQGANDecoder(nn.Module):
+    """The encoder, backwards; every block of the first level has attention after it."""
+
+    def __init__(self, config: VQGANConfig, dim: int) -> None:
+        super().__init__()
+        widths = [config.width * m for m in config.multipliers][::-1]
+        self.from_codes = CausalConv(dim, config.latent, kernel=1)
+        self.project = CausalConv(config.latent, config.latent, kernel=1)
+        self.stem = CausalConv(config.latent, widths[0])
+        layers: list[nn.Module] = [
+            _block(widths[0], widths[0]),
+            FrameAttention(widths[0]),
+            _block(widths[0], widths[0]),
+        ]
+        for i, width in enumerate(widths):
+            layers += _level(widths[max(0, i - 1)], width, config.decoder_depth, attention=i == 0)
+            layers += [Double(width)] if i < len(widths) - 1 else []
+        self.layers = nn.ModuleList(layers)
+        self.norm = Norm("frame", widths[-1])
+        self.to_pixels = CausalConv(widths[-1], 3)
+        self.reach: int | None = None
+        """The whole frame, by attention."""
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last convolution, where the adaptive weight of the adversary compares gradients."""
+        return self.to_pixels.now.weight
+
+    def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t b 3 h2 w2"]:
+        """Codes (time first) to video, frame by frame."""
+        x: Tensor = self.stem(self.project(self.from_codes(codes)))
+        for layer in self.layers:
+            x = layer(x)
+        video: Tensor = self.to_pixels(F.silu(self.norm(x)))
+        return video
+
+
+class Halve(nn.Module):
+    """A 3x3 convolution of stride 2; rows and columns are padded with zeros at their ends alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h2 w2"]:
+        """h and w even."""
+        y: Tensor = self.conv(F.pad(x.flatten(0, 1), (0, 1, 0, 1)))
+        return y.unflatten(0, x.shape[:2])
+
+
+class Double(nn.Module):
+    """Nearest upsampling by two, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h2 w2"]:
+        """Twice the rows and columns."""
+        y: Tensor = self.conv(F.interpolate(x.flatten(0, 1), scale_factor=2.0, mode="nearest"))
+        return y.unflatten(0, x.shape[:2])
+
+
+def _block(channels: int, out: int) -> ResidualBlock:
+    return ResidualBlock(channels, out, Window(), norm="frame")
+
+
+def _level(channels: int, out: int, depth: int, *, attention: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for j in range(depth):
+        layers.append(_block(channels if j == 0 else out, out))
+        if attention:
+            layers.append(FrameAttention(out))
+    return layers
