@@ -140,6 +140,20 @@ def test_a_tokenizer_that_is_not_causal_takes_pictures_and_refuses_video(
     assert_one_line(smalti("reconstruct", clip_tokenizer, film, "--out", tmp_path / "out"), 2, "not causal")
     with pytest.raises(ConfigError, match="not causal"):
         next(stream_frames(load(clip_tokenizer), [], Tally()))
+    cut = smalti("reconstruct", clip_tokenizer, film, "--out", tmp_path / "cut", "--clip", "5", "--json")
+    assert cut.code == 0
+    with open_video(film) as reader:
+        assert json.loads(cut.out)["done"][0]["frames"] == len(reader)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 12])
+def test_with_clip_every_few_frames_are_a_video_of_their_own(clip_tokenizer, frames):
+    tokenizer, tally = load(clip_tokenizer), Tally()
+    video = torch.from_numpy(moving(frames, 24, 32))
+    made = [frame for _, frame in stream_frames(tokenizer, iter(video), tally, clip=5)]
+    alone = [round_trip(tokenizer, to_video(part)) for part in video.split(5)]
+    assert torch.equal(torch.stack(made), torch.cat([to_uint8(part)[0] for part, _ in alone]))
+    assert tally.tokens == sum(ids.numel() for _, ids in alone)
 
 
 def test_no_file_is_written_over_unasked(smalti, image_tokenizer, pictures, tmp_path):

@@ -74,6 +74,10 @@ def reconstruct(
         bool, typer.Option("--side-by-side/--only", help="Original and reconstruction in one, or the latter alone.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    clip: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take every N frames as a video of their own; for tokenizers that are not causal."),
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,6 +91,7 @@ def reconstruct(
     Examples:
       smalti reconstruct runs/tiny photo.jpg --out seen
       smalti reconstruct runs/video film.mp4 clips/ --out seen --only --json
+      smalti reconstruct imported-k600 film.mp4 --out seen --clip 17
     """
     jobs = plan(inputs, out, overwrite)
     model = open_tokenizer(tokenizer, device)
@@ -95,7 +100,7 @@ def reconstruct(
     for number, job in enumerate(jobs, start=1):
         with bar(f"{one_line(job.source.name)} ({number} of {len(jobs)})", None) as advance:
             try:
-                result = _reconstruct(model, job, side_by_side, advance)
+                result = _reconstruct(model, job, side_by_side, clip, advance)
             except BadFile as fault:
                 bad.append(fault)
                 result = None
@@ -150,11 +155,13 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
     return list(jobs.values())
 
 
-def _reconstruct(model: "Tokenizer", job: Job, side_by_side: bool, progress: "Progress") -> "Reconstructed":
+def _reconstruct(
+    model: "Tokenizer", job: Job, side_by_side: bool, clip: int | None, progress: "Progress"
+) -> "Reconstructed":
     from smalti.tokenizer.reconstruct import reconstruct_image, reconstruct_video
 
     if job.is_video:
-        return reconstruct_video(model, job.source, job.target, side_by_side=side_by_side, progress=progress)
+        return reconstruct_video(model, job.source, job.target, side_by_side=side_by_side, clip=clip, progress=progress)
     return reconstruct_image(model, job.source, job.target, side_by_side=side_by_side)
 
 

@@ -114,10 +114,13 @@ def recipes(
         return
     rows = catalogue()
     if as_json:
-        print_json([{"name": r.name, "about": r.about, "score": r.score, "command": r.command} for r in rows])
+        shown = ("name", "about", "data", "score", "command", "theirs")
+        print_json([{field: getattr(row, field) for field in shown} for row in rows])
         return
     for row in rows:
-        print(f"{row.name}\n    {row.about}\n    score: {row.score}\n    {row.command}")
+        theirs = row.theirs and f"theirs: {row.theirs}"
+        lines = (row.about, row.data, f"score: {row.score}", row.command, theirs)
+        print("\n    ".join((row.name, *filter(None, lines))))
 
 
 def demo(

@@ -4,11 +4,14 @@ A recipe is a function with parameters, not a copy of another: variants are argu
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from smalti.errors import ConfigError
+from smalti.recipes import magicmaster, mindone
 from smalti.recipes.image import image, paper_image, tiny
+from smalti.recipes.shrink import shrink
 from smalti.recipes.video import paper_video, tiny_video, video
 from smalti.train.config import TokenizerTraining
 
@@ -27,6 +30,10 @@ class Recipe:
     config: Callable[[], TokenizerTraining]
     tiny: Callable[[], TokenizerTraining]
     """The same run, shrunk to minutes on two cores."""
+    data: str = ""
+    """The published data and length of the run."""
+    theirs: str = ""
+    """The command of its authors, where it is theirs."""
 
     @property
     def command(self) -> str:
@@ -36,41 +43,151 @@ class Recipe:
 
 def catalogue() -> tuple[Recipe, ...]:
     """All recipes."""
+    return (*_ours(), *_paper(), *_mindone(), *_magicmaster_imagenet(), *_magicmaster_kinetics(), *_magicmaster_vqgan())
+
+
+def _ours() -> Iterator[Recipe]:
     none = "none published"
-    return (
-        Recipe("tiny", "an image tokenizer in a minute on a CPU, on the photographs that come along", none, tiny, tiny),
-        Recipe(
-            "tiny-video",
-            "a video tokenizer in minutes on a CPU, on the film that comes along",
-            none,
-            tiny_video,
-            tiny_video,
-        ),
-        Recipe("demo-image", "the image part of `smalti demo`", none, lambda: tiny(DEMO_STEPS[0]), lambda: tiny(8)),
-        Recipe(
-            "demo-video",
-            "the video part of `smalti demo`",
-            none,
-            lambda: tiny_video(DEMO_STEPS[1]),
-            lambda: tiny_video(8),
-        ),
-        Recipe("image", "images at 128 px, 8x8, FSQ 64,000: our default", none, image, tiny),
-        Recipe("video", "video at 17x128x128, 4x8x8, FSQ 64,000: our default", none, video, tiny_video),
-        Recipe(
-            "paper-image-128",
-            "MAGVIT-v2's image tokenizer, ImageNet 128 px, 8x8, LFQ 2^18",
-            "rFID 1.15, LPIPS 0.0685 (arXiv 2310.05737, table 5a)",
-            paper_image,
-            lambda: paper_image(small=True),
-        ),
-        Recipe(
-            "paper-video-128",
-            "MAGVIT-v2's video tokenizer, UCF-101 17x128x128, 4x8x8, LFQ 2^18",
-            "rFVD 8.62, LPIPS 0.0537 (arXiv 2310.05737, table 5b)",
-            paper_video,
-            lambda: paper_video(small=True),
-        ),
+    yield Recipe("tiny", "images, in a minute on a CPU, on the photographs that come along", none, tiny, tiny)
+    yield Recipe("tiny-video", "video, in minutes on a CPU, on the film that comes along", none, tiny_video, tiny_video)
+    image_steps, video_steps = DEMO_STEPS
+    yield Recipe("demo-image", "the image part of `smalti demo`", none, lambda: tiny(image_steps), lambda: tiny(8))
+    yield Recipe(
+        "demo-video", "the video part of `smalti demo`", none, lambda: tiny_video(video_steps), lambda: tiny_video(8)
     )
+    yield Recipe("image", "images at 128 px, 8x8, FSQ 64,000: our default", none, image, tiny)
+    yield Recipe("video", "video at 17x128x128, 4x8x8, FSQ 64,000: our default", none, video, tiny_video)
+
+
+def _paper() -> Iterator[Recipe]:
+    """MAGVIT-v2, arXiv 2310.05737."""
+    scores = {
+        128: "rFID 1.15, LPIPS 0.0685 (arXiv 2310.05737, table 5a)",
+        256: "none published for the tokenizer; gFID 1.78 guided (arXiv 2310.05737)",
+        512: "none published for the tokenizer; gFID 1.91 guided (arXiv 2310.05737)",
+    }
+    for size, score in scores.items():
+        stride = max(8, size // 16)
+        yield _published(
+            f"paper-image-{size}",
+            f"MAGVIT-v2's image tokenizer, {size} px, {stride}x{stride}, LFQ 2^18",
+            score,
+            partial(paper_image, size),
+            data="ImageNet-1k, batch 256, 270 epochs",
+        )
+    yield _published(
+        "paper-video-128",
+        "MAGVIT-v2's video tokenizer, 17x128x128, 4x8x8, LFQ 2^18",
+        "rFVD 8.62, LPIPS 0.0537 on UCF-101 (arXiv 2310.05737, table 5b)",
+        paper_video,
+        data="Kinetics-600, batch 256, 190 epochs; start from paper-image-128, inflated",
+    )
+
+
+def _mindone() -> Iterator[Recipe]:
+    yield _published(
+        "mindone-image",
+        "mindone's VQVAE-2d, 128 px, 8x8, LFQ 2^18",
+        "PSNR 20.013, SSIM 0.5734 on ImageNet val under mindone-image (its README)",
+        mindone.image,
+        data="ImageNet-1k, batch 64, 2 epochs",
+        theirs="bash scripts/run_train_vqvae_2d_parallel.sh",
+    )
+    about = "mindone's VQVAE-3d, 17x128x128, 4x8x8, LFQ 2^18, from mindone-image inflated"
+    yield _published(
+        "mindone-video",
+        about,
+        "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone (its README)",
+        mindone.video,
+        data="UCF-101 split 01, batch 128, 60 epochs",
+        theirs="bash scripts/run_train_vqvae_parallel.sh",
+    )
+    yield _published(
+        "mindone-video-gan",
+        f"{about}, with its discriminator",
+        "none published",
+        partial(mindone.video, adversary=True),
+        data="UCF-101 split 01, batch 128, 60 epochs",
+        theirs="bash scripts/run_train_vqvae_parallel.sh (--use_discriminator True)",
+    )
+
+
+def _magicmaster_imagenet() -> Iterator[Recipe]:
+    rows = (
+        ("style2", 64_000, 128, 64, 20, "2.74"),
+        ("style2", 64_000, 128, 256, 20, "3.99"),
+        ("style2", 64_000, 128, 256, 200, "1.67"),
+        ("patch", 64_000, 128, 256, 20, "6.46"),
+        ("style2", 64_000, 256, 64, 20, "0.72"),
+        ("style2", 64_000, 256, 64, 60, "0.48 (at epoch 50)"),
+        ("style2", 15_360, 256, 64, 60, "0.55 (at epoch 50)"),
+    )
+    for judge, codes, size, batch, epochs, score in rows:
+        theirs = f"magvit_fsq_imagenet1k_{judge}_d128_{codes}_{size}x{size}_{batch // 8}x8_ep{epochs}"
+        yield _magicmaster(
+            f"magicmaster-imagenet-{judge}-{codes}-{size}-{batch // 8}x8-ep{epochs}",
+            f"MagicMaster's 2-D MAGVIT-v2, {size} px, 8x8, FSQ {codes:,}, {judge} judge",
+            f"rFID {score}",
+            partial(magicmaster.imagenet_row, size=size, codes=codes, judge=judge, batch=batch, epochs=epochs),
+            data=f"ImageNet-1k, batch {batch}, {epochs} epochs",
+            theirs=f"magvit/{theirs}",
+        )
+
+
+def _magicmaster_kinetics() -> Iterator[Recipe]:
+    rows = (
+        ("fsq", 64_000, 64, 40, "59.65", 2_000),
+        ("fsq", 15_360, 64, 40, "66.08", 2_000),
+        ("fsq", 64_000, 64, 100, "40.65", 2_000),
+        ("fsq", 64_000, 128, 100, "27.36", 200_000),
+        ("dsq", 64_000, 64, 40, "58.67", 2_000),
+        ("dsq", 15_360, 64, 40, "64.62 (with 25,600 codes, though it says 15,360)", 2_000),
+    )
+    for quantizer, codes, width, epochs, score, average_from in rows:
+        named = {"fsq": "fsq", "dsq": "fdq"}[quantizer]
+        yield _magicmaster(
+            f"magicmaster-k600-{quantizer}-{codes}-d{width}-ep{epochs}",
+            f"MagicMaster's 3-D MAGVIT-v2, 17x128x128, 4x8x8, {quantizer.upper()} {codes:,}, width {width}",
+            f"rFVD {score}",
+            partial(
+                magicmaster.kinetics_row,
+                quantizer=quantizer,
+                codes=codes,
+                width=width,
+                epochs=epochs,
+                average_from=average_from,
+            ),
+            data=f"Kinetics-600, batch 128, {epochs} epochs",
+            theirs=f"magvit/magvit_v2_{named}_k600_style2_d{width}_{codes}_128x128_4x32_ep{epochs}",
+        )
+
+
+def _magicmaster_vqgan() -> Iterator[Recipe]:
+    for judge, epochs in (("patch", 20), ("style2", 20), ("style2", 40), ("style2", 60), ("style2", 100)):
+        theirs = "vqgan_fsq_imagenet1k-256x256" if judge == "patch" else "vqgan_fsq_imagenet1k_style-2_256x256"
+        yield _magicmaster(
+            f"magicmaster-vqgan-{judge}-ep{epochs}",
+            f"MagicMaster's VQGAN, 256 px, 16x16, FSQ 64,000, {judge} judge",
+            "none published",
+            partial(magicmaster.vqgan_row, judge=judge, epochs=epochs),
+            data=f"ImageNet-1k, batch 96, {epochs} epochs",
+            theirs=f"VQGAN/{theirs}_ep{epochs}",
+        )
+
+
+def _magicmaster(
+    name: str, about: str, score: str, config: Callable[[], TokenizerTraining], *, data: str, theirs: str
+) -> Recipe:
+    source = "" if score.startswith("none") else " (its README)"
+    return _published(
+        name, about, score + source, config, data=data, theirs=f"bash tools/dist_train.sh configs/{theirs}.py 8"
+    )
+
+
+def _published(
+    name: str, about: str, score: str, config: Callable[[], TokenizerTraining], *, data: str, theirs: str = ""
+) -> Recipe:
+    return Recipe(name, about, score, config, lambda: shrink(config()), data=data, theirs=theirs)
 
 
 def find(name: str, tiny: bool = False) -> TokenizerTraining:

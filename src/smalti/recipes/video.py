@@ -3,6 +3,7 @@
 from smalti.adversary import Magvit3DConfig
 from smalti.data import VideosConfig
 from smalti.data.samples import film
+from smalti.recipes.data import KINETICS_600
 from smalti.recipes.image import FOLDER, image, paper_image, small_image_tokenizer, tiny
 from smalti.tokenizer import TokenizerConfig
 from smalti.train.config import OptimizerConfig, TokenizerTraining
@@ -45,26 +46,23 @@ def video() -> TokenizerTraining:
     )
 
 
-def paper_video(small: bool = False) -> TokenizerTraining:
+def paper_video() -> TokenizerTraining:
     """MAGVIT-v2's video tokenizer at 17x128x128 with its 3-D discriminator (arXiv 2310.05737, figure 3, appendix A).
 
     Differs as `paper_image` does. Start it from the inflated image tokenizer, as the paper does, with `init`.
     """
-    base = paper_image(small)
+    base = paper_image()
     assert base.adversary is not None
     late = ((1, 2), (2, 2), (2, 2))  # the first reduction is in space alone
-    folder, size, frames = (film("train"), 32, 5) if small else (FOLDER, 128, 17)
-    optimizer = base.optimizer.replace({"warmup": 0 if small else 2_000})
-    judge = Magvit3DConfig(width=8, multipliers=(2, 2)) if small else Magvit3DConfig()
+    optimizer = base.optimizer.replace({"warmup": 2_000})
     return base.replace(
         {
             "tokenizer": base.tokenizer.replace({"time": 3, "past": "full", "strides": late}),
-            "data": VideosConfig(path=folder, size=size, frames=frames),
-            "steps": 40 if small else 100_000,
-            "batch_size": 2 if small else 256,
+            "data": VideosConfig(path=FOLDER, size=128, frames=17),
+            "steps": 190 * (KINETICS_600 // 256),
             "lpips_frames": "random",
-            "adversary": base.adversary.replace({"discriminator": judge, "optimizer": optimizer}),
+            "adversary": base.adversary.replace({"discriminator": Magvit3DConfig(), "optimizer": optimizer}),
             "optimizer": optimizer,
-            "workers": 0 if small else 12,
+            "workers": 12,
         }
     )

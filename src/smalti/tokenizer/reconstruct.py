@@ -90,23 +90,30 @@ def reconstruct_image(tokenizer: Tokenizer, source: Path, target: Path, *, side_
 
 
 def reconstruct_video(
-    tokenizer: Tokenizer, source: Path, target: Path, *, side_by_side: bool = False, progress: Progress | None = None
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    *,
+    side_by_side: bool = False,
+    clip: int | None = None,
+    progress: Progress | None = None,
 ) -> Reconstructed:
     """Write the reconstruction of a video as MP4 at the frame rate of the source, or both `side_by_side` in one.
 
     Any size and length: frames are read, encoded, decoded and written as they come, so memory depends on the size of a
     frame and not on how many there are. A video of varying frame rate is written at its mean rate; sound is left out.
+    With `clip`, every so many frames are a video of their own, which is the one way for a tokenizer that is not causal.
     `target` appears whole or not at all. Raises BadFile for a video that cannot be read, ConfigError for a tokenizer
-    that is not causal.
+    that is not causal without `clip`.
     """
-    _check_causal(tokenizer)
+    _check_causal(tokenizer, clip)
     begun, tally = time.perf_counter(), Tally()
     with open_video(source) as reader:
         height, width = reader.size
         count, fps = len(reader), reader.fps
 
         def written() -> Iterator[Tensor]:
-            for frame, made in stream_frames(tokenizer, reader.frames(), tally):
+            for frame, made in stream_frames(tokenizer, reader.frames(), tally, clip=clip):
                 tally.add(frame, made)
                 if progress is not None:
                     progress(len(tally.psnrs), count)
@@ -118,22 +125,23 @@ def reconstruct_video(
 
 @torch.inference_mode()
 def stream_frames(
-    tokenizer: Tokenizer, frames: Iterable[Tensor], tally: Tally, *, chunk: int | None = None
+    tokenizer: Tokenizer, frames: Iterable[Tensor], tally: Tally, *, chunk: int | None = None, clip: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(frame, reconstruction) of each of `frames`, all uint8 `h w 3`, in constant memory; `tally` counts tokens.
 
     The ids of each chunk of `chunk` frames go straight into the decoder. Tokens and frames do not depend on
     `chunk`, which None chooses by the size of the frames; but for float32 sums in another order, one level at most.
-    Raises ConfigError for a tokenizer that is not causal.
+    With `clip`, every so many frames are encoded and decoded as a video of their own. Raises ConfigError for a
+    tokenizer that is not causal without `clip`.
     """
-    _check_causal(tokenizer)
+    _check_causal(tokenizer, clip)
     device, waiting = next(tokenizer.parameters()).device, deque[Tensor]()
     source = iter(frames)
     first = next(source, None)
     if first is None:
         return
     height, width, _ = first.shape
-    source, length = chain([first], source), chunk or _chunk(height, width, tokenizer.strides[0])
+    source, length = chain([first], source), clip or chunk or _chunk(height, width, tokenizer.strides[0])
 
     def chunks() -> Iterator[Tensor]:
         while group := list(islice(source, length)):
@@ -145,7 +153,11 @@ def stream_frames(
             tally.tokens += part.numel()
             yield part
 
-    for video in tokenizer.decode_stream(counted(tokenizer.encode_stream(chunks()))):
+    if clip is None:
+        videos = tokenizer.decode_stream(counted(tokenizer.encode_stream(chunks())))
+    else:
+        videos = (tokenizer.decode(ids) for ids in counted(tokenizer.encode(video) for video in chunks()))
+    for video in videos:
         # The last group of frames may be longer than what is left: it was filled up.
         made = crop_to(video, (min(video.shape[2], len(waiting)), height, width))
         for picture in to_uint8(made.cpu())[0]:
@@ -181,11 +193,11 @@ def _beside(frame: Tensor, made: Tensor) -> Tensor:
     return torch.cat([frame, made], 1)
 
 
-def _check_causal(tokenizer: Tokenizer) -> None:
-    if not tokenizer.is_causal:
+def _check_causal(tokenizer: Tokenizer, clip: int | None) -> None:
+    if not tokenizer.is_causal and clip is None:
         raise ConfigError(
-            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; use one with "
-            "norm 'position' or 'frame', or `smalti eval`, which takes whole clips"
+            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; cut the video into "
+            "clips with --clip 17, or use a tokenizer with norm 'position' or 'frame'"
         )
 
 

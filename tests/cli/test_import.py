@@ -1,0 +1,169 @@
+"""`smalti import`: whole checkpoints of MagicMaster's trainer, and everything that can lie in their place."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from smalti.files import sha256
+from smalti.inert import read_torch
+from smalti.interop import import_checkpoint
+from smalti.tokenizer import load
+from tests.cli.conftest import assert_one_line
+from tests.goldens.rule import FOLDER
+from tests.goldens.rule import load as golden
+
+TINY, FULL = FOLDER / "mm_envelope_tiny2d.pth", FOLDER / "mm_envelope_fullkeys_3d.pth"
+EMA = "generator_ema.module."
+
+
+@pytest.fixture
+def averaged():
+    """The averaged generator in the small checkpoint, as its own trainer wrote it."""
+    state = read_torch(TINY, "state_dict")
+    return {name.removeprefix(EMA): tensor.clone() for name, tensor in state.items() if name.startswith(EMA)}
+
+
+def saved(path, tensors):
+    torch.save(tensors, path)
+    return path
+
+
+def test_a_checkpoint_gives_the_outputs_of_its_averaged_weights_by_one_command(smalti, tmp_path):
+    numbers, _ = golden("mm_envelope_tiny2d")
+    for copy, ids in (("average", "ids"), ("live", "ids_live")):
+        told = smalti("import", TINY, "--out", tmp_path / copy, "--copy", copy, "--json")
+        assert told.code == 0
+        report = json.loads(told.out)
+        assert (report["copy"], report["used"]) == (copy, 28)
+        tokenizer = load(tmp_path / copy)
+        video = numbers["input_u8"].float() / 127.5 - 1
+        with torch.no_grad():
+            found = tokenizer.encode(video)
+            made = tokenizer.decode(found)
+        assert torch.equal(found.flatten(), numbers[ids].long().flatten())
+        if copy == "average":
+            torch.testing.assert_close(made, numbers["recon"], rtol=1e-5, atol=1e-4)
+
+
+def test_every_tensor_of_the_file_is_accounted_for(smalti, tmp_path):
+    ended = smalti("import", FULL, "--out", tmp_path / "k600")
+    assert ended.code == 0
+    assert "not causal" in ended.out
+    about = json.loads((tmp_path / "k600" / "import.json").read_text())
+    assert {reason: len(names) for reason, names in about["ignored"].items()} == {
+        "stored but never run by MagicMaster": 6,
+        "the discriminator": 43,
+        "the live generator": 362,
+        "the averaged generator, or its counter": 1,
+        "LPIPS": 33,
+    }
+    assert about["used"] + sum(map(len, about["ignored"].values())) == 801
+    assert about["sha256"] == sha256(FULL)
+    info = json.loads(smalti("info", tmp_path / "k600", "--json").out)
+    assert (info["parameters"]["all"], info["is_causal"], info["strides"]["time"]) == (93_045_449, False, 4)
+
+
+@pytest.mark.parametrize("prefix", ["", "generator.module.", "generator.", "generator_ema.module."])
+def test_stripped_files_and_both_prefixes_are_taken(averaged, tmp_path, prefix):
+    path = saved(tmp_path / "stripped.pth", {prefix + name: tensor for name, tensor in averaged.items()})
+    copy = "live" if prefix.startswith("generator.") else "average"
+    found = import_checkpoint(path, levels=(8, 5, 5, 5), copy=copy)
+    whole = import_checkpoint(TINY).tokenizer.state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in found.tokenizer.state_dict().items())
+
+
+def test_levels_that_the_file_does_not_say_must_be_given(smalti, averaged, tmp_path):
+    path = saved(tmp_path / "stripped.pth", averaged)
+    assert_one_line(smalti("import", path, "--out", tmp_path / "out"), 2, "--levels")
+    assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5"), 2, "4 channels")
+    assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8;5"), 2, "--levels 8;5")
+    assert not (tmp_path / "out").exists()
+    assert smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5").code == 0
+    assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5"), 2, "is there already")
+
+
+def spoiled(name, averaged, path):
+    """A file that must be refused: (path, exit code, what the line says)."""
+    first = next(iter(averaged))
+    if name == "absent":
+        return path, 3, "no such file"
+    if name == "a folder":
+        path.mkdir()
+        return path, 3, "a folder"
+    if name == "cut":
+        path.write_bytes(TINY.read_bytes()[:-3000])
+    elif name == "one bit":
+        data = bytearray(TINY.read_bytes())
+        data[len(data) // 2] ^= 16
+        path.write_bytes(data)
+    elif name == "a tensor missing":
+        key = "encoder.encoder_layers.0.0._residual.3.weight"
+        saved(path, {k: v for k, v in averaged.items() if k != key})
+        return path, 4, key
+    elif name == "a stem missing":
+        saved(path, {k: v for k, v in averaged.items() if k != "decoder.conv_out.conv.weight"})
+        return path, 4, "decoder.conv_out.conv.weight is missing"
+    elif name == "a wrong shape":
+        key = "encoder.encoder_layers.0.0._residual.5.conv.weight"
+        saved(path, averaged | {key: averaged[key][:, :5]})
+        return path, 4, key
+    elif name == "not a number":
+        saved(path, averaged | {first: averaged[first] * torch.nan})
+        return path, 4, "NaN"
+    elif name == "another program":
+        saved(path, {"model": {"embed.weight": torch.zeros(3, 4)}, "optimizer": [1, 2]})
+        return path, 4, "not a checkpoint of MagicMaster"
+    elif name == "no tensors":
+        saved(path, {"a": 1})
+        return path, 4, "not a checkpoint of MagicMaster"
+    elif name == "a monstrous network":
+        number = torch.zeros(1).expand(1 << 14, 1 << 14)
+        saved(path, averaged | {f"encoder.more.{i}": number for i in range(33)})
+        return path, 4, "numbers in its network"
+    elif name == "text":
+        path.write_text("<!DOCTYPE html><html>404</html>")
+    return path, 4, str(path.name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["absent", "a folder", "cut", "one bit", "a tensor missing", "a stem missing", "a wrong shape", "not a number"]
+    + ["another program", "no tensors", "a monstrous network", "text"],
+)
+def test_what_is_no_checkpoint_is_one_line_and_leaves_nothing(smalti, averaged, tmp_path, name):
+    path, code, what = spoiled(name, averaged, tmp_path / "given.pth")
+    ended = smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5")
+    assert_one_line(ended, code, what)
+    assert not (tmp_path / "out").exists()
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_nothing_in_a_hostile_file_runs(smalti, averaged, tmp_path):
+    mark = tmp_path / "ran"
+    path = saved(tmp_path / "hostile.pth", {"state_dict": averaged, "meta": Hostile(mark)})
+    ended = smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5")
+    assert ended.code == 0  # its tensors are sound, and the rest is only looked at
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # what other readers would have done
+    assert mark.exists()
+
+
+def test_the_digest_in_a_published_name_is_checked(smalti, tmp_path):
+    right = tmp_path / f"model-{sha256(TINY)[:8]}.pth"
+    wrong = tmp_path / "model-00000000.pth"
+    for path in (right, wrong):
+        shutil.copy(TINY, path)
+    assert smalti("import", right, "--out", tmp_path / "right").code == 0
+    assert_one_line(smalti("import", wrong, "--out", tmp_path / "wrong"), 4, "promises sha256 00000000")
