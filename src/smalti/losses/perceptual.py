@@ -7,10 +7,9 @@ vgg16 and alexnet, and `lin<k>.weight` of shape 1 c 1 1, k = 0..4. `convert` wri
 import hashlib
 import importlib.util
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from smalti.config import Config, PathField
 from smalti.errors import EnvironmentFault, IntegrityError
+from smalti.inert import Foreign, read_torch
 
 Net = Literal["vgg", "alex"]
 
@@ -208,7 +208,7 @@ def read_weights(path: Path, net: Net) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             weights, named = _read_safetensors(path)
         else:
-            weights, named = _renamed(_read_ckpt(path) if path.suffix == ".ckpt" else _read_pt(path), net), None
+            weights, named = _renamed(dict(_leaves(read_torch(path), "", path)), net), None
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read: {error}") from None
     _check(weights, net, where=str(path))
@@ -283,49 +283,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise IntegrityError(f"{path}: not a whole .safetensors file: {error}") from None
 
 
-def _read_pt(path: Path) -> dict[str, Tensor]:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except OSError:
-        raise
-    except Exception as error:  # the reader raises nearly anything on damaged bytes
-        line = " ".join(str(error).split())[:120]
-        raise IntegrityError(f"{path}: not a .pt file of plain tensors ({line})") from None
-    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise IntegrityError(f"{path}: expected a dict of tensors")
-    return {str(name): value for name, value in tree.items()}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads dicts of numpy arrays. Every name but numpy's three array names is refused before it is looked up."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]  # that very function, under the name that this numpy gives it
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
-def _read_ckpt(path: Path) -> dict[str, Tensor]:
-    try:
-        with path.open("rb") as file:
-            tree = _ArraysOnly(file).load()
-    except OSError:
-        raise
-    except Exception as error:  # damaged pickles raise nearly anything
-        line = " ".join(str(error).split())[:120]
-        raise IntegrityError(f"{path}: not a file of numpy arrays ({line})") from None
-    return dict(_leaves(tree, "", path))
-
-
 def _leaves(node: object, prefix: str, path: Path) -> list[tuple[str, Tensor]]:
-    """Flatten to dotted names; kernels go from (h, w, in, out) to (out, in, h, w)."""
+    """Dotted names of tensors and of arrays, whose kernels go from (h, w, in, out) to (out, in, h, w)."""
+    name = prefix.rstrip(".") or "the root"
     if isinstance(node, dict):
         return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}{key}.", path)]
-    if not isinstance(node, np.ndarray) or node.dtype != np.float32:
-        raise IntegrityError(f"{path}: {prefix.rstrip('.') or 'the root'} is not a float32 array")
-    array = node.transpose(3, 2, 0, 1) if node.ndim == 4 else node
-    return [(prefix.rstrip("."), torch.from_numpy(np.ascontiguousarray(array)))]
+    if isinstance(node, Tensor) and prefix:
+        return [(name, node)]
+    if isinstance(node, np.ndarray) and node.dtype == np.float32 and prefix:
+        array = node.transpose(3, 2, 0, 1) if node.ndim == 4 else node
+        return [(name, torch.from_numpy(np.ascontiguousarray(array)))]
+    what = f"{node.name} is not allowed" if isinstance(node, Foreign) else "neither a tensor nor a float32 array"
+    raise IntegrityError(f"{path}: {name}: {what}; give the weights as they were published")

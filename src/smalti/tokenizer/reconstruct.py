@@ -196,7 +196,7 @@ def _beside(frame: Tensor, made: Tensor) -> Tensor:
 def _check_causal(tokenizer: Tokenizer, clip: int | None) -> None:
     if not tokenizer.is_causal and clip is None:
         raise ConfigError(
-            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; cut the video into "
+            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; cut it into "
             "clips with --clip 17, or use a tokenizer with norm 'position' or 'frame'"
         )
 

@@ -10,7 +10,7 @@ from smalti.config import Config, PathField
 from smalti.data import ImagesConfig, SourceConfig, VideosConfig
 from smalti.losses.frames import Frames
 from smalti.losses.perceptual import LPIPSConfig
-from smalti.tokenizer import TokenizerConfig
+from smalti.tokenizer import AnyTokenizerConfig
 
 HeldOutConfig = Annotated[ImagesConfig | VideosConfig, Field(discriminator="kind")]
 Pair = Annotated[tuple[float, float], Strict(False)]
@@ -72,7 +72,7 @@ class TokenizerTraining(Config):
     """A tokenizer's training run. `batch_size` is global: over all ranks and accumulated parts."""
 
     kind: Literal["tokenizer"] = "tokenizer"
-    tokenizer: TokenizerConfig
+    tokenizer: AnyTokenizerConfig
     data: SourceConfig
     validation: HeldOutConfig | None = None
     """Held-out data, measured every `eval_every` steps with the averaged weights."""
