@@ -131,6 +131,19 @@ def test_unit_features_are_finite_in_half_precision(alex):
     torch.testing.assert_close(found, LPIPS("alex", alex)(a, b), rtol=0.05, atol=1e-3)
 
 
+def test_dropout_needs_a_generator_and_keeps_the_mean(alex):
+    whole, dropping = LPIPS("alex", alex), LPIPS("alex", alex, dropout=0.5)
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1 for _ in range(2))
+    assert torch.equal(dropping(a, b), whole(a, b))
+    drawn = torch.stack([dropping(a, b, rng) for _ in range(200)])
+    assert (drawn.std(0) > 0).all()
+    error = (drawn.mean(0) - whole(a, b)).abs()
+    assert (error < 4 * drawn.std(0) / 200**0.5).all()
+    again = [dropping(a, b, torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
 def test_small_frames_are_refused_with_the_numbers(net):
     for height, width in ((31, 64), (64, 16), (1, 1)):
         with pytest.raises(ValueError, match=f"32 x 32 pixels or more, got {height} x {width}"):

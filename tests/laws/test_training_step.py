@@ -157,15 +157,74 @@ def test_learning_rates():
     assert {constant.rate(n, 10) for n in range(10)} == {1.0}
 
 
-def test_the_average_is_a_mean_over_the_first_steps_and_then_decays():
+@pytest.mark.parametrize(
+    ("changes", "decays"),
+    [
+        ({"ema": 0.99}, {0: 0.1, 8: 0.5, 10_000: 0.99}),
+        ({"ema": 0.9998, "ema_rise": "none"}, {0: 0.9998, 10_000: 0.9998}),
+        ({"ema": 0.9998, "ema_rise": "none", "ema_start": 2_000}, {0: 0.0, 1_999: 0.0, 2_000: 0.9998}),
+        ({"ema": 0.9999, "ema_rise": "exponential"}, {0: 0.0, 2_000: 0.9999 * (1 - math.exp(-1)), 10**6: 0.9999}),
+        ({"ema": 0.0}, {0: 0.0, 10_000: 0.0}),
+    ],
+)
+def test_the_decay_of_the_average_is_the_closed_form(changes, decays):
+    config = training(**changes)
+    assert {n: config.ema_decay(n) for n in decays} == pytest.approx(decays)
+
+
+def test_the_average_moves_by_its_decay_and_is_the_weights_until_it_starts():
     live, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         average.weight.zero_()
         live.weight.fill_(1.0)
-    follow_weights(average, live, 0.99, updates=0)
-    assert math.isclose(average.weight.item(), 0.9, rel_tol=1e-6)
-    follow_weights(average, live, 0.99, updates=10_000)
-    assert math.isclose(average.weight.item(), 0.901, rel_tol=1e-6)
+    follow_weights(average, live, 0.9)
+    assert math.isclose(average.weight.item(), 0.1, rel_tol=1e-6)
+    follow_weights(average, live, 0.0)
+    assert torch.equal(average.weight, live.weight)
+    state = states.start(training(ema_start=2, ema=0.5, ema_rise="none"), ALONE)
+    for n in range(3):
+        step(state, clips().float())
+        same = [
+            torch.equal(a, b) for a, b in zip(state.average.parameters(), state.tokenizer.parameters(), strict=True)
+        ]
+        assert all(same) == (n < 2)
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_alternating_players_equal_two_plain_steps_one_after_the_other(name):
+    """The discriminator's plain gradient and step; then the tokenizer's plain gradient against what has moved."""
+    adversary = ADVERSARIES[name].replace({"order": "alternate"})
+    state = double(states.start(training(adversary=adversary), ALONE))
+    video, index = clips(), torch.tensor([0, 2, 1, 1])
+    rival = copy.deepcopy(state)
+    of_discriminator = plain_gradients(rival, video, index)[1]
+    for parameter, gradient in zip(rival.opponent.discriminator.parameters(), of_discriminator, strict=True):
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(rival.opponent.discriminator.parameters(), adversary.optimizer.clip)
+    rival.opponent.optimizer.step()
+    of_tokenizer = plain_gradients(rival, video, index)[0]
+    accumulate(state, video, index, 1.0)
+    for (part, parameter), gradient in zip(state.tokenizer.named_parameters(), of_tokenizer, strict=True):
+        assert (parameter.grad - gradient).abs().max() <= 1e-9 * gradient.abs().max() + 1e-15, part
+    moved = zip(state.opponent.discriminator.parameters(), rival.opponent.discriminator.parameters(), strict=True)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in moved)
+    assert all(parameter.grad is None for parameter in state.opponent.discriminator.parameters())
+
+
+def test_alternating_players_need_a_whole_batch():
+    adversary = ADVERSARIES["patch"].replace({"order": "alternate"})
+    with pytest.raises(ValueError, match="accumulate 1"):
+        training(adversary=adversary, accumulate=2)
+
+
+def test_bfloat16_convolutions_run_in_bfloat16():
+    state = states.start(training(precision="bfloat16"), ALONE)
+    seen = set()
+    for module in state.tokenizer.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    step(state, clips().float())
+    assert seen == {torch.bfloat16}
 
 
 def test_losses_fall_on_one_batch():

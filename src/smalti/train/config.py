@@ -48,6 +48,9 @@ class AdversaryConfig(Config):
     weight: float = Field(0.1, ge=0)
     """Of the adversarial loss; with `adaptive`, of the ratio of the two gradients at the last layer."""
     adaptive: bool = False
+    order: Literal["together", "alternate"] = "together"
+    """Both players move at once, or the discriminator first and the tokenizer then against the new one (MagicMaster,
+    VQGAN): one more pass of the discriminator over the fakes, and no `accumulate`."""
     start: int = Field(0, ge=0)
     """The step at which it begins to play."""
     ramp: int = Field(0, ge=0)
@@ -96,7 +99,12 @@ class TokenizerTraining(Config):
     adversary: AdversaryConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: float = Field(0.999, ge=0, lt=1)
-    """Decay of the averaged weights, those that are measured and kept; it rises to this as (1 + n) / (10 + n)."""
+    """Decay of the averaged weights, those that are measured and kept; 0 keeps the weights themselves."""
+    ema_rise: Literal["ratio", "exponential", "none"] = "ratio"
+    """How the decay rises to `ema` with the updates n: as (1 + n) / (10 + n), as 1 - exp(-n / 2000) (mindone), or it is
+    `ema` from the start (MagicMaster)."""
+    ema_start: int = Field(0, ge=0)
+    """Until so many updates the averaged weights are the weights themselves (MagicMaster: 2,000 to 200,000)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions; parameters, norms, quantizer and losses stay float32."""
     workers: int = Field(0, ge=0)
@@ -115,7 +123,17 @@ class TokenizerTraining(Config):
             raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
         if (self.lpips is None) != ("lpips" not in self.weights):
             raise ValueError("lpips and weights.lpips go together: give both or neither")
+        if self.accumulate > 1 and self.adversary is not None and self.adversary.order == "alternate":
+            raise ValueError("adversary.order alternate needs accumulate 1: the discriminator moves within the batch")
         return self
+
+    def ema_decay(self, updates: int) -> float:
+        """The decay of the averaged weights at the update after `updates` others."""
+        if updates < self.ema_start:
+            return 0.0
+        rises = {"ratio": min(self.ema, (1 + updates) / (10 + updates)), "none": self.ema}
+        rises["exponential"] = self.ema * (1 - math.exp(-updates / 2000))
+        return rises[self.ema_rise]
 
 
 RESUMABLE = {

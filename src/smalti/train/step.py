@@ -1,9 +1,10 @@
 """One training step of a tokenizer and its adversary: one forward of the tokenizer, then both updates.
 
-The two players move at once, each against the other as it was: parts of a batch can then be accumulated and give the
-gradients of the whole. Gradients with respect to the reconstructed pixels are linear in the losses, so each is taken
-once, there: the last layer's norms, which the adaptive weight compares, follow from them, and their weighted sum is
-sent back through the tokenizer once. The plain way runs the tokenizer twice and LPIPS and discriminator backward twice.
+The two players move at once, each against the other as it was, unless the config has them alternate: parts of a batch
+can then be accumulated and give the gradients of the whole. Gradients with respect to the reconstructed pixels are
+linear in the losses, so each is taken once, there: the last layer's norms, which the adaptive weight compares, follow
+from them, and their weighted sum is sent back through the tokenizer once. The plain way runs the tokenizer twice and
+LPIPS and discriminator backward twice.
 """
 
 import math
@@ -111,7 +112,8 @@ def _pixel_losses(state: TrainState, pixels: Tensor, video: Tensor, index: Tenso
     if state.lpips is not None:
         chosen = index if state.config.lpips_frames == "random" else None
         ours, theirs = (loss.select_frames(v, chosen).squeeze(2) for v in (pixels, video))
-        found["lpips"] = state.lpips(ours, theirs).mean()
+        rng = sample_rng(state.config.seed, state.step, 1) if state.lpips.dropout else None
+        found["lpips"] = state.lpips(ours, theirs, rng).mean()
     return found
 
 
@@ -125,22 +127,27 @@ def _weights(state: TrainState) -> dict[str, float]:
 def _play(
     state: TrainState, opponent: Opponent, video: Tensor, pixels: Tensor, index: Tensor, share: float
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The discriminator's gradients added to it; the losses, and the tokenizer's adversarial gradient at the pixels."""
+    """The discriminator's gradients added to it; the losses, and the tokenizer's adversarial gradient at the pixels.
+
+    Where the players alternate, the discriminator has moved, and that gradient is taken through the new one.
+    """
     adversary, samples = opponent.config, opponent.discriminator.samples
-    fake = opponent.shared(samples(pixels, index))
+    alternate = adversary.order == "alternate"
+    fake = opponent.shared(samples(pixels.detach() if alternate else pixels, index))
     tokenizer_loss, discriminator_loss = {
         "hinge": (loss.hinge_generator, loss.hinge_discriminator),
         "non_saturating": (loss.non_saturating_generator, loss.non_saturating_discriminator),
     }[adversary.loss]
-    adversarial = tokenizer_loss(fake)
-    (at_pixels,) = torch.autograd.grad(adversarial, pixels, retain_graph=True)
+    if not alternate:
+        adversarial = tokenizer_loss(fake)
+        (at_pixels,) = torch.autograd.grad(adversarial, pixels, retain_graph=True)
     factor = loss.lazy(state.step, adversary.penalty_every) if adversary.penalty != "none" else 0
     real_samples = samples(video, index).requires_grad_(factor > 0)
     # A second derivative in bfloat16 is noise, so the real samples are scored in float32 where there is a penalty.
     half = state.config.precision == "bfloat16" and not factor
     with torch.autocast(video.device.type, torch.bfloat16, enabled=half):
         real = opponent.shared(real_samples)
-    measured = {"adversarial": adversarial, "discriminator": discriminator_loss(real, fake)}
+    measured = {"discriminator": discriminator_loss(real, fake)}
     objective = measured["discriminator"]
     if factor:
         norms = loss.input_gradient_norms(real, real_samples)
@@ -153,7 +160,20 @@ def _play(
         measured["lecam"] = loss.lecam(real, fake, opponent.anchors)
         objective = objective + adversary.lecam * measured["lecam"]
     torch.autograd.backward(objective * share, inputs=list(opponent.discriminator.parameters()))
-    return measured, at_pixels
+    if alternate:
+        _move(state, opponent)
+        adversarial = tokenizer_loss(opponent.discriminator(samples(pixels, index)))
+        (at_pixels,) = torch.autograd.grad(adversarial, pixels)
+    return measured | {"adversarial": adversarial}, at_pixels
+
+
+def _move(state: TrainState, opponent: Opponent) -> None:
+    """The discriminator's update, within the step; left out where its gradient is not finite on any rank."""
+    parameters, clip = opponent.discriminator.parameters(), opponent.config.optimizer.clip
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
+    if not state.world.any(not bool(torch.isfinite(norm))):
+        opponent.optimizer.step()
+    opponent.optimizer.zero_grad(set_to_none=True)
 
 
 def _adversary_weight(
@@ -172,7 +192,7 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
     config, opponent = state.config, state.opponent
     players: list[tuple[torch.nn.Module, torch.optim.Optimizer, OptimizerConfig]]
     players = [(state.tokenizer, state.optimizer, config.optimizer)]
-    if opponent is not None and opponent.config.share(state.step) > 0:
+    if opponent is not None and opponent.config.order == "together" and opponent.config.share(state.step) > 0:
         players.append((opponent.discriminator, opponent.optimizer, opponent.config.optimizer))
     norms = [
         torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip or float("inf"))
@@ -184,7 +204,7 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if not skipped:
-        follow_weights(state.average, state.tokenizer, config.ema, state.updates)
+        follow_weights(state.average, state.tokenizer, config.ema_decay(state.updates))
         state.updates += 1
     state.step += 1
     return float(norms[0]), skipped
