@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.data import VideosConfig, open_video, read_clip, write_video
+from smalti.data.clips import clip_indices
 from smalti.data.samples import film
-from smalti.data.videos import clip_indices
 
 PLACES = st.floats(0, 1)
 

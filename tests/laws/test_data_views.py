@@ -12,7 +12,7 @@ from PIL import Image
 
 from smalti.config import load_yaml
 from smalti.data import ImagesConfig, JointConfig, VideosConfig, evaluation, open_video, read_image
-from smalti.data.crop import choose_view
+from smalti.data.crop import ViewConfig
 from smalti.data.lists import list_files, read_list
 from smalti.data.samples import film, photos
 from smalti.errors import ConfigError, InputError
@@ -35,9 +35,7 @@ SIDES = st.integers(1, 400)
 @settings(max_examples=60, deadline=None)
 def test_a_view_lies_in_the_picture_and_keeps_the_aspect(h: int, w: int, rows: int, columns: int, seed: int) -> None:
     for crop in ("random", "center"):
-        view = choose_view(
-            (h, w), (rows, columns), crop=crop, scale=(0.3, 1.0), flip=True, resize="bicubic", rng=rng(seed)
-        )
+        view = ViewConfig(size=(rows, columns), crop=crop, scale=(0.3, 1.0), resize="bicubic").view((h, w), rng(seed))
         left, top, right, bottom = view.box
         assert 0 <= left < right <= w
         assert 0 <= top < bottom <= h
@@ -46,15 +44,12 @@ def test_a_view_lies_in_the_picture_and_keeps_the_aspect(h: int, w: int, rows: i
 
 
 def test_the_center_is_the_short_side_scaled_and_the_middle_cut() -> None:
-    view = choose_view((100, 300), (50, 50), crop="center", scale=(0.1, 0.2), flip=False, resize="lanczos", rng=rng())
+    view = ViewConfig(size=50, crop="center", scale=(0.1, 0.2), flip=False).view((100, 300), rng())
     assert view.box == (100, 0, 200, 100)
 
 
 def test_random_boxes_cover_the_range_of_scales_and_places() -> None:
-    views = [
-        choose_view((200, 300), (64, 64), crop="random", scale=(0.5, 1.0), flip=True, resize="lanczos", rng=rng(i))
-        for i in range(400)
-    ]
+    views = [ViewConfig(size=64).view((200, 300), rng(i)) for i in range(400)]
     sides = np.array([v.box[2] - v.box[0] for v in views])
     assert 100 <= sides.min() < 105
     assert 195 < sides.max() <= 200
@@ -65,8 +60,7 @@ def test_random_boxes_cover_the_range_of_scales_and_places() -> None:
 
 
 def test_options_do_not_change_what_other_options_draw() -> None:
-    options = {"crop": "random", "scale": (0.5, 1.0), "resize": "lanczos"}
-    with_flip, without = (choose_view((90, 80), (32, 32), flip=f, rng=rng(3), **options) for f in (True, False))
+    with_flip, without = (ViewConfig(size=32, flip=flip).view((90, 80), rng(3)) for flip in (True, False))
     assert with_flip.box == without.box
 
 
@@ -74,7 +68,7 @@ def test_options_do_not_change_what_other_options_draw() -> None:
 def test_scaling_down_is_antialiased(resize: str) -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255  # too fine for 32 pixels: an aliased filter would show them as bars
-    view = choose_view((256, 256), (32, 32), crop="center", scale=(1.0, 1.0), flip=False, resize=resize, rng=rng())
+    view = ViewConfig(size=32, crop="center", flip=False, resize=resize).view((256, 256), rng())
     assert np.abs(view.apply(stripes).astype(int) - 127).max() <= 8
 
 

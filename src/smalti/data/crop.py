@@ -5,10 +5,16 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, Field, Strict, model_validator
 
-Filter = Literal["lanczos", "bicubic", "bilinear"]
+from smalti.config import Config
+from smalti.data.cv2_resize import Cv2Filter, cv2_resize
+from smalti.data.source import MAX_PIXELS
+from smalti.errors import BadFile
+
+Filter = Literal["lanczos", "bicubic", "bilinear"] | Cv2Filter
 Crop = Literal["random", "center"]
+Cut = Literal["together", "before", "after"]
 Side = Annotated[int, Field(ge=1, le=16_384)]
 SizeField = Side | Annotated[tuple[Side, Side], Strict(False)] | None
 """Rows and columns of a sample; one number for a square; None for each picture as it is."""
@@ -31,56 +37,121 @@ _FILTERS = {
 
 
 class View(NamedTuple):
-    """A box in a picture (left, top, right, bottom, in pixels), mirrored or not, at an output size."""
+    """What is shown of a picture: a box (left, top, right, bottom), mirrored or not, at an output size."""
 
     box: tuple[float, float, float, float]
+    """In pixels of the picture, or of the picture scaled to `scaled`."""
     flip: bool
     size: tuple[int, int]
+    """Rows and columns of the result."""
     resize: Filter
+    cut: Cut = "together"
+    scaled: tuple[int, int] | None = None
+    """With `cut` after: rows and columns that the whole picture is scaled to."""
 
     def apply(self, frame: np.ndarray) -> np.ndarray:
-        """Cut `uint8 h w 3` and scale it to `size` (rows, columns). Scaling down is antialiased; a small picture is
-        scaled up."""
+        """The view of `uint8 h w 3`: an array of `size` that the caller may write to."""
         height, width = frame.shape[:2]
-        rows, columns = self.size
-        if self.box != (0, 0, width, height) or self.size != (height, width):
-            picture = Image.fromarray(frame).resize((columns, rows), _FILTERS[self.resize], box=self.box)
-            frame = np.array(picture)  # a copy that torch may write to
-        return np.ascontiguousarray(frame[:, ::-1]) if self.flip else frame
+        if self.scaled is not None:
+            left, top, right, bottom = map(int, self.box)
+            frame = _scale_and_cut(frame, self.scaled, slice(left, right), self.resize)[top:bottom]
+        elif self.cut == "before":
+            left, top, right, bottom = map(int, self.box)
+            frame = _scale_and_cut(frame[top:bottom, left:right], self.size, slice(None), self.resize)
+        elif self.box != (0, 0, width, height) or self.size != (height, width):
+            rows, columns = self.size
+            frame = np.array(Image.fromarray(frame).resize((columns, rows), _FILTERS[self.resize], box=self.box))
+        return np.array(frame[:, ::-1] if self.flip else frame, order="C")
 
 
-def choose_view(
-    have: tuple[int, int],
-    size: tuple[int, int] | None,
-    *,
-    crop: Crop,
-    scale: tuple[float, float],
-    flip: bool,
-    resize: Filter,
-    rng: torch.Generator,
-) -> View:
-    """The view of a picture of `have` (rows, columns) that a sample of `size` shows.
-
-    The largest box of the aspect of `size` is found; `center` takes it, in the middle (the same as scaling the short
-    side to `size` and cutting the middle). `random` takes a box of s times its sides, s uniform in `scale`, at a
-    uniform place. `flip` mirrors one sample in two. Without `size` the view is the whole picture as it is. Four
-    numbers are always drawn, so that one option does not change what another one draws.
-    """
-    draw_scale, draw_x, draw_y, draw_flip = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
-    mirrored = flip and draw_flip < 0.5
-    height, width = have
-    if size is None:
-        return View((0, 0, width, height), mirrored, have, resize)
-    rows, columns = size
-    box_w, box_h = min(width, height * columns / rows), min(height, width * rows / columns)
-    x, y = 0.5, 0.5
-    if crop == "random":
-        s = scale[0] + (scale[1] - scale[0]) * draw_scale
-        box_w, box_h, x, y = box_w * s, box_h * s, draw_x, draw_y
-    left, top = x * (width - box_w), y * (height - box_h)
-    return View((left, top, min(width, left + box_w), min(height, top + box_h)), mirrored, size, resize)
+def _scale_and_cut(frame: np.ndarray, size: tuple[int, int], columns: slice, resize: Filter) -> np.ndarray:
+    if frame.shape[:2] == size:
+        return frame[:, columns]
+    if resize == "cv2-bilinear" or resize == "cv2-bicubic":
+        return cv2_resize(frame, size, resize, columns)
+    picture = Image.fromarray(np.ascontiguousarray(frame)).resize(size[::-1], _FILTERS[resize])
+    return np.asarray(picture)[:, columns]
 
 
-def pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a size field."""
-    return (size, size) if isinstance(size, int) else size
+class ViewConfig(Config):
+    """What a sample shows of a picture, or of each frame of a clip."""
+
+    size: SizeField = 256
+    """Rows and columns of a sample, one number for a square. `null`: each picture as it is."""
+    crop: Crop = "random"
+    """`random`: a box of `scale` times the largest one, anywhere. `center`: the largest box, in the middle."""
+    cut: Cut = "together"
+    """`together`: box and scaling in one step, with fractions of a pixel. `before`: whole pixels are cut, then scaled.
+    `after`: the whole picture is scaled until the box has `size`, then whole pixels are cut."""
+    scale: ScaleField = (0.5, 1.0)
+    """The range of the sides of a random box, as a part of the largest box."""
+    flip: bool = True
+    """Mirror one sample in two."""
+    resize: Filter = "lanczos"
+    """The filter that scales. The first three are Pillow's, antialiased; `cv2-bilinear` and `cv2-bicubic` are
+    OpenCV's, which alias, and need `cut` before or after."""
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Larger pictures and frames are bad files."""
+
+    @model_validator(mode="after")
+    def _whole_pixels(self) -> "ViewConfig":
+        if self.resize.startswith("cv2-") and self.cut == "together":
+            raise ValueError(f"resize {self.resize} knows no fractions of a pixel: set cut to before or after")
+        return self
+
+    def view(self, have: tuple[int, int], rng: torch.Generator, name: str = "picture") -> View:
+        """The view of a picture of `have` (rows, columns).
+
+        The largest box of the aspect of `size` is found; `center` takes it, in the middle (where it lies between two
+        pixels and whole ones are cut: the one nearer to the top left). `random` takes a box of s times its sides, s
+        uniform in `scale`, at a uniform place. `flip` mirrors one sample in two. Without `size` the view is the whole
+        picture as it is. Four numbers are always drawn, so that one option does not change what another one draws.
+
+        Raises BadFile, with `name`, where `cut` after would scale the picture to more than `max_pixels`.
+        """
+        draw_scale, draw_x, draw_y, draw_flip = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
+        flip = self.flip and draw_flip < 0.5
+        height, width = have
+        if self.size is None:
+            return View((0, 0, width, height), flip, have, self.resize)
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        share = self.scale[0] + (self.scale[1] - self.scale[0]) * draw_scale if self.crop == "random" else 1.0
+        x, y = (draw_x, draw_y) if self.crop == "random" else (None, None)
+        if self.cut == "after":
+            return self._scaled_first(have, size, share, (x, y), flip, name)
+        box_w, box_h = (side * share for side in _largest(have, size))
+        if self.cut == "before":
+            whole_w, whole_h = max(1, round(box_w)), max(1, round(box_h))
+            start = _start(width - whole_w, x), _start(height - whole_h, y)
+            return View((*start, start[0] + whole_w, start[1] + whole_h), flip, size, self.resize, "before")
+        left, top = (0.5 if x is None else x) * (width - box_w), (0.5 if y is None else y) * (height - box_h)
+        return View((left, top, min(width, left + box_w), min(height, top + box_h)), flip, size, self.resize)
+
+    def _scaled_first(
+        self,
+        have: tuple[int, int],
+        size: tuple[int, int],
+        share: float,
+        place: tuple[float | None, float | None],
+        flip: bool,
+        name: str,
+    ) -> View:
+        (height, width), (rows, columns) = have, size
+        fit = max(rows / height, columns / width) / share
+        scaled = max(rows, round(height * fit)), max(columns, round(width * fit))
+        if scaled[0] * scaled[1] > self.max_pixels:
+            what = f"would be scaled to {scaled[1]} x {scaled[0]} pixels before it is cut, at most {self.max_pixels:,}"
+            raise BadFile(name, "bomb", what)
+        left, top = _start(scaled[1] - columns, place[0]), _start(scaled[0] - rows, place[1])
+        return View((left, top, left + columns, top + rows), flip, size, self.resize, "after", scaled)
+
+
+def _largest(have: tuple[int, int], size: tuple[int, int]) -> tuple[int | float, int | float]:
+    """Width and height of the largest box of the aspect of `size`."""
+    (height, width), (rows, columns) = have, size
+    return min(width, height * columns / rows), min(height, width * rows / columns)
+
+
+def _start(room: int, place: float | None) -> int:
+    """The first of room + 1 places: the middle one, rounded down, or one drawn from [0, 1)."""
+    return room // 2 if place is None else min(room, int(place * (room + 1)))

@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -35,13 +36,15 @@ class _Index(NamedTuple):
 
 
 class VideoReader:
-    """Frames of one video file, upright, 8-bit RGB. Use it in a `with` block; see `open_video`."""
+    """Frames of one video, upright, 8-bit RGB. Use it in a `with` block; see `open_video`."""
 
-    def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
-        self.path = path
-        self._name = printable(path)
-        open_media(path).close()  # the checks that all media share
-        self._container = _open(path, self._name)
+    def __init__(self, media: Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> None:
+        self._name = name or (printable(media) if isinstance(media, Path) else "video")
+        if isinstance(media, Path):
+            open_media(media).close()  # the checks that all media share
+        elif not media:
+            raise BadFile(self._name, "empty", "has no bytes; write it again")
+        self._container = _open(f"file:{media}" if isinstance(media, Path) else BytesIO(media), self._name)
         try:
             self._stream = _choose_stream(self._container, self._name)
             self._index = _index(self._container, self._stream, self._name)
@@ -187,10 +190,10 @@ def open_video(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> VideoReader
     return VideoReader(Path(path), max_pixels)
 
 
-def _open(path: Path, name: str) -> InputContainer:
+def _open(file: str | BytesIO, name: str) -> InputContainer:
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
-        return av.open(f"file:{path}", options=options, metadata_errors="ignore")
+        return av.open(file, "r", options=options, metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
         raise BadFile(name, "format", f"not a whole video file: {one_line(error.args[1])}; copy it again") from None
 

@@ -1,6 +1,7 @@
 """Photographs: one robust reader for every common format, and a folder or list of them as a source."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -11,10 +12,9 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from smalti.config import Config, PathField
-from smalti.data.crop import Crop, Filter, ScaleField, SizeField, choose_view, pair
-from smalti.data.lists import Listed, Listing, list_files
-from smalti.data.source import MAX_PIXELS, one_line, open_media, printable
+from smalti.data.crop import ViewConfig
+from smalti.data.lists import FilesConfig, Listed
+from smalti.data.source import MAX_PIXELS, Store, Stored, one_line, open_media, printable
 from smalti.errors import BadFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
@@ -50,8 +50,13 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     bomb (over `max_pixels` by its declared size), truncated, corrupt, sample-format.
     """
     path = Path(path)
-    name = printable(path)
-    with open_media(path) as file, warnings.catch_warnings():
+    with open_media(path) as file:
+        return decode_image(file, printable(path), max_pixels)
+
+
+def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
+    """The picture in an open file, as `read_image` reads it; faults name it by `name`."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is common and harmless; damage of the pixels raises
         try:
             return torch.from_numpy(_decode(name, file, max_pixels))
@@ -104,66 +109,41 @@ def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
     raise BadFile(name, "sample-format", f"samples of kind {mode} have no known white; convert it to 8 or 16 bits")
 
 
-class ImagesConfig(Config):
+class ImagesConfig(ViewConfig, FilesConfig):
     """A folder or list of pictures, each a sample of one frame."""
 
     kind: Literal["images"] = "images"
-    path: PathField
-    """A folder (searched to the bottom), a list file (.txt, .csv, .tsv, .lst), or one picture."""
-    root: PathField | None = None
-    """Where the paths of a list start; its own folder if not given."""
-    class_folders: bool = False
-    """The first folder below `path` is the class."""
-    size: SizeField = 256
-    """Rows and columns of a sample, one number for a square. `null`: each picture as it is."""
-    crop: Crop = "random"
-    """`random`: a box of `scale` times the largest one, anywhere. `center`: the largest box, in the middle."""
-    scale: ScaleField = (0.5, 1.0)
-    """The range of the sides of a random box, as a part of the largest box."""
-    flip: bool = True
-    """Mirror one sample in two."""
-    resize: Filter = "lanczos"
-    """The filter that scales; all are antialiased."""
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Larger pictures are bad files."""
-    limit: int = Field(default=20_000_000, ge=1)
-    """At most this many files are listed."""
     in_memory: int = Field(default=0, ge=0)
     """Keep this many pictures decoded, those met first; for sets that are read many times and fit."""
 
     def build(self) -> "Images":
         """List the files. Raises InputError where there are none, or the list has faults."""
-        listing = list_files(self.path, SUFFIXES, class_folders=self.class_folders, root=self.root, limit=self.limit)
-        return Images(self, listing)
+        return Images(self, Listed(self.listing(SUFFIXES)), in_memory=self.in_memory)
 
 
-class Images(Listed):
+class Images(Stored):
     """Pictures as samples of one frame; a `Source`."""
 
-    def __init__(self, config: ImagesConfig, listing: Listing) -> None:
-        super().__init__(listing)
+    def __init__(self, config: ViewConfig, store: Store, *, in_memory: int = 0) -> None:
+        super().__init__(store)
         self.config = config
+        self.in_memory = in_memory
         self._kept: dict[int, Tensor] = {}
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "1 h w 3"]:
         """One picture, cropped, scaled and mirrored as the config says. Raises BadFile."""
-        config = self.config
         pixels = self._read(index).numpy()
-        view = choose_view(
-            (pixels.shape[0], pixels.shape[1]),
-            pair(config.size),
-            crop=config.crop,
-            scale=config.scale,
-            flip=config.flip,
-            resize=config.resize,
-            rng=rng,
-        )
-        return torch.from_numpy(np.array(view.apply(pixels)))[None]
+        view = self.config.view((pixels.shape[0], pixels.shape[1]), rng, self.store.where(index))
+        return torch.from_numpy(view.apply(pixels))[None]
 
     def _read(self, index: int) -> UInt8[Tensor, "h w 3"]:
         if index in self._kept:
             return self._kept[index]
-        pixels = read_image(self.path(index), max_pixels=self.config.max_pixels)
-        if len(self._kept) < self.config.in_memory:
+        media, limit = self.store.media(index), self.config.max_pixels
+        if isinstance(media, Path):
+            pixels = read_image(media, max_pixels=limit)
+        else:
+            pixels = decode_image(BytesIO(media), self.store.where(index), limit)
+        if len(self._kept) < self.in_memory:
             self._kept[index] = pixels
         return pixels

@@ -1,25 +1,43 @@
 """Photographs and film together: each batch is all of one kind, and which is decided by the step alone."""
 
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import UInt8
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from smalti.config import Config
 from smalti.data.images import Images, ImagesConfig
 from smalti.data.order import mix
+from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig
+from smalti.data.tars import TarImagesConfig, TarVideosConfig
 from smalti.data.videos import Videos, VideosConfig
+
+
+def _kind(kind: str) -> BeforeValidator:
+    """The kind of a section that names none."""
+
+    def fill(data: Any) -> Any:
+        return {"kind": kind, **data} if isinstance(data, Mapping) and "kind" not in data else data
+
+    return BeforeValidator(fill)
+
+
+_AnyImages = Annotated[ImagesConfig | TarImagesConfig | ParquetImagesConfig, Field(discriminator="kind")]
+_AnyVideos = Annotated[VideosConfig | TarVideosConfig | ParquetVideosConfig, Field(discriminator="kind")]
 
 
 class JointConfig(Config):
     """Train on pictures and film in turn."""
 
     kind: Literal["joint"] = "joint"
-    images: ImagesConfig
-    videos: VideosConfig
+    images: Annotated[_AnyImages, _kind("images")]
+    """The pictures: `images` if no kind is given, `tar-images` or `parquet-images`."""
+    videos: Annotated[_AnyVideos, _kind("videos")]
+    """The clips: `videos` if no kind is given, `tar-videos` or `parquet-videos`."""
     share: float = Field(default=0.2, ge=0, le=1)
     """The part of the steps whose batch is pictures."""
     images_per_clip: int = Field(default=1, ge=1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from smalti.errors import BadFile
+from smalti.errors import BadFile, InputError
 
 MAX_PIXELS = 64_000_000
 """Pictures and frames above this are refused by their declared size, before they are decoded (192 MB of RGB)."""
@@ -38,6 +38,59 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Store(Protocol):
+    """Where the media of a source are: files of a folder or list, members of tars, cells of a table."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The name of one, different for each: text that prints on one line."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """The class of one, an index into `classes`, or None where there are none."""
+        ...
+
+    def where(self, index: int) -> str:
+        """What a fault of one is named by: its path, on one line."""
+        ...
+
+    def media(self, index: int) -> Path | bytes:
+        """A media file, or its bytes. Raises BadFile."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        ...
+
+
+class Stored:
+    """What pictures and videos have in common as a `Source`: they are the media of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def key(self, index: int) -> str:
+        """The name of a sample, on one line."""
+        return self.store.key(index)
+
+    def label(self, index: int) -> int | None:
+        """The class of a sample, an index into `classes`."""
+        return self.store.label(index)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.store.classes
+
+
 def open_media(path: Path) -> BinaryIO:
     """Open a media file for reading after the checks that all formats share. Raises BadFile.
 
@@ -62,6 +115,13 @@ def open_media(path: Path) -> BinaryIO:
         file.close()
         raise BadFile(printable(path), "lfs-pointer", "a git-lfs pointer, not the file; run `git lfs pull`")
     return file
+
+
+def refuse(where: str, what: str, faults: list[str]) -> None:
+    """Raise InputError on one line with the first five faults and how many there are; pass where there are none."""
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(faults[:5])}{more}")
 
 
 def printable(path: Path | str) -> str:

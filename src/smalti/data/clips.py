@@ -1,0 +1,96 @@
+"""Which frames of a video a clip shows."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from smalti.data.crop import SizeField, ViewConfig
+
+Short = Literal["repeat", "loop", "spread", "skip"]
+
+
+class ClipIndices(NamedTuple):
+    """Which frames make a clip, and whether the video was long enough for it."""
+
+    indices: list[int]
+    is_short: bool
+
+
+def clip_indices(
+    times: Sequence[float], frames: int, *, stride: int = 1, fps: int | float | None = None, place: int | float = 0.0
+) -> ClipIndices:
+    """The frame numbers of a clip of `frames` frames, `place` of the way (0 to 1) along the room that is left.
+
+    Without `fps`: s, s + stride, s + 2 stride, ... With it: the frames nearest to t, t + 1/fps, ... by their `times`
+    (seconds, rising), never by number, so that a variable frame rate does no harm. A video that is too short repeats
+    its last frame.
+    """
+    last = len(times) - 1
+    if fps is None:
+        span = (frames - 1) * stride
+        room = max(0, last - span)
+        start = min(room, int(place * (room + 1)))
+        return ClipIndices([min(start + i * stride, last) for i in range(frames)], span > last)
+    length = (frames - 1) / fps
+    start_time = times[0] + place * max(0.0, times[-1] - times[0] - length)
+    half_frame = (times[-1] - times[0]) / max(1, last) / 2
+    indices = [_nearest(times, start_time + i / fps) for i in range(frames)]
+    return ClipIndices(indices, start_time + length > times[-1] + half_frame + 1e-9)
+
+
+class ClipConfig(ViewConfig):
+    """What a sample shows of a video: one clip, with one view for all its frames."""
+
+    size: SizeField = 128
+    """Rows and columns of a sample, one number for a square. `null`: each video as it is."""
+    frames: int | None = Field(default=17, ge=1)
+    """Frames of a clip. `null`: all frames of the file, in memory."""
+    stride: int = Field(default=1, ge=1)
+    """Take every n-th frame of the file."""
+    fps: float | None = Field(default=None, gt=0)
+    """Take frames at this rate, by time stamps, instead of a stride."""
+    sampling: Literal["random", "center", "first"] = "random"
+    """Where in the video the clip lies. `center`: as many frames before it as after it, or one fewer."""
+    tail: int = Field(default=0, ge=0)
+    """With `sampling` random: keep clear of so many frames at the end, where the video is long enough."""
+    short: Short = "repeat"
+    """A video that is too short repeats its last frame, starts again (`loop`), is spread over the clip evenly
+    (`spread`), or is a bad file with the code `short` (`skip`)."""
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> "ClipConfig":
+        if self.fps is not None and self.stride != 1:
+            raise ValueError(f"give fps or stride, not both (found fps {self.fps:g} and stride {self.stride})")
+        if self.fps is not None and (self.tail or self.short in ("loop", "spread")):
+            raise ValueError("tail, and short loop or spread, count frames: they go with stride, not with fps")
+        return self
+
+    def clip(self, times: Sequence[float], drawn: float) -> ClipIndices:
+        """The frames of a video whose frames have these times; `drawn`, in [0, 1), places a random clip."""
+        if self.frames is None:
+            return ClipIndices(list(range(0, len(times), self.stride)), False)
+        if self.fps is not None:
+            place = {"random": drawn, "center": 0.5, "first": 0.0}[self.sampling]
+            return clip_indices(times, self.frames, fps=self.fps, place=place)
+        count, span = len(times), (self.frames - 1) * self.stride + 1
+        room = max(0, count - span)
+        free = max(0, room - self.tail)
+        start = {"random": min(free, int(drawn * (free + 1))), "center": room // 2, "first": 0}[self.sampling]
+        if span > count and self.short == "spread":
+            return ClipIndices(np.linspace(0, count - 1, self.frames).astype(int).tolist(), True)
+        indices = [start + i * self.stride for i in range(self.frames)]
+        if self.short == "loop":
+            return ClipIndices([i % count for i in indices], span > count)
+        return ClipIndices([min(i, count - 1) for i in indices], span > count)
+
+
+def _nearest(times: Sequence[float], time: float) -> int:
+    after = bisect_left(times, time)
+    if after == 0:
+        return 0
+    if after == len(times):
+        return len(times) - 1
+    return after if times[after] - time < time - times[after - 1] else after - 1

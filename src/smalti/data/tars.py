@@ -1,0 +1,243 @@
+"""WebDataset tars: samples by key, read in any order and without unpacking."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from smalti.config import Config, PathField
+from smalti.data.annotations import number_classes
+from smalti.data.clips import ClipConfig
+from smalti.data.crop import ViewConfig
+from smalti.data.images import SUFFIXES as PICTURES
+from smalti.data.images import Images
+from smalti.data.lists import list_files
+from smalti.data.source import open_media, printable, refuse
+from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
+from smalti.data.videos import SUFFIXES as VIDEOS
+from smalti.data.videos import Videos
+from smalti.errors import BadFile, InputError
+
+
+class _Samples(NamedTuple):
+    """The samples of one tar, in the order of their first members."""
+
+    media: list[Member]
+    labels: list[str | None]
+    faults: list[str]
+
+
+def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Samples:
+    """Raises BadFile where the tar cannot be opened."""
+    with open_media(path) as file:
+        groups = dict[str, dict[str, Member]]()
+        faults = []
+        try:
+            for found in read_members(file):
+                folder, name = os.path.split(found.name)
+                base, dot, extension = name.partition(".")
+                if not base or not dot:
+                    continue  # hidden, or without a suffix
+                group = groups.setdefault(os.path.join(folder, base), {})  # noqa: PTH118 - a name, not a path
+                if extension.lower() in group:
+                    first = group[extension.lower()].offset
+                    faults.append(f"{_place(path, found)} is there twice, first at byte {first:,}")
+                group[extension.lower()] = found
+        except ValueError as error:
+            faults.append(f"{printable(path)}: {error}")
+        media, labels = list[Member](), list[str | None]()
+        for key, group in groups.items():
+            try:
+                chosen = _choose(group, suffixes, member)
+                if chosen is not None:
+                    label = _label(file, group)
+                    media.append(chosen)
+                    labels.append(label)
+            except ValueError as error:
+                faults.append(f"{printable(path)}: sample {printable(key)}: {error}")
+    return _Samples(media, labels, faults)
+
+
+def _choose(group: dict[str, Member], suffixes: Sequence[str], member: str | None) -> Member | None:
+    """The medium of a sample; None for a sample of another kind."""
+    if member is not None:
+        if member.lower() not in group:
+            raise ValueError(f"has no .{member} (there are: {', '.join(sorted(group))})")
+        return group[member.lower()]
+    own = [extension for extension in group if f".{extension}" in suffixes]
+    if len(own) > 1:
+        raise ValueError(f"has several media ({', '.join(sorted(own))}); set `member` to one")
+    if own:
+        return group[own[0]]
+    last = {f".{extension.rsplit('.', 1)[-1]}" for extension in group}
+    if last & set(suffixes):
+        raise ValueError(f"has {', '.join(sorted(group))}; set `member` to one")
+    if {"cls", "json"} & set(group) and not last & {*PICTURES, *VIDEOS}:
+        raise ValueError(f"has no picture or video (there are: {', '.join(sorted(group))})")
+    return None
+
+
+def _label(file: BinaryIO, group: dict[str, Member]) -> str | None:
+    """The class in `.cls`; else in `.json`, a whole number, or an object with it or a name under `label` or `cls`."""
+    kind = next((kind for kind in ("cls", "json") if kind in group), None)
+    if kind is None:
+        return None
+    found = group[kind]
+    where = f"its {kind} at byte {found.offset:,}"
+    if found.size > LONGEST_NOTE:
+        raise ValueError(f"{where} has {found.size:,} bytes, at most {LONGEST_NOTE:,} are read")
+    file.seek(found.offset)
+    text = file.read(found.size).decode("utf-8", "surrogateescape").strip()
+    if kind == "json":
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{where} is not valid JSON") from None
+        if isinstance(value, dict):
+            value = next((value[name] for name in ("label", "cls") if name in value), None)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"{where} has no whole number or name as class")
+        text = str(value)
+    if not text:
+        raise ValueError(f"{where} is empty")
+    return text
+
+
+def _place(path: Path, member: Member) -> str:
+    return f"{printable(path / member.name)} at byte {member.offset:,}"
+
+
+class TarMembers:
+    """Media in tars, by an index that the headers gave; a `Store`."""
+
+    def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
+        self.root, self.tars = root, tuple(tars)
+        names, labels, places, faults = list[str](), list[str | None](), list[tuple[int, int, int]](), list[str]()
+        for number, tar in enumerate(self.tars):
+            try:
+                found = _samples(root / tar, suffixes, member)
+            except BadFile as bad:
+                faults.append(str(bad))
+                continue
+            names += [one.name for one in found.media]
+            places += [(number, one.offset, one.size) for one in found.media]
+            labels += found.labels
+            faults += found.faults
+        where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
+        unlabelled = sum(label is None for label in labels)
+        if 0 < unlabelled < len(labels) and not faults:
+            first = labels.index(None)
+            faults.append(f"{unlabelled} of {len(labels)} samples have no class, the first {printable(names[first])}")
+        refuse(where, "members or tars", faults)
+        if not names:
+            raise InputError(f"{where}: no sample has a file of any of {' '.join(suffixes)}")
+        self._names = names
+        self._places = np.array(places, np.int64)  # 24 bytes a sample, shared by readers
+        self._labels: tuple[int, ...] | None = None
+        self._classes: tuple[str, ...] = ()
+        if not unlabelled:
+            self._labels, self._classes = number_classes([str(label) for label in labels], where=where)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def key(self, index: int) -> str:
+        """`tar/member`, on one line."""
+        return printable(f"{self.tars[self._places[index, 0]]}/{self._names[index]}")
+
+    def where(self, index: int) -> str:
+        """The path of the tar, the member, and its first byte."""
+        tar, offset, size = self._places[index].tolist()
+        return _place(self.root / self.tars[tar], Member(self._names[index], offset, size))
+
+    def label(self, index: int) -> int | None:
+        """The class of a sample, an index into `classes`."""
+        return None if self._labels is None else self._labels[index]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self._classes
+
+    def media(self, index: int) -> bytes:
+        """The bytes of a member. Raises BadFile where they are not there any more."""
+        tar, offset, size = self._places[index].tolist()
+        with open_media(self.root / self.tars[tar]) as file:
+            file.seek(offset)
+            data = file.read(size)
+        if not size:
+            raise BadFile(self.where(index), "empty", "has no bytes; write it again")
+        if len(data) < size:
+            raise BadFile(self.where(index), "truncated", "the tar has become shorter since it was listed")
+        return data
+
+
+class TarsConfig(Config):
+    """Which tars a source has."""
+
+    kind: str
+    path: PathField
+    """A tar, a folder of tars (searched to the bottom), or a pattern such as `train-{0000..0146}.tar`."""
+    member: str | None = None
+    """Which file of a sample is read, by what follows the first dot of its name (`jpg`, `left.png`); needed where a
+    sample has several."""
+    limit: int = Field(default=1_000_000, ge=1)
+    """At most this many tars are listed."""
+
+    def members(self, suffixes: Sequence[str]) -> TarMembers:
+        """Read the headers of all tars. Raises InputError with the faults of each."""
+        if re.search(r"\{.*\}", str(self.path)) and not self.path.exists():
+            root, tars = _expand(self.path, self.limit)
+        else:
+            listing = list_files(self.path, (".tar",), limit=self.limit)
+            root, tars = listing.root, listing.files
+        return TarMembers(root, tars, suffixes, self.member)
+
+
+def _expand(pattern: Path, limit: int) -> tuple[Path, tuple[str, ...]]:
+    """(folder, tars below it) of a pattern with {0000..0146} or {a,b}. Raises InputError where a tar is missing."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if "{" in part)
+    root, text = Path(*pattern.parts[:fixed]), os.path.join(*pattern.parts[fixed:])  # noqa: PTH118
+    choices = list[Sequence[str]]()
+    count = 1
+    for piece in re.split(r"(\{[^{}]*\})", text):
+        span = re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece)
+        numbers = range(int(span[1]), int(span[2]) + 1) if span else ()
+        count *= len(numbers) if span else 1
+        if count > limit or (span and not numbers):
+            raise InputError(f"{printable(pattern)}: {piece} gives {count:,} tars, 1 to {limit:,} are read")
+        if span:
+            choices.append([f"{n:0{len(span[1])}d}" for n in numbers])
+        else:
+            choices.append(piece[1:-1].split(",") if piece.startswith("{") else [piece])
+    tars = tuple("".join(pieces) for pieces in product(*choices))
+    refuse(printable(pattern), "tars", [f"no such file {printable(t)}" for t in tars if not (root / t).exists()])
+    return root, tars
+
+
+class TarImagesConfig(ViewConfig, TarsConfig):
+    """Pictures in WebDataset tars, each a sample of one frame."""
+
+    kind: Literal["tar-images"] = "tar-images"
+
+    def build(self) -> Images:
+        """Read the headers of all tars. Raises InputError with the faults of each."""
+        return Images(self, self.members(PICTURES))
+
+
+class TarVideosConfig(ClipConfig, TarsConfig):
+    """Videos in WebDataset tars, each a sample of one clip."""
+
+    kind: Literal["tar-videos"] = "tar-videos"
+
+    def build(self) -> Videos:
+        """Read the headers of all tars. Raises InputError with the faults of each."""
+        return Videos(self, self.members(VIDEOS))
