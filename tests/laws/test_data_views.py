@@ -169,7 +169,7 @@ def test_lists_of_every_form_are_read(text: str, labels: object, classes: object
     put(tmp_path, "a.jpg", "sub/b.jpg")
     (tmp_path / "list.csv").write_text(text)
     listing = list_files(tmp_path / "list.csv", (".jpg",))
-    assert (listing.files, listing.labels, listing.classes) == (("a.jpg", "sub/b.jpg"), labels, classes)
+    assert (listing.files, listing.classes) == (("a.jpg", "sub/b.jpg"), (labels, classes))
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "list.txt").write_text(text)
     assert read_list(tmp_path / "lists" / "list.txt", tmp_path).files == listing.files

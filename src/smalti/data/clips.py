@@ -30,15 +30,27 @@ def clip_indices(
     """
     last = len(times) - 1
     if fps is None:
-        span = (frames - 1) * stride
-        room = max(0, last - span)
-        start = min(room, int(place * (room + 1)))
-        return ClipIndices([min(start + i * stride, last) for i in range(frames)], span > last)
+        return _strided(len(times), frames, stride, _pick(len(times) - (frames - 1) * stride, place), "repeat")
     length = (frames - 1) / fps
     start_time = times[0] + place * max(0.0, times[-1] - times[0] - length)
     half_frame = (times[-1] - times[0]) / max(1, last) / 2
     indices = [_nearest(times, start_time + i / fps) for i in range(frames)]
     return ClipIndices(indices, start_time + length > times[-1] + half_frame + 1e-9)
+
+
+def _pick(places: int, place: float) -> int:
+    """One of `places` places, 0 where there are none, for a number in [0, 1]."""
+    return max(0, min(places - 1, int(place * places)))
+
+
+def _strided(count: int, frames: int, stride: int, start: int, short: Short) -> ClipIndices:
+    """Frames start, start + stride, ... of `count`; beyond the last one as `short` says."""
+    indices = [start + i * stride for i in range(frames)]
+    if indices[-1] < count:
+        return ClipIndices(indices, False)
+    if short == "spread":
+        return ClipIndices(np.linspace(0, count - 1, frames).astype(int).tolist(), True)
+    return ClipIndices([i % count if short == "loop" else min(i, count - 1) for i in indices], True)
 
 
 class ClipConfig(ViewConfig):
@@ -75,16 +87,9 @@ class ClipConfig(ViewConfig):
         if self.fps is not None:
             place = {"random": drawn, "center": 0.5, "first": 0.0}[self.sampling]
             return clip_indices(times, self.frames, fps=self.fps, place=place)
-        count, span = len(times), (self.frames - 1) * self.stride + 1
-        room = max(0, count - span)
-        free = max(0, room - self.tail)
-        start = {"random": min(free, int(drawn * (free + 1))), "center": room // 2, "first": 0}[self.sampling]
-        if span > count and self.short == "spread":
-            return ClipIndices(np.linspace(0, count - 1, self.frames).astype(int).tolist(), True)
-        indices = [start + i * self.stride for i in range(self.frames)]
-        if self.short == "loop":
-            return ClipIndices([i % count for i in indices], span > count)
-        return ClipIndices([min(i, count - 1) for i in indices], span > count)
+        places = len(times) - (self.frames - 1) * self.stride  # where a clip may start; less than 1: too short
+        start = {"random": _pick(places - self.tail, drawn), "center": max(0, places - 1) // 2, "first": 0}
+        return _strided(len(times), self.frames, self.stride, start[self.sampling], self.short)
 
 
 def _nearest(times: Sequence[float], time: float) -> int:

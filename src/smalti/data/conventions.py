@@ -4,6 +4,7 @@ Each is a plain config; `docs/data.md` has the table of which of their steps is 
 """
 
 from pathlib import Path
+from typing import Literal
 
 from smalti.data.images import ImagesConfig
 from smalti.data.videos import VideosConfig
@@ -72,6 +73,7 @@ def mindone_videos(
     *,
     frames: int = 17,
     stride: int = 1,
+    sampling: Literal["random", "center", "first"] = "random",
     random_crop: bool = False,
     flip: bool = False,
     root: Path | None = None,
@@ -80,7 +82,7 @@ def mindone_videos(
 
     `path` is a folder (its own flat one, or UCF-101's class folders), its CSV, or UCF-101's official
     `trainlist01.txt` or `testlist01.txt` with the folder of the videos as `root`. A video that is too short is spread
-    over the clip. For figures that can be repeated, set `sampling` to `center`.
+    over the clip. `sampling="center"` gives figures that do not depend on what was drawn.
     """
     return VideosConfig(
         path=path,
@@ -88,7 +90,7 @@ def mindone_videos(
         format="mindone-csv" if path.suffix.lower() == ".csv" else "auto",
         frames=frames,
         stride=stride,
-        sampling="random",
+        sampling=sampling,
         short="spread",
         size=size,
         crop="random" if random_crop else "center",

@@ -26,17 +26,17 @@ def _kind(kind: str) -> BeforeValidator:
     return BeforeValidator(fill)
 
 
-_AnyImages = Annotated[ImagesConfig | TarImagesConfig | ParquetImagesConfig, Field(discriminator="kind")]
-_AnyVideos = Annotated[VideosConfig | TarVideosConfig | ParquetVideosConfig, Field(discriminator="kind")]
+AnyImagesConfig = ImagesConfig | TarImagesConfig | ParquetImagesConfig
+AnyVideosConfig = VideosConfig | TarVideosConfig | ParquetVideosConfig
 
 
 class JointConfig(Config):
     """Train on pictures and film in turn."""
 
     kind: Literal["joint"] = "joint"
-    images: Annotated[_AnyImages, _kind("images")]
+    images: Annotated[AnyImagesConfig, Field(discriminator="kind"), _kind("images")]
     """The pictures: `images` if no kind is given, `tar-images` or `parquet-images`."""
-    videos: Annotated[_AnyVideos, _kind("videos")]
+    videos: Annotated[AnyVideosConfig, Field(discriminator="kind"), _kind("videos")]
     """The clips: `videos` if no kind is given, `tar-videos` or `parquet-videos`."""
     share: float = Field(default=0.2, ge=0, le=1)
     """The part of the steps whose batch is pictures."""

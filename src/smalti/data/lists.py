@@ -7,15 +7,17 @@ from pathlib import Path
 from pydantic import Field
 
 from smalti.config import Config, PathField
-from smalti.data.annotations import LIST_SUFFIXES, ListFormat, Listing, number_classes, read_list
+from smalti.data.annotations import LIST_SUFFIXES, ListFormat, Listing, read_list
+from smalti.data.classes import Classed, number_classes
 from smalti.data.source import one_line, printable
 from smalti.errors import InputError
 
 
-class Listed:
+class Listed(Classed):
     """The files of a listing; a `Store`."""
 
     def __init__(self, listing: Listing) -> None:
+        super().__init__(listing.classes)
         self.listing = listing
 
     def __len__(self) -> int:
@@ -32,15 +34,6 @@ class Listed:
     def media(self, index: int) -> Path:
         """The file of a sample."""
         return self.listing.root / self.listing.files[index]
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample, an index into `classes`."""
-        return None if self.listing.labels is None else self.listing.labels[index]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self.listing.classes
 
 
 class FilesConfig(Config):
@@ -93,7 +86,7 @@ def list_files(
             return _list_folder(path, suffixes, class_folders, limit)
         if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
             listing = read_list(path, root, format=format, limit=limit)
-            return _by_folder(listing) if class_folders and listing.labels is None else listing
+            return _by_folder(listing) if class_folders and listing.classes.labels is None else listing
         exists = path.exists()
     except OSError as error:
         raise InputError(f"{printable(path)}: cannot be listed: {one_line(error.strerror)}; check its rights") from None
@@ -101,7 +94,7 @@ def list_files(
         raise InputError(f"{printable(path)}: no such file or folder")
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{printable(path)}: neither a folder, a list ({' '.join(LIST_SUFFIXES)}) nor a file to read")
-    return Listing(path.parent, (path.name,), None, (), 0)
+    return Listing(path.parent, (path.name,))
 
 
 def _list_folder(root: Path, suffixes: Sequence[str], class_folders: bool, limit: int) -> Listing:
@@ -116,18 +109,18 @@ def _list_folder(root: Path, suffixes: Sequence[str], class_folders: bool, limit
     files.sort(key=os.fsencode)
     if not files:
         raise InputError(f"{printable(root)}: no file ends in {' '.join(suffixes)} ({skipped} other files)")
-    listing = Listing(root, tuple(files), None, (), skipped)
+    listing = Listing(root, tuple(files), skipped=skipped)
     return _by_folder(listing) if class_folders else listing
 
 
 def _by_folder(listing: Listing) -> Listing:
     """The first folder of each path as its class."""
+    where = printable(listing.root)
     loose = [name for name in listing.files if name.find(os.sep) < 1]
     if loose:
-        where = printable(listing.root)
         raise InputError(f"{where}: {len(loose)} files are in no class folder, as {printable(loose[0])}")
-    labels, classes = number_classes([name.split(os.sep, 1)[0] for name in listing.files], whole_numbers=False)
-    return listing._replace(labels=labels, classes=classes)
+    folders = [name.split(os.sep, 1)[0] for name in listing.files]
+    return listing._replace(classes=number_classes(folders, where=where, whole_numbers=False))
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -2,161 +2,188 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from smalti.config import Config, PathField
-from smalti.data.annotations import number_classes
+from smalti.data.classes import Classed, Classes, number_classes
 from smalti.data.clips import ClipConfig
 from smalti.data.crop import ViewConfig
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import one_line, printable, refuse
+from smalti.data.source import one_line, open_media, printable, refuse
 from smalti.data.videos import Videos
-from smalti.errors import BadFile, EnvironmentFault, InputError
+from smalti.errors import BadFile, EnvironmentFault, InputError, SmaltiError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 
-class ParquetRows:
+class _Footer(NamedTuple):
+    """What is known of a Parquet file before its media are read."""
+
+    groups: list[int]
+    """Rows of each row group."""
+    labels: list[str | None]
+    names: tuple[str, ...]
+    """What `datasets` calls the classes; empty where it does not say."""
+
+
+class ParquetRows(Classed):
     """The cells of one column of Parquet files; a `Store`. The row group read last is kept."""
 
     def __init__(self, root: Path, files: Sequence[str], column: str, label: str) -> None:
         self.root, self.files, self.column = root, tuple(files), column
-        groups, labels, faults = list[tuple[int, int, int]](), list[Any](), list[str]()
-        names: tuple[str, ...] = ()
-        for number, file in enumerate(self.files):
+        found, faults = list[_Footer](), list[str]()
+        for file in self.files:
             try:
-                with _open(root / file) as table:
-                    _check(table.schema_arrow, column)
-                    sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
-                    found = _labels(table, label)
-                    names = names or _class_names(table.schema_arrow, label)
+                found.append(_read_footer(root / file, column, label))
+                if found[-1].names != found[0].names:
+                    faults.append(f"{printable(root / file)}: its classes are not those of {printable(self.files[0])}")
             except InputError as error:
                 faults.append(str(error))
-                continue
-            groups += [(number, group, size) for group, size in enumerate(sizes)]
-            labels += found
         where = printable(root / self.files[0] if len(self.files) == 1 else root)
-        unlabelled = sum(one is None for one in labels)
-        if 0 < unlabelled < len(labels) and not faults:
-            faults.append(f"{unlabelled} of {len(labels)} rows have no class, the first is row {labels.index(None)}")
-        refuse(where, "files", faults)
-        if not labels:
+        refuse(where, "Parquet files", faults)
+        groups = [
+            (file, group, rows) for file, one in enumerate(found) for group, rows in enumerate(one.groups) if rows
+        ]
+        if not groups:
             raise InputError(f"{where}: the table has no rows")
         self._groups = np.array(groups, np.int64)
         self._starts = np.cumsum(self._groups[:, 2]) - self._groups[:, 2]
-        self._labels: tuple[int, ...] | None = None
-        self._classes: tuple[str, ...] = ()
-        if not unlabelled:
-            self._labels, self._classes = number_classes([str(one) for one in labels], where=where)
-            self._classes = names if len(names) >= len(self._classes) else self._classes
         self._kept: tuple[int, pa.ChunkedArray] | None = None
+        labels = [label for one in found for label in one.labels]
+        classes, names = number_classes(labels, where=where, named=self.key), found[0].names
+        if classes.labels is not None and len(names) >= len(classes.names):
+            classes = Classes(classes.labels, names)
+        super().__init__(classes)
 
     def __len__(self) -> int:
         return int(self._starts[-1] + self._groups[-1, 2])
 
     def key(self, index: int) -> str:
         """`file/row`, on one line; rows of a file count from 0."""
-        file, _, row = self._find(index)
+        file, row = self._find(index)
         return f"{printable(self.files[file])}/{row}"
 
     def where(self, index: int) -> str:
         """The path of the file, and the row in it."""
-        file, _, row = self._find(index)
+        file, row = self._find(index)
         return f"{printable(self.root / self.files[file])} row {row}"
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample, an index into `classes`."""
-        return None if self._labels is None else self._labels[index]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self._classes
 
     def media(self, index: int) -> bytes:
         """The bytes of a cell; its row group is read. Raises BadFile."""
-        file, place, _ = self._find(index)
+        place = self._place(index)
         if self._kept is None or self._kept[0] != place:
+            file, group, _ = self._groups[place].tolist()
             try:
-                with _open(self.root / self.files[file]) as table:
-                    group = int(self._groups[place, 1])
+                with _table(self.root / self.files[file]) as table:
                     self._kept = place, table.read_row_group(group, [self.column], use_threads=False)[self.column]
+            except BadFile:
+                raise
             except Exception as error:  # damaged pages raise OSError, ArrowException, ValueError, ...
                 what = f"its row group cannot be read ({one_line(error)}); copy the file again"
                 raise BadFile(self.where(index), "corrupt", what) from None
         cell = self._kept[1][int(index - self._starts[place])].as_py()
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if not data:
-            path = cell.get("path") if isinstance(cell, dict) else None
-            what = f"the row has no bytes{f', only the path {printable(path)}' if path else ''}; embed the files"
+            what = f"the row has no bytes{f', only the path {one_line(path)}' if path else ''}; embed the files"
             raise BadFile(self.where(index), "empty", what)
         return bytes(data)
 
-    def _find(self, index: int) -> tuple[int, int, int]:
-        """(file, place of its row group in the index, row in the file)."""
-        place = int(np.searchsorted(self._starts, index, "right")) - 1
-        while not self._groups[place, 2]:  # empty groups start where the next one does
-            place -= 1
-        file = int(self._groups[place, 0])
-        first = int(self._starts[np.searchsorted(self._groups[:, 0], file)])
-        return file, place, index - first
+    def _place(self, index: int) -> int:
+        """The row group of a sample, counted over all files."""
+        return int(np.searchsorted(self._starts, index, "right")) - 1
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """(file, row in the file) of a sample."""
+        file = int(self._groups[self._place(index), 0])
+        return file, index - int(self._starts[np.searchsorted(self._groups[:, 0], file)])
 
 
-def _open(path: Path) -> "pq.ParquetFile":
-    """Raises InputError where it is no whole Parquet file, EnvironmentFault where pyarrow is not installed."""
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of a Parquet file. Raises InputError where it is none."""
+    with _open(path) as table:
+        return list(table.schema_arrow.names)
+
+
+def _table(path: Path) -> "pq.ParquetFile":
+    """Raises BadFile where it is no file with bytes, EnvironmentFault where pyarrow is not installed."""
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise EnvironmentFault("Parquet needs pyarrow, which is not installed: pip install 'smalti[parquet]'") from None
+    open_media(path).close()  # the checks that all media share
+    return pq.ParquetFile(path, pre_buffer=False)  # no threads of its own: forked readers would lack them
+
+
+@contextmanager
+def _open(path: Path) -> Iterator["pq.ParquetFile"]:
+    """A Parquet file whose every fault is an InputError."""
     try:
-        return pq.ParquetFile(path, pre_buffer=False)  # one thread: threads do not live on in forked readers
-    except (pa.ArrowException, OSError) as error:
+        with _table(path) as table:
+            yield table
+    except SmaltiError:
+        raise
+    except Exception as error:  # damaged files raise ArrowException, OSError, UnicodeDecodeError, KeyError, ...
         raise InputError(f"{printable(path)}: no whole Parquet file: {one_line(error)}") from None
 
 
-def _check(schema: "pa.Schema", column: str) -> None:
+def _read_footer(path: Path, column: str, label: str) -> _Footer:
+    """The footer of a file and its column of classes, checked. Raises InputError."""
+    with _open(path) as table:
+        schema, where = table.schema_arrow, printable(path)
+        _check_column(schema, column, where)
+        groups = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+        if label in schema.names:
+            return _Footer(groups, _labels(table, label, where), _class_names(schema, label))
+        if label != "label":
+            raise InputError(f"{where}: no column {label!r} (there are: {_listed(schema.names)}); set `label`")
+        return _Footer(groups, [None] * sum(groups), ())
+
+
+def _check_column(schema: "pa.Schema", column: str, where: str) -> None:
     import pyarrow.types as kinds
 
-    if column not in schema.names:
-        raise InputError(f"no column {column!r} (there are: {', '.join(schema.names)}); set `column`")
+    if schema.names.count(column) != 1:
+        raise InputError(f"{where}: no column {column!r} (there are: {_listed(schema.names)}); set `column`")
     kind = schema.field(column).type
     inner = kind.field("bytes").type if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (kinds.is_binary(inner) or kinds.is_large_binary(inner)):
-        raise InputError(f"column {column!r} holds {one_line(kind)}, not bytes or {{bytes, path}}; set `column`")
+        what = f"column {column!r} holds {one_line(kind)}, not bytes or {{bytes, path}}; set `column`"
+        raise InputError(f"{where}: {what}")
 
 
-def _labels(table: "pq.ParquetFile", label: str) -> list[Any]:
-    """The class of each row, None where there is none: no column, an empty cell, or -1 (as in hidden test sets)."""
+def _labels(table: "pq.ParquetFile", label: str, where: str) -> list[str | None]:
+    """The class of each row, None where there is none: an empty cell, or -1 (as in hidden test sets)."""
     import pyarrow.types as kinds
 
-    if label not in table.schema_arrow.names:
-        if label != "label":
-            raise InputError(f"no column {label!r} (there are: {', '.join(table.schema_arrow.names)}); set `label`")
-        return [None] * table.metadata.num_rows
     kind = table.schema_arrow.field(label).type
-    if not (kinds.is_integer(kind) or kinds.is_string(kind) or kinds.is_large_string(kind)):
-        raise InputError(f"column {label!r} holds {one_line(kind)}, not whole numbers or names; set `label`")
+    inner = kind.value_type if kinds.is_dictionary(kind) else kind
+    if not (kinds.is_integer(inner) or kinds.is_string(inner) or kinds.is_large_string(inner)):
+        raise InputError(f"{where}: column {label!r} holds {one_line(kind)}, not whole numbers or names; set `label`")
     cells = table.read([label], use_threads=False)[label].to_pylist()
-    return [None if cell in (None, -1, "") else cell for cell in cells]
+    return [None if cell in (None, -1, "") else str(cell) for cell in cells]
 
 
 def _class_names(schema: "pa.Schema", label: str) -> tuple[str, ...]:
     """The names that `datasets` keeps beside the table; empty where there are none."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return one_line(", ".join(names))
 
 
 def _from_hub(name: str, match: str, revision: str | None) -> Path:
@@ -188,17 +215,21 @@ class ParquetConfig(Config):
     limit: int = Field(default=1_000_000, ge=1)
     """At most this many Parquet files are listed."""
 
-    def rows(self, column: str) -> ParquetRows:
-        """Read the footers and the classes. Raises InputError with the faults of each file."""
+    def files(self) -> tuple[Path, tuple[str, ...]]:
+        """(folder, Parquet files below it); a data set of the hub is downloaded. Raises InputError."""
         text = self.path.as_posix()
         path = _from_hub(text[3:], self.match, self.revision) if text.startswith("hf:") else self.path
-        listing = list_files(path, (".parquet",), limit=self.limit)
-        files = [
-            file for file in listing.files if not path.is_dir() or fnmatchcase(file.replace(os.sep, "/"), self.match)
-        ]
-        if not files:
-            raise InputError(f"{printable(self.path)}: no file fits {self.match!r}, as {printable(listing.files[0])}")
-        return ParquetRows(listing.root, files, column, self.label)
+        root, files, *_ = list_files(path, (".parquet",), limit=self.limit)
+        if not path.is_dir():
+            return root, files
+        fitting = tuple(file for file in files if fnmatchcase(file.replace(os.sep, "/"), self.match))
+        if not fitting:
+            raise InputError(f"{printable(self.path)}: no file fits {self.match!r}, as {printable(files[0])}")
+        return root, fitting
+
+    def rows(self, column: str) -> ParquetRows:
+        """Read the footers and the classes. Raises InputError with the faults of each file."""
+        return ParquetRows(*self.files(), column, self.label)
 
 
 class ParquetImagesConfig(ViewConfig, ParquetConfig):

@@ -126,7 +126,7 @@ def refuse(where: str, what: str, faults: list[str]) -> None:
 
 def printable(path: Path | str) -> str:
     """The path as text on one line, one to one: bytes that are no UTF-8, control characters and `\\` are escaped."""
-    text = os.fsencode(path).decode("utf-8", "surrogateescape").replace("\\", "\\\\")
+    text = os.fspath(path).replace("\\", "\\\\")
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 

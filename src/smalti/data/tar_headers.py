@@ -27,7 +27,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
     """The files in an open tar (ustar, GNU and pax names), by its headers; nothing is unpacked.
 
     Raises ValueError, naming the byte, where a header is damaged, a member or the end mark is cut off, more follows
-    the end mark, or a member is a link, a device or sparse.
+    the end mark, a member is a link, a device or sparse, or its name leads out of the folder that it is in.
     """
     end = os.fstat(file.fileno()).st_size
     at, name, size, last = 0, None, None, "its start"
@@ -53,10 +53,17 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
                 name, size = _pax(note, data, name)
             continue
         if info.isfile() and not info.issparse():
-            yield Member(name or info.name, data, length)
+            yield Member(_inside(name or info.name, data), data, length)
         elif not info.isdir() and info.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
             raise ValueError(f"member {shown} at byte {data - _BLOCK:,} is a link, device or sparse file, not a file")
         name, size, last = None, None, f"member {shown}"
+
+
+def _inside(name: str, at: int) -> str:
+    """The name, which whoever writes files by the keys of samples may trust."""
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise ValueError(f"member {printable(name)} at byte {at:,} has a name that leads elsewhere; pack it anew")
+    return name
 
 
 def _header(block: bytes, at: int, last: str) -> tarfile.TarInfo:

@@ -1,9 +1,10 @@
 """WebDataset tars: samples by key, read in any order and without unpacking."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -12,17 +13,20 @@ import numpy as np
 from pydantic import Field
 
 from smalti.config import Config, PathField
-from smalti.data.annotations import number_classes
+from smalti.data.classes import Classed, number_classes
 from smalti.data.clips import ClipConfig
 from smalti.data.crop import ViewConfig
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import open_media, printable, refuse
+from smalti.data.source import one_line, open_media, printable, refuse
 from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.data.videos import Videos
 from smalti.errors import BadFile, InputError
+
+_NO_LINE = re.compile(r"[\n\r\0\ud800-\udc7f\udd00-\udfff]")
+"""Line breaks, and halves of characters, which JSON can hold."""
 
 
 class _Samples(NamedTuple):
@@ -64,22 +68,31 @@ def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Sample
     return _Samples(media, labels, faults)
 
 
+def suffixes_in(path: Path) -> set[str]:
+    """The suffixes of the members of a tar, by its headers. Raises InputError where it is damaged."""
+    with open_media(path) as file:
+        try:
+            return {os.path.splitext(member.name)[1].lower() for member in read_members(file)}  # noqa: PTH122
+        except ValueError as error:
+            raise InputError(f"{printable(path)}: {error}") from None
+
+
 def _choose(group: dict[str, Member], suffixes: Sequence[str], member: str | None) -> Member | None:
     """The medium of a sample; None for a sample of another kind."""
     if member is not None:
         if member.lower() not in group:
-            raise ValueError(f"has no .{member} (there are: {', '.join(sorted(group))})")
+            raise ValueError(f"has no .{member} (there are: {_listed(group)})")
         return group[member.lower()]
     own = [extension for extension in group if f".{extension}" in suffixes]
     if len(own) > 1:
-        raise ValueError(f"has several media ({', '.join(sorted(own))}); set `member` to one")
+        raise ValueError(f"has several media ({_listed(own)}); set `member` to one")
     if own:
         return group[own[0]]
     last = {f".{extension.rsplit('.', 1)[-1]}" for extension in group}
     if last & set(suffixes):
-        raise ValueError(f"has {', '.join(sorted(group))}; set `member` to one")
+        raise ValueError(f"has {_listed(group)}; set `member` to one")
     if {"cls", "json"} & set(group) and not last & {*PICTURES, *VIDEOS}:
-        raise ValueError(f"has no picture or video (there are: {', '.join(sorted(group))})")
+        raise ValueError(f"has no picture or video (there are: {_listed(group)})")
     return None
 
 
@@ -105,46 +118,43 @@ def _label(file: BinaryIO, group: dict[str, Member]) -> str | None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError(f"{where} has no whole number or name as class")
-        text = str(value)
-    if not text:
-        raise ValueError(f"{where} is empty")
+        text = str(value).strip()
+    if not text or _NO_LINE.search(text):
+        raise ValueError(f"{where} is {'no line of text' if text else 'empty'}")
     return text
+
+
+def _listed(extensions: Iterable[str]) -> str:
+    return one_line(", ".join(sorted(extensions)))
 
 
 def _place(path: Path, member: Member) -> str:
     return f"{printable(path / member.name)} at byte {member.offset:,}"
 
 
-class TarMembers:
+class TarMembers(Classed):
     """Media in tars, by an index that the headers gave; a `Store`."""
 
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
         self.root, self.tars = root, tuple(tars)
-        names, labels, places, faults = list[str](), list[str | None](), list[tuple[int, int, int]](), list[str]()
+        places, labels, faults = list[tuple[int, int, int]](), list[str | None](), list[str]()
+        self._names = list[str]()
         for number, tar in enumerate(self.tars):
             try:
                 found = _samples(root / tar, suffixes, member)
             except BadFile as bad:
                 faults.append(str(bad))
                 continue
-            names += [one.name for one in found.media]
+            self._names += [one.name for one in found.media]
             places += [(number, one.offset, one.size) for one in found.media]
             labels += found.labels
             faults += found.faults
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
-        unlabelled = sum(label is None for label in labels)
-        if 0 < unlabelled < len(labels) and not faults:
-            first = labels.index(None)
-            faults.append(f"{unlabelled} of {len(labels)} samples have no class, the first {printable(names[first])}")
         refuse(where, "members or tars", faults)
-        if not names:
+        if not places:
             raise InputError(f"{where}: no sample has a file of any of {' '.join(suffixes)}")
-        self._names = names
         self._places = np.array(places, np.int64)  # 24 bytes a sample, shared by readers
-        self._labels: tuple[int, ...] | None = None
-        self._classes: tuple[str, ...] = ()
-        if not unlabelled:
-            self._labels, self._classes = number_classes([str(label) for label in labels], where=where)
+        super().__init__(number_classes(labels, where=where, named=self.key))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -157,15 +167,6 @@ class TarMembers:
         """The path of the tar, the member, and its first byte."""
         tar, offset, size = self._places[index].tolist()
         return _place(self.root / self.tars[tar], Member(self._names[index], offset, size))
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample, an index into `classes`."""
-        return None if self._labels is None else self._labels[index]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self._classes
 
     def media(self, index: int) -> bytes:
         """The bytes of a member. Raises BadFile where they are not there any more."""
@@ -192,35 +193,38 @@ class TarsConfig(Config):
     limit: int = Field(default=1_000_000, ge=1)
     """At most this many tars are listed."""
 
+    def tars(self) -> tuple[Path, tuple[str, ...]]:
+        """(folder, tars below it). Raises InputError where there are none."""
+        if "{" in str(self.path) and not os.path.lexists(self.path):
+            return _expand(self.path, self.limit)
+        return list_files(self.path, (".tar",), limit=self.limit)[:2]
+
     def members(self, suffixes: Sequence[str]) -> TarMembers:
         """Read the headers of all tars. Raises InputError with the faults of each."""
-        if re.search(r"\{.*\}", str(self.path)) and not self.path.exists():
-            root, tars = _expand(self.path, self.limit)
-        else:
-            listing = list_files(self.path, (".tar",), limit=self.limit)
-            root, tars = listing.root, listing.files
-        return TarMembers(root, tars, suffixes, self.member)
+        return TarMembers(*self.tars(), suffixes, self.member)
 
 
 def _expand(pattern: Path, limit: int) -> tuple[Path, tuple[str, ...]]:
     """(folder, tars below it) of a pattern with {0000..0146} or {a,b}. Raises InputError where a tar is missing."""
     fixed = next(i for i, part in enumerate(pattern.parts) if "{" in part)
     root, text = Path(*pattern.parts[:fixed]), os.path.join(*pattern.parts[fixed:])  # noqa: PTH118
-    choices = list[Sequence[str]]()
-    count = 1
-    for piece in re.split(r"(\{[^{}]*\})", text):
-        span = re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece)
-        numbers = range(int(span[1]), int(span[2]) + 1) if span else ()
-        count *= len(numbers) if span else 1
-        if count > limit or (span and not numbers):
-            raise InputError(f"{printable(pattern)}: {piece} gives {count:,} tars, 1 to {limit:,} are read")
-        if span:
-            choices.append([f"{n:0{len(span[1])}d}" for n in numbers])
-        else:
-            choices.append(piece[1:-1].split(",") if piece.startswith("{") else [piece])
-    tars = tuple("".join(pieces) for pieces in product(*choices))
-    refuse(printable(pattern), "tars", [f"no such file {printable(t)}" for t in tars if not (root / t).exists()])
+    pieces = [_choices(piece, limit) for piece in re.split(r"(\{[^{}]*\})", text)]
+    count = math.prod(map(len, pieces))
+    if not 1 <= count <= limit:
+        what = f"more than {limit:,} tars; raise `limit`" if count else "no tars; write the smaller number first"
+        raise InputError(f"{printable(pattern)}: stands for {what}")
+    tars = tuple("".join(chosen) for chosen in product(*pieces))
+    missing = [f"no such file {printable(tar)}" for tar in tars if not os.path.lexists(root / tar)]
+    refuse(printable(pattern), "tars", missing)
     return root, tars
+
+
+def _choices(piece: str, limit: int) -> list[str]:
+    """What a piece of a pattern stands for: numbers of equal width (never many more than `limit`), names, or itself."""
+    span = re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece)
+    if span is None:
+        return piece[1:-1].split(",") if piece.startswith("{") else [piece]
+    return [f"{n:0{len(span[1])}d}" for n in range(int(span[1]), int(span[2]) + 1)[: limit + 1]]
 
 
 class TarImagesConfig(ViewConfig, TarsConfig):

@@ -1,8 +1,15 @@
-"""Where the published recipes find their data: their authors' folders and transforms, and the sizes of the sets."""
+"""Where the published recipes find their data: their authors' folders and pipelines, and the sizes of the sets."""
 
 from pathlib import Path
 
-from smalti.data import ImagesConfig, VideosConfig
+from smalti.data import (
+    ImagesConfig,
+    VideosConfig,
+    magicmaster_images,
+    magicmaster_videos,
+    mindone_images,
+    mindone_videos,
+)
 
 IMAGENET = 1_281_167
 """Pictures of ImageNet-1k's training set."""
@@ -13,44 +20,22 @@ UCF_101 = 9_537
 
 
 def imagenet(part: str, size: int) -> ImagesConfig:
-    """MagicMaster's: its JSON list, the middle square, antialiased bilinear to `size`."""
-    return ImagesConfig(
-        path=Path(f"data/ImageNet/ImageNet_{part}.json"), size=size, crop="center", flip=False, resize="bilinear"
-    )
+    """MagicMaster's: its JSON list, beside the folders `train` and `val`."""
+    return magicmaster_images(Path(f"data/ImageNet/ImageNet_{part}.json"), size)
 
 
 def kinetics(part: str) -> VideosConfig:
-    """MagicMaster's: its list, 17 frames at a stride of 2, the middle square at 128 px."""
-    return VideosConfig(
-        path=Path(f"data/k600/{part}_new.txt"),
-        root=Path(f"data/k600/{part}"),
-        size=128,
-        frames=17,
-        stride=2,
-        sampling="random" if part == "train" else "center",
-        crop="center",
-        flip=False,
-        resize="bilinear",
-    )
+    """MagicMaster's: its list, 17 frames at a stride of 2, at 128 px."""
+    root = Path(f"data/k600/{part}")
+    return magicmaster_videos(Path(f"data/k600/{part}_new.txt"), 128, train=part == "train", root=root)
 
 
 def mindone_imagenet(part: str, size: int) -> ImagesConfig:
-    """mindone's: the class folders of ImageNet, the short side to `size`, the middle square."""
-    folder = {"train": "train", "val": "validation"}[part]
-    return ImagesConfig(
-        path=Path(f"datasets/ImageNet/{folder}"), size=size, crop="center", flip=False, resize="bicubic"
-    )
+    """mindone's: the class folders of ImageNet, and its validation pictures in one folder."""
+    return mindone_images(Path("datasets/ImageNet") / {"train": "train", "val": "validation"}[part], size)
 
 
 def ucf(part: str) -> VideosConfig:
-    """mindone's: the first official split of UCF-101, 17 frames, the middle square at 128 px."""
-    return VideosConfig(
-        path=Path(f"datasets/ucf101/{part}list01.txt"),
-        root=Path("datasets/ucf101/UCF-101"),
-        size=128,
-        frames=17,
-        sampling="random" if part == "train" else "center",
-        crop="center",
-        flip=False,
-        resize="bicubic",
-    )
+    """mindone's: the first official split of UCF-101, 17 frames, at 128 px; validated at the middle of each video."""
+    path, root = Path(f"datasets/ucf101/{part}list01.txt"), Path("datasets/ucf101/UCF-101")
+    return mindone_videos(path, 128, sampling="random" if part == "train" else "center", root=root)

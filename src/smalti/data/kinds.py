@@ -1,0 +1,100 @@
+"""All kinds of sources as one type, and the one that a path asks for."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from smalti.config import Config
+from smalti.data.crop import SizeField
+from smalti.data.images import SUFFIXES as PICTURES
+from smalti.data.images import ImagesConfig
+from smalti.data.joint import AnyImagesConfig, AnyVideosConfig, JointConfig
+from smalti.data.lists import list_files
+from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig, column_names
+from smalti.data.source import one_line, printable
+from smalti.data.tars import TarImagesConfig, TarVideosConfig, suffixes_in
+from smalti.data.videos import SUFFIXES as VIDEOS
+from smalti.data.videos import VideosConfig
+from smalti.errors import InputError
+
+OneKindConfig = Annotated[AnyImagesConfig | AnyVideosConfig, Field(discriminator="kind")]
+"""A source of pictures alone, or of clips alone; each `build()`s its `Source`."""
+SourceConfig = Annotated[AnyImagesConfig | AnyVideosConfig | JointConfig, Field(discriminator="kind")]
+"""Any source of samples; each `build()`s its `Source`."""
+
+Medium = Literal["images", "videos"]
+Packing = Literal["media", "tars", "Parquet files"]
+
+_CONFIGS: dict[tuple[Packing, Medium], type[Config]] = {
+    ("media", "images"): ImagesConfig,
+    ("media", "videos"): VideosConfig,
+    ("tars", "images"): TarImagesConfig,
+    ("tars", "videos"): TarVideosConfig,
+    ("Parquet files", "images"): ParquetImagesConfig,
+    ("Parquet files", "videos"): ParquetVideosConfig,
+}
+
+
+def source_of(
+    path: Path, *, size: SizeField = None, frames: int | None = 17, prefer: Medium = "videos"
+) -> OneKindConfig:
+    """The config that shows what `path` holds as it is, for measuring and tokenizing: middle, unmirrored, in order.
+
+    `path` is a folder, list or file of pictures, videos, tars or Parquet files, a pattern of tars
+    (`val-{000..049}.tar`), or `hf:owner/name`. Suffixes say what it is (a GIF counts as a picture), and in Parquet
+    the columns `image` and `video`; where pictures and videos are there, those of `prefer` are taken. A clip is the
+    middle `frames` frames (None: all of them), and a shorter video is a bad file. `replace` gives a copy with other
+    fields. Raises InputError where there is nothing to read, or tars or tables lie among other media.
+    """
+    packing, found = _look(path)
+    if not found:
+        raise InputError(f"{printable(path)}: no pictures and no videos, by their suffixes; name the kind in a config")
+    medium = prefer if prefer in found else found[0]
+    fields = {"path": path, "size": size, "crop": "center", "flip": False}
+    if medium == "videos":
+        fields |= {"frames": frames, "sampling": "center", "short": "skip"}
+    return _CONFIGS[packing, medium].parse(fields, where="source_of")  # type: ignore[return-value]
+
+
+def _look(path: Path) -> tuple[Packing, list[Medium]]:
+    """(how the media of `path` are packed, which media there are)."""
+    if path.as_posix().startswith("hf:"):
+        return "Parquet files", _media_of_columns(path)
+    if "{" in str(path) and not os.path.lexists(path):
+        return "tars", _media_of_tars(path)
+    files = list_files(path, (*PICTURES, *VIDEOS, ".tar", ".parquet")).files
+    suffixes = {os.path.splitext(file)[1].lower() for file in files}  # noqa: PTH122 - names stay text
+    packed = suffixes & {".tar", ".parquet"}
+    if packed and len(suffixes) > 1:
+        listed = one_line(" ".join(sorted(suffixes)))
+        raise InputError(f"{printable(path)}: holds files of several kinds ({listed}); give those of one kind")
+    if packed:
+        return ("tars", _media_of_tars(path)) if ".tar" in packed else ("Parquet files", _media_of_columns(path))
+    return "media", _media(suffixes)
+
+
+def _media(suffixes: set[str]) -> list[Medium]:
+    known: dict[Medium, set[str]] = {"images": set(PICTURES), "videos": set(VIDEOS) - set(PICTURES)}
+    return [medium for medium, own in known.items() if own & suffixes]
+
+
+def _media_of_tars(path: Path) -> list[Medium]:
+    """Those of the first tar that has any."""
+    root, tars = TarImagesConfig(path=path).tars()
+    return next((media for tar in tars if (media := _media(suffixes_in(root / tar)))), [])
+
+
+def _media_of_columns(path: Path) -> list[Medium]:
+    """Those of the columns of the first Parquet file."""
+    root, files = ParquetImagesConfig(path=path).files()
+    names = column_names(root / files[0])
+    known: dict[Medium, str] = {"images": "image", "videos": "video"}
+    media = [medium for medium, name in known.items() if name in names]
+    if not media:
+        there = one_line(", ".join(names))
+        raise InputError(
+            f"{printable(root / files[0])}: no column image or video (there are: {there}); name it in a config"
+        )
+    return media
