@@ -109,7 +109,9 @@ def _faults(read: _Read, root: Path) -> list[str]:
             faults.append(f"{which} repeats {read.unit} {seen[row.name]} ({printable(row.name)})")
         elif not os.path.lexists(root / row.name):
             faults.append(f"{which}: no such file {printable(root / row.name)}")
-        elif first is not None and (row.label == "" or (row.label is None) != (first.label is None)):
+        elif row.label == "":
+            faults.append(f"{which} has an empty class")
+        elif first is not None and (row.label is None) != (first.label is None):
             faults.append(f"{which} has {'a' if row.label else 'no'} class, unlike {read.unit} {first.number}")
         seen.setdefault(row.name, row.number)
     return faults
@@ -141,7 +143,7 @@ def _fields(line: str, delimiter: str = ",") -> list[str] | None:
 def _plain(file: _List) -> _Read:
     rows = []
     for number, line in enumerate(file.lines(), start=1):
-        fields = _fields(line, "\t" if "\t" in line else ",")
+        fields = _fields(line, "\t" if "\t" in re.sub('"[^"]*"', "", line) else ",")
         if number == 1 and fields and [f.lower() for f in fields] in (["path"], ["path", "label"]):
             continue
         if fields is None:

@@ -2,7 +2,7 @@
 
 Both filters read the same few pixels however far they scale down, so they alias; the other filters of `crop` do not.
 The equations are those of `cv2.resize` in OpenCV 4.10 and 5.0 on x86-64 with `cv2.ipp.setUseIPP(False)`. Intel's closed
-routine, which those builds take for INTER_CUBIC alone, differs by 1 in 4 of 100 values of noise.
+routine, which those builds take for INTER_CUBIC alone, differs by 1 in 3 of 100 values of noise.
 """
 
 from typing import Literal, NamedTuple
