@@ -45,7 +45,7 @@ def pixels(name, shape, salt=SALT):
     """Noise `uint8` named by `name`: the highest bytes of splitmix64, in whole numbers, so the same on any machine."""
     with np.errstate(over="ignore"):
         state = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        state += np.uint64(zlib.crc32((salt + name).encode()))
+        state += np.uint64(zlib.crc32((salt + name).encode("utf-8", "surrogateescape")))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             state = (state ^ state >> np.uint64(shift)) * np.uint64(factor)
     return ((state ^ state >> np.uint64(31)) >> np.uint64(56)).astype(np.uint8).reshape(shape)

@@ -11,6 +11,7 @@ from smalti.data.source import one_line, printable
 _BLOCK = 512
 LONGEST_NOTE = 1 << 20
 """Bytes of a long name, of a class, or of the JSON of a sample: no more are read."""
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
@@ -37,8 +38,8 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
         if len(block) == _BLOCK and not any(block):
             return _check_end(file, at)
         info = _header(block, at, last)
-        shown = printable(name or info.name)
-        length = 0 if info.isdir() else info.size if size is None else size
+        shown = printable(name or info.name)[:300]
+        length = size if size is not None and info.type in _FILES else 0 if info.isdir() else info.size
         data = at + _BLOCK
         if length < 0 or data + length > end:
             raise ValueError(f"member {shown} at byte {at:,} needs {length:,} bytes, {end - data:,} are left (cut off)")
@@ -52,9 +53,11 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
             else:
                 name, size = _pax(note, data, name)
             continue
-        if info.isfile() and not info.issparse():
+        if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+            continue
+        if info.type in _FILES:
             yield Member(_inside(name or info.name, data), data, length)
-        elif not info.isdir() and info.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+        elif not info.isdir():
             raise ValueError(f"member {shown} at byte {data - _BLOCK:,} is a link, device or sparse file, not a file")
         name, size, last = None, None, f"member {shown}"
 
