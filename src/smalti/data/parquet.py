@@ -81,22 +81,25 @@ class ParquetRows(Classed):
     def media(self, index: int) -> bytes:
         """The bytes of a cell; its row group is read. Raises BadFile."""
         place = self._place(index)
-        if self._kept is None or self._kept[0] != place:
-            file, group, _ = self._groups[place].tolist()
-            try:
-                with _table(self.root / self.files[file]) as table:
-                    self._kept = place, table.read_row_group(group, [self.column], use_threads=False)[self.column]
-            except BadFile:
-                raise
-            except Exception as error:  # damaged pages raise OSError, ArrowException, ValueError, ...
-                what = f"its row group cannot be read ({one_line(error)}); copy the file again"
-                raise BadFile(self.where(index), "corrupt", what) from None
-        cell = self._kept[1][int(index - self._starts[place])].as_py()
+        try:
+            cell = self._row_group(place)[int(index - self._starts[place])].as_py()
+        except BadFile:
+            raise
+        except Exception as error:  # damaged pages raise OSError, ArrowException, UnicodeDecodeError, IndexError, ...
+            what = f"its row group cannot be read ({one_line(error)}); copy the file again"
+            raise BadFile(self.where(index), "corrupt", what) from None
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if not data:
             what = f"the row has no bytes{f', only the path {one_line(path)}' if path else ''}; embed the files"
             raise BadFile(self.where(index), "empty", what)
         return bytes(data)
+
+    def _row_group(self, place: int) -> "pa.ChunkedArray":
+        if self._kept is None or self._kept[0] != place:
+            file, group, _ = self._groups[place].tolist()
+            with _table(self.root / self.files[file]) as table:
+                self._kept = place, table.read_row_group(group, [self.column], use_threads=False)[self.column]
+        return self._kept[1]
 
     def _place(self, index: int) -> int:
         """The row group of a sample, counted over all files."""
@@ -142,11 +145,14 @@ def _read_footer(path: Path, column: str, label: str) -> _Footer:
         schema, where = table.schema_arrow, printable(path)
         _check_column(schema, column, where)
         groups = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
-        if label in schema.names:
-            return _Footer(groups, _labels(table, label, where), _class_names(schema, label))
-        if label != "label":
+        if label != "label" and label not in schema.names:
             raise InputError(f"{where}: no column {label!r} (there are: {_listed(schema.names)}); set `label`")
-        return _Footer(groups, [None] * sum(groups), ())
+        labels = _labels(table, label, where)
+        if min(groups, default=0) < 0 or sum(groups) != len(labels):
+            raise InputError(
+                f"{where}: has {len(labels):,} rows by one count, {sum(groups):,} by another; write it anew"
+            )
+        return _Footer(groups, labels, _class_names(schema, label))
 
 
 def _check_column(schema: "pa.Schema", column: str, where: str) -> None:
@@ -162,9 +168,11 @@ def _check_column(schema: "pa.Schema", column: str, where: str) -> None:
 
 
 def _labels(table: "pq.ParquetFile", label: str, where: str) -> list[str | None]:
-    """The class of each row, None where there is none: an empty cell, or -1 (as in hidden test sets)."""
+    """The class of each row, None where there is none: no column, an empty cell, or -1 (as in hidden test sets)."""
     import pyarrow.types as kinds
 
+    if label not in table.schema_arrow.names:
+        return [None] * table.metadata.num_rows
     kind = table.schema_arrow.field(label).type
     inner = kind.value_type if kinds.is_dictionary(kind) else kind
     if not (kinds.is_integer(inner) or kinds.is_string(inner) or kinds.is_large_string(inner)):

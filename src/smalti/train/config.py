@@ -7,12 +7,11 @@ from pydantic import Field, Strict, model_validator
 
 from smalti.adversary import DiscriminatorConfig
 from smalti.config import Config, PathField
-from smalti.data import ImagesConfig, SourceConfig, VideosConfig
+from smalti.data import OneKindConfig, SourceConfig
 from smalti.losses.frames import Frames
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.tokenizer import AnyTokenizerConfig
 
-HeldOutConfig = Annotated[ImagesConfig | VideosConfig, Field(discriminator="kind")]
 Pair = Annotated[tuple[float, float], Strict(False)]
 
 
@@ -77,7 +76,7 @@ class TokenizerTraining(Config):
     kind: Literal["tokenizer"] = "tokenizer"
     tokenizer: AnyTokenizerConfig
     data: SourceConfig
-    validation: HeldOutConfig | None = None
+    validation: OneKindConfig | None = None
     """Held-out data, measured every `eval_every` steps with the averaged weights."""
     validation_limit: int = Field(32, ge=1)
     """At most so many clips of it."""
