@@ -10,7 +10,15 @@ import typer
 
 from smalti.adversary import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.cli import app
-from smalti.data import ImagesConfig, JointConfig, VideosConfig
+from smalti.data import (
+    ImagesConfig,
+    JointConfig,
+    ParquetImagesConfig,
+    ParquetVideosConfig,
+    TarImagesConfig,
+    TarVideosConfig,
+    VideosConfig,
+)
 from smalti.errors import ConfigError
 from smalti.metrics import Protocol
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
@@ -84,7 +92,10 @@ def test_tests_that_the_docs_name_are_there():
 
 FIELDS = {
     "training.md": (TokenizerTraining, OptimizerConfig, AdversaryConfig, PatchConfig, StyleGAN2Config, Magvit3DConfig),
-    "data.md": (ImagesConfig, VideosConfig, JointConfig),
+    "data.md": (
+        *(ImagesConfig, VideosConfig, JointConfig, TarImagesConfig, TarVideosConfig),
+        *(ParquetImagesConfig, ParquetVideosConfig),
+    ),
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
