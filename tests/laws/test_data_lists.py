@@ -188,6 +188,7 @@ def test_whole_numbers_keep_their_value_and_names_are_numbered_in_byte_order(num
     names = [f"c{n}" for n in numbers]
     labels, classes = said(names)
     assert list(classes) == sorted(set(names))
+    assert said(["b", "é", "a", "Z", "\udcff"]).names == ("Z", "a", "b", "é", "\udcff")  # 5a 61 62 c3a9 ff
     assert labels is not None
     assert [classes[label] for label in labels] == names
 
@@ -203,6 +204,7 @@ def test_no_class_number_is_below_0_or_beyond_a_million(wrong: str) -> None:
 def test_what_is_printed_is_one_line_and_tells_names_apart(one: str, other: str) -> None:
     assert printable(one).isprintable()
     assert (printable(one) == printable(other)) == (one == other)
+    assert printable("\n") == r"\x0a" != printable(r"\x0a")
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.json"])

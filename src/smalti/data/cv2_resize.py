@@ -44,7 +44,7 @@ def cv2_resize(frame: np.ndarray, size: tuple[int, int], filter: Cv2Filter, wind
 
 def _taps(have: int, wanted: int, filter: Cv2Filter, edge: bool) -> _Taps:
     """`edge`: a linear tap beyond the edge has no weight (so OpenCV across, but not down)."""
-    scale = 1.0 / (wanted / have)  # not have / wanted, which differs in the last bit for some sizes
+    scale = 1.0 / (wanted / have)  # in this order, as there
     center = ((np.arange(wanted) + 0.5) * scale - 0.5).astype(np.float32)
     start = np.floor(center)
     part = center - start  # float32, as all that follows
