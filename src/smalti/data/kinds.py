@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from smalti.config import Config
 from smalti.data.crop import SizeField
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.images import ImagesConfig
@@ -27,7 +26,7 @@ SourceConfig = Annotated[AnyImagesConfig | AnyVideosConfig | JointConfig, Field(
 Medium = Literal["images", "videos"]
 Packing = Literal["media", "tars", "Parquet files"]
 
-_CONFIGS: dict[tuple[Packing, Medium], type[Config]] = {
+_CONFIGS: dict[tuple[Packing, Medium], type[AnyImagesConfig | AnyVideosConfig]] = {
     ("media", "images"): ImagesConfig,
     ("media", "videos"): VideosConfig,
     ("tars", "images"): TarImagesConfig,
@@ -55,7 +54,7 @@ def source_of(
     fields = {"path": path, "size": size, "crop": "center", "flip": False}
     if medium == "videos":
         fields |= {"frames": frames, "sampling": "center", "short": "skip"}
-    return _CONFIGS[packing, medium].parse(fields, where="source_of")  # type: ignore[return-value]
+    return _CONFIGS[packing, medium].parse(fields, where="source_of")
 
 
 def _look(path: Path) -> tuple[Packing, list[Medium]]:
@@ -64,7 +63,7 @@ def _look(path: Path) -> tuple[Packing, list[Medium]]:
         return "Parquet files", _media_of_columns(path)
     if "{" in str(path) and not os.path.lexists(path):
         return "tars", _media_of_tars(path)
-    files = list_files(path, (*PICTURES, *VIDEOS, ".tar", ".parquet")).files
+    files = list_files(path, tuple(dict.fromkeys((*PICTURES, *VIDEOS, ".tar", ".parquet")))).files
     suffixes = {os.path.splitext(file)[1].lower() for file in files}  # noqa: PTH122 - names stay text
     packed = suffixes & {".tar", ".parquet"}
     if packed and len(suffixes) > 1:
