@@ -220,10 +220,9 @@ def test_a_torchscript_file_of_other_names_is_read_by_the_order_of_its_graph(way
     torch.manual_seed(0)
     port = Port(i3d_convolutions(), eps=1e-3).eval()
     program = torch.jit.script(port) if way == "script" else torch.jit.trace(port, torch.zeros(1, 3, 7, 7, 7))
-    torch.jit.save(program, tmp_path / "i3d_torchscript.pt")
-    found = by_order(
-        open_torch(tmp_path / "i3d_torchscript.pt").tensors(), read_program(tmp_path / "i3d_torchscript.pt")
-    )
+    path = tmp_path / "i3d_torchscript.pt"
+    torch.jit.save(program, path)
+    found = by_order(open_torch(path).tensors(), read_program(path))
     assert {name: tuple(value.shape) for name, value in found.items()} == I3D.shapes
     assert torch.equal(found["logits.conv3d.weight"], port.classifier.weight)
     assert torch.equal(found["Mixed_5c.b3b.conv3d.weight"], port.trunk[-1].filter.weight)
