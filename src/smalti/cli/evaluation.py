@@ -98,6 +98,15 @@ class Part(NamedTuple):
         return Part(scores, [*self.left, *left], {**self.shown, **shown})
 
 
+def measure(target: str, data: Path | None, against: Path | None, question: Question) -> Answer | None:
+    """Score a tokenizer on `data`, or compare two folders; None on a rank that the leading one speaks for."""
+    if data is not None and against is None:
+        return measure_tokenizer(target, data, question)
+    if against is not None and data is None:
+        return measure_folders(Path(target), against, question)
+    raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
+
+
 def measure_tokenizer(target: str, data: Path, question: Question) -> Answer | None:
     """Score a tokenizer on the clips of `data`; under torchrun each rank takes its share of them.
 

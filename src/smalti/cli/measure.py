@@ -12,7 +12,6 @@ from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open
 from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
-    from smalti.cli.evaluation import Answer
     from smalti.tokenizer import Tokenizer
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
 
@@ -60,17 +59,11 @@ def evaluate(
       smalti eval originals --against reconstructions
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
-    from smalti.cli.evaluation import measure_folders, measure_tokenizer
+    from smalti.cli.evaluation import measure
     from smalti.cli.listing import Question
 
     question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
-    if (data is None) == (against is None):
-        raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
-    if data is not None:
-        answer: Answer | None = measure_tokenizer(target, data, question)
-    else:
-        assert against is not None
-        answer = measure_folders(Path(target), against, question)
+    answer = measure(target, data, against, question)
     if answer is None:  # a rank that the leading one speaks for
         return
     if out is not None:

@@ -15,12 +15,6 @@ from smalti.metrics.features import ScoreName
 from smalti.metrics.pixel import psnr
 from smalti.metrics.protocols import Protocol
 
-_SHOWN: dict[ScoreName, str] = {
-    "rfid": "rFID",
-    "rfvd": "rFVD",
-    "frechet_efficientnet": "Fréchet (EfficientNet, no FID)",
-}
-
 
 class Row(Config):
     """The scores of one clip, each the mean over its frames."""
@@ -113,10 +107,10 @@ class Report(Config):
         if found := self.frechet:
             digest = (self.protocol.features_digest or "")[:8]
             lines.append(
-                f"{_SHOWN[found.name]} {found.distance:.4f} ({found.made:,} samples against {found.originals:,}, "
-                f"{found.dim:,} features of {self.protocol.features} {digest})"
+                f"{found.name}: {found.distance:.4f}, {found.made:,} samples against {found.originals:,}, "
+                f"{found.dim:,} features of {self.protocol.features} {digest}"
             )
-            lines += [f"{_SHOWN[found.name]}: {found.warning}"] if found.warning else []
+            lines += [f"{found.name}: {found.warning}"] if found.warning else []
         if use := self.codebook:
             rate = f", {use.bits_per_pixel:.4f} bits per pixel" if use.bits_per_pixel is not None else ""
             lines.append(
