@@ -9,6 +9,7 @@ import torch
 
 from smalti.errors import ConfigError, InputError
 from smalti.metrics import (
+    MAGICMASTER_PSNR,
     MINDONE_PSNR,
     MINDONE_PSNR_IMAGES,
     OPEN_MAGVIT2,
@@ -109,6 +110,17 @@ def test_protocols_of_peers_equal_the_golden_end_to_end(protocol, name):
     assert report.ssim == pytest.approx(table[:, 4].mean().item(), abs=1e-9)
     assert report.lpips is None
     assert report.absent["lpips"] == f"not in protocol {protocol.name}"
+
+
+def test_magicmasters_psnr_equals_the_golden_with_originals_as_they_were_on_disk():
+    golden = load("metrics_psnr_ssim").tensors
+    scores = Scores(MAGICMASTER_PSNR)
+    for i, (a, b) in enumerate(zip(golden["image_u8"], golden["image_recon"].float(), strict=True)):
+        row = scores.add(str(i), (a.float() / 127.5 - 1)[None, :, None], b[None, :, None])
+        assert row.psnr == pytest.approx(golden["table"][i, 0].item(), abs=1e-9)
+    report = scores.report()
+    assert report.ssim is None
+    assert report.absent["ssim"] == "not in protocol magicmaster-psnr"
 
 
 def test_psnr_over_wider_units_is_never_higher():

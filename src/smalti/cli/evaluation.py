@@ -1,6 +1,7 @@
 """The work of `smalti eval`: what is read, how it is scored, what is written. Heavy; imported when it is needed."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -130,8 +131,10 @@ def measure_tokenizer(target: str, data: Path, question: Question) -> Answer | N
         return Answer(report, bad, [part.shown[i] for i in sorted(part.shown)[:_SHOWN]])
 
 
-def measure_folders(originals: Path, made: Path, question: Question) -> Answer:
-    """Compare the pictures of two folders, paired by name, at their own size."""
+def measure_folders(originals: Path, made: Path, question: Question) -> Answer | None:
+    """Compare the pictures of two folders, paired by name, at their own size; under torchrun one rank does it all."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
     protocol = by_name(question.protocol)
     if protocol.media == "videos":
         raise ConfigError(f"--protocol {protocol.name} is for video; --against compares pictures")
