@@ -225,6 +225,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise IntegrityError(f"{path}: not a whole safetensors file ({reason})") from None
 
 
+def cache_folder() -> Path:
+    """Where files that a user fetched once are sought: `smalti` in XDG_CACHE_HOME, or in ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "smalti"
+
+
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The sha256 of a config and of every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())

@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-from smalti.data import ImagesConfig, read_image
+from smalti.data import ImagesConfig, evaluation, read_image
 from smalti.data.samples import film as films
 from smalti.data.samples import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Report, evaluate
 from smalti.tokenizer import load
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import First, score
 from tests.cli.conftest import assert_one_line
 
 
@@ -22,9 +22,8 @@ def source(folder, size=32):
 
 def test_score_is_evaluate_over_the_source(image_tokenizer):
     tokenizer, clips = load(image_tokenizer), source(photos("heldout"))
-    watched = []
-    report = score(tokenizer, clips, SMALTI, limit=3, watch=lambda *pair: watched.append(pair))
-    videos = [(row.key, video) for row, (video, _) in zip(report.rows, watched, strict=True)]
+    videos = [(batch.keys[0], batch.video) for batch in evaluation(First(clips, 3))]
+    report = score(tokenizer, clips, SMALTI, limit=3)
     with torch.no_grad():
         same = evaluate(lambda video: tokenizer(video)[:2], videos, SMALTI, levels=tokenizer.levels)
     assert report == same
@@ -73,8 +72,8 @@ def test_size_0_keeps_the_size_of_the_files(smalti, image_tokenizer, pictures):
 
 def test_video_is_measured_in_clips(smalti, video_tokenizer):
     command = ("eval", video_tokenizer, "--data", films("heldout"), "--size", 32, "--frames", 5, "--limit", 2)
-    report = json.loads(smalti(*command, "--protocol", "mindone", "--json").out)
-    assert (report["clips"], report["frames"], report["protocol"]["name"]) == (2, 10, "mindone")
+    report = json.loads(smalti(*command, "--protocol", "open-magvit2", "--json").out)
+    assert (report["clips"], report["frames"], report["protocol"]["name"]) == (2, 10, "open-magvit2")
     assert report["codebook"]["tokens"] == 2 * 3 * 16 * 16
 
 
@@ -126,9 +125,16 @@ def test_contradicting_options_are_code_2(smalti, image_tokenizer, pictures):
     data = ("--data", pictures)
     assert_one_line(smalti("eval", image_tokenizer), 2, "--data", "--against")
     assert_one_line(smalti("eval", image_tokenizer, *data, "--against", pictures), 2, "--data", "--against")
-    assert_one_line(smalti("eval", image_tokenizer, *data, "--protocol", "nope"), 2, "nope", "mindone")
-    lpips = ("--protocol", "mindone", "--lpips", "x.pt")
-    assert_one_line(smalti("eval", image_tokenizer, *data, *lpips), 2, "no LPIPS")
+    assert_one_line(smalti("eval", image_tokenizer, *data, "--protocol", "nope"), 2, "nope", "mindone-psnr")
+    images = ("--protocol", "mindone-psnr-images")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--lpips", "x.pt"), 2, "no LPIPS")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--features", "x.pt"), 2, "no features")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--statistics", "x"), 2, "no features")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--frames", 5), 2, "takes pictures")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--size", 0), 2, "--size 0")
+    video = ("--protocol", "magicmaster-fvd", "--frames", 5)
+    assert_one_line(smalti("eval", image_tokenizer, *data, *video), 2, "takes 17 frames")
+    assert_one_line(smalti("eval", pictures, "--against", pictures, "--protocol", "mindone-psnr"), 2, "is for video")
 
 
 def test_lpips_weights_that_are_named_must_be_there(smalti, image_tokenizer, pictures, tmp_path):

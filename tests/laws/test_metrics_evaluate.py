@@ -9,8 +9,9 @@ import torch
 
 from smalti.errors import ConfigError, InputError
 from smalti.metrics import (
-    MINDONE,
-    MINDONE_IMAGE,
+    MAGICMASTER_PSNR,
+    MINDONE_PSNR,
+    MINDONE_PSNR_IMAGES,
     OPEN_MAGVIT2,
     SMALTI,
     Perceptual,
@@ -57,7 +58,7 @@ def test_the_identity_scores_the_cap_and_is_counted():
     assert "11 identical frames count as 100 dB" in report.to_text()
 
 
-@pytest.mark.parametrize("protocol", [SMALTI, MINDONE, OPEN_MAGVIT2], ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize("protocol", [SMALTI, MINDONE_PSNR, OPEN_MAGVIT2], ids=lambda protocol: protocol.name)
 def test_merging_parts_in_any_order_gives_the_report_of_the_whole(protocol):
     lpips = LPIPS._replace(net=protocol.lpips or "vgg")
     whole = evaluate(noisy, CLIPS, protocol, lpips=lpips, levels=LEVELS)
@@ -93,7 +94,7 @@ def test_long_clips_are_scored_in_groups_without_a_difference():
     assert row.mse == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("protocol", "name"), [(MINDONE, "video"), (MINDONE_IMAGE, "image")])
+@pytest.mark.parametrize(("protocol", "name"), [(MINDONE_PSNR, "video"), (MINDONE_PSNR_IMAGES, "image")])
 def test_protocols_of_peers_equal_the_golden_end_to_end(protocol, name):
     golden = load("metrics_psnr_ssim").tensors
     table = golden["table"][:2] if name == "image" else golden["table"][2:]
@@ -109,6 +110,17 @@ def test_protocols_of_peers_equal_the_golden_end_to_end(protocol, name):
     assert report.ssim == pytest.approx(table[:, 4].mean().item(), abs=1e-9)
     assert report.lpips is None
     assert report.absent["lpips"] == f"not in protocol {protocol.name}"
+
+
+def test_magicmasters_psnr_equals_the_golden_with_originals_as_they_were_on_disk():
+    golden = load("metrics_psnr_ssim").tensors
+    scores = Scores(MAGICMASTER_PSNR)
+    for i, (a, b) in enumerate(zip(golden["image_u8"], golden["image_recon"].float(), strict=True)):
+        row = scores.add(str(i), (a.float() / 127.5 - 1)[None, :, None], b[None, :, None])
+        assert row.psnr == pytest.approx(golden["table"][i, 0].item(), abs=1e-9)
+    report = scores.report()
+    assert report.ssim is None
+    assert report.absent["ssim"] == "not in protocol magicmaster-psnr"
 
 
 def test_psnr_over_wider_units_is_never_higher():
@@ -203,8 +215,8 @@ def test_another_perceptual_net_than_the_protocol_names_is_refused():
 
 
 def test_protocols_are_found_by_name():
-    assert [by_name(name).name for name in ("smalti", "mindone", "open-magvit2")]
-    with pytest.raises(ConfigError, match="there are: smalti, mindone"):
+    assert [by_name(name).name for name in ("smalti", "mindone-psnr", "open-magvit2")]
+    with pytest.raises(ConfigError, match="there are: smalti, smalti-frechet"):
         by_name("psnr")
 
 

@@ -29,7 +29,7 @@ class Check(NamedTuple):
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check this machine: packages, device, threads, LPIPS weights, disk, video encoder.
+    """Check this machine: packages, device, threads, weights of metrics, disk, encoder.
 
     \b
     Examples:
@@ -41,9 +41,9 @@ def doctor(as_json: JsonOption = False) -> None:
         print_json({"smalti": __version__, "checks": [check._asdict() for check in checks]})
     else:
         for check in checks:
-            print(f"{check.state:<7} {check.name:<14} {check.found}")
+            print(f"{check.state:<7} {check.name:<20} {check.found}")
             if check.mend:
-                print(f"{'':<22} -> {check.mend}")
+                print(f"{'':<28} -> {check.mend}")
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(EnvironmentFault.exit_code)
 
@@ -53,7 +53,7 @@ def examine() -> list[Check]:
     checks = [Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     checks += [_package(name) for name in NEEDED]
     if all(check.state == "ok" for check in checks):
-        checks += [_device(), _threads(), _lpips("vgg"), _lpips("alex"), _encoder()]
+        checks += [_device(), _threads(), _lpips("vgg"), _lpips("alex"), *_features(), _encoder()]
     return [*checks, _disk(Path.cwd())]
 
 
@@ -97,6 +97,23 @@ def _lpips(net: Literal["vgg", "alex"]) -> Check:
     except Exception as fault:  # whatever is wrong with the file, the rest of smalti works
         return Check(name, "note", "weights that cannot be used", str(fault))
     return Check(name, "ok", str(path))
+
+
+def _features() -> list[Check]:
+    from smalti.metrics.weights import NETWORKS, find_file, read_features
+
+    checks = []
+    for network in NETWORKS.values():
+        try:
+            path = find_file(network)
+            read_features(network, path)
+        except EnvironmentFault as fault:
+            checks.append(Check(network.score, "note", f"no weights of {network.name}", str(fault)))
+        except Exception as fault:  # as above
+            checks.append(Check(network.score, "note", f"weights of {network.name} that cannot be used", str(fault)))
+        else:
+            checks.append(Check(network.score, "ok", str(path)))
+    return checks
 
 
 def _encoder() -> Check:

@@ -1,42 +1,51 @@
 """The work of `smalti eval`: what is read, how it is scored, what is written. Heavy; imported when it is needed."""
 
 import io
-from collections import Counter
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
+import typer
 from torch import Tensor
 
+from smalti.cli.listing import Clips, Question, clips_of
 from smalti.cli.terminal import bar
 from smalti.cli.tokenizers import open_tokenizer
-from smalti.data import ImagesConfig, Source, VideosConfig, read_image
-from smalti.data.images import SUFFIXES as PICTURES
-from smalti.data.lists import list_files
-from smalti.data.videos import SUFFIXES as VIDEOS
-from smalti.errors import BadFile, ConfigError, EnvironmentFault
+from smalti.data import read_image
+from smalti.errors import BadFile, ConfigError, EnvironmentFault, SmaltiError
 from smalti.files import write_bytes
 from smalti.losses.perceptual import LPIPSConfig
-from smalti.metrics import Perceptual, Protocol, Report, Row, by_name, compare_folders, contact_sheet
-from smalti.metrics.evaluate import pairs
+from smalti.metrics import (
+    Features,
+    Moments,
+    Perceptual,
+    Protocol,
+    Report,
+    Row,
+    Scores,
+    by_name,
+    compare_folders,
+    contact_sheet,
+    find_features,
+)
+from smalti.metrics.folders import pairs
+from smalti.metrics.parts import scores_of, tensors_of, text_of, text_tensor
 from smalti.metrics.sheet import difference
+from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import Left, report_of, score_part
+from smalti.train.common import World, join_world
 from smalti.video import to_uint8, to_video
 
 _SHOWN = 8
 """Clips on a contact sheet, each by its middle frame."""
-
-
-class Question(NamedTuple):
-    """How to measure, as the user asked."""
-
-    protocol: str
-    limit: int | None
-    size: int
-    frames: int
-    lpips: Path | None
-    device: str | None
+_PATIENCE = timedelta(days=2)
+"""How long a rank waits for the slowest; torchrun ends all where one dies."""
 
 
 class Answer(NamedTuple):
@@ -56,42 +65,84 @@ class Answer(NamedTuple):
         write_bytes(folder / "sheet.png", sheet.getvalue())
 
 
-def measure_tokenizer(target: str, data: Path, question: Question) -> Answer:
-    """Score a tokenizer on the clips of `data`, cut to the middle at the size that was asked for."""
+class Ready(NamedTuple):
+    """All that measuring needs: what can fail for want of files has not."""
+
+    model: Tokenizer
+    clips: Clips
+    scores: Scores
+    key: StatisticsKey | None
+    """Under which the statistics of the originals are kept."""
+
+
+class Part(NamedTuple):
+    """What one rank found."""
+
+    scores: Scores
+    left: list[Left]
+    shown: dict[int, tuple[Tensor, Tensor]]
+    """By the number of the clip."""
+
+    def to_bytes(self) -> bytes:
+        """All of it but networks and reference."""
+        left = [(index, fault.path, fault.code, fault.message) for index, fault in self.left]
+        pictures = {f"shown.{i}.{n}": value for i, pair in self.shown.items() for n, value in enumerate(pair)}
+        return safetensors.torch.save({**tensors_of(self.scores), **pictures, "left": text_tensor(left)})
+
+    def merge(self, data: bytes) -> "Part":
+        """This part and another one together."""
+        tensors = safetensors.torch.load(data)
+        left = [Left(index, BadFile(*fault)) for index, *fault in text_of(tensors["left"])]
+        numbers = {int(name.split(".")[1]) for name in tensors if name.startswith("shown.")}
+        shown = {i: (tensors[f"shown.{i}.0"], tensors[f"shown.{i}.1"]) for i in numbers}
+        scores = self.scores.merge(scores_of(tensors, like=self.scores))
+        return Part(scores, [*self.left, *left], {**self.shown, **shown})
+
+
+def measure(target: str, data: Path | None, against: Path | None, question: Question) -> Answer | None:
+    """Score a tokenizer on `data`, or compare two folders; None on a rank that the leading one speaks for."""
+    if data is not None and against is None:
+        return measure_tokenizer(target, data, question)
+    if against is not None and data is None:
+        return measure_folders(Path(target), against, question)
+    raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
+
+
+def measure_tokenizer(target: str, data: Path, question: Question) -> Answer | None:
+    """Score a tokenizer on the clips of `data`; under torchrun each rank takes its share of them.
+
+    The leading rank gives the answer of one process; the others give None.
+    """
+    with join_world(question.device, patience=_PATIENCE) as world:
+        with _agreed(world):
+            ready = _prepare(target, data, question, world.device)
+        part = _measure(ready, world)
+        sent = world.gather(b"" if world.leads else part.to_bytes())
+        if not world.leads:
+            return None
+        for other in sent[1:]:
+            part = part.merge(other)
+        report = report_of(part.scores, part.left)
+        moments = part.scores.moments
+        if ready.key is not None and moments is not None and moments.reference is None and not part.left:
+            assert question.statistics is not None
+            save_statistics(question.statistics, ready.key, moments.originals)
+        bad = [fault for _, fault in sorted(part.left, key=lambda one: one.number)]
+        return Answer(report, bad, [part.shown[i] for i in sorted(part.shown)[:_SHOWN]])
+
+
+def measure_folders(originals: Path, made: Path, question: Question) -> Answer | None:
+    """Compare the pictures of two folders, paired by name, at their own size; under torchrun one rank does it all."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
     protocol = by_name(question.protocol)
-    model = open_tokenizer(target, question.device)
-    network = perceptual(protocol, question.lpips, next(model.parameters()).device)
-    source = source_of(data, model, question.size, question.frames)
-    if question.size:
-        protocol = protocol.model_copy(update={"resize": "lanczos", "crop": "center", "size": question.size})
-    count = len(source) if question.limit is None else min(len(source), question.limit)
-    bad: list[BadFile] = []
-    shown: list[tuple[Tensor, Tensor]] = []
-
-    def watch(video: Tensor, made: Tensor) -> None:
-        if len(shown) < _SHOWN:
-            middle = video.shape[2] // 2
-            shown.append((to_uint8(video.cpu())[0, middle], to_uint8(made.cpu())[0, middle]))
-
-    done = 0
-    with bar("measuring", count) as advance:
-
-        def progress(row: Row) -> None:
-            nonlocal done
-            done += 1
-            advance(done + len(bad), note=f"PSNR {row.psnr:.2f}")
-
-        report = score(
-            model, source, protocol, limit=question.limit, lpips=network, on_bad=bad.append,
-            progress=progress, watch=watch,
-        )  # fmt: skip
-    return Answer(report, bad, shown)
-
-
-def measure_folders(originals: Path, made: Path, question: Question) -> Answer:
-    """Compare the pictures of two folders, paired by name, at their own size."""
-    protocol = by_name(question.protocol)
-    network = perceptual(protocol, question.lpips, torch.device("cpu"))
+    if protocol.media == "videos":
+        raise ConfigError(f"--protocol {protocol.name} is for video; --against compares pictures")
+    if question.statistics is not None:
+        raise ConfigError("--statistics goes with --data; --against looks at every original anyhow")
+    protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
+    device = torch.device("cpu")
+    lpips, features = perceptual(protocol, question.lpips, device), features_of(protocol, question.features, device)
     matched = list(pairs(originals, made))
 
     def read(path: Path) -> Tensor:
@@ -105,25 +156,84 @@ def measure_folders(originals: Path, made: Path, question: Question) -> Answer:
             done += 1
             advance(done, note=f"PSNR {row.psnr:.2f}")
 
-        report = compare_folders(originals, made, read, protocol, lpips=network, progress=progress)
+        report = compare_folders(
+            originals, made, read, protocol, lpips=lpips, features=features, progress=progress
+        )  # fmt: skip
     return Answer(report, [], [(read_image(a), read_image(b)) for _, a, b in matched[:_SHOWN]])
 
 
-def source_of(data: Path, model: Tokenizer, size: int, frames: int) -> Source:
-    """The pictures or the video of `data`, each cut to its middle; where both are there, what the tokenizer is for.
+def _prepare(target: str, data: Path, question: Question, device: torch.device) -> Ready:
+    protocol = by_name(question.protocol)
+    model = open_tokenizer(target, str(device))
+    clips = clips_of(data, protocol, question, is_image_model=model.config.time == 1)
+    lpips = perceptual(protocol, question.lpips, device)
+    features = features_of(protocol, question.features, device)
+    key = _key(clips, features, question)
+    reference: Moments | None = None
+    if key is not None and question.statistics is not None:
+        reference = load_statistics(question.statistics, key)
+    scores = Scores(clips.protocol, lpips=lpips, features=features, reference=reference, levels=model.levels)
+    return Ready(model, clips, scores, key)
 
-    A video of fewer than `frames` frames is a bad file. Raises InputError where there is nothing.
-    """
-    listing = list_files(data, (*PICTURES, *VIDEOS))
-    kinds = Counter(Path(file).suffix.lower() in PICTURES for file in listing.files)
-    side = size or None
-    pictures = bool(kinds[True]) and (model.config.time == 1 or not kinds[False])
-    if pictures:
-        return ImagesConfig(path=data, size=side, crop="center", flip=False).build()
-    videos = VideosConfig(
-        path=data, size=side, crop="center", flip=False, frames=frames, sampling="center", short="skip"
+
+def _measure(ready: Ready, world: World) -> Part:
+    """The share of this rank."""
+    shown: dict[int, tuple[Tensor, Tensor]] = {}
+    done = 0
+
+    def watch(index: int, video: Tensor, made: Tensor) -> None:
+        if len(shown) < _SHOWN:
+            middle = video.shape[2] // 2
+            shown[index] = to_uint8(video.cpu())[0, middle], to_uint8(made.cpu())[0, middle]
+
+    with bar("measuring", len(ready.clips.source)) if world.leads else nullcontext(_silent) as advance:
+
+        def progress(row: Row) -> None:
+            nonlocal done
+            done += world.size
+            advance(min(done, len(ready.clips.source)), note=f"PSNR {row.psnr:.2f}")
+
+        left = score_part(
+            ready.model, ready.clips.source, ready.scores, part=(world.rank, world.size), progress=progress, watch=watch
+        )
+    return Part(ready.scores, left, shown)
+
+
+def _key(clips: Clips, features: Features | None, question: Question) -> StatisticsKey | None:
+    if question.statistics is None:
+        return None
+    if features is None:
+        raise ConfigError(f"--statistics: protocol {question.protocol} takes no features, so there is nothing to keep")
+    return StatisticsKey(
+        features=features.network.name,
+        features_digest=features.digest,
+        rounding=clips.protocol.original_rounding or clips.protocol.rounding,
+        data=clips.data,
+        listed=clips.digest(),
+        count=len(clips.source),
     )
-    return videos.build()
+
+
+@contextmanager
+def _agreed(world: World) -> Iterator[None]:
+    """Faults of any rank end all of them, told once."""
+    fault: SmaltiError | None = None
+    try:
+        yield
+    except SmaltiError as error:
+        if world.size == 1:
+            raise
+        fault = error
+    codes = [int(code) for code in world.gather(b"0" if fault is None else str(fault.exit_code).encode())]
+    first = next((rank for rank, code in enumerate(codes) if code), None)
+    if fault is not None and world.rank == first:
+        raise fault
+    if first is not None:
+        raise typer.Exit(codes[first])
+
+
+def _silent(done: int, total: int | None = None, note: str = "") -> None:
+    """No bar: the leading rank has one."""
 
 
 def perceptual(protocol: Protocol, weights: Path | None, device: torch.device) -> Perceptual | None:
@@ -141,4 +251,20 @@ def perceptual(protocol: Protocol, weights: Path | None, device: torch.device) -
         if weights is not None:
             raise
         return None
-    return Perceptual(network, network.net, network.digest)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return network(a.to(device), b.to(device)).cpu()
+
+    return Perceptual(distance, network.net, network.digest)
+
+
+def features_of(protocol: Protocol, weights: Path | None, device: torch.device) -> Features | None:
+    """The feature network that the protocol names: from `weights`, or where it is found; it must be there.
+
+    None where the protocol names none.
+    """
+    if protocol.features is None:
+        if weights is not None:
+            raise ConfigError(f"--features {weights}: protocol {protocol.name} takes no features; leave it out")
+        return None
+    return find_features(protocol.features, weights).to(device)

@@ -22,13 +22,20 @@ def evaluate(
     ],
     data: Annotated[Path | None, typer.Option(help="Pictures or video: a folder, a list or a file.")] = None,
     against: Annotated[Path | None, typer.Option(help="A folder of pictures to compare with TARGET.")] = None,
-    protocol: Annotated[
-        str, typer.Option(help="smalti, mindone, mindone-image or open-magvit2: how figures are taken.")
-    ] = "smalti",
+    protocol: Annotated[str, typer.Option(help="How figures are taken; docs/metrics.md has them all.")] = "smalti",
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")] = None,
-    size: Annotated[int, typer.Option(min=0, help="Rows and columns of a clip; 0 keeps those of the file.")] = 128,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip of video, from its middle.")] = 17,
+    size: Annotated[
+        int | None, typer.Option(min=0, help="Rows and columns of a clip (128); 0 keeps those of the file.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip of video (17), from its middle.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the paths of a list start; its own folder if none.")] = None,
     lpips: Annotated[Path | None, typer.Option(help="LPIPS weights; found by themselves where installed.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Weights of the protocol's feature network; found by themselves as well.")
+    ] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="A folder that keeps the features' moments of the originals.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write report.json and sheet.png to this folder.")] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -36,26 +43,29 @@ def evaluate(
     """Measure a tokenizer on pictures or video, or compare two folders of pictures.
 
     \b
-    PSNR, SSIM, MS-SSIM, LPIPS, codebook use, perplexity and bits per pixel, all
-    under a named protocol that the report holds in full.
+    PSNR, SSIM, MS-SSIM, LPIPS, Frechet distances (rFID, rFVD), codebook use and
+    bits per pixel, all under a named protocol that the report holds in full:
+    smalti, smalti-frechet, smalti-fid, smalti-fvd, magicmaster-psnr,
+    magicmaster-fid, magicmaster-fvd, mindone-psnr, mindone-psnr-images,
+    open-magvit2. Under torchrun the ranks share the clips.
 
     \b
     Examples:
       smalti eval runs/tiny --data photos --out report
       smalti eval runs/video --data clips --size 128 --frames 17 --limit 50 --json
-      smalti eval runs/tiny --data photos --protocol mindone-image
+      smalti eval runs/tiny --data photos --protocol mindone-psnr-images
+      smalti eval runs/tiny --data photos --protocol smalti-frechet
+      smalti eval k600 --data val_new.txt --root val --protocol magicmaster-fvd
       smalti eval originals --against reconstructions
+      torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
-    from smalti.cli.evaluation import Question, measure_folders, measure_tokenizer
+    from smalti.cli.evaluation import measure
+    from smalti.cli.listing import Question
 
-    question = Question(protocol, limit, size, frames, lpips, device)
-    if (data is None) == (against is None):
-        raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
-    if data is not None:
-        answer = measure_tokenizer(target, data, question)
-    else:
-        assert against is not None
-        answer = measure_folders(Path(target), against, question)
+    question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
+    answer = measure(target, data, against, question)
+    if answer is None:  # a rank that the leading one speaks for
+        return
     if out is not None:
         answer.write(out)
     if as_json:

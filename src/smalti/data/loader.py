@@ -101,7 +101,8 @@ def evaluation(
 
     `part` (r, W) takes samples r, r + W, .... Bad files go to `on_bad` and are left out; a batch of bad files alone is
     passed over, so that `ok + bad = listed`. Crops that a source draws are the same at every call. Batches of more
-    than one need samples of one size. Raises as `batches` does, and InputError at the end where every file was bad.
+    than one need samples of one size. Raises as `batches` does, and InputError at the end where every file was bad
+    (not for a part of several: another may have good ones).
     """
     rank, world = part
     mine = range(rank, len(source), world)
@@ -115,7 +116,7 @@ def evaluation(
         if rows.pixels is not None:
             good += len(rows.keys)
             yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
-    if last is not None and not good:
+    if last is not None and not good and world == 1:
         raise InputError(f"all {len(mine)} files are bad, the last: {last}")
 
 

@@ -5,7 +5,7 @@ classes and functions become `Foreign` records. Only the tensors that are asked 
 """
 
 from smalti.inert.records import Foreign, Storage, Stored
-from smalti.inert.torchfile import TorchFile, open_torch, read_torch
+from smalti.inert.torchfile import TorchFile, open_torch, read_program, read_torch
 from smalti.inert.tree import tensors
 
-__all__ = ["Foreign", "Storage", "Stored", "TorchFile", "open_torch", "read_torch", "tensors"]
+__all__ = ["Foreign", "Storage", "Stored", "TorchFile", "open_torch", "read_program", "read_torch", "tensors"]

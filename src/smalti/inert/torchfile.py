@@ -17,7 +17,7 @@ from smalti.inert.known import Known, array
 from smalti.inert.legacy import read_legacy
 from smalti.inert.records import Fault, Foreign, Place, Storage, Stored, shown
 from smalti.inert.tree import Copy, branches, named
-from smalti.inert.zipped import read_zip, verify
+from smalti.inert.zipped import Archive, read_zip, verify
 
 
 class _Stamp(NamedTuple):
@@ -155,6 +155,18 @@ def read_torch(path: Path | str, *keys: str | int, check: bool = True) -> Any:
     """A file of torch.save, or the part of it at `keys`, as plain data with its tensors; see `open_torch`."""
     file = open_torch(path, check=check)
     return file.read(file.at(*keys))
+
+
+def read_program(path: Path | str) -> str:
+    """The text of the program in a TorchScript archive, empty for other files: to look a number up, never to run it.
+
+    Raises as `open_torch` does.
+    """
+    path = Path(path)
+    with _told(path), path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return ""
+        return Archive(file, os.fstat(file.fileno()).st_size, check=True).program()
 
 
 def _refuse(head: bytes) -> None:

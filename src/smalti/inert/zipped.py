@@ -17,6 +17,8 @@ DIRECTORY = 256 << 20
 """Bytes of the largest directory that is read: about two million members."""
 PICKLE = 1 << 30
 """Bytes of the largest `data.pkl`."""
+PROGRAM = 16 << 20
+"""Bytes of the largest file of a TorchScript program that is read."""
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _CUT = "the file is cut short; fetch it again"
 
@@ -28,6 +30,9 @@ class Member(NamedTuple):
     nbytes: int
     crc: int
     stored: bool
+    packed: int
+    """Bytes in the file."""
+    method: int
 
 
 def directory(file: BufferedReader, size: int) -> dict[bytes, Member]:
@@ -78,7 +83,8 @@ def _members(raw: bytes, count: int) -> dict[bytes, Member]:
         nbytes, packed, header = _sizes64(fields, nbytes, packed, header)
         if name in members:
             raise Fault(f"its zip member {shown(name.decode('latin-1'))!r} is there twice")
-        members[name] = Member(header, nbytes, crc, method == 0 and not flags & 1 and packed == nbytes)
+        method = -1 if flags & 1 else method  # encrypted
+        members[name] = Member(header, nbytes, crc, method == 0 and packed == nbytes, packed, method)
         place = first + name_length + extra + comment
     if place != len(raw) or len(members) != count:
         raise Fault("its zip directory is damaged: the number of members is another than it says")
@@ -131,15 +137,19 @@ class Archive:
             raise Fault(f"its member {shown(name)!r} is missing")
         if not member.stored:
             raise Fault(f"its member {shown(name)!r} is compressed or encrypted, which torch never does")
+        return Place(self._start(name, encoded), member.nbytes, member.crc if self.check else None)
+
+    def _start(self, name: str, encoded: bytes) -> int:
+        member = self.members[encoded]
         self.file.seek(min(member.header, self.size))
         header = self.file.read(30 + len(encoded))
         if header[:4] != b"PK\x03\x04" or header[30:] != encoded:
             raise Fault(f"its member {shown(name)!r} is not where the zip directory says")
         name_length, extra = struct.unpack_from("<HH", header, 26)
-        start = member.header + 30 + name_length + extra
-        if name_length != len(encoded) or start + member.nbytes > self.size:
+        start: int = member.header + 30 + name_length + extra
+        if name_length != len(encoded) or start + member.packed > self.size:
             raise Fault(f"its member {shown(name)!r} reaches beyond the end of the file")
-        return Place(start, member.nbytes, member.crc if self.check else None)
+        return start
 
     def read(self, name: str, limit: int) -> bytes:
         """The bytes of a small member."""
@@ -150,6 +160,33 @@ class Archive:
         data = self.file.read(place.nbytes)
         verify(name, data, place)
         return data
+
+    def program(self) -> str:
+        """The text of the program in a TorchScript archive, all its files one after the other; to be read, not run."""
+        parts = []
+        for encoded, member in self.members.items():
+            if not encoded.startswith(self.folder + b"code/") or not encoded.endswith(b".py"):
+                continue
+            name = encoded[len(self.folder) :].decode("latin-1")
+            if member.method not in (0, 8) or max(member.nbytes, member.packed) > PROGRAM:
+                raise Fault(
+                    f"its member {shown(name)!r} is encrypted, too large or packed in a way that torch never has"
+                )
+            self.file.seek(self._start(name, encoded))
+            data = self.file.read(member.packed)
+            if member.method == 8:
+                data = _inflated(name, data, member.nbytes)
+            verify(name, data, Place(0, member.nbytes, member.crc if self.check else None))
+            parts.append(data.decode("utf-8", "replace"))
+        return "\n".join(parts)
+
+
+def _inflated(name: str, data: bytes, nbytes: int) -> bytes:
+    """At most one byte more than the directory promises, so that nothing unfolds without end."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, nbytes + 1)
+    except zlib.error:
+        raise Fault(f"its member {shown(name)!r} is damaged", "fetch it again") from None
 
 
 def verify(name: str, data: bytes | memoryview, place: Place) -> None:

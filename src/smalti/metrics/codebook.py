@@ -1,7 +1,7 @@
 """How much of a codebook is used, how evenly, and what it costs in bits per pixel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -78,6 +78,18 @@ class Usage:
         for part in (self, other):
             merged._absorb(part._ids, part._counts)
         return merged
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The counts, to be sent; `of_tensors` reads them back."""
+        present = self._counts > 0
+        return {"ids": self._ids[present], "counts": self._counts[present]}
+
+    @classmethod
+    def of_tensors(cls, levels: Sequence[int], tensors: Mapping[str, Tensor]) -> "Usage":
+        """What `tensors` gave, of ids of these levels."""
+        found = cls(levels)
+        found._absorb(tensors["ids"], tensors["counts"])
+        return found
 
     def histograms(self) -> tuple[tuple[int, ...], ...]:
         """histograms()[j][v]: how often digit j had the value v."""

@@ -1,5 +1,6 @@
 """Moments of feature vectors, and the Fréchet distance between two of them (FID, FVD and their relatives)."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,25 @@ class Moments:
             merged._absorb(part.n, part.mean, part.scatter)
         return merged
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, to be kept or sent; `of_tensors` reads it back bit for bit."""
+        return {"n": torch.tensor(self.n), "mean": self.mean, "scatter": self.scatter}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
+        """What `tensors` gave. Raises ValueError for anything else."""
+        n, mean, scatter = (tensors.get(name) for name in ("n", "mean", "scatter"))
+        if n is None or mean is None or scatter is None or n.shape != () or mean.ndim != 1:
+            raise ValueError("no moments: n, mean and scatter are needed")
+        whole = mean.dtype == scatter.dtype == torch.float64 and bool(
+            mean.isfinite().all() and scatter.isfinite().all()
+        )
+        if scatter.shape != (len(mean), len(mean)) or not whole or n < 0:
+            raise ValueError("no moments: of other types, sizes, or not finite")
+        found = cls(len(mean))
+        found.n, found.mean, found.scatter = int(n), mean, scatter
+        return found
+
     def covariance(self) -> Float[Tensor, "d d"]:
         """The unbiased covariance, divided by n - 1. Raises ValueError below two vectors."""
         if self.n < 2:
@@ -63,6 +83,10 @@ class FrechetDistance(NamedTuple):
     """A distance and what it rests on."""
 
     distance: float
+    means: float
+    """The part of the means, |μ_a - μ_b|²."""
+    covariances: float
+    """The part of the covariances: the rest."""
     n_a: int
     n_b: int
     dim: int
@@ -82,11 +106,12 @@ def frechet_distance(a: Moments, b: Moments) -> FrechetDistance:
         raise ValueError(f"moments of width {a.dim} and {b.dim} cannot be compared")
     cov_a, cov_b = a.covariance(), b.covariance()
     overlap = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
-    distance = ((a.mean - b.mean) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
+    means = ((a.mean - b.mean) ** 2).sum().item()
+    # Rounding can leave -1e-11 for equal sets; the distance is never negative.
+    covariances = max(0.0, (cov_a.trace() + cov_b.trace() - 2 * overlap).item())
     fewest = min(a.n, b.n)
     warning = f"{fewest} samples for {a.dim} dimensions: a covariance is singular" if fewest <= a.dim else None
-    # Rounding can leave -1e-11 for equal sets; the distance is never negative.
-    return FrechetDistance(max(0.0, distance.item()), a.n, b.n, a.dim, warning)
+    return FrechetDistance(means + covariances, means, covariances, a.n, b.n, a.dim, warning)
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from smalti.config import Config, Tuple
 from smalti.metrics.codebook import CodebookUse
+from smalti.metrics.features import ScoreName
 from smalti.metrics.pixel import psnr
 from smalti.metrics.protocols import Protocol
 
@@ -36,12 +37,30 @@ class Row(Config):
     """Why a score is None: {score: reason}."""
 
 
+class Frechet(Config):
+    """A Fréchet distance between the features of originals and of reconstructions, and what it rests on."""
+
+    name: ScoreName
+    """`rfid` and `rfvd` are those of the published networks; others have names of their own."""
+    distance: float
+    means: float
+    """The part of the means."""
+    covariances: float
+    """The part of the covariances."""
+    originals: int
+    """Samples: frames, or clips."""
+    made: int
+    dim: int
+    warning: str | None = None
+    """Why the figure should not be quoted."""
+
+
 class Report(Config):
     """Rows in the order of their keys, and the aggregate over them by the protocol's `mean_over`."""
 
     kind: Literal["report"] = "report"
     protocol: Protocol
-    """In full, with the digest of the LPIPS weights that were used."""
+    """In full, with the digests of the weights that were used."""
     clips: int
     frames: int
     identical_frames: int
@@ -50,6 +69,7 @@ class Report(Config):
     ssim: float | None = None
     ms_ssim: float | None = None
     lpips: float | None = None
+    frechet: Frechet | None = None
     absent: dict[str, str] = Field(default_factory=dict)
     """Why a score is None, or over how many clips it was taken if not over all: {score: reason}."""
     codebook: CodebookUse | None = None
@@ -84,6 +104,13 @@ class Report(Config):
             lines.append(f"{self.identical_frames} identical frames count as {self.protocol.psnr_cap:g} dB")
         if self.clips > rows:
             lines.append(f"{self.clips - rows} more clips in the JSON report")
+        if found := self.frechet:
+            digest = (self.protocol.features_digest or "")[:8]
+            lines.append(
+                f"{found.name}: {found.distance:.4f}, {found.made:,} samples against {found.originals:,}, "
+                f"{found.dim:,} features of {self.protocol.features} {digest}"
+            )
+            lines += [f"{found.name}: {found.warning}"] if found.warning else []
         if use := self.codebook:
             rate = f", {use.bits_per_pixel:.4f} bits per pixel" if use.bits_per_pixel is not None else ""
             lines.append(
@@ -93,10 +120,16 @@ class Report(Config):
         return lines
 
 
-def summarise(protocol: Protocol, rows: Iterable[Row], codebook: CodebookUse | None, reason: str | None) -> Report:
-    """The aggregate of rows, whatever their order; `reason` says why `codebook` is None."""
+def summarise(
+    protocol: Protocol,
+    rows: Iterable[Row],
+    codebook: CodebookUse | None,
+    frechet: Frechet | None,
+    reasons: Mapping[str, str],
+) -> Report:
+    """The aggregate of rows, whatever their order; `reasons` say why what is not of rows is None."""
     ordered = tuple(sorted(rows, key=lambda row: row.key))
-    absent = {} if reason is None else {"codebook": reason}
+    absent = dict(reasons)
     if protocol.psnr_over == "set":
         sizes = [row.frames * row.height * row.width for row in ordered]
         error = math.fsum(row.mse * size for row, size in zip(ordered, sizes, strict=True)) / sum(sizes)
@@ -113,6 +146,7 @@ def summarise(protocol: Protocol, rows: Iterable[Row], codebook: CodebookUse | N
         ssim=_over_present("ssim", lambda row: row.ssim, ordered, protocol, absent),
         ms_ssim=_over_present("ms_ssim", lambda row: row.ms_ssim, ordered, protocol, absent),
         lpips=_over_present("lpips", lambda row: row.lpips, ordered, protocol, absent),
+        frechet=frechet,
         absent=absent,
         codebook=codebook,
         rows=ordered,

@@ -88,7 +88,7 @@ def _mindone() -> Iterator[Recipe]:
     yield _published(
         "mindone-image",
         "mindone's VQVAE-2d, 128 px, 8x8, LFQ 2^18",
-        "PSNR 20.013, SSIM 0.5734 on ImageNet val under mindone-image (its README)",
+        "PSNR 20.013, SSIM 0.5734 on ImageNet val under mindone-psnr-images (its README)",
         mindone.image,
         data="ImageNet-1k, batch 64, 2 epochs",
         theirs="bash scripts/run_train_vqvae_2d_parallel.sh",
@@ -97,7 +97,7 @@ def _mindone() -> Iterator[Recipe]:
     yield _published(
         "mindone-video",
         about,
-        "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone (its README)",
+        "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone-psnr (its README)",
         mindone.video,
         data="UCF-101 split 01, batch 128, 60 epochs",
         theirs="bash scripts/run_train_vqvae_parallel.sh",

@@ -41,6 +41,18 @@ class World(NamedTuple):
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return bool(tensor.item())
 
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, in the order of ranks."""
+        if self.size == 1:
+            return [data]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(data)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        mine = torch.frombuffer(bytearray(data.ljust(longest + 1)), dtype=torch.uint8).to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
@@ -48,15 +60,18 @@ class World(NamedTuple):
 
 
 @contextmanager
-def join_world(device: str | None = None) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone. `device` None takes an accelerator if there is one."""
+def join_world(device: str | None = None, *, patience: timedelta = timedelta(minutes=5)) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone. `device` None takes an accelerator if there is one.
+
+    `patience` is how long a rank waits for the others where they meet.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
         yield World(0, 1, chosen)
         return
     # 5 minutes, where the defaults are 10 (NCCL) and 30 (gloo): a dead peer should end the run soon.
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     try:
         if dist.get_world_size() != size:
             raise ConfigError(f"asked for {size} processes, but {dist.get_world_size()} joined")

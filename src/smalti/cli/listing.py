@@ -1,0 +1,114 @@
+"""Which clips `smalti eval` measures: files become pixels as the protocol says, or the options where it does not."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smalti.data import (
+    ImagesConfig,
+    VideosConfig,
+    magicmaster_images,
+    magicmaster_videos,
+    mindone_images,
+    mindone_videos,
+)
+from smalti.data.images import SUFFIXES as PICTURES
+from smalti.data.lists import list_files
+from smalti.data.source import Store
+from smalti.data.videos import SUFFIXES as VIDEOS
+from smalti.errors import ConfigError, InputError
+from smalti.metrics import Protocol
+from smalti.tokenizer.score import First
+
+SIZE, FRAMES = 128, 17
+"""Where neither the user nor the protocol says another."""
+
+
+class Question(NamedTuple):
+    """How to measure, as the user asked; None: as the protocol says."""
+
+    protocol: str
+    limit: int | None = None
+    size: int | None = None
+    """Rows and columns; 0 keeps the file's own."""
+    frames: int | None = None
+    root: Path | None = None
+    lpips: Path | None = None
+    features: Path | None = None
+    statistics: Path | None = None
+    device: str | None = None
+
+
+class Clips(NamedTuple):
+    """A source, and the protocol that says how it was made."""
+
+    source: First
+    protocol: Protocol
+    data: dict[str, Any]
+    """The config of the source, without what is of this machine alone."""
+    store: Store
+
+    def digest(self) -> str:
+        """sha256 of the names and sizes of the files, in their order."""
+        state = hashlib.sha256()
+        for index in range(len(self.source)):
+            media = self.store.media(index)
+            size = media.stat().st_size if isinstance(media, Path) and media.is_file() else -1
+            state.update(f"{self.source.key(index)} {size}\n".encode())
+        return state.hexdigest()
+
+
+def clips_of(data: Path, protocol: Protocol, asked: Question, *, is_image_model: bool) -> Clips:
+    """The pictures or the video of `data`; where both are there, what the protocol or the tokenizer is for.
+
+    Raises ConfigError for options that contradict the protocol, InputError where there is nothing, or fewer than the
+    protocol asks for.
+    """
+    _check(protocol, asked)
+    pictures = protocol.media == "images"
+    if protocol.media == "any":
+        files = list_files(data, (*PICTURES, *VIDEOS), root=asked.root).files
+        kinds = Counter(Path(file).suffix.lower() in PICTURES for file in files)
+        pictures = bool(kinds[True]) and (is_image_model or not kinds[False])
+    size = (protocol.size or SIZE if asked.size is None else asked.size) or None
+    frames = None if pictures else asked.frames or protocol.frames or FRAMES
+    config = _config(data, protocol, pictures, size, frames).replace({"root": asked.root})
+    built = config.build()
+    source = First(built, asked.limit)
+    if protocol.samples is not None and len(source) < protocol.samples:
+        raise InputError(
+            f"{data}: lists {len(source):,} files, protocol {protocol.name} asks for {protocol.samples:,}; give the "
+            f"whole list, or take another protocol"
+        )
+    declared: dict[str, object] = {"size": size, "frames": frames}
+    declared |= {"resize": config.resize if size else "none", "crop": "center" if size else "none"}
+    plain = {name: value for name, value in config.plain().items() if name not in ("path", "root", "limit")}
+    return Clips(source, protocol.replace(declared), plain, built.store)
+
+
+def _check(protocol: Protocol, asked: Question) -> None:
+    if protocol.convention is not None:
+        if asked.frames not in (None, protocol.frames):
+            what = f"takes {protocol.frames} frames" if protocol.frames else "takes pictures"
+            raise ConfigError(f"--frames {asked.frames}: protocol {protocol.name} {what}; leave it out")
+        if asked.size == 0:
+            raise ConfigError(f"--size 0: protocol {protocol.name} cuts squares of one size; leave it out")
+    if protocol.samples is not None and asked.limit is not None and asked.limit < protocol.samples:
+        raise ConfigError(f"--limit {asked.limit}: protocol {protocol.name} asks for {protocol.samples:,} clips")
+
+
+def _config(
+    data: Path, protocol: Protocol, pictures: bool, size: int | None, frames: int | None
+) -> ImagesConfig | VideosConfig:
+    """How files become pixels."""
+    if protocol.convention == "magicmaster":
+        assert size is not None
+        return magicmaster_images(data, size) if pictures else magicmaster_videos(data, size, train=False)
+    if protocol.convention == "mindone":
+        assert size is not None
+        return mindone_images(data, size) if pictures else mindone_videos(data, size)
+    if pictures:
+        return ImagesConfig(path=data, size=size, crop="center", flip=False)
+    # A video of fewer frames is a bad file.
+    return VideosConfig(path=data, size=size, crop="center", flip=False, frames=frames, sampling="center", short="skip")

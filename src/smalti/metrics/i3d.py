@@ -1,0 +1,129 @@
+"""The I3D of the Fréchet video distance (Carreira and Zisserman 2017): 400 logits of Kinetics for a clip.
+
+The graph pads as TensorFlow does. Weights are read by the names of the usual port to PyTorch, or from a file of other
+names by the order of the graph, where every shape agrees.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from smalti.errors import IntegrityError
+from smalti.metrics.features import Network
+from smalti.metrics.graph import Branches, Conv, Pool, Steps, Weights, convolutions, run, shapes
+
+_SIDE = 224
+EPS = 1e-5
+"""Added to variances where the weights are named as in the usual port, which says so."""
+_LOGITS = Conv("logits.conv3d", None, (400, 1024, 1, 1, 1), (1, 1, 1), (0, 0, 0), active="none")
+_ADDED = re.compile(
+    r"^ *eps : Final\[float\] = ([0-9.e+-]+)$|torch\.batch_norm\(.*, ([0-9.e+-]+), (?:True|False)\)$", re.MULTILINE
+)
+"""How the text of a TorchScript program says it, scripted or traced."""
+_WIDTHS = {
+    "Mixed_3b": (192, 64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (256, 128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (480, 192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (512, 160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (512, 128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (512, 112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (528, 256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (832, 256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (832, 384, 192, 384, 48, 128, 128),
+}
+"""Channels in, then of the branches: one; two, its second; three, its second; the pooled one."""
+
+
+def _unit(name: str, into: int, out: int, side: int, stride: int = 1) -> Conv:
+    return Conv(f"{name}.conv3d", f"{name}.bn", (out, into, side, side, side), (stride,) * 3, None, eps=EPS)
+
+
+def _mixed(name: str) -> Branches:
+    into, b0, b1a, b1b, b2a, b2b, b3b = _WIDTHS[name]
+    return Branches(
+        (
+            (_unit(f"{name}.b0", into, b0, 1),),
+            (_unit(f"{name}.b1a", into, b1a, 1), _unit(f"{name}.b1b", b1a, b1b, 3)),
+            (_unit(f"{name}.b2a", into, b2a, 1), _unit(f"{name}.b2b", b2a, b2b, 3)),
+            (Pool("max", (3, 3, 3), (1, 1, 1), None), _unit(f"{name}.b3b", into, b3b, 1)),
+        )
+    )
+
+
+_FLAT = Pool("max", (1, 3, 3), (1, 2, 2), None)
+_TRUNK: Steps = (
+    _unit("Conv3d_1a_7x7", 3, 64, 7, 2),
+    _FLAT,
+    _unit("Conv3d_2b_1x1", 64, 64, 1),
+    _unit("Conv3d_2c_3x3", 64, 192, 3),
+    _FLAT,
+    _mixed("Mixed_3b"),
+    _mixed("Mixed_3c"),
+    Pool("max", (3, 3, 3), (2, 2, 2), None),
+    *(_mixed(f"Mixed_4{letter}") for letter in "bcdef"),
+    Pool("max", (2, 2, 2), (2, 2, 2), None),
+    _mixed("Mixed_5b"),
+    _mixed("Mixed_5c"),
+    Pool("mean", (2, 7, 7), (1, 1, 1), (0, 0, 0)),
+)
+
+
+def prepare(clips: Tensor) -> Tensor:
+    """Clips `b 3 t h w` on 0..255 to what the graph sees: 224 x 224 by bilinear points (it aliases), on [-1, 1]."""
+    count, _, frames = clips.shape[:3]
+    flat = clips.transpose(1, 2).flatten(0, 1) / 127.5 - 1
+    flat = F.interpolate(flat, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+    return flat.unflatten(0, (count, frames)).transpose(1, 2)
+
+
+def _features(weights: Weights, clips: Tensor) -> Tensor:
+    return run((*_TRUNK, _LOGITS), weights, prepare(clips)).mean((2, 3, 4))
+
+
+def by_order(tensors: Mapping[str, Tensor], program: str) -> dict[str, Tensor]:
+    """The weights of another port under our names, for a TorchScript file with its layers in the order of the graph.
+
+    Each of its convolutions has one batch norm but for the classifier, which has a bias. What its norms add to the
+    variances stands in its `program`; the variances here differ by that much less ours. Raises IntegrityError, with
+    the mend, where any of this is not so; whoever uses the result compares every shape.
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        prefix, _, last = name.rpartition(".")
+        modules.setdefault(prefix, {})[last] = tensor
+    layers = [found for found in modules.values() if "weight" in found and found["weight"].ndim == 5]
+    norms = [found for found in modules.values() if "running_mean" in found]
+    heads = [found for found in layers if "bias" in found]
+    trunk = list(convolutions(_TRUNK))
+    whole = all({"weight", "bias", "running_var"} <= norm.keys() for norm in norms)
+    added = {float(scripted or traced) for scripted, traced in _ADDED.findall(program)}
+    if not (len(added) == len(heads) == 1 and whole and len(layers) - 1 == len(norms) == len(trunk)):
+        raise IntegrityError(
+            f"no I3D that can be told from its tensors ({len(layers)} convolutions, {len(norms)} norms, "
+            f"{len(added)} values of eps); save its weights as .safetensors by the names of docs/metrics.md"
+        )
+    added_once = added.pop()
+    renamed = {f"{_LOGITS.name}.{part}": heads[0][part] for part in ("weight", "bias")}
+    units = [found for found in layers if found is not heads[0]]
+    for conv, unit, norm in zip(trunk, units, norms, strict=True):
+        renamed[f"{conv.name}.weight"] = unit["weight"]
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            renamed[f"{conv.norm}.{part}"] = norm[part]
+        renamed[f"{conv.norm}.running_var"] = norm["running_var"].double() + (added_once - EPS)
+    return renamed
+
+
+I3D = Network(
+    name="i3d",
+    score="rfvd",
+    dim=400,
+    of="clips",
+    features=_features,
+    shapes=shapes((*_TRUNK, _LOGITS)),
+    file="i3d_torchscript.pt",
+    fewest_frames=9,
+    renamed=by_order,
+)
+"""400 logits a clip, the mean over time."""

