@@ -14,6 +14,7 @@ from smalti.metrics import SMALTI, Report, evaluate
 from smalti.tokenizer import load
 from smalti.tokenizer.score import First, score
 from tests.cli.conftest import assert_one_line
+from tests.packing import cells, pack, table
 
 
 def source(folder, size=32):
@@ -87,6 +88,20 @@ def test_a_mixed_folder_gives_each_tokenizer_its_own(smalti, image_tokenizer, vi
     command = ("--data", pictures, "--size", 32, "--frames", 5, "--json")
     assert json.loads(smalti("eval", image_tokenizer, *command).out)["frames"] == 2
     assert json.loads(smalti("eval", video_tokenizer, *command).out)["frames"] == 5
+
+
+def test_tars_and_tables_give_the_figures_of_their_files(smalti, image_tokenizer, pictures, tmp_path):
+    files = sorted(path for path in pictures.rglob("*") if path.is_file())
+    packed = {f"{i:03d}{path.suffix}": path.read_bytes() for i, path in enumerate(files)}
+    data = [
+        pictures,
+        pack(tmp_path / "p.tar", packed),
+        table(tmp_path / "p.parquet", {"image": cells([*packed.values()])}),
+    ]
+    found = [json.loads(smalti("eval", image_tokenizer, "--data", one, "--size", 32, "--json").out) for one in data]
+    assert found[0]["clips"] == len(files)
+    assert found[1]["psnr"] == found[0]["psnr"] == found[2]["psnr"]
+    assert found[1]["rows"][0]["key"] == f"p.tar/{next(iter(packed))}"
 
 
 def test_a_bad_picture_among_good_ones_is_named_counted_and_gives_code_3(smalti, image_tokenizer, mixed, tmp_path):

@@ -1,23 +1,21 @@
 """Which clips `smalti eval` measures: files become pixels as the protocol says, or the options where it does not."""
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smalti.data import (
-    ImagesConfig,
-    VideosConfig,
+    OneKindConfig,
     magicmaster_images,
     magicmaster_videos,
     mindone_images,
     mindone_videos,
+    source_of,
 )
-from smalti.data.images import SUFFIXES as PICTURES
-from smalti.data.lists import list_files
+from smalti.data.clips import ClipConfig
+from smalti.data.kinds import Medium
 from smalti.data.source import Store
-from smalti.data.videos import SUFFIXES as VIDEOS
-from smalti.errors import ConfigError, InputError
+from smalti.errors import BadFile, ConfigError, InputError
 from smalti.metrics import Protocol
 from smalti.tokenizer.score import First
 
@@ -50,11 +48,14 @@ class Clips(NamedTuple):
     store: Store
 
     def digest(self) -> str:
-        """sha256 of the names and sizes of the files, in their order."""
+        """sha256 of the names and sizes of the files, in their order; those in tars and tables are read for it."""
         state = hashlib.sha256()
         for index in range(len(self.source)):
-            media = self.store.media(index)
-            size = media.stat().st_size if isinstance(media, Path) and media.is_file() else -1
+            try:
+                media = self.store.media(index)
+                size = len(media) if isinstance(media, bytes) else media.stat().st_size
+            except (BadFile, OSError):
+                size = -1
             state.update(f"{self.source.key(index)} {size}\n".encode())
         return state.hexdigest()
 
@@ -66,14 +67,16 @@ def clips_of(data: Path, protocol: Protocol, asked: Question, *, is_image_model:
     protocol asks for.
     """
     _check(protocol, asked)
-    pictures = protocol.media == "images"
-    if protocol.media == "any":
-        files = list_files(data, (*PICTURES, *VIDEOS), root=asked.root).files
-        kinds = Counter(Path(file).suffix.lower() in PICTURES for file in files)
-        pictures = bool(kinds[True]) and (is_image_model or not kinds[False])
     size = (protocol.size or SIZE if asked.size is None else asked.size) or None
-    frames = None if pictures else asked.frames or protocol.frames or FRAMES
-    config = _config(data, protocol, pictures, size, frames).replace({"root": asked.root})
+    frames = asked.frames or protocol.frames or FRAMES
+    preferred: Medium = ("images" if is_image_model else "videos") if protocol.media == "any" else protocol.media
+    if protocol.convention is None:
+        config = source_of(data, size=size, frames=frames, prefer=preferred, root=asked.root)
+    else:
+        config = _as_convention(data, protocol, preferred, size).replace({"root": asked.root})
+    medium: Medium = "videos" if isinstance(config, ClipConfig) else "images"
+    if protocol.media not in ("any", medium):
+        raise InputError(f"{data}: holds {medium}, protocol {protocol.name} is for {protocol.media}")
     built = config.build()
     source = First(built, asked.limit)
     if protocol.samples is not None and len(source) < protocol.samples:
@@ -81,7 +84,7 @@ def clips_of(data: Path, protocol: Protocol, asked: Question, *, is_image_model:
             f"{data}: lists {len(source):,} files, protocol {protocol.name} asks for {protocol.samples:,}; give the "
             f"whole list, or take another protocol"
         )
-    declared: dict[str, object] = {"size": size, "frames": frames}
+    declared: dict[str, object] = {"size": size, "frames": frames if medium == "videos" else None}
     declared |= {"resize": config.resize if size else "none", "crop": "center" if size else "none"}
     plain = {name: value for name, value in config.plain().items() if name not in ("path", "root", "limit")}
     return Clips(source, protocol.replace(declared), plain, built.store)
@@ -98,17 +101,9 @@ def _check(protocol: Protocol, asked: Question) -> None:
         raise ConfigError(f"--limit {asked.limit}: protocol {protocol.name} asks for {protocol.samples:,} clips")
 
 
-def _config(
-    data: Path, protocol: Protocol, pictures: bool, size: int | None, frames: int | None
-) -> ImagesConfig | VideosConfig:
-    """How files become pixels."""
+def _as_convention(data: Path, protocol: Protocol, medium: Medium, size: int | None) -> OneKindConfig:
+    """How files become pixels in the project that the protocol follows."""
+    assert size is not None
     if protocol.convention == "magicmaster":
-        assert size is not None
-        return magicmaster_images(data, size) if pictures else magicmaster_videos(data, size, train=False)
-    if protocol.convention == "mindone":
-        assert size is not None
-        return mindone_images(data, size) if pictures else mindone_videos(data, size)
-    if pictures:
-        return ImagesConfig(path=data, size=size, crop="center", flip=False)
-    # A video of fewer frames is a bad file.
-    return VideosConfig(path=data, size=size, crop="center", flip=False, frames=frames, sampling="center", short="skip")
+        return magicmaster_images(data, size) if medium == "images" else magicmaster_videos(data, size, train=False)
+    return mindone_images(data, size) if medium == "images" else mindone_videos(data, size)

@@ -37,33 +37,41 @@ _CONFIGS: dict[tuple[Packing, Medium], type[AnyImagesConfig | AnyVideosConfig]] 
 
 
 def source_of(
-    path: Path, *, size: SizeField = None, frames: int | None = 17, prefer: Medium = "videos"
+    path: Path,
+    *,
+    size: SizeField = None,
+    frames: int | None = 17,
+    prefer: Medium = "videos",
+    root: Path | None = None,
 ) -> OneKindConfig:
     """The config that shows what `path` holds as it is, for measuring and tokenizing: middle, unmirrored, in order.
 
     `path` is a folder, list or file of pictures, videos, tars or Parquet files, a pattern of tars
     (`val-{000..049}.tar`), or `hf:owner/name`. Suffixes say what it is (a GIF counts as a picture), and in Parquet
     the columns `image` and `video`; where pictures and videos are there, those of `prefer` are taken. A clip is the
-    middle `frames` frames (None: all of them), and a shorter video is a bad file. `replace` gives a copy with other
-    fields. Raises InputError where there is nothing to read, or tars or tables lie among other media.
+    middle `frames` frames (None: all of them), and a shorter video is a bad file. `root` is where the paths of a list
+    start. `replace` gives a copy with other fields. Raises InputError where there is nothing to read, or tars or tables
+    lie among other media.
     """
-    packing, found = _look(path)
+    packing, found = _look(path, root)
     if not found:
         raise InputError(f"{printable(path)}: no pictures and no videos, by their suffixes; name the kind in a config")
     medium = prefer if prefer in found else found[0]
     fields = {"path": path, "size": size, "crop": "center", "flip": False}
+    if packing == "media":
+        fields |= {"root": root}
     if medium == "videos":
         fields |= {"frames": frames, "sampling": "center", "short": "skip"}
     return _CONFIGS[packing, medium].parse(fields, where="source_of")
 
 
-def _look(path: Path) -> tuple[Packing, list[Medium]]:
+def _look(path: Path, root: Path | None) -> tuple[Packing, list[Medium]]:
     """(how the media of `path` are packed, which media there are)."""
     if path.as_posix().startswith("hf:"):
         return "Parquet files", _media_of_columns(path)
     if "{" in str(path) and not os.path.lexists(path):
         return "tars", _media_of_tars(path)
-    files = list_files(path, tuple(dict.fromkeys((*PICTURES, *VIDEOS, ".tar", ".parquet")))).files
+    files = list_files(path, tuple(dict.fromkeys((*PICTURES, *VIDEOS, ".tar", ".parquet"))), root=root).files
     suffixes = {os.path.splitext(file)[1].lower() for file in files}  # noqa: PTH122 - names stay text
     packed = suffixes & {".tar", ".parquet"}
     if packed and len(suffixes) > 1:
