@@ -47,11 +47,11 @@ class AutoregressiveTransformer(nn.Module):
         self.vocabulary = Vocabulary(config, masked=False)
         self.factorization = self.vocabulary.factorization
         self.trunk = Trunk(config, causal=True)
-        initialize(self, config.depth)
+        initialize(self, config)
 
     def forward(
         self, parts: Int[Tensor, "b t h w g"], condition: Condition, rng: torch.Generator | None = None
-    ) -> list[Float[Tensor, "r v"]]:
+    ) -> list[Float[Tensor, "r _"]]:
         """Logits of every part of every token, r = b t h w, given the true ones before it; all that training needs."""
         grid = (parts.shape[1], parts.shape[2], parts.shape[3])
         features = self.features(parts.flatten(1, 3)[:, :-1], grid, condition, rng=rng)

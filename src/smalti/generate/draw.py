@@ -56,8 +56,9 @@ def draw(logits: Float[Tensor, "r v"], uniform: Float[Tensor, "r"], config: Draw
     """
     if config.temperature == 0:
         return logits.argmax(1)
-    # From the largest down: however small the temperature, no difference of infinities.
-    scaled = (logits - logits.amax(1, keepdim=True)) / config.temperature
+    # From the largest down, so that a small temperature makes -inf of the others and nothing else.
+    temperature = max(config.temperature, torch.finfo(logits.dtype).tiny)
+    scaled = (logits - logits.amax(1, keepdim=True)) / temperature
     probabilities = scaled.softmax(1)
     if config.top_k is not None or (config.top_p is not None and config.top_p < 1):
         probabilities = probabilities * _likeliest(probabilities, config)

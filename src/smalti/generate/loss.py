@@ -163,7 +163,7 @@ def _masked(
 
 
 def _token_loss(
-    logits: list[Float[Tensor, "r v"]], parts: Int[Tensor, "r g"], masked: Bool[Tensor, "r g"], config: LossConfig
+    logits: list[Float[Tensor, "r _"]], parts: Int[Tensor, "r g"], masked: Bool[Tensor, "r g"], config: LossConfig
 ) -> TokenLoss:
     """Half precision ends at the logits: all sums are float32 at least."""
     totals, nats, right = [], [], []
@@ -171,8 +171,8 @@ def _token_loss(
         log_p = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(1)
         plain = F.nll_loss(log_p, parts[:, g], reduction="none")
         smooth = (1 - config.smoothing) * plain - config.smoothing * log_p.mean(1)
-        weights = torch.where(masked[:, g], 1.0, config.visible).to(smooth)
-        totals.append((weights * smooth).sum())
+        counted = masked[:, g].to(smooth)
+        totals.append(((counted + config.visible * (1 - counted)) * smooth).sum())
         nats.append(plain.detach()[masked[:, g]].sum())
         right.append((log_p.argmax(1) == parts[:, g])[masked[:, g]].sum())
     return TokenLoss(torch.stack(totals).sum(), masked.sum(0), torch.stack(nats), torch.stack(right))

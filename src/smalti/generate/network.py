@@ -114,6 +114,18 @@ def drop(x: Tensor, share: float, rng: torch.Generator | None) -> Tensor:
     return x * kept / (1 - share)
 
 
+class HeadNorm(nn.Module):
+    """x / sqrt(mean x^2 + 1e-6) * weight, over the channels of a head; under autocast, in the type of the weight."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The shape and type of x."""
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, 1e-6).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention; with a stream, over all that it has seen before, too."""
 
@@ -123,9 +135,7 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         size = config.width // config.heads
-        self.query_norm, self.key_norm = (
-            nn.RMSNorm(size, eps=1e-6) if config.qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.query_norm, self.key_norm = (HeadNorm(size) if config.qk_norm else nn.Identity() for _ in range(2))
 
     def forward(
         self, x: Float[Tensor, "b n d"], turn: Rotation | None, causal: bool, stream: Stream | None = None
@@ -245,13 +255,17 @@ class Trunk(nn.Module):
         return out
 
 
-def initialize(model: nn.Module, depth: int) -> None:
-    """Matrices and tables ~ N(0, 0.02) cut at two deviations; those that end a residual branch over sqrt(2 depth);
-    biases 0, norms 1. From torch's global rng.
+def initialize(model: nn.Module, config: NetworkConfig) -> None:
+    """Matrices and tables ~ N(0, 0.64^2 / width), cut at two deviations; those that end a residual branch over
+    sqrt(2 depth); biases 0, norms 1. From torch's global rng.
+
+    At the width of 1024 that is the papers' 0.02; narrower models keep the size of their sums.
     """
+    deviation = 0.64 / math.sqrt(config.width)
     for name, parameter in model.named_parameters():
         if "bias" in name:
             nn.init.zeros_(parameter)
         elif "norm" not in name:
-            scale = 1 / math.sqrt(2 * depth) if name.endswith(("out.weight", "narrow.weight")) else 1.0
-            nn.init.trunc_normal_(parameter, std=0.02 * scale, a=-0.04 * scale, b=0.04 * scale)
+            ends = name.endswith(("out.weight", "narrow.weight"))
+            std = deviation / math.sqrt(2 * config.depth) if ends else deviation
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)

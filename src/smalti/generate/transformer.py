@@ -51,7 +51,7 @@ class MaskedTransformer(nn.Module):
         self.factorization = self.vocabulary.factorization
         self.trunk = Trunk(config, causal=False)
         self.hint = nn.Parameter(torch.empty(config.width)) if config.hints else None
-        initialize(self, config.depth)
+        initialize(self, config)
 
     def forward(
         self,
@@ -59,7 +59,7 @@ class MaskedTransformer(nn.Module):
         parts: Int[Tensor, "b t h w g"],
         rows: Bool[Tensor, "b n"],
         rng: torch.Generator | None = None,
-    ) -> list[Float[Tensor, "r v"]]:
+    ) -> list[Float[Tensor, "r _"]]:
         """Logits of each part at the cells in `rows`, `parts` being the truth; all that training needs.
 
         With a generator, on the device of the weights, dropout is on.

@@ -36,7 +36,7 @@ class Vocabulary(nn.Module):
             embedded = embedded + self.tables[g](parts[..., g])
         return embedded
 
-    def logits(self, features: Float[Tensor, "r d"], parts: Int[Tensor, "r g"]) -> list[Float[Tensor, "r v"]]:
+    def logits(self, features: Float[Tensor, "r d"], parts: Int[Tensor, "r g"]) -> list[Float[Tensor, "r _"]]:
         """Logits of every part, each given the true parts before it (which matter with `part_layers` alone)."""
         if not self.blocks:
             shared = self._ready(features)
