@@ -12,6 +12,14 @@ from smalti.adversary import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.cli import app
 from smalti.data import ImagesConfig, JointConfig, VideosConfig
 from smalti.errors import ConfigError
+from smalti.generate import (
+    AutoregressiveConfig,
+    GuidanceConfig,
+    LossConfig,
+    MaskedConfig,
+    PaintingTask,
+    SamplingConfig,
+)
 from smalti.metrics import Protocol
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import find
@@ -88,6 +96,7 @@ FIELDS = {
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
+    "generation.md": (MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
 }
 
 
