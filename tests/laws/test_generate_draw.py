@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ def logits_of(values, seed=0):
     return 2 * torch.randn(1, values, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def spread(logits, config, points=20_000):
+def spread(logits, config, points=4000):
     """The share of each value over uniform numbers on a fine grid: its probability to 1/points."""
     uniform = (torch.arange(points) + 0.5) / points
     drawn = draw(logits.expand(points, -1), uniform, config)
@@ -32,9 +32,10 @@ def spread(logits, config, points=20_000):
 def test_draws_have_the_probabilities_of_the_softmax(values, temperature):
     logits = logits_of(values)
     wanted = (logits / temperature).softmax(1)[0]
-    assert (spread(logits, DrawConfig(temperature=temperature)) - wanted).abs().max() < 2e-4
+    assert (spread(logits, DrawConfig(temperature=temperature)) - wanted).abs().max() <= 1 / 4000
 
 
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(0, 1000), st.integers(1, 50), st.floats(0.01, 1))
 def test_top_k_and_top_p_leave_the_likeliest_and_their_proportions(values, seed, k, p):
     logits = logits_of(values, seed)
@@ -45,10 +46,10 @@ def test_top_k_and_top_p_leave_the_likeliest_and_their_proportions(values, seed,
         if rank < k and mass < p - 1e-12:
             left.append(value)
         mass += probability[value].item()
-    found = spread(logits, DrawConfig(top_k=k, top_p=p), points=5000)
+    found = spread(logits, DrawConfig(top_k=k, top_p=p), points=2000)
     wanted = torch.zeros(values, dtype=torch.float64)
     wanted[left] = probability[left] / probability[left].sum()
-    assert (found - wanted).abs().max() < 1e-3
+    assert (found - wanted).abs().max() < 1.01 / 2000
     assert (found[wanted == 0] == 0).all()
 
 
