@@ -117,6 +117,7 @@ def extend(
     *,
     keep: int,
     seed: int = 0,
+    samples: Sequence[int] | None = None,
     renew: Callable[[Int[Tensor, "b t h w"]], Int[Tensor, "b k h w"]] | None = None,
 ) -> Iterator[Int[Tensor, "b t h w"]]:
     """Endless windows of the shape of `first`, each beginning with the last `keep` latent frames of the one before.
@@ -134,7 +135,7 @@ def extend(
         if prefix.shape[1] != keep:
             raise ConfigError(f"keep: {keep} latent frames were to be known, and {prefix.shape[1]} were given")
         prompt = beginning(prefix, (first.shape[1], first.shape[2], first.shape[3]), condition)
-        window = sample(model, prompt, config, seed=mix(seed, number))
+        window = sample(model, prompt, config, seed=mix(seed, number), samples=samples)
         yield window
 
 
@@ -177,7 +178,7 @@ def _draw(
     hinted = None if seen.hinted is None else guided.twice(seen.hinted)
     both = Seen(guided.twice(seen.parts), guided.conditions(seen.condition, model.config.classes), hinted)
     heads = Heads(model.vocabulary, model.features(both), cells, guided)
-    parts = seen.parts.flatten(1, 3)
+    parts = seen.parts.flatten(1, 3).clone()
     rows, masked, uniform = parts[cells], state.masked[cells], uniform[cells]
     columns = []
     for g in range(rows.shape[1]):
