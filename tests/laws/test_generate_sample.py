@@ -215,6 +215,27 @@ def test_without_noise_the_surest_are_filled_first():
         shown, filled = progress.parts, progress.filled[..., 0].flatten(1)
 
 
+def test_a_part_is_drawn_given_those_of_its_token_that_are_filled():
+    """What comes in part 1 is drawn from the distribution after the part 0 that stands there already."""
+    from smalti.generate import Seen
+    from smalti.generate.draw import draw, uniforms
+
+    model, p, seen = masked("part", part_layers=1), prompt(), 0
+    shown, filled, config = None, None, SamplingConfig(steps=8, order="random")
+    for step, progress in enumerate(sample_steps(model, p, config, seed=3)):
+        if shown is not None:
+            late = (filled[..., 0] & ~filled[..., 1] & progress.filled[..., 1]).flatten(1)
+            with torch.no_grad():
+                features = model.features(Seen(shown, p.condition))[late]
+                logits = model.vocabulary.logits_at(1, features, shown.flatten(1, 3)[late])
+            noise = uniforms(3, range(8), step, (2, 24, 2), torch.device("cpu"))[:, 0, :, 1]
+            wanted = draw(logits, noise[late], config)
+            assert torch.equal(progress.parts.flatten(1, 3)[late][:, 1], wanted)
+            seen += len(wanted)
+        shown, filled = progress.parts, progress.filled
+    assert seen > 20
+
+
 def test_hints_are_shown_until_their_cell_is_filled_and_stand_nowhere_else():
     model, p = masked(hints=True), prompt(hinted=0.5)
     hinted = p.hinted & ~p.known

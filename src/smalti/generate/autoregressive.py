@@ -97,7 +97,7 @@ def sample_autoregressive(
     Noise is keyed by (seed, sample, number of the token). Raises ConfigError for another prompt.
     """
     config.guidance.check(model.config.classes, prompt.condition)
-    given = prompt
+    home = prompt.ids.device
     prompt = prompt.checked(model.config, hints=False).to(model.vocabulary.dense.weight.device)
     names, known = numbered(samples, len(prompt.ids)), _known_first(prompt)
     grid = (prompt.ids.shape[1], prompt.ids.shape[2], prompt.ids.shape[3])
@@ -115,8 +115,7 @@ def sample_autoregressive(
         for g in range(parts.shape[2]):
             parts[:, i, g] = draw(heads(g, parts[:, i]), uniform[:, g], config)
         done = i
-    ids = model.factorization.join(parts).view(prompt.ids.shape).to(given.ids.device)
-    return torch.where(given.known, given.ids, ids)
+    return model.factorization.join(parts).view(prompt.ids.shape).to(home)
 
 
 def _known_first(prompt: Prompt) -> int:

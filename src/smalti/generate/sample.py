@@ -67,8 +67,7 @@ def sample(
         parts = progress.parts
     if parts is None:
         return prompt.ids.clone()
-    drawn = model.factorization.join(parts).to(prompt.ids.device)
-    return torch.where(prompt.known, prompt.ids, drawn)
+    return model.factorization.join(parts).to(prompt.ids.device)
 
 
 @torch.inference_mode()
