@@ -50,9 +50,14 @@ def expected(c, masked):
     return c.depth * block + tables + head + places_ + prefix + 2 * d + (d if masked and c.hints else 0)
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    "changes", [{}, {"position": "rotary"}, {"qk_norm": False, "classes": 101}, {"part_layers": 2}]
+    ("size", "changes"),
+    [
+        *((size, {}) for size in SIZES),
+        ("S", {"position": "rotary"}),
+        ("S", {"qk_norm": False, "classes": 101}),
+        ("S", {"part_layers": 2}),
+    ],
 )
 def test_parameters_are_counted_by_the_formula(size, changes):
     masked = MaskedConfig(levels=LFQ18, grid=(5, 16, 16), hints=True, tasks=("generation", "prediction"))
@@ -183,6 +188,19 @@ def test_heads_are_tied_to_tables_and_never_give_the_mask():
     (gradient,) = torch.autograd.grad(logits[0].sum(), vocabulary.tables[0].weight)
     assert gradient[:12].abs().min() > 0
     assert (gradient[12] == 0).all()
+
+
+def test_a_hinted_cell_is_told_from_a_known_one():
+    config = MaskedConfig(**SMALL, grid=(1, 2, 2), hints=True)
+    model = built(config)
+    parts = model.factorization.split(some_ids(config, 1))
+    known = model.features(Seen(parts))
+    none = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    assert torch.equal(model.features(Seen(parts, hinted=none)), known)
+    for cell in range(4):
+        hinted = none.clone()
+        hinted.view(4)[cell] = True
+        assert (model.features(Seen(parts, hinted=hinted)) != known).any(-1).all()
 
 
 def test_without_a_class_all_classes_give_the_same():
