@@ -20,6 +20,14 @@ from smalti.data import (
     VideosConfig,
 )
 from smalti.errors import ConfigError
+from smalti.generate import (
+    AutoregressiveConfig,
+    GuidanceConfig,
+    LossConfig,
+    MaskedConfig,
+    PaintingTask,
+    SamplingConfig,
+)
 from smalti.metrics import Protocol
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import find
@@ -99,6 +107,7 @@ FIELDS = {
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
+    "generation.md": (MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
 }
 
 

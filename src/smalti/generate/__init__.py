@@ -1,0 +1,70 @@
+"""Token models: a masked transformer and an autoregressive one over ids of any `levels`, their tasks and sampling.
+
+Everything here sees integers, `levels` and class labels; what the integers mean, the token set names.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from smalti.generate.autoregressive import AutoregressiveConfig, AutoregressiveTransformer, sample_autoregressive
+from smalti.generate.draw import DrawConfig
+from smalti.generate.factorize import Factorization, balanced
+from smalti.generate.guidance import GuidanceConfig
+from smalti.generate.loss import LossConfig, TokenLoss, autoregressive_loss, masked_loss, validate
+from smalti.generate.network import SIZES, Condition
+from smalti.generate.prompt import Prompt, beginning, nothing
+from smalti.generate.sample import SamplingConfig, extend, sample, sample_steps
+from smalti.generate.tasks import (
+    Cells,
+    GenerationTask,
+    InterpolationTask,
+    PaintingTask,
+    PredictionTask,
+    TaskConfig,
+    cells,
+    paste,
+    task_prompt,
+    task_tokens,
+)
+from smalti.generate.transformer import MaskedConfig, MaskedTransformer, Seen
+
+GeneratorConfig = Annotated[MaskedConfig | AutoregressiveConfig, Field(discriminator="kind")]
+
+__all__ = [
+    "SIZES",
+    "AutoregressiveConfig",
+    "AutoregressiveTransformer",
+    "Cells",
+    "Condition",
+    "DrawConfig",
+    "Factorization",
+    "GenerationTask",
+    "GeneratorConfig",
+    "GuidanceConfig",
+    "InterpolationTask",
+    "LossConfig",
+    "MaskedConfig",
+    "MaskedTransformer",
+    "PaintingTask",
+    "PredictionTask",
+    "Prompt",
+    "SamplingConfig",
+    "Seen",
+    "TaskConfig",
+    "TokenLoss",
+    "autoregressive_loss",
+    "balanced",
+    "beginning",
+    "cells",
+    "extend",
+    "masked_loss",
+    "nothing",
+    "paste",
+    "sample",
+    "sample_autoregressive",
+    "sample_steps",
+    "task_prompt",
+    "task_tokens",
+    "validate",
+]
