@@ -1,4 +1,4 @@
-"""The recipes: every published row, buildable at full size, with the parameters that its authors count, to the number."""
+"""The recipes: every published row to the number, and buildable at full size with the parameters that it counts."""
 
 import math
 import shlex
@@ -53,7 +53,7 @@ def test_every_full_recipe_is_built_on_the_meta_device_with_the_published_parame
     count = sum(p.numel() for p in tokenizer.parameters())
     assert count == COUNTS.get(name, count)
     if "dsq" in name:
-        # Published: 57 more than FSQ's for 64,000 codes, whose bins are shared by three channels. Here every channel has
+        # Published: 57 more than FSQ's for 64,000 codes, whose bins are shared by channels. Every channel of ours has
         # start, two scales, bias and the 7 bins of 8 levels, of which those of 5 levels leave 3 unused.
         assert count == COUNTS["magicmaster-k600-fsq-64000-d64-ep40"] + 6 * (4 + 7)
 

@@ -57,9 +57,9 @@ def import_checkpoint(path: Path | str, *, levels: tuple[int, ...] | None = None
 
     The averaged weights are taken, which all published numbers use, or the live ones. FSQ levels are those of the
     config in the file, else `levels`, else what the name of a published file says. Raises InputError if there is no
-    such file, IntegrityError if it is damaged, of another program or not whole, ConfigError if levels are needed and not
-    known, or are not those of the file. A published file carries the first 8 digits of its sha256 in its name; another
-    digest is refused.
+    such file, IntegrityError if it is damaged, of another program or not whole, ConfigError if levels are needed and
+    not known, or are not those of the file. A published file carries the first 8 digits of its sha256 in its name;
+    another digest is refused.
     """
     path = Path(path)
     file = open_torch(path)

@@ -42,7 +42,7 @@ def video_tokenizer() -> TokenizerConfig:
 
 
 def image() -> TokenizerTraining:
-    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64 of 8 parts, 2 epochs, no averaged weights."""
+    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs, no averaged weights."""
     return TokenizerTraining(
         tokenizer=tokenizer(),
         data=imagenet("train", 128),
