@@ -58,7 +58,7 @@ def environment():
 
 def ended(command: Sequence[object]) -> str:
     """What a process said, which must end well."""
-    done = subprocess.run([*map(str, command)], env=environment(), capture_output=True, text=True, timeout=500)
+    done = subprocess.run([*map(str, command)], env=environment(), capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -101,7 +101,7 @@ def nodes(*arguments: Sequence[object]) -> list[tuple[int, str]]:
         )
         for rank, given in enumerate(arguments)
     ]
-    said = [process.communicate(timeout=500)[1] for process in started]
+    said = [process.communicate(timeout=1000)[1] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
@@ -115,7 +115,7 @@ def sets(*settings: str) -> list[str]:
     [
         ("tiny", 60, []),
         # 4 clips on each rank: the groups that this judge compares are then those of the whole batch.
-        ("magicmaster-k600-fsq-64000-d64-ep40", 60, ["batch_size=8"]),
+        ("magicmaster-imagenet-style2-64000-128-8x8-ep20", 60, ["batch_size=8"]),
         # Few steps: in one process too, a change of 1e-15 becomes 1e-8 in 9 steps of it and 1e-3 in 15.
         ("paper-video-128", 6, ["tokenizer.norm=position", "adversary.adaptive=true", "accumulate=2"]),
     ],
