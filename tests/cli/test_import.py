@@ -2,18 +2,21 @@
 
 import json
 import os
+import random
 import shutil
 
 import pytest
 import torch
 
+from smalti.errors import ConfigError, IntegrityError
 from smalti.files import sha256
-from smalti.inert import read_torch
+from smalti.inert import open_torch, read_torch
 from smalti.interop import import_checkpoint
 from smalti.tokenizer import load
 from tests.cli.conftest import assert_one_line
 from tests.goldens.rule import FOLDER
 from tests.goldens.rule import load as golden
+from tests.laws.test_magicmaster import shapes_of
 
 TINY, FULL = FOLDER / "mm_envelope_tiny2d.pth", FOLDER / "mm_envelope_fullkeys_3d.pth"
 EMA = "generator_ema.module."
@@ -37,7 +40,7 @@ def test_a_checkpoint_gives_the_outputs_of_its_averaged_weights_by_one_command(s
         told = smalti("import", TINY, "--out", tmp_path / copy, "--copy", copy, "--json")
         assert told.code == 0
         report = json.loads(told.out)
-        assert (report["copy"], report["used"]) == (copy, 28)
+        assert (report["copy"], len(report["used"]), report["missing"]) == (copy, 28, [])
         tokenizer = load(tmp_path / copy)
         video = numbers["input_u8"].float() / 127.5 - 1
         with torch.no_grad():
@@ -60,7 +63,9 @@ def test_every_tensor_of_the_file_is_accounted_for(smalti, tmp_path):
         "the averaged generator, or its counter": 1,
         "LPIPS": 33,
     }
-    assert about["used"] + sum(map(len, about["ignored"].values())) == 801
+    told = [*about["used"], *(name for names in about["ignored"].values() for name in names)]
+    assert (len(told), set(told)) == (801, set(open_torch(FULL).stored("state_dict")))
+    assert about["missing"] == []
     assert about["sha256"] == sha256(FULL)
     info = json.loads(smalti("info", tmp_path / "k600", "--json").out)
     assert (info["parameters"]["all"], info["is_causal"], info["strides"]["time"]) == (93_045_449, False, 4)
@@ -83,6 +88,26 @@ def test_levels_that_the_file_does_not_say_must_be_given(smalti, averaged, tmp_p
     assert not (tmp_path / "out").exists()
     assert smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5").code == 0
     assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5"), 2, "is there already")
+
+
+def test_the_name_of_a_published_file_says_its_levels(smalti, averaged, tmp_path):
+    # Six channels, where the small checkpoint has four.
+    for part in ("in.weight", "in.bias"):
+        averaged[f"quantizer.project_{part}"] = averaged[f"quantizer.project_{part}"][[0, 1, 2, 3, 0, 1]]
+    averaged["quantizer.project_out.weight"] = averaged["quantizer.project_out.weight"][:, [0, 1, 2, 3, 0, 1]]
+    for codes, levels in ((64_000, [8, 8, 8, 5, 5, 5]), (15_360, [8, 8, 5, 4, 4, 3])):
+        path = saved(tmp_path / f"magvit_fsq_imagenet1k_style2_d128_{codes}_128x128_8x8_ep20.pth", averaged)
+        ended = smalti("import", path, "--out", tmp_path / str(codes))
+        assert ended.code == 0, ended.err
+        assert f"its name says {codes:,} codes" in ended.out
+        assert list(load(tmp_path / str(codes)).levels) == levels
+
+
+def test_levels_that_are_not_those_of_the_file_are_refused(smalti, tmp_path):
+    ended = smalti("import", TINY, "--out", tmp_path / "out", "--levels", "8,8,5,5")
+    assert_one_line(ended, 2, "has 8,5,5,5; leave the option out")
+    assert not (tmp_path / "out").exists()
+    assert smalti("import", TINY, "--out", tmp_path / "out", "--levels", "8,5,5,5").code == 0
 
 
 def spoiled(name, averaged, path):
@@ -167,3 +192,47 @@ def test_the_digest_in_a_published_name_is_checked(smalti, tmp_path):
         shutil.copy(TINY, path)
     assert smalti("import", right, "--out", tmp_path / "right").code == 0
     assert_one_line(smalti("import", wrong, "--out", tmp_path / "wrong"), 4, "promises sha256 00000000")
+
+
+def changed(state, rng):
+    """`state` with one to three tensors renamed, left out, or of another shape."""
+    state = dict(state)
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice([*state])
+        tensor = state.pop(name)
+        how = rng.choice(["gone", "renamed", "flat", "cut", "empty", "scalar", "one more"])
+        if how == "renamed":
+            parts = name.split(".")
+            parts[rng.randrange(len(parts))] = rng.choice(["0", "1", "99", "", "weight", "conv", "net"])
+            state[".".join(parts)] = tensor
+        elif how != "gone":
+            shapes = {"flat": tensor.flatten(), "cut": tensor[:1], "empty": tensor[:0], "one more": tensor[None]}
+            state[name] = shapes.get(how, torch.zeros(()))
+    return state
+
+
+def survives(state, path, rounds, levels):
+    """How many of the changes were refused, each in one line; none may end otherwise."""
+    rng, refused = random.Random(5), 0
+    for _ in range(rounds):
+        saved(path, changed(state, rng))
+        told = None
+        try:
+            import_checkpoint(path, levels=levels)
+        except (IntegrityError, ConfigError) as error:  # ConfigError: a quantizer of another width
+            told = str(error)
+        refused += told is not None
+        assert told is None or (str(path) in told and "\n" not in told)
+    return refused
+
+
+def test_any_change_of_names_and_shapes_is_refused_in_one_line_or_does_no_harm(averaged, tmp_path):
+    assert survives(averaged, tmp_path / "changed.pth", 100, (8, 5, 5, 5)) > 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mm3d_dsq15360_w32_t5_32px", "mmvqgan_fsq64000_w128_64px"])
+def test_any_change_of_the_larger_networks_is_refused_or_does_no_harm(name, tmp_path):
+    state = {key: torch.zeros(1).expand(shape) for key, shape in shapes_of(golden(name).metadata["config"]).items()}
+    levels = (8, 8, 8, 5, 5, 5) if "fsq" in name else None
+    assert survives(state, tmp_path / "changed.pth", 40, levels) > 25

@@ -5,11 +5,18 @@ import json
 import pytest
 import torch
 
+from benchmarks.training_step import ALONE
 from smalti.errors import ConfigError, IntegrityError
 from smalti.interop import magicmaster, magicmaster_vqgan
 from smalti.interop.links import assemble
+from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from tests.goldens.rule import FOLDER, key_hash, load, randn, rule
+from smalti.train import state as states
+from smalti.train.step import accumulate
+from tests.goldens.rule import FOLDER, fill, grad_stats, key_hash, load, randn, rule
+from tests.laws.test_adversary_goldens import round_gains, stylegan2_key
+
+ROW = "magicmaster-imagenet-style2-64000-128-8x8-ep20"
 
 BINS = {
     "FDQ": (("lqt_8", 3, 7), ("lqt_5", 3, 4)),
@@ -100,12 +107,37 @@ def test_gradients_in_float64_are_magicmasters(name):
     # Their VQGAN upsamples in float32 even in a float64 run.
     assert loss.item() == pytest.approx(about["grad_loss"], rel=1e-6 if "vqgan" in name else 1e-9)
     loss.backward()
-    rows = []
-    for key in sorted(leaves):
-        gradient = torch.zeros_like(leaves[key]) if leaves[key].grad is None else leaves[key].grad
-        rows.append((gradient.norm().item(), (gradient * randn(f"probe.{key}", gradient.shape)).sum().item()))
-    stats = numbers["grad_stats"]
-    assert (torch.tensor(rows, dtype=torch.float64) - stats).abs().max() < 1e-6 * stats.abs().max()
+    gradients = {k: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for k, leaf in leaves.items()}
+    expected = numbers["grad_stats"]
+    assert (grad_stats(gradients) - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert [key for key in sorted(leaves) if leaves[key].grad is None] == about["grad_none"]
+
+
+def test_the_weighted_loss_and_its_gradients_in_float64_are_magicmasters():
+    """Our step, which differentiates each loss once, at the pixels; gradients in the peer's layout as above."""
+    numbers, about = load("mm_adaptive_weight_32px")
+    # Its generator is that of this golden.
+    tokenizer, found, tensors, _ = imported("mm2d_fsq64000_w32_64px", torch.float64)
+    adversary = {"weight": 0.75, "adaptive": True, "discriminator": {"kind": "stylegan2", "size": 32}}
+    config = find(ROW, tiny=True).replace({"tokenizer": found.config, "adversary": adversary})
+    state = states.start(config, ALONE)
+    state.tokenizer.double().load_state_dict(tokenizer.state_dict())
+    fill(state.opponent.discriminator.double(), stylegan2_key)
+    round_gains(state.opponent.discriminator)
+    video = five(numbers["input_u8"].double() / 127.5 - 1)
+    losses, ids = accumulate(state, video, torch.zeros(len(video), dtype=torch.long), 1.0)
+    reconstruction, adversarial, _, _, weight = numbers["scalars"]
+    assert torch.equal(ids.flatten(), numbers["ids"].flatten())
+    for name, wanted in (("l1", reconstruction), ("adversarial", adversarial), ("adversary_weight", weight)):
+        assert losses[name].item() == pytest.approx(wanted.item(), rel=1e-7), name
+    parameters = dict(state.tokenizer.named_parameters())
+    leaves = {key: tensor.clone().requires_grad_() for key, tensor in tensors.items()}
+    placed = assemble(tokenizer, found.links, leaves, "there")
+    # A link is linear, so what it makes of a gradient is the gradient in the peer's layout.
+    torch.autograd.backward([placed[n] for n in parameters], [p.grad for p in parameters.values()])
+    gradients = {k: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for k, leaf in leaves.items()}
+    expected = numbers["grad_stats"]
+    assert (grad_stats(gradients) - expected).abs().max() < 1e-6 * expected.abs().max()
     assert [key for key in sorted(leaves) if leaves[key].grad is None] == about["grad_none"]
 
 

@@ -208,32 +208,6 @@ def test_pictures_and_film_can_be_learnt_together(tmp_path):
     run(config, tmp_path / "run", resume=True)
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one_at_equal_global_batch(tmp_path):
-    changes = [*PAPER, "batch_size=4", "steps=6", "tokenizer.norm=position"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    code, said = child(one, "start", *changes, name="paper-video-128")
-    assert code == 0, said
-    script = tmp_path / "child.py"
-    script.write_text(CHILD.replace("; ", "\n"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    arguments = ["paper-video-128", str(two), "start", *SMALL, *changes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    subprocess.run([*launch, *arguments], env=environment, check=True, timeout=300)
-    a, b = (load_file(out / "tokenizer" / "model.safetensors") for out in (one, two))
-    worst = max((a[name] - b[name]).abs().max().item() for name in a)
-    assert worst < 1e-5, worst
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "tiny-video", "image", "video", "paper-image-128", "paper-video-128"])
-def test_every_recipe_in_its_tiny_form_trains_saves_resumes_and_loads(tmp_path, name):
-    config = find(name, tiny=True).override(["steps=4", "save_every=2", "batch_size=2", "validation=null"])
-    run(config.override(["steps=4"]), tmp_path / "run")
-    run(config, tmp_path / "run", resume=True)
-    assert Tokenizer.load(tmp_path / "run" / "tokenizer").config == config.tokenizer
-
-
 def test_every_recipe_is_valid_and_round_trips():
     from smalti.recipes import catalogue
 

@@ -1,6 +1,7 @@
 """`smalti train`, `smalti recipes` and `smalti demo`."""
 
 import os
+import shlex
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -114,13 +115,13 @@ def recipes(
         return
     rows = catalogue()
     if as_json:
-        shown = ("name", "about", "data", "score", "command", "theirs")
+        shown = ("name", "about", "data", "score", "before", "command", "theirs", "as_theirs")
         print_json([{field: getattr(row, field) for field in shown} for row in rows])
         return
     for row in rows:
-        theirs = row.theirs and f"theirs: {row.theirs}"
-        lines = (row.about, row.data, f"score: {row.score}", row.command, theirs)
-        print("\n    ".join((row.name, *filter(None, lines))))
+        lines = {"data": row.data, "score": row.score, "before": row.before, "run": row.command, "theirs": row.theirs}
+        lines["as theirs"] = " ".join(f"--set {shlex.quote(setting)}" for setting in row.as_theirs)
+        print(row.name, f"    {row.about}", *(f"    {n:<10} {text}" for n, text in lines.items() if text), sep="\n")
 
 
 def demo(

@@ -173,7 +173,7 @@ def import_checkpoint(
     if as_json:
         print_json({**report.plain(), "tokenizer": str(out), "about": describe(tokenizer)})
         return
-    print(f"{out}: {report.peer}, {report.copy} weights, {report.used} tensors used")
+    print(f"{out}: {report.peer}, {report.copy} weights, {len(report.used)} tensors used")
     for reason, names in report.ignored.items():
         print(f"  left out: {len(names)} tensors, {reason}")
     for note in report.notes:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from smalti.errors import IntegrityError
+from smalti.errors import ConfigError, IntegrityError
 from smalti.files import sha256
 from smalti.inert import TorchFile, open_torch
 from smalti.interop import magicmaster, magicmaster_vqgan
@@ -33,9 +33,11 @@ class Report(NamedTuple):
     peer: str
     copy: str
     """Which of the networks in the file: average, live, or bare where it has but one."""
-    used: int
+    used: list[str]
     ignored: Mapping[str, list[str]]
     """Reason -> names."""
+    missing: list[str]
+    """Always none: a file that lacks a tensor is refused, and the line names it."""
     notes: list[str]
 
     def plain(self) -> dict[str, Any]:
@@ -53,10 +55,11 @@ class Imported(NamedTuple):
 def import_checkpoint(path: Path | str, *, levels: tuple[int, ...] | None = None, copy: Copy = "average") -> Imported:
     """The tokenizer in a MagicMaster checkpoint (.pth of mmengine, whole or stripped, or a bare generator).
 
-    The averaged weights are taken, which all published numbers use, or the live ones. FSQ levels are read from the
-    config in the file unless `levels` gives them. Raises InputError if there is no such file, IntegrityError if it is
-    damaged, of another program or not whole, ConfigError if levels are needed and not known. A published file carries
-    the first 8 digits of its sha256 in its name; another digest is refused.
+    The averaged weights are taken, which all published numbers use, or the live ones. FSQ levels are those of the
+    config in the file, else `levels`, else what the name of a published file says. Raises InputError if there is no
+    such file, IntegrityError if it is damaged, of another program or not whole, ConfigError if levels are needed and
+    not known, or are not those of the file. A published file carries the first 8 digits of its sha256 in its name;
+    another digest is refused.
     """
     path = Path(path)
     file = open_torch(path)
@@ -70,26 +73,35 @@ def import_checkpoint(path: Path | str, *, levels: tuple[int, ...] | None = None
     shapes = {name: stored.shape for name, stored in file.stored(*root).items()}
     prefix, taken = _prefix(shapes, copy, path)
     generator = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
-    found = _recognise(generator, levels or magicmaster.fsq_levels(_config(file)), path)
+    told = magicmaster.fsq_levels(_config(file))
+    by_name = None if told or levels else _levels_of_name(path.name)
+    found = _recognise(generator, told or levels or by_name, path)
+    if levels is not None and levels != found.config.quantizer.digit_levels:
+        own = ",".join(map(str, found.config.quantizer.digit_levels))
+        raise ConfigError(f"--levels {','.join(map(str, levels))}: {path} has {own}; leave the option out")
+    notes = [*found.notes, *_labels(tokenizer := Tokenizer(found.config))]
+    if by_name and found.config.quantizer.kind == "fsq":
+        notes.append(f"its FSQ levels are not in it; its name says {math.prod(by_name):,} codes")
     wanted = {link.theirs for link in found.links}
-    tokenizer = Tokenizer(found.config)
     tensors = _read(file, root, [prefix + name for name in sorted(wanted & generator.keys())], len(prefix))
     state = assemble(tokenizer, found.links, tensors, str(path))
     if bad := sorted(name for name, tensor in state.items() if not bool(tensor.isfinite().all())):
         raise IntegrityError(f"{path}: {len(bad)} tensors have NaN or infinite numbers ({', '.join(bad[:3])})")
     tokenizer.load_state_dict(state)
-    ignored = {"stored but never run by MagicMaster": found.unused}
+    ignored = {"stored but never run by MagicMaster": [prefix + name for name in found.unused]}
     ignored |= _others(shapes, prefix)
-    ignored["not known to MagicMaster's networks"] = sorted(generator.keys() - wanted - set(found.unused))
+    unknown = sorted(generator.keys() - wanted - set(found.unused))
+    ignored["not known to MagicMaster's networks"] = [prefix + name for name in unknown]
     kind = "VQGAN" if found.config.kind == "vqgan" else "MAGVIT-v2"
     report = Report(
         source=path.name,
         sha256=digest,
         peer=f"MagicMaster {kind}",
         copy=taken,
-        used=len(wanted),
+        used=sorted(prefix + name for name in wanted),
         ignored={reason: names for reason, names in ignored.items() if names},
-        notes=[*found.notes, *_labels(tokenizer)],
+        missing=[],
+        notes=notes,
     )
     return Imported(tokenizer.eval(), report)
 
@@ -123,6 +135,12 @@ def _recognise(shapes: Shapes, levels: tuple[int, ...] | None, path: Path) -> Fo
         raise IntegrityError(
             f"{path}: no network that MagicMaster can build ({reason or type(error).__name__})"
         ) from None
+
+
+def _levels_of_name(name: str) -> tuple[int, ...] | None:
+    """As in magvit_fsq_imagenet1k_style2_d128_64000_128x128_8x8_ep20-04cd7358.pth."""
+    found = [levels for codes, levels in magicmaster.LEVELS.items() if f"_{codes}_" in name]
+    return found[0] if len(found) == 1 else None
 
 
 def _config(file: TorchFile) -> str:

@@ -99,12 +99,17 @@ def assemble(
     filled, wrong = set[str](), list[str]()
     for link in links:
         tensor = tensors[link.theirs]
-        for name, value, places in link.into(tensor):
-            placed = _place(state[name], value.to(state[name].dtype), places)
+        try:
+            pieces = list(link.into(tensor))
+        except (RuntimeError, IndexError, ValueError):  # too few dimensions for what the link does to them
+            wrong.append(f"{link.theirs} {list(tensor.shape)}")
+            continue
+        for name, value, places in pieces:
+            placed = None if name not in state else _place(state[name], value.to(state[name].dtype), places)
             if placed is None:
                 wrong.append(f"{link.theirs} {list(tensor.shape)}")
-            else:
-                state[name] = placed
+                break
+            state[name] = placed
             filled.add(name)
     if wrong:
         told = ", ".join(wrong[:5])

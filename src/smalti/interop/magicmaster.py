@@ -19,6 +19,8 @@ DSQ_PLACES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "15360": {"lqt_8": (0, 1), "lqt_5": (2, 5), "lqt_4": (3, 4)},
 }
 """Which channels each group of learned bins serves; `lqt_3` of the latter is stored and never used."""
+LEVELS: Mapping[int, tuple[int, ...]] = {64_000: (8, 8, 8, 5, 5, 5), 15_360: (8, 8, 5, 4, 4, 3)}
+"""By the number of codes that the names of its configs and files give."""
 QUIRK = "DSQ 15,360 has 25,600 codes: MagicMaster sends channel 5 through the 5 bins of channel 2, in training too"
 
 

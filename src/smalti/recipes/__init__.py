@@ -10,10 +10,13 @@ from functools import partial
 
 from smalti.errors import ConfigError
 from smalti.recipes import magicmaster, mindone
-from smalti.recipes.image import image, paper_image, tiny
+from smalti.recipes.image import FOLDER, image, paper_image, tiny
 from smalti.recipes.shrink import shrink
 from smalti.recipes.video import paper_video, tiny_video, video
 from smalti.train.config import TokenizerTraining
+
+START = "start"
+"""The folder of an inflated tokenizer, in the commands."""
 
 DEMO_STEPS = (2300, 320)
 """Image and video steps of `smalti demo`: within its six minutes on two cores."""
@@ -32,13 +35,18 @@ class Recipe:
     """The same run, shrunk to minutes on two cores."""
     data: str = ""
     """The published data and length of the run."""
+    before: str = ""
+    """The command that makes the tokenizer that it starts from."""
     theirs: str = ""
     """The command of its authors, where it is theirs."""
+    as_theirs: tuple[str, ...] = ()
+    """Settings that make the run what theirs is, where ours is the better one."""
 
     @property
     def command(self) -> str:
-        """How it is run."""
-        return f"smalti train {self.name} --set data.path=FOLDER"
+        """How it is run; without FOLDER it looks where its authors keep their data."""
+        where = " --set data.path=FOLDER" if getattr(self.config().data, "path", None) == FOLDER else ""
+        return f"smalti train {self.name}{where}{f' --set init={START}' if self.before else ''}"
 
 
 def catalogue() -> tuple[Recipe, ...]:
@@ -62,7 +70,7 @@ def _ours() -> Iterator[Recipe]:
 def _paper() -> Iterator[Recipe]:
     """MAGVIT-v2, arXiv 2310.05737."""
     scores = {
-        128: "rFID 1.15, LPIPS 0.0685 (arXiv 2310.05737, table 5a)",
+        128: "rFID 1.15, LPIPS 0.0685 on ImageNet val (arXiv 2310.05737, table 5a)",
         256: "none published for the tokenizer; gFID 1.78 guided (arXiv 2310.05737)",
         512: "none published for the tokenizer; gFID 1.91 guided (arXiv 2310.05737)",
     }
@@ -80,7 +88,8 @@ def _paper() -> Iterator[Recipe]:
         "MAGVIT-v2's video tokenizer, 17x128x128, 4x8x8, LFQ 2^18",
         "rFVD 8.62, LPIPS 0.0537 on UCF-101 (arXiv 2310.05737, table 5b)",
         paper_video,
-        data="Kinetics-600, batch 256, 190 epochs; start from paper-image-128, inflated",
+        data="Kinetics-600, batch 256, 190 epochs",
+        before=f"smalti inflate runs/paper-image-128 --out {START} --time-strides 1,2,2 --past full",
     )
 
 
@@ -92,23 +101,31 @@ def _mindone() -> Iterator[Recipe]:
         mindone.image,
         data="ImageNet-1k, batch 64, 2 epochs",
         theirs="bash scripts/run_train_vqvae_2d_parallel.sh",
+        as_theirs=(mindone.IN_TRAINING_MODE,),
     )
+    data = "UCF-101 split 01, batch 128, 60 epochs"
+    before = f"smalti inflate runs/mindone-image --out {START} --time-strides 2,2,1 --past full"
+    as_theirs = (mindone.IN_TRAINING_MODE, mindone.OVER_TIME)
     about = "mindone's VQVAE-3d, 17x128x128, 4x8x8, LFQ 2^18, from mindone-image inflated"
     yield _published(
         "mindone-video",
         about,
         "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone-psnr (its README)",
         mindone.video,
-        data="UCF-101 split 01, batch 128, 60 epochs",
-        theirs="bash scripts/run_train_vqvae_parallel.sh",
+        data=data,
+        before=before,
+        theirs="bash scripts/run_train_vqvae_parallel.sh (--use_discriminator False)",
+        as_theirs=as_theirs,
     )
     yield _published(
         "mindone-video-gan",
         f"{about}, with its discriminator",
         "none published",
         partial(mindone.video, adversary=True),
-        data="UCF-101 split 01, batch 128, 60 epochs",
+        data=data,
+        before=before,
         theirs="bash scripts/run_train_vqvae_parallel.sh (--use_discriminator True)",
+        as_theirs=as_theirs,
     )
 
 
@@ -119,18 +136,19 @@ def _magicmaster_imagenet() -> Iterator[Recipe]:
         ("style2", 64_000, 128, 256, 200, "1.67"),
         ("patch", 64_000, 128, 256, 20, "6.46"),
         ("style2", 64_000, 256, 64, 20, "0.72"),
-        ("style2", 64_000, 256, 64, 60, "0.48 (at epoch 50)"),
-        ("style2", 15_360, 256, 64, 60, "0.55 (at epoch 50)"),
+        ("style2", 64_000, 256, 64, 60, "0.48 at epoch 50"),
+        ("style2", 15_360, 256, 64, 60, "0.55 at epoch 50"),
     )
     for judge, codes, size, batch, epochs, score in rows:
-        theirs = f"magvit_fsq_imagenet1k_{judge}_d128_{codes}_{size}x{size}_{batch // 8}x8_ep{epochs}"
-        yield _magicmaster(
+        file = f"magvit_fsq_imagenet1k_{judge}_d128_{codes}_{size}x{size}_{batch // 8}x8_ep{epochs}"
+        yield _published(
             f"magicmaster-imagenet-{judge}-{codes}-{size}-{batch // 8}x8-ep{epochs}",
             f"MagicMaster's 2-D MAGVIT-v2, {size} px, 8x8, FSQ {codes:,}, {judge} judge",
-            f"rFID {score}",
+            f"rFID {score} on ImageNet val under magicmaster-fid (its README)",
             partial(magicmaster.imagenet_row, size=size, codes=codes, judge=judge, batch=batch, epochs=epochs),
             data=f"ImageNet-1k, batch {batch}, {epochs} epochs",
-            theirs=f"magvit/{theirs}",
+            theirs=f"bash tools/dist_train.sh configs/magvit/{file}.py 8",
+            as_theirs=(*magicmaster.AS_THEIRS, magicmaster.IN_FLOAT32),
         )
 
 
@@ -141,14 +159,16 @@ def _magicmaster_kinetics() -> Iterator[Recipe]:
         ("fsq", 64_000, 64, 100, "40.65", 2_000),
         ("fsq", 64_000, 128, 100, "27.36", 200_000),
         ("dsq", 64_000, 64, 40, "58.67", 2_000),
-        ("dsq", 15_360, 64, 40, "64.62 (with 25,600 codes, though it says 15,360)", 2_000),
+        ("dsq", 15_360, 64, 40, "64.62 with 25,600 codes, though it says 15,360,", 2_000),
     )
     for quantizer, codes, width, epochs, score, average_from in rows:
         named = {"fsq": "fsq", "dsq": "fdq"}[quantizer]
-        yield _magicmaster(
+        file = f"magvit_v2_{named}_k600_style2_d{width}_{codes}_128x128_4x32_ep{epochs}"
+        more = (magicmaster.UNTIED,) if (quantizer, codes) == ("dsq", 15_360) else ()
+        yield _published(
             f"magicmaster-k600-{quantizer}-{codes}-d{width}-ep{epochs}",
             f"MagicMaster's 3-D MAGVIT-v2, 17x128x128, 4x8x8, {quantizer.upper()} {codes:,}, width {width}",
-            f"rFVD {score}",
+            f"rFVD {score} on Kinetics-600 val under magicmaster-fvd (its README)",
             partial(
                 magicmaster.kinetics_row,
                 quantizer=quantizer,
@@ -158,36 +178,37 @@ def _magicmaster_kinetics() -> Iterator[Recipe]:
                 average_from=average_from,
             ),
             data=f"Kinetics-600, batch 128, {epochs} epochs",
-            theirs=f"magvit/magvit_v2_{named}_k600_style2_d{width}_{codes}_128x128_4x32_ep{epochs}",
+            theirs=f"bash tools/dist_train.sh configs/magvit/{file}.py 8 (on each of 4 nodes)",
+            as_theirs=(*magicmaster.AS_THEIRS, *more),
         )
 
 
 def _magicmaster_vqgan() -> Iterator[Recipe]:
     for judge, epochs in (("patch", 20), ("style2", 20), ("style2", 40), ("style2", 60), ("style2", 100)):
-        theirs = "vqgan_fsq_imagenet1k-256x256" if judge == "patch" else "vqgan_fsq_imagenet1k_style-2_256x256"
-        yield _magicmaster(
+        file = "vqgan_fsq_imagenet1k-256x256" if judge == "patch" else "vqgan_fsq_imagenet1k_style-2_256x256"
+        yield _published(
             f"magicmaster-vqgan-{judge}-ep{epochs}",
             f"MagicMaster's VQGAN, 256 px, 16x16, FSQ 64,000, {judge} judge",
             "none published",
             partial(magicmaster.vqgan_row, judge=judge, epochs=epochs),
             data=f"ImageNet-1k, batch 96, {epochs} epochs",
-            theirs=f"VQGAN/{theirs}_ep{epochs}",
+            theirs=f"bash tools/dist_train.sh configs/VQGAN/{file}_ep{epochs}.py 8",
+            as_theirs=magicmaster.AS_THEIRS,
         )
 
 
-def _magicmaster(
-    name: str, about: str, score: str, config: Callable[[], TokenizerTraining], *, data: str, theirs: str
-) -> Recipe:
-    source = "" if score.startswith("none") else " (its README)"
-    return _published(
-        name, about, score + source, config, data=data, theirs=f"bash tools/dist_train.sh configs/{theirs}.py 8"
-    )
-
-
 def _published(
-    name: str, about: str, score: str, config: Callable[[], TokenizerTraining], *, data: str, theirs: str = ""
+    name: str,
+    about: str,
+    score: str,
+    config: Callable[[], TokenizerTraining],
+    *,
+    data: str,
+    before: str = "",
+    theirs: str = "",
+    as_theirs: tuple[str, ...] = (),
 ) -> Recipe:
-    return Recipe(name, about, score, config, lambda: shrink(config()), data=data, theirs=theirs)
+    return Recipe(name, about, score, config, lambda: shrink(config()), data, before, theirs, as_theirs)
 
 
 def find(name: str, tiny: bool = False) -> TokenizerTraining:

@@ -1,14 +1,23 @@
 """The 18 configurations of MagicMaster (github.com/ZhichengHuang/MagicMaster), by the names of its config files."""
 
+from typing import Literal
+
 from smalti.adversary import DiscriminatorConfig, PatchConfig, StyleGAN2Config
 from smalti.data import ImagesConfig, VideosConfig
+from smalti.interop.magicmaster import LEVELS
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import DSQConfig, FSQConfig, QuantizerConfig
 from smalti.recipes.data import IMAGENET, KINETICS_600, imagenet, kinetics
 from smalti.tokenizer import AnyTokenizerConfig, TokenizerConfig, VQGANConfig
 from smalti.train.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
 
-LEVELS = {64_000: (8, 8, 8, 5, 5, 5), 15_360: (8, 8, 5, 4, 4, 3)}
+AS_THEIRS = ("adversary.order=alternate", "lpips.dropout=0.5")
+"""What all its runs do and ours do better: the discriminator moves first, and the tokenizer then plays against another
+one than was measured; LPIPS drops half of its differences, for it was left in training mode."""
+IN_FLOAT32 = "precision=float32"
+"""Its images declare bfloat16 and run in float32: autocast is never entered. Ours are bfloat16."""
+UNTIED = "tokenizer.quantizer.levels=[8,8,5,4,4,5]"
+"""The 25,600 codes that its DSQ of 15,360 has. There, channel 5 has the bins of channel 2; here, bins of its own."""
 
 
 def image_tokenizer(codes: int = 64_000) -> TokenizerConfig:
@@ -61,6 +70,7 @@ def imagenet_row(
         batch=batch,
         steps=epochs * (IMAGENET // batch),
         average=(0.9998, 20_000),
+        precision="bfloat16",
     )
 
 
@@ -84,12 +94,13 @@ def kinetics_row(
 
 def vqgan_row(*, judge: str = "style2", epochs: int = 20) -> TokenizerTraining:
     """One of its VQGAN configurations: ImageNet 256 px, 16x16 strides, 12 pictures on each of 8 GPUs; no penalty."""
+    passes = -(-IMAGENET // 96) if judge == "patch" else IMAGENET // 96  # the former keeps the last, smaller batch
     return _training(
         VQGANConfig(quantizer=FSQConfig(levels=LEVELS[64_000])),
         _judge(judge, 256, penalty=False),
         data=(imagenet("train", 256), imagenet("val", 256)),
         batch=96,
-        steps=epochs * (IMAGENET // 96),
+        steps=epochs * passes,
         average=(0.9999 if judge == "patch" else 0.9998, 20_000),
     )
 
@@ -119,8 +130,9 @@ def _training(
     batch: int,
     steps: int,
     average: tuple[float, int],
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> TokenizerTraining:
-    """What all 18 have in common. bf16 is declared for the images there and never entered: all is float32."""
+    """What all 18 have in common. `average`: the decay of the averaged weights, and the update that it starts at."""
     return TokenizerTraining(
         tokenizer=tokenizer,
         data=data[0],
@@ -134,6 +146,9 @@ def _training(
         adversary=adversary,
         optimizer=_adam(5.4e-5),
         ema=average[0],
+        ema_rise="none",
+        ema_start=average[1],
+        precision=precision,
         workers=12 if tokenizer.time > 1 else 4,
         log_every=100,
         save_every=10_000,

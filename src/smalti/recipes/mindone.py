@@ -1,5 +1,5 @@
 """mindone's MAGVIT-v2 (github.com/mindspore-lab/mindone, examples/magvit): image, inflation, video, both without its
-scrambled upsampling and, unless `tokenizer.norm=clip` says so, without its norms over time."""
+scrambled upsampling and, unless `OVER_TIME` is set, without its norms over time."""
 
 from smalti.adversary import Magvit3DConfig
 from smalti.losses.perceptual import LPIPSConfig
@@ -11,6 +11,11 @@ from smalti.train.config import AdversaryConfig, OptimizerConfig, TokenizerTrain
 
 TIME_STRIDES = (2, 2, 1)
 """From the pixels inwards: early, where the paper reduces time late."""
+
+IN_TRAINING_MODE = "lpips.dropout=0.5"
+"""Its LPIPS is left in training mode: half of the differences are dropped."""
+OVER_TIME = "tokenizer.norm=clip"
+"""Its video norms are over time, and see the future."""
 
 
 def tokenizer() -> TokenizerConfig:
@@ -37,7 +42,7 @@ def video_tokenizer() -> TokenizerConfig:
 
 
 def image() -> TokenizerTraining:
-    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs."""
+    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs, no averaged weights."""
     return TokenizerTraining(
         tokenizer=tokenizer(),
         data=imagenet("train", 128),
@@ -50,7 +55,7 @@ def image() -> TokenizerTraining:
         lpips=LPIPSConfig(net="vgg"),
         # Warm-up of 1,000 micro-steps there, 8 to an update.
         optimizer=OptimizerConfig(lr=2e-5, betas=(0.9, 0.999), weight_decay=0.01, warmup=125, final=0.005, clip=1.0),
-        ema=0.9999,
+        ema=0.0,
         precision="bfloat16",
         workers=8,
         log_every=50,
@@ -68,9 +73,7 @@ def video(adversary: bool = False) -> TokenizerTraining:
     """
     base = image()
     rate = base.optimizer.replace({"warmup": 62})  # 1,000 micro-steps, 16 to an update
-    judge = AdversaryConfig(
-        discriminator=Magvit3DConfig(), weight=0.1, lecam=0.001, optimizer=rate.replace({"weight_decay": 0.01})
-    )
+    judge = AdversaryConfig(discriminator=Magvit3DConfig(), weight=0.1, lecam=0.001, optimizer=rate)
     steps = 60 * (UCF_101 // 128)
     return base.replace(
         {
@@ -81,6 +84,9 @@ def video(adversary: bool = False) -> TokenizerTraining:
             "batch_size": 128,
             "accumulate": 16,
             "optimizer": rate,
+            "ema": 0.9999,
+            "ema_rise": "exponential",
+            "ema_moves": 16,
             "adversary": judge if adversary else None,
             "workers": 12,
             "save_every": 500,

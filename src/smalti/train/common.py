@@ -53,6 +53,18 @@ class World(NamedTuple):
         dist.all_gather(parts, mine)
         return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
+    def least(self, number: int) -> int:
+        """The smallest over ranks."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor.item())
+
+    def agree(self, number: int) -> bool:
+        """Whether all ranks have the same number, less than 2^63 in size."""
+        return self.least(number) == -self.least(-number)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:

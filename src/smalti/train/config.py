@@ -104,6 +104,8 @@ class TokenizerTraining(Config):
     `ema` from the start (MagicMaster)."""
     ema_start: int = Field(0, ge=0)
     """Until so many updates the averaged weights are the weights themselves (MagicMaster: 2,000 to 200,000)."""
+    ema_moves: int = Field(1, ge=1)
+    """Moves of the averaged weights at an update; `ema_rise` counts them (mindone: one for each accumulated part)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions; parameters, norms, quantizer and losses stay float32."""
     workers: int = Field(0, ge=0)
@@ -127,12 +129,16 @@ class TokenizerTraining(Config):
         return self
 
     def ema_decay(self, updates: int) -> float:
-        """The decay of the averaged weights at the update after `updates` others."""
+        """The decay of the averaged weights at the update after `updates` others: the product of its moves' decays."""
         if updates < self.ema_start:
             return 0.0
-        rises = {"ratio": min(self.ema, (1 + updates) / (10 + updates)), "none": self.ema}
-        rises["exponential"] = self.ema * (1 - math.exp(-updates / 2000))
-        return rises[self.ema_rise]
+        moves = range(updates * self.ema_moves, (updates + 1) * self.ema_moves)
+        return math.prod(self._decay_of_move(n) for n in moves)
+
+    def _decay_of_move(self, n: int) -> float:
+        if self.ema_rise == "exponential":
+            return self.ema * (1 - math.exp(-n / 2000))
+        return min(self.ema, (1 + n) / (10 + n)) if self.ema_rise == "ratio" else self.ema
 
 
 RESUMABLE = {

@@ -1,5 +1,6 @@
 """A run: a folder that grows by log lines, pictures and checkpoints, and can be stopped and resumed at any step."""
 
+import hashlib
 import shutil
 import signal
 import sys
@@ -64,6 +65,7 @@ def run(
             digest = states.digest_of([source.key(i) for i in range(len(source))])
             if resume:
                 _resume(state, out, digest, len(source))
+            _check_ranks(state, digest)
             return _run(state, source, digest, out, watch, stopped)
 
 
@@ -137,6 +139,18 @@ def _check_same(old: TokenizerTraining, new: TokenizerTraining, where: Path) -> 
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
             f"{', '.join(sorted(RESUMABLE))}"
         )
+
+
+def _check_ranks(state: TrainState, digest: str) -> None:
+    """Raise ConfigError, on all ranks, where they would not train one run: nodes differ in arguments or in disks."""
+    settings = state.config.replace(dict.fromkeys(("workers", "log_every"), 1)).to_yaml()
+    for what, told in (("settings", settings), ("lists of data", digest), ("checkpoints", str(state.step))):
+        number = int(hashlib.sha256(told.encode()).hexdigest()[:15], 16)
+        if not state.world.agree(number):
+            raise ConfigError(
+                f"the {state.world.size} processes have different {what}: give all nodes the same arguments, data and "
+                f"run folder (on a disk that they share)"
+            )
 
 
 def _resume(state: TrainState, out: Path, digest: str, count: int) -> None:

@@ -49,8 +49,9 @@ class Measured(NamedTuple):
 def step(state: TrainState, video: Tensor) -> Measured:
     """Train on one batch of this rank, `b 3 t h w` in [-1, 1]; advances `state`."""
     config, world = state.config, state.world
-    parts = video.chunk(config.accumulate)
-    frames = _frame_index(state, video).chunk(config.accumulate)
+    # Ranks must make as many parts as each other, and a bad file can leave one of them with fewer rows.
+    count = world.least(min(config.accumulate, len(video))) if config.accumulate > 1 else 1
+    parts, frames = video.tensor_split(count), _frame_index(state, video).tensor_split(count)
     sums: dict[str, Tensor] = {}
     usage = Usage(state.tokenizer.levels)
     rates = _set_rates(state)
