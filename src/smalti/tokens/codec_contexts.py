@@ -14,8 +14,8 @@ Integers = NDArray[np.int64]
 
 COARSEST = 8
 """Rows and columns between the positions of the first visit."""
-CLASSES = 16
-"""Values of a neighbour that contexts tell apart; finer ones are joined."""
+FINEST, COARSE = 16, 4
+"""Contexts tell all values of a neighbour apart in alphabets up to the first size, and so many classes above it."""
 _ONE = 1 << 16
 """Fixed point: a probability of 1."""
 _FIRST, _ALONE, _BOTH = 4, 16, 32
@@ -68,7 +68,7 @@ class Contexts:
     """
 
     def __init__(self, size: int) -> None:
-        self._size, self._classes = size, min(size, CLASSES)
+        self._size, self._classes = size, size if size <= FINEST else COARSE
         self._counts = np.zeros((self._classes + 1, 2 * self._classes, size), np.int64)
 
     def rows(self, plane: Integers, before: Integers | None, visit: Visit) -> Integers:

@@ -7,7 +7,7 @@ the library takes them is exact: encoder and decoder agree on any machine, to th
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,7 @@ def _radices(level: int) -> tuple[int, ...]:
     return (*[radix] * (count - 1), -(-level // radix ** (count - 1)))
 
 
+@runtime_checkable
 class _Coder(Protocol):
     """What walks the symbols: an encoder reads them, a decoder fills them in. Both see the same tables."""
 
