@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +20,7 @@ from smalti.files import new_file, remove_leftovers
 from smalti.tokenizer.reconstruct import check_causal, write_png
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.tokens.codec_entropy import Model, encode_ids
-from smalti.tokens.codec_file import Head, Reader, Writer
+from smalti.tokens.codec_file import Head, Origin, Reader, Writer
 from smalti.tokens.codec_frames import check_tokenizer, decode_blocks, encode_blocks, encode_picture, head_for
 
 Progress = Callable[[int, int], None]
@@ -78,13 +78,11 @@ class About(NamedTuple):
     bytes: int
 
     def plain(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """All of it as plain data; the rate as text, for it is a fraction."""
+        head = self.head.plain() | {"rate": None if self.head.rate is None else str(self.head.fps)}
+        counts = {name: value for name, value in self._asdict().items() if name != "head"}
         pixels = self.frames * self.head.height * self.head.width
-        return {
-            **self.head.plain(),
-            **dict(zip(self._fields[1:], self[1:], strict=True)),
-            "bits_per_pixel": 8 * self.bytes / pixels,
-        }
+        return {**head, **counts, "bits_per_pixel": 8 * self.bytes / pixels}
 
 
 def compress_image(tokenizer: Tokenizer, source: Path, target: Path, *, model: Model = "adaptive") -> Compressed:
@@ -179,7 +177,7 @@ def decode_frames(
                     progress(number + 1 - first, last - first)
 
 
-def decode_stream(tokenizer: Tokenizer, file: BinaryIO, name: str) -> Iterator[UInt8[Tensor, "h w 3"]]:
+def decode_stream(tokenizer: Tokenizer, file: Origin, name: str) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """All frames of a file that is read once, from its beginning: a pipe, or one that is still being written.
 
     Frames come before the end was seen, so only a stream that ends without an error was whole. `name` is what faults
