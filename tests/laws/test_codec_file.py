@@ -126,6 +126,17 @@ def test_blocks_that_change_places_or_come_from_another_file_are_refused(reader)
         assert refused(data[:a] + other[entry.offset : entry.offset + 17 + entry.length] + data[b:], reader)
 
 
+def test_a_stream_gives_no_block_after_one_that_is_not_in_its_place():
+    data, other = written(HEAD, 40, seed=1), written(HEAD, 40, seed=2)
+    mine, theirs = (Reader(io.BytesIO(d), NAME).table()[2] for d in (data, other))
+    foreign = other[theirs.offset : theirs.offset + 17 + theirs.length]
+    given = []
+    with pytest.raises(IntegrityError, match="block 2 has changed"):
+        for block in Reader(io.BytesIO(data[: mine.offset] + foreign + data[mine.offset :]), NAME).blocks():
+            given.append(block)
+    assert given == streamed(data)[:2]
+
+
 def resealed(start, head_text):
     """A head with another start and text, under a true digest: what a forger or a newer smalti writes."""
     data = start + head_text
