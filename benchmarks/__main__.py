@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, entropy, generate, stems, streaming, training_step
+from benchmarks import convolution, entropy, generate, rate_distortion, stems, streaming, training_step
 from benchmarks.measure import write
 
 
@@ -26,6 +26,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "training_step": training_step.measure,
     "stems": stems.measure,
     "generate": generate.measure,
+    "rate_distortion": rate_distortion.measure,
 }
 
 

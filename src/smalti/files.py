@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -53,14 +53,15 @@ def told(path: Path) -> Iterator[None]:
         raise EnvironmentFault(f"{path}: {error.strerror or error}. {mend}.") from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, that appears at `path` whole when the block ends without an error, or not at all."""
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _beside(path, "part")
         try:
             with part.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             fault("write_bytes:before-rename")
@@ -68,6 +69,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         finally:
             part.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with new_file(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, data: object) -> None:

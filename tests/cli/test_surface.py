@@ -18,7 +18,7 @@ from smalti.recipes import catalogue, find
 from smalti.train.config import TokenizerTraining
 from tests.cli.conftest import assert_one_line
 
-VERBS = ("demo", "train", "eval", "reconstruct", "inflate", "info", "recipes", "doctor")
+VERBS = ("demo", "train", "eval", "reconstruct", "compress", "decompress", "inflate", "info", "recipes", "doctor")
 
 
 def shell(*arguments, **more):

@@ -50,7 +50,8 @@ def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
 
 
 def info(
-    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)], as_json: JsonOption = False
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Or a .smt file.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in.
 
@@ -58,8 +59,9 @@ def info(
     Examples:
       smalti info runs/tiny
       smalti info runs/tiny/step-00000300/tokenizer --json
+      smalti info film.smt
     """
-    about = describe(open_tokenizer(tokenizer))
+    about = _describe_file(Path(tokenizer)) if Path(tokenizer).is_file() else describe(open_tokenizer(tokenizer))
     if (Path(tokenizer) / "config.yaml").is_file():
         about = {"tokenizer": str(find_tokenizer(tokenizer)), **about, "run": last_lines(Path(tokenizer))}
     if as_json:
@@ -95,6 +97,13 @@ def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
         "fingerprint": tokenizer.fingerprint,
         "config": tokenizer.config.plain(),
     }
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    """What a compressed file is, by its head and its seek table."""
+    from smalti.tokens.codec import about
+
+    return about(path).plain()
 
 
 def last_lines(run: Path) -> dict[str, Any]:

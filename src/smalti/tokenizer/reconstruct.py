@@ -106,7 +106,7 @@ def reconstruct_video(
     `target` appears whole or not at all. Raises BadFile for a video that cannot be read, ConfigError for a tokenizer
     that is not causal without `clip`.
     """
-    _check_causal(tokenizer, clip)
+    check_causal(tokenizer, clip)
     begun, tally = time.perf_counter(), Tally()
     with open_video(source) as reader:
         height, width = reader.size
@@ -134,14 +134,14 @@ def stream_frames(
     With `clip`, every so many frames are encoded and decoded as a video of their own. Raises ConfigError for a
     tokenizer that is not causal without `clip`.
     """
-    _check_causal(tokenizer, clip)
+    check_causal(tokenizer, clip)
     device, waiting = next(tokenizer.parameters()).device, deque[Tensor]()
     source = iter(frames)
     first = next(source, None)
     if first is None:
         return
     height, width, _ = first.shape
-    source, length = chain([first], source), clip or chunk or _chunk(height, width, tokenizer.strides[0])
+    source, length = chain([first], source), clip or chunk or frames_at_once(height, width, tokenizer.strides[0])
 
     def chunks() -> Iterator[Tensor]:
         while group := list(islice(source, length)):
@@ -171,20 +171,24 @@ def write_png(path: Path, picture: UInt8[Tensor, "h w 3"]) -> None:
     write_bytes(path, data.getvalue())
 
 
-def _chunk(height: int, width: int, stride: int) -> int:
+def tile_side(tokenizer: Tokenizer) -> int:
+    """Pixels of a tile: 8 times the reach, so that its surroundings cost (10 / 8)^2 at most."""
+    stride = tokenizer.strides[2]
+    encoder, decoder = tokenizer.encoder.reach, tokenizer.decoder.reach
+    assert encoder is not None, "a network that is tile-exact has a reach"
+    assert decoder is not None
+    return math.ceil(max(1024, 8 * max(encoder, decoder * stride)) / stride) * stride
+
+
+def frames_at_once(height: int, width: int, stride: int) -> int:
     """Frames to take at once: a multiple of the time stride, with about `_PIXELS_AT_ONCE` pixels."""
     return stride * max(1, _PIXELS_AT_ONCE // (height * width * stride))
 
 
 @torch.inference_mode()
 def _round_trip_in_tiles(tokenizer: Tokenizer, video: Tensor) -> tuple[Tensor, Tensor]:
-    """`round_trip`, tile by tile. Tiles are 8 times the reach, so that their surroundings cost (10 / 8)^2 at most."""
-    stride = tokenizer.strides[2]
-    encoder, decoder = tokenizer.encoder.reach, tokenizer.decoder.reach
-    assert encoder is not None, "a network that is tile-exact has a reach"
-    assert decoder is not None
-    reach = max(encoder, decoder * stride)
-    tile = math.ceil(max(1024, 8 * reach) / stride) * stride
+    """`round_trip`, tile by tile."""
+    tile = tile_side(tokenizer)
     ids = encode_tiles(tokenizer, video.to(next(tokenizer.parameters()).device), tile)
     return crop_to(decode_tiles(tokenizer, ids, tile), size_of(video)), ids
 
@@ -193,11 +197,12 @@ def _beside(frame: Tensor, made: Tensor) -> Tensor:
     return torch.cat([frame, made], 1)
 
 
-def _check_causal(tokenizer: Tokenizer, clip: int | None) -> None:
+def check_causal(tokenizer: Tokenizer, clip: int | None, option: str = "--clip 17") -> None:
+    """Raise ConfigError for a tokenizer that is not causal, unless videos are cut into clips."""
     if not tokenizer.is_causal and clip is None:
         raise ConfigError(
             "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; cut it into "
-            "clips with --clip 17, or use a tokenizer with norm 'position' or 'frame'"
+            f"clips with {option}, or use a tokenizer with norm 'position' or 'frame'"
         )
 
 

@@ -1,0 +1,246 @@
+"""Bytes against PSNR, SSIM and LPIPS: `smalti compress` beside x264, x265, SVT-AV1, JPEG, WebP and AVIF.
+
+Held-out photographs at 256 x 256 and held-out film of 41 x 144 x 256, in the tokenizers of `rate_tokenizers` (trained
+for some minutes each). Bytes of ours are those of the whole file; those of pictures are whole files too; of the video
+codecs only the coded frames count, without a container. LPIPS (alex) needs weights, see docs/metrics.md.
+
+python -m benchmarks rate_distortion      # draws docs/rate-distortion.png; half an hour on one core, trainings included
+"""
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+from av.bitstream import BitStreamFilterContext
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.measure import write
+from benchmarks.rate_tokenizers import IMAGES, VIDEOS, trained
+from smalti.data import ImagesConfig, open_video
+from smalti.data.decode import VideoReader
+from smalti.data.images import decode_image
+from smalti.data.samples import film, photos
+from smalti.losses.perceptual import LPIPSConfig
+from smalti.metrics import SMALTI, Perceptual, evaluate
+from smalti.tokenizer import Tokenizer
+from smalti.tokens.codec import compress_image, compress_video, decode_frames
+from smalti.video import to_video
+
+PROTOCOL = SMALTI.replace({"name": "smalti-alex", "lpips": "alex", "ms_ssim": False})
+SCORES = ("psnr", "ssim", "lpips")
+PICTURE = Path("docs/rate-distortion.png")
+QUALITIES = {"JPEG": (3, 6, 12, 25, 50, 75, 90), "WEBP": (0, 5, 20, 45, 70, 85), "AVIF": (5, 15, 30, 45, 60, 75)}
+CRFS = {"libx264": (51, 46, 41, 36, 31, 26, 21), "libx265": (51, 46, 41, 36, 31, 26, 21)}
+CRFS["libsvtav1"] = (63, 57, 50, 43, 36, 29, 22)
+PRESETS = {"libx264": "slow", "libx265": "slow", "libsvtav1": "4"}
+PILLOW = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 3}}
+
+Round = Callable[[Tensor], tuple[int, Tensor]]
+"""Frames `t h w 3`, uint8 -> (bytes, frames)."""
+
+
+class Point(NamedTuple):
+    """One setting of one codec, the means over all clips."""
+
+    media: str
+    codec: str
+    setting: str
+    bits_per_pixel: float
+    psnr: float
+    ssim: float
+    lpips: float
+
+
+def by_pillow(form: str, quality: int) -> Round:
+    """A picture through Pillow."""
+
+    def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
+        data = io.BytesIO()
+        Image.fromarray(frames[0].numpy()).save(data, form, quality=quality, **PILLOW[form])
+        return data.tell(), decode_image(io.BytesIO(data.getvalue()), form)[None]
+
+    return there_and_back
+
+
+def by_ffmpeg(encoder: str, crf: int) -> Round:
+    """A video through an encoder of FFmpeg; the bytes are those of its packets and of its parameter sets.
+
+    Not of the text that x264 and x265 write about themselves: for a second of film it is a good part of the file.
+    """
+
+    def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
+        data, size = io.BytesIO(), 0
+        with av.open(data, "w", format="matroska") as container:
+            stream = container.add_stream(encoder, rate=24)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            quiet = {
+                "libx265": {"x265-params": "log-level=none:pools=1:info=0"},
+                "libsvtav1": {"svtav1-params": "lp=1"},
+            }
+            stream.options = {"crf": str(crf), "preset": PRESETS[encoder], **quiet.get(encoder, {"threads": "1"})}
+            stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # as the conversion of RGB is
+            text = BitStreamFilterContext("filter_units=remove_types=6", stream) if encoder == "libx264" else None
+            pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.numpy()]
+            for picture in (*(p.reformat(format="yuv420p") for p in pictures), None):
+                for packet in stream.encode(picture):
+                    bare = text.filter(av.Packet(bytes(packet))) if text else [packet]
+                    size += sum(part.size for part in bare)
+                    container.mux(packet)
+            size += len(stream.codec_context.extradata or b"")
+        with VideoReader(data.getvalue()) as reader:
+            return size, torch.stack(list(reader.frames()))
+
+    return there_and_back
+
+
+def by_smalti(tokenizer: Tokenizer, is_video: bool) -> Round:
+    """Frames through `compress` and `decompress`, by way of a file without loss."""
+
+    def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
+        with tempfile.TemporaryDirectory() as folder:
+            coded = Path(folder) / "coded.smt"
+            if is_video:
+                done = compress_video(tokenizer, lossless(frames, Path(folder) / "clip.mkv"), coded)
+            else:
+                source = Path(folder) / "picture.png"
+                Image.fromarray(frames[0].numpy()).save(source)
+                done = compress_image(tokenizer, source, coded)
+            return done.bytes, torch.stack(list(decode_frames(tokenizer, coded)))
+
+    return there_and_back
+
+
+def lossless(frames: Tensor, path: Path) -> Path:
+    """A video that decodes to exactly these frames."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("libx264rgb", rate=24)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = "rgb24", {"qp": "0", "threads": "1"}
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Mapping[str, Tensor]) -> Point:
+    """The mean scores of all clips, and the bits of all over the pixels of all."""
+    spent = 0
+
+    def reconstruct(video: Tensor) -> Tensor:
+        nonlocal spent
+        frames = ((video[0].permute(1, 2, 3, 0) + 1) * 127.5).round().to(torch.uint8).contiguous()
+        size, made = there_and_back(frames)
+        spent += size
+        return to_video(made)
+
+    report = evaluate(reconstruct, ((k, to_video(f)) for k, f in clips.items()), PROTOCOL, lpips=lpips())
+    pixels = sum(math.prod(f.shape[:3]) for f in clips.values())
+    scores = (float(getattr(report, name)) for name in SCORES)
+    found = Point(media, codec, setting, 8 * spent / pixels, *scores)
+    print(*(f"{value:.4g}" if isinstance(value, float) else value for value in found), flush=True)
+    return found
+
+
+def lpips() -> Perceptual:
+    """LPIPS with AlexNet. Raises EnvironmentFault where there are no weights."""
+    network = LPIPSConfig(net="alex").build()
+    return Perceptual(network, network.net, network.digest)
+
+
+def clips() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(photographs, shots), uint8 `t h w 3` by name."""
+    config = ImagesConfig(path=photos("heldout"), size=256, crop="center", flip=False)
+    source = config.build()
+    pictures = {source.key(i): source.load(i, torch.Generator()) for i in range(len(source))}
+    shots = {}
+    for path in sorted(film("heldout").glob("*.mp4")):
+        with open_video(path) as reader:
+            shots[path.stem] = torch.stack(list(reader.frames()))
+    return pictures, shots
+
+
+def points() -> Iterator[Point]:
+    """All of them."""
+    tokenizers = {name: Tokenizer.load(folder) for name, folder in trained().items()}
+    pictures, shots = clips()
+    for name in IMAGES:
+        yield point("photographs", "smalti", name, by_smalti(tokenizers[name], False), pictures)
+    for form, qualities in QUALITIES.items():
+        for quality in qualities:
+            yield point("photographs", form, f"quality {quality}", by_pillow(form, quality), pictures)
+    for name in (*VIDEOS, "8x8"):
+        yield point("film", "smalti", name, by_smalti(tokenizers[name], True), shots)
+    for encoder, crfs in CRFS.items():
+        for crf in crfs:
+            yield point("film", encoder, f"crf {crf}", by_ffmpeg(encoder, crf), shots)
+
+
+def at_equal_bytes(found: Sequence[Point]) -> list[dict[str, object]]:
+    """A row for each of our points: what every other codec has at as many bytes, on the line between its neighbours in
+    the logarithm of the bytes; None where its coarsest setting takes more."""
+    rows = []
+    for ours in (p for p in found if p.codec == "smalti"):
+        for codec in dict.fromkeys(p.codec for p in found if p.media == ours.media):
+            curve = sorted(p for p in found if (p.media, p.codec) == (ours.media, codec))
+            curve.sort(key=lambda p: p.bits_per_pixel)
+            rates = np.log2([p.bits_per_pixel for p in curve])
+            here = math.log2(ours.bits_per_pixel)
+            inside = rates[0] <= here <= rates[-1]
+            row: dict[str, object] = {"media": ours.media, "tokenizer": ours.setting, "codec": codec}
+            row["bits_per_pixel"] = ours.bits_per_pixel
+            for name in SCORES:
+                values = [getattr(p, name) for p in curve]
+                score = getattr(ours, name) if codec == "smalti" else float(np.interp(here, rates, values))
+                row[name] = score if inside else None
+            row["least_bits_per_pixel"] = curve[0].bits_per_pixel
+            rows.append(row)
+    return rows
+
+
+def draw(found: Sequence[Point], path: Path) -> None:
+    """Curves of all codecs: a row for each kind of media, a column for each score."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    kinds = list(dict.fromkeys(p.media for p in found))
+    axes = figure.subplots(len(kinds), len(SCORES), squeeze=False)
+    titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS (alex), lower is better"}
+    for i, media in enumerate(kinds):
+        for j, name in enumerate(SCORES):
+            ax = axes[i, j]
+            for codec in dict.fromkeys(p.codec for p in found if p.media == media):
+                curve = sorted(
+                    (p.bits_per_pixel, getattr(p, name)) for p in found if (p.media, p.codec) == (media, codec)
+                )
+                is_ours = codec == "smalti"
+                style = {"color": "black", "marker": "D", "linestyle": "none"} if is_ours else {"marker": "."}
+                ax.plot(*zip(*curve, strict=True), label=codec.removeprefix("lib"), zorder=3 if is_ours else 2, **style)
+            ax.set_xscale("log")
+            ax.set_title(f"{media}: {titles[name]}", fontsize=10)
+            ax.grid(alpha=0.3)
+        axes[i, 0].legend(fontsize=8)
+    for ax in axes[-1]:
+        ax.set_xlabel("bits per pixel")
+    figure.savefig(path, dpi=80)
+
+
+def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
+    """The table at equal bytes; all points go to results/rate_distortion_points.json, the curves to docs."""
+    lpips()  # without weights it ends here
+    os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 tells its settings otherwise
+    found = list(points())
+    note = "all settings; bits per pixel over all clips, scores are means over clips"
+    write("rate_distortion_points", [p._asdict() for p in found], note=note)
+    draw(found, PICTURE)
+    return "at the bytes of each of our tokenizers; none where a codec's coarsest setting takes more", at_equal_bytes(
+        found
+    )

@@ -1,0 +1,1 @@
+"""Tokens on disk: sets of them, and files that are coded near their entropy."""
