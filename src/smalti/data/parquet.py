@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 class ParquetRows:
     """The cells of one column of Parquet files; a `Store`. The row group read last is kept."""
 
-    def __init__(self, root: Path, files: Sequence[str], column: str, label: str) -> None:
-        self.root, self.files, self.column = root, tuple(files), column
+    def __init__(self, root: Path, files: Sequence[str], column: str, label: str, caption: str | None = None) -> None:
+        self.root, self.files, self.column, self.text = root, tuple(files), column, caption
         groups, labels, faults = list[tuple[int, int, int]](), list[Any](), list[str]()
         names: tuple[str, ...] = ()
         for number, file in enumerate(self.files):
             try:
                 with _open(root / file) as table:
                     _check(table.schema_arrow, column)
+                    if caption is not None and caption not in table.schema_arrow.names:
+                        raise InputError(f"{printable(root / file)}: no column {caption!r}; set `caption`")
                     sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
                     found = _labels(table, label)
                     names = names or _class_names(table.schema_arrow, label)
@@ -53,12 +55,14 @@ class ParquetRows:
             raise InputError(f"{where}: the table has no rows")
         self._groups = np.array(groups, np.int64)
         self._starts = np.cumsum(self._groups[:, 2]) - self._groups[:, 2]
+        self.numbered = all(isinstance(one, int) for one in labels)
+        """Whether classes are whole numbers, which mean the same in every file."""
         self._labels: tuple[int, ...] | None = None
         self._classes: tuple[str, ...] = ()
         if not unlabelled:
             self._labels, self._classes = number_classes([str(one) for one in labels], where=where)
             self._classes = names if len(names) >= len(self._classes) else self._classes
-        self._kept: tuple[int, pa.ChunkedArray] | None = None
+        self._kept: dict[str, tuple[int, pa.ChunkedArray]] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1] + self._groups[-1, 2])
@@ -82,24 +86,32 @@ class ParquetRows:
         """The names of the classes."""
         return self._classes
 
+    def caption(self, index: int) -> str | None:
+        """The text in the column of captions, None where there is none. Raises BadFile."""
+        cell = None if self.text is None else self._cell(index, self.text)
+        return cell if cell is None or isinstance(cell, str) else str(cell)
+
     def media(self, index: int) -> bytes:
         """The bytes of a cell; its row group is read. Raises BadFile."""
-        file, place, _ = self._find(index)
-        if self._kept is None or self._kept[0] != place:
-            try:
-                with _open(self.root / self.files[file]) as table:
-                    group = int(self._groups[place, 1])
-                    self._kept = place, table.read_row_group(group, [self.column], use_threads=False)[self.column]
-            except Exception as error:  # damaged pages raise OSError, ArrowException, ValueError, ...
-                what = f"its row group cannot be read ({one_line(error)}); copy the file again"
-                raise BadFile(self.where(index), "corrupt", what) from None
-        cell = self._kept[1][int(index - self._starts[place])].as_py()
+        cell = self._cell(index, self.column)
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not data:
             path = cell.get("path") if isinstance(cell, dict) else None
             what = f"the row has no bytes{f', only the path {printable(path)}' if path else ''}; embed the files"
             raise BadFile(self.where(index), "empty", what)
         return bytes(data)
+
+    def _cell(self, index: int, column: str) -> Any:
+        file, place, _ = self._find(index)
+        if column not in self._kept or self._kept[column][0] != place:
+            try:
+                with _open(self.root / self.files[file]) as table:
+                    group = int(self._groups[place, 1])
+                    self._kept[column] = place, table.read_row_group(group, [column], use_threads=False)[column]
+            except Exception as error:  # damaged pages raise OSError, ArrowException, ValueError, ...
+                what = f"its row group cannot be read ({one_line(error)}); copy the file again"
+                raise BadFile(self.where(index), "corrupt", what) from None
+        return self._kept[column][1][int(index - self._starts[place])].as_py()
 
     def _find(self, index: int) -> tuple[int, int, int]:
         """(file, place of its row group in the index, row in the file)."""
@@ -188,8 +200,8 @@ class ParquetConfig(Config):
     limit: int = Field(default=1_000_000, ge=1)
     """At most this many Parquet files are listed."""
 
-    def rows(self, column: str) -> ParquetRows:
-        """Read the footers and the classes. Raises InputError with the faults of each file."""
+    def tables(self) -> tuple[Path, tuple[str, ...]]:
+        """(folder, Parquet files below it), downloaded if they are on the hub. Raises InputError where none fits."""
         text = self.path.as_posix()
         path = _from_hub(text[3:], self.match, self.revision) if text.startswith("hf:") else self.path
         listing = list_files(path, (".parquet",), limit=self.limit)
@@ -198,7 +210,12 @@ class ParquetConfig(Config):
         ]
         if not files:
             raise InputError(f"{printable(self.path)}: no file fits {self.match!r}, as {printable(listing.files[0])}")
-        return ParquetRows(listing.root, files, column, self.label)
+        return listing.root, tuple(files)
+
+    def rows(self, column: str) -> ParquetRows:
+        """Read the footers and the classes. Raises InputError with the faults of each file."""
+        root, files = self.tables()
+        return ParquetRows(root, files, column, self.label)
 
 
 class ParquetImagesConfig(ViewConfig, ParquetConfig):

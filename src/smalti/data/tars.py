@@ -18,7 +18,7 @@ from smalti.data.crop import ViewConfig
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import open_media, printable, refuse
+from smalti.data.source import decode_text, open_media, printable, refuse
 from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.data.videos import Videos
@@ -30,6 +30,8 @@ class _Samples(NamedTuple):
 
     media: list[Member]
     labels: list[str | None]
+    texts: list[Member | None]
+    """Where the caption of each may be: its `txt`, or else its `json`."""
     faults: list[str]
 
 
@@ -51,7 +53,7 @@ def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Sample
                 group[extension.lower()] = found
         except ValueError as error:
             faults.append(f"{printable(path)}: {error}")
-        media, labels = list[Member](), list[str | None]()
+        media, labels, texts = list[Member](), list[str | None](), list[Member | None]()
         for key, group in groups.items():
             try:
                 chosen = _choose(group, suffixes, member)
@@ -59,9 +61,10 @@ def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Sample
                     label = _label(file, group)
                     media.append(chosen)
                     labels.append(label)
+                    texts.append(group.get("txt", group.get("json")))
             except ValueError as error:
                 faults.append(f"{printable(path)}: sample {printable(key)}: {error}")
-    return _Samples(media, labels, faults)
+    return _Samples(media, labels, texts, faults)
 
 
 def _choose(group: dict[str, Member], suffixes: Sequence[str], member: str | None) -> Member | None:
@@ -121,6 +124,7 @@ class TarMembers:
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
         self.root, self.tars = root, tuple(tars)
         names, labels, places, faults = list[str](), list[str | None](), list[tuple[int, int, int]](), list[str]()
+        self._texts = list[Member | None]()
         for number, tar in enumerate(self.tars):
             try:
                 found = _samples(root / tar, suffixes, member)
@@ -130,6 +134,7 @@ class TarMembers:
             names += [one.name for one in found.media]
             places += [(number, one.offset, one.size) for one in found.media]
             labels += found.labels
+            self._texts += found.texts
             faults += found.faults
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
         unlabelled = sum(label is None for label in labels)
@@ -141,6 +146,8 @@ class TarMembers:
             raise InputError(f"{where}: no sample has a file of any of {' '.join(suffixes)}")
         self._names = names
         self._places = np.array(places, np.int64)  # 24 bytes a sample, shared by readers
+        self.numbered = all(str(label).isdigit() for label in labels)
+        """Whether classes are whole numbers, which mean the same in every tar."""
         self._labels: tuple[int, ...] | None = None
         self._classes: tuple[str, ...] = ()
         if not unlabelled:
@@ -157,6 +164,25 @@ class TarMembers:
         """The path of the tar, the member, and its first byte."""
         tar, offset, size = self._places[index].tolist()
         return _place(self.root / self.tars[tar], Member(self._names[index], offset, size))
+
+    def caption(self, index: int) -> str | None:
+        """The text in its `txt`, or what its `json` has under `caption` or `text`. Raises BadFile."""
+        member, where = self._texts[index], self.where(index)
+        if member is None:
+            return None
+        if member.size > LONGEST_NOTE:
+            raise BadFile(where, "caption", f"its text has {member.size:,} bytes, at most {LONGEST_NOTE:,} are read")
+        with open_media(self.root / self.tars[self._places[index, 0]]) as file:
+            file.seek(member.offset)
+            text = decode_text(file.read(member.size), where)
+        if not member.name.lower().endswith(".json"):
+            return text
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise BadFile(where, "caption", "its json is not valid JSON") from None
+        found = [value[name] for name in ("caption", "text") if name in value] if isinstance(value, dict) else []
+        return found[0] if found and isinstance(found[0], str) else None
 
     def label(self, index: int) -> int | None:
         """The class of a sample, an index into `classes`."""
@@ -192,13 +218,16 @@ class TarsConfig(Config):
     limit: int = Field(default=1_000_000, ge=1)
     """At most this many tars are listed."""
 
+    def tars(self) -> tuple[Path, tuple[str, ...]]:
+        """(folder, tars below it). Raises InputError where there are none."""
+        if re.search(r"\{.*\}", str(self.path)) and not self.path.exists():
+            return _expand(self.path, self.limit)
+        listing = list_files(self.path, (".tar",), limit=self.limit)
+        return listing.root, listing.files
+
     def members(self, suffixes: Sequence[str]) -> TarMembers:
         """Read the headers of all tars. Raises InputError with the faults of each."""
-        if re.search(r"\{.*\}", str(self.path)) and not self.path.exists():
-            root, tars = _expand(self.path, self.limit)
-        else:
-            listing = list_files(self.path, (".tar",), limit=self.limit)
-            root, tars = listing.root, listing.files
+        root, tars = self.tars()
         return TarMembers(root, tars, suffixes, self.member)
 
 
