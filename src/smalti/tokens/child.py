@@ -28,7 +28,7 @@ class Job(NamedTuple):
     root: str
     """Where the inputs are on this machine."""
     tokenizer: str
-    """The folder of the tokenizer."""
+    """Its folder, or its name on the hub."""
     device: str = "cpu"
 
 
@@ -65,7 +65,7 @@ def serve(job: Job, say: Say) -> None:
     from smalti.tokens.tokenize import make_shard, probe_item
 
     plan, root = load_plan(Path(job.folder)), Path(job.root)
-    tokenizer = Tokenizer.load(job.tokenizer, job.device)
+    tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
     plan.about.check(tokenizer, plan.folder)
 
     def watch(item: int, tokens: int) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,15 @@ def finish(plan: Plan) -> Summary:
     }
     write_sealed(plan.folder / DATASET, "token set", content)
     return summary
+
+
+def faults(folder: Path, most: int) -> Iterator[str]:
+    """The first lines about bad media: `key: message (code)`; of a set that is not finished, none."""
+    path = folder / BAD
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = (json.loads(line) for line in lines)
+    bad = (row for row in rows if row["status"] == "bad")
+    return (f"{row['key']}: {row['message']} ({row['code']})" for row in islice(bad, most))
 
 
 def write_made(folder: Path, facts: dict[str, Any]) -> None:

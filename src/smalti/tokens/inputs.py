@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from smalti.config import Config
+from smalti.config import Config, PathField
 from smalti.data.annotations import Listing
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.lists import FilesConfig, Listed
@@ -37,12 +37,20 @@ class Inputs(Config):
     """What the three kinds of inputs have in common."""
 
     kind: str
+    path: PathField
     media: Media | None = None
     """Take the pictures alone, or the videos alone."""
 
     def find(self) -> Found:
         """List the inputs. Raises InputError where there are none."""
         raise NotImplementedError
+
+    def place(self) -> Path:
+        """The root that `find` gives, without listing anything."""
+        path = self.path
+        while "{" in path.name:
+            path = path.parent
+        return path if path.is_dir() else path.parent
 
     def open(self, root: Path, name: str) -> Store:
         """The media of one input. Raises BadFile for a tar or table that cannot be read."""
@@ -71,6 +79,10 @@ class Files(FilesConfig, Inputs):
         """List the files as `smalti.data` does. Raises InputError as it does."""
         listing = self.listing(self.suffixes)
         return Found(listing.root, listing.files, listing.labels, listing.classes)
+
+    def place(self) -> Path:
+        """The root that `find` gives, without listing anything."""
+        return self.root if self.root is not None and not self.path.is_dir() else super().place()
 
     def open(self, root: Path, name: str) -> Listed:
         """The file."""
@@ -108,6 +120,10 @@ class Tables(ParquetConfig, Inputs):
         """List the tables. Raises InputError where there are none."""
         root, tables = self.tables()
         return Found(root, tables, None, ())
+
+    def place(self) -> Path:
+        """The root that `find` gives; of a data set of the hub, where it was downloaded to."""
+        return self.find().root if self.path.as_posix().startswith("hf:") else super().place()
 
     def open(self, root: Path, name: str) -> ParquetRows:
         """The rows of a table."""

@@ -1,11 +1,17 @@
-"""The media of a shard, in the order of the plan."""
+"""The media of a shard, in the order of the plan, and how they are looked at."""
 
+import hashlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import torch
+from torch import Tensor
+
+from smalti.data.crop import ViewConfig
 from smalti.data.parquet import ParquetRows
-from smalti.data.source import Store, printable
+from smalti.data.source import Store, open_media, printable
 from smalti.data.tars import TarMembers
 from smalti.errors import BadFile
 from smalti.tokens.plan import Input, Plan
@@ -63,3 +69,23 @@ def _check_size(path: Path, given: Input) -> None:
     if size != given.bytes:
         what = f"had {given.bytes:,} bytes when the plan was made and has {size:,}; bring it back, or make a new set"
         raise BadFile(printable(path), "changed", what)
+
+
+def open_medium(media: Path | bytes) -> BinaryIO:
+    """A medium as an open file. Raises BadFile."""
+    return BytesIO(media) if isinstance(media, bytes) else open_media(media)
+
+
+def digest_of(file: BinaryIO) -> bytes:
+    """The sha256 of an open file, which is then at its beginning again."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    file.seek(0)
+    return digest.digest()
+
+
+def shown(view: ViewConfig, frame: Tensor, key: str) -> Tensor:
+    """What a token set shows of a picture or frame `h w 3`. Raises BadFile, naming `key`."""
+    unused = torch.Generator().manual_seed(0)  # the views of token sets draw nothing
+    return torch.from_numpy(view.view((frame.shape[0], frame.shape[1]), unused, key).apply(frame.numpy()))

@@ -43,6 +43,8 @@ def table_bytes(groups: Iterable["pa.Table"], schema: "pa.Schema", encodings: Ma
     ) as writer:
         for group in groups:
             writer.write_table(group, row_group_size=max(1, group.num_rows))
+        if schema.metadata:
+            writer.add_key_value_metadata(dict(schema.metadata))
     return bytes(sink.getvalue())
 
 

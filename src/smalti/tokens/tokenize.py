@@ -1,13 +1,11 @@
 """Inputs to one shard: the one function that every engine calls. What it writes follows from the plan alone."""
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +13,11 @@ from torch import Tensor
 
 from smalti.data.decode import VideoReader
 from smalti.data.images import decode_image
-from smalti.data.source import open_media
 from smalti.errors import BadFile, ConfigError, EnvironmentFault
 from smalti.tokenizer import Tokenizer, encode_tiles
 from smalti.tokenizer.reconstruct import TILED_ABOVE, chunk_frames
 from smalti.tokenizer.tiles import choose_tile
-from smalti.tokens.items import Item, items_of
+from smalti.tokens.items import Item, digest_of, items_of, open_medium, shown
 from smalti.tokens.plan import Plan
 from smalti.tokens.store import Fault, Report, Row, id_type, write_shard
 from smalti.video import to_video
@@ -134,12 +131,12 @@ class _Maker:
 
     def _add_picture(self, item: Item) -> None:
         assert item.store is not None
-        with _opened(item.store.media(item.place)) as file:
-            digest = _digest(file)
+        with open_medium(item.store.media(item.place)) as file:
+            digest = digest_of(file)
             pixels = decode_image(file, item.store.where(item.place), self.options.max_pixels)
         if self._too_small(item, (pixels.shape[0], pixels.shape[1])):
             return
-        picture = _Picture(item, self._shown(pixels, item), item.store.caption(item.place), digest)
+        picture = _Picture(item, shown(self.view, pixels, item.key), item.store.caption(item.place), digest)
         if self._waiting and self._waiting[0].pixels.shape != picture.pixels.shape:
             self.flush()
         self._waiting.append(picture)
@@ -151,8 +148,8 @@ class _Maker:
         options, media, name = self.options, item.store.media(item.place), item.store.where(item.place)
         if options.clip is None and not self.tokenizer.is_causal:
             raise ConfigError(f"{name}: a video, and a tokenizer that is not causal: cut it into clips, with clip 17")
-        with _opened(media) as file:
-            digest = _digest(file)
+        with open_medium(media) as file:
+            digest = digest_of(file)
         with VideoReader(media, options.max_pixels, name) as reader:
             if self._too_small(item, reader.size):
                 return
@@ -163,16 +160,16 @@ class _Maker:
             caption, rows = item.store.caption(item.place), list[Row]()
             pts = np.asarray(reader.pts, np.int64)[chosen]
             fps = options.fps or reader.fps / options.stride
-            frames = (self._shown(frame, item) for frame in reader.at(chosen))
+            frames = (shown(self.view, frame, item.key) for frame in reader.at(chosen))
             kept: deque[Tensor] = deque(maxlen=options.overlap)
             for clip in options.clips_of(len(chosen)):
                 fresh = islice(frames, clip.frames - len(kept) if clip.start else clip.frames)
                 ids, side = self._encode_clip(chain(list(kept), _keep(fresh, kept)), item)
                 row = self._row(item, ids, (clip.frames, *side), caption, digest)
                 key = item.key if options.clip is None else f"{item.key}#{clip.start:06d}"
-                shown = pts[clip.start : clip.start + clip.frames]
+                own = pts[clip.start : clip.start + clip.frames]
                 time_base = f"{reader.time_base.numerator}/{reader.time_base.denominator}"
-                rows.append(row._replace(key=key, fps=fps, pts=shown, time_base=time_base, start=clip.start))
+                rows.append(row._replace(key=key, fps=fps, pts=own, time_base=time_base, start=clip.start))
         self.rows += rows  # all clips of a video, or none
 
     def _add(self, item: Item, ids: np.ndarray, size: tuple[int, int, int], caption: str | None, digest: bytes) -> None:
@@ -189,10 +186,6 @@ class _Maker:
         what = f"{size[1]} x {size[0]} pixels, the short side is below {self.options.min_side}"
         self.skipped.append(Fault(item.key, "small", what))
         return True
-
-    def _shown(self, frame: Tensor, item: Item) -> Tensor:
-        size, rng = (frame.shape[0], frame.shape[1]), torch.Generator().manual_seed(0)
-        return torch.from_numpy(self.view.view(size, rng, item.key).apply(frame.numpy()))
 
     @torch.inference_mode()
     def _encode_pictures(self, pixels: Tensor) -> np.ndarray:
@@ -234,10 +227,6 @@ def _keep(frames: Iterable[Tensor], kept: deque[Tensor]) -> Iterator[Tensor]:
         yield frame
 
 
-def _opened(media: Path | bytes) -> BinaryIO:
-    return BytesIO(media) if isinstance(media, bytes) else open_media(media)
-
-
 @contextmanager
 def _unchanged(item: Item) -> Iterator[None]:
     """Refuse a medium whose file, tar or table changes while it is read."""
@@ -253,14 +242,6 @@ def _unchanged(item: Item) -> Iterator[None]:
     yield
     if stamp() != before:
         raise BadFile(item.key, "changed", "has changed while it was read; let its writer end, and make a new set")
-
-
-def _digest(file: BinaryIO) -> bytes:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    file.seek(0)
-    return digest.digest()
 
 
 @contextmanager

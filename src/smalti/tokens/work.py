@@ -86,7 +86,7 @@ def _work_here(plan: Plan, job: Job, shards: Sequence[int], tell: Watch) -> None
     from smalti.tokenizer import Tokenizer
     from smalti.tokens.tokenize import make_shard
 
-    tokenizer = Tokenizer.load(job.tokenizer, job.device)
+    tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
     plan.about.check(tokenizer, plan.folder)
     seen = Seen(0, 0, 0, 0)
     for shard in shards:
