@@ -54,7 +54,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
         return decode_image(file, printable(path), max_pixels)
 
 
-def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
+def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
     """The picture in an open file, as `read_image` reads it; faults name it by `name`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is common and harmless; damage of the pixels raises
@@ -75,7 +75,7 @@ def decode_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> UIn
             raise BadFile(name, "truncated" if cut else "corrupt", f"{what} ({text}); copy it again") from None
 
 
-def _decode(name: str, file: BinaryIO, max_pixels: int) -> np.ndarray:
+def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as picture:
         width, height = picture.size
         if width * height > max_pixels:

@@ -1,6 +1,6 @@
 """Rows of a token set back to pictures and film."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ def decode_row(
     return Decoded(row.key, target, *row.size, row.fps)
 
 
-def choose_rows(tokens: TokenSet, rows: str | None, keys: list[str]) -> list[int]:
+def choose_rows(tokens: TokenSet, rows: str | None, keys: Sequence[str]) -> list[int]:
     """The rows asked for, as `0:10`, `-5:` or `7`, or by keys; else all. Raises ConfigError, InputError."""
     chosen = [tokens.find(key) for key in keys]
     if rows is None:
@@ -88,7 +88,7 @@ def choose_rows(tokens: TokenSet, rows: str | None, keys: list[str]) -> list[int
     return [*chosen, *range(len(tokens))[slice(*numbers)]]
 
 
-def targets(tokens: TokenSet, rows: list[int], out: Path) -> dict[int, Path]:
+def targets(tokens: TokenSet, rows: Sequence[int], out: Path) -> dict[int, Path]:
     """Which row becomes which file below `out`. Raises ConfigError where two would become one."""
     taken: dict[Path, int] = {}
     for index in rows:

@@ -71,12 +71,12 @@ def _check_size(path: Path, given: Input) -> None:
         raise BadFile(printable(path), "changed", what)
 
 
-def open_medium(media: Path | bytes) -> BinaryIO:
+def open_medium(media: Path | bytes) -> BinaryIO | BytesIO:
     """A medium as an open file. Raises BadFile."""
     return BytesIO(media) if isinstance(media, bytes) else open_media(media)
 
 
-def digest_of(file: BinaryIO) -> bytes:
+def digest_of(file: BinaryIO | BytesIO) -> bytes:
     """The sha256 of an open file, which is then at its beginning again."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
