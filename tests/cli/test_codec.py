@@ -78,7 +78,7 @@ def test_a_large_picture_goes_tile_by_tile(tmp_path, monkeypatch):
     tokenizer = load(save(tmp_path / "t", strides=((1, 4),), patch=2)).double()
     compress_image(tokenizer, photos("heldout") / "owl.jpg", tmp_path / "whole.smt")
     monkeypatch.setattr(codec_frames, "TILED_ABOVE", 1000)
-    monkeypatch.setattr(codec_frames, "tile_side", lambda tokenizer: 160)
+    monkeypatch.setattr(codec_frames, "choose_tile", lambda tokenizer: 160)
     compress_image(tokenizer, photos("heldout") / "owl.jpg", tmp_path / "tiles.smt")
     assert (tmp_path / "tiles.smt").read_bytes() == (tmp_path / "whole.smt").read_bytes()
     in_tiles = all_of(tokenizer, tmp_path / "tiles.smt")

@@ -20,7 +20,7 @@ def evaluate(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help=TOKENIZER_HELP + " With --against: the folder of originals.")
     ],
-    data: Annotated[Path | None, typer.Option(help="Pictures or video: a folder, list, file, tar or Parquet table.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder, list, file, tar or Parquet table of media.")] = None,
     against: Annotated[Path | None, typer.Option(help="A folder of pictures to compare with TARGET.")] = None,
     protocol: Annotated[str, typer.Option(help="How figures are taken; docs/metrics.md has them all.")] = "smalti",
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")] = None,

@@ -53,16 +53,25 @@ def info(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Or a .smt file.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in.
+    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in; or a token set.
 
     \b
     Examples:
       smalti info runs/tiny
       smalti info runs/tiny/step-00000300/tokenizer --json
       smalti info film.smt
+      smalti info photo-tokens
     """
-    about = _describe_file(Path(tokenizer)) if Path(tokenizer).is_file() else describe(open_tokenizer(tokenizer))
-    if (Path(tokenizer) / "config.yaml").is_file():
+    from smalti.cli.token_sets import describe_set, is_token_set
+
+    path = Path(tokenizer)
+    if path.is_file():
+        about = _describe_file(path)
+    elif is_token_set(path):
+        about = describe_set(path)
+    else:
+        about = describe(open_tokenizer(tokenizer))
+    if (path / "config.yaml").is_file():
         about = {"tokenizer": str(find_tokenizer(tokenizer)), **about, "run": last_lines(Path(tokenizer))}
     if as_json:
         print_json(about)

@@ -26,8 +26,10 @@ NO_CLASSES = Classes(None, ())
 class Classed:
     """What every store says of its classes."""
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: Classes, *, numbered: bool | None = None) -> None:
         self._classes = classes
+        self.numbered = all(map(str.isdigit, classes.names)) if numbered is None else numbered
+        """Whether classes are whole numbers, which mean the same in every file."""
 
     def label(self, index: int) -> int | None:
         """The class of a sample, an index into `classes`, or None where there are none."""

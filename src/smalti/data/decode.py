@@ -71,6 +71,16 @@ class VideoReader:
         return len(self._index.pts)
 
     @property
+    def pts(self) -> list[int]:
+        """When each frame is shown, in units of `time_base`, as the file says it."""
+        return self._index.pts
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds of one unit of `pts`."""
+        return self._stream.time_base or Fraction(1, 90_000)
+
+    @property
     def times(self) -> list[float]:
         """When each frame is shown, in seconds after the first."""
         base, first = float(self._stream.time_base or 0), self._index.pts[0]

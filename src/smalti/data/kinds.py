@@ -65,12 +65,15 @@ def source_of(
     return _CONFIGS[packing, medium].parse(fields, where="source_of")
 
 
-def _look(path: Path, root: Path | None) -> tuple[Packing, list[Medium]]:
-    """(how the media of `path` are packed, which media there are)."""
+def packing_of(path: Path, root: Path | None = None) -> tuple[Packing, set[str]]:
+    """How the media of `path` are packed, and the suffixes of its files where a folder, list or file has told.
+
+    Raises InputError where tars or tables lie among other media.
+    """
     if path.as_posix().startswith("hf:"):
-        return "Parquet files", _media_of_columns(path)
+        return "Parquet files", set()
     if "{" in str(path) and not os.path.lexists(path):
-        return "tars", _media_of_tars(path)
+        return "tars", set()
     files = list_files(path, tuple(dict.fromkeys((*PICTURES, *VIDEOS, ".tar", ".parquet"))), root=root).files
     suffixes = {os.path.splitext(file)[1].lower() for file in files}  # noqa: PTH122 - names stay text
     packed = suffixes & {".tar", ".parquet"}
@@ -78,8 +81,16 @@ def _look(path: Path, root: Path | None) -> tuple[Packing, list[Medium]]:
         listed = one_line(" ".join(sorted(suffixes)))
         raise InputError(f"{printable(path)}: holds files of several kinds ({listed}); give those of one kind")
     if packed:
-        return ("tars", _media_of_tars(path)) if ".tar" in packed else ("Parquet files", _media_of_columns(path))
-    return "media", _media(suffixes)
+        return "tars" if ".tar" in packed else "Parquet files", suffixes
+    return "media", suffixes
+
+
+def _look(path: Path, root: Path | None) -> tuple[Packing, list[Medium]]:
+    """(how the media of `path` are packed, which media there are)."""
+    packing, suffixes = packing_of(path, root)
+    if packing == "media":
+        return packing, _media(suffixes)
+    return packing, _media_of_tars(path) if packing == "tars" else _media_of_columns(path)
 
 
 def _media(suffixes: set[str]) -> list[Medium]:

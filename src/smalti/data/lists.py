@@ -9,8 +9,8 @@ from pydantic import Field
 from smalti.config import Config, PathField
 from smalti.data.annotations import LIST_SUFFIXES, ListFormat, Listing, read_list
 from smalti.data.classes import Classed, number_classes
-from smalti.data.source import one_line, printable
-from smalti.errors import InputError
+from smalti.data.source import decode_text, one_line, printable
+from smalti.errors import BadFile, InputError
 
 
 class Listed(Classed):
@@ -34,6 +34,16 @@ class Listed(Classed):
     def media(self, index: int) -> Path:
         """The file of a sample."""
         return self.listing.root / self.listing.files[index]
+
+    def caption(self, index: int) -> str | None:
+        """The text of the `.txt` of the same name beside the file, where there is one. Raises BadFile."""
+        path = self.media(index).with_suffix(".txt")
+        try:
+            return decode_text(path.read_bytes(), self.where(index))
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise BadFile(self.where(index), "caption", f"its text cannot be read: {one_line(error)}") from None
 
 
 class FilesConfig(Config):

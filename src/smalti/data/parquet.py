@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -39,12 +39,12 @@ class _Footer(NamedTuple):
 class ParquetRows(Classed):
     """The cells of one column of Parquet files; a `Store`. The row group read last is kept."""
 
-    def __init__(self, root: Path, files: Sequence[str], column: str, label: str) -> None:
-        self.root, self.files, self.column = root, tuple(files), column
+    def __init__(self, root: Path, files: Sequence[str], column: str, label: str, caption: str | None = None) -> None:
+        self.root, self.files, self.column, self.text = root, tuple(files), column, caption
         found, faults = list[_Footer](), list[str]()
         for file in self.files:
             try:
-                found.append(_read_footer(root / file, column, label))
+                found.append(_read_footer(root / file, column, label, caption))
                 if found[-1].names != found[0].names:
                     faults.append(f"{printable(root / file)}: its classes are not those of {printable(self.files[0])}")
             except InputError as error:
@@ -58,12 +58,13 @@ class ParquetRows(Classed):
             raise InputError(f"{where}: the table has no rows")
         self._groups = np.array(groups, np.int64)
         self._starts = np.cumsum(self._groups[:, 2]) - self._groups[:, 2]
-        self._kept: tuple[int, pa.ChunkedArray] | None = None
+        self._kept: dict[str, tuple[int, pa.ChunkedArray]] = {}
         labels = [label for one in found for label in one.labels]
         classes, names = number_classes(labels, where=where, named=self.key), found[0].names
         if classes.labels is not None and len(names) >= len(classes.names):
-            classes = Classes(classes.labels, names)
-        super().__init__(classes)
+            super().__init__(Classes(classes.labels, names), numbered=all(map(str.isdigit, classes.names)))
+        else:
+            super().__init__(classes)
 
     def __len__(self) -> int:
         return int(self._starts[-1] + self._groups[-1, 2])
@@ -78,28 +79,36 @@ class ParquetRows(Classed):
         file, row = self._find(index)
         return f"{printable(self.root / self.files[file])} row {row}"
 
+    def caption(self, index: int) -> str | None:
+        """The text in the column of captions, None where there is none. Raises BadFile."""
+        cell = None if self.text is None else self._cell(index, self.text)
+        return cell if cell is None or isinstance(cell, str) else str(cell)
+
     def media(self, index: int) -> bytes:
         """The bytes of a cell; its row group is read. Raises BadFile."""
-        place = self._place(index)
-        try:
-            cell = self._row_group(place)[int(index - self._starts[place])].as_py()
-        except BadFile:
-            raise
-        except Exception as error:  # damaged pages raise OSError, ArrowException, UnicodeDecodeError, IndexError, ...
-            what = f"its row group cannot be read ({one_line(error)}); copy the file again"
-            raise BadFile(self.where(index), "corrupt", what) from None
+        cell = self._cell(index, self.column)
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if not data:
             what = f"the row has no bytes{f', only the path {one_line(path)}' if path else ''}; embed the files"
             raise BadFile(self.where(index), "empty", what)
         return bytes(data)
 
-    def _row_group(self, place: int) -> "pa.ChunkedArray":
-        if self._kept is None or self._kept[0] != place:
+    def _cell(self, index: int, column: str) -> Any:
+        place = self._place(index)
+        try:
+            return self._row_group(place, column)[int(index - self._starts[place])].as_py()
+        except BadFile:
+            raise
+        except Exception as error:  # damaged pages raise OSError, ArrowException, UnicodeDecodeError, IndexError, ...
+            what = f"its row group cannot be read ({one_line(error)}); copy the file again"
+            raise BadFile(self.where(index), "corrupt", what) from None
+
+    def _row_group(self, place: int, column: str) -> "pa.ChunkedArray":
+        if column not in self._kept or self._kept[column][0] != place:
             file, group, _ = self._groups[place].tolist()
             with _table(self.root / self.files[file]) as table:
-                self._kept = place, table.read_row_group(group, [self.column], use_threads=False)[self.column]
-        return self._kept[1]
+                self._kept[column] = place, table.read_row_group(group, [column], use_threads=False)[column]
+        return self._kept[column][1]
 
     def _place(self, index: int) -> int:
         """The row group of a sample, counted over all files."""
@@ -139,7 +148,7 @@ def _open(path: Path) -> Iterator["pq.ParquetFile"]:
         raise InputError(f"{printable(path)}: no whole Parquet file: {one_line(error)}") from None
 
 
-def _read_footer(path: Path, column: str, label: str) -> _Footer:
+def _read_footer(path: Path, column: str, label: str, caption: str | None) -> _Footer:
     """The footer of a file and its column of classes, checked. Raises InputError."""
     with _open(path) as table:
         schema, where = table.schema_arrow, printable(path)
@@ -147,6 +156,8 @@ def _read_footer(path: Path, column: str, label: str) -> _Footer:
         groups = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
         if label != "label" and label not in schema.names:
             raise InputError(f"{where}: no column {label!r} (there are: {_listed(schema.names)}); set `label`")
+        if caption is not None and caption not in schema.names:
+            raise InputError(f"{where}: no column {caption!r} (there are: {_listed(schema.names)}); set `caption`")
         labels = _labels(table, label, where)
         if min(groups, default=0) < 0 or sum(groups) != len(labels):
             raise InputError(

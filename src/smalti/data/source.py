@@ -54,6 +54,10 @@ class Store(Protocol):
         """The class of one, an index into `classes`, or None where there are none."""
         ...
 
+    def caption(self, index: int) -> str | None:
+        """The text that goes with one, or None. Raises BadFile where it is no text."""
+        ...
+
     def where(self, index: int) -> str:
         """What a fault of one is named by: its path, on one line."""
         ...
@@ -122,6 +126,14 @@ def refuse(where: str, what: str, faults: list[str]) -> None:
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(faults[:5])}{more}")
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The text of a caption, without blanks at its ends. Raises BadFile, naming `where`, unless it is UTF-8."""
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadFile(where, "caption", f"its text is not UTF-8 ({one_line(error)})") from None
 
 
 def printable(path: Path | str) -> str:

@@ -19,7 +19,7 @@ from smalti.data.crop import ViewConfig
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import one_line, open_media, printable, refuse
+from smalti.data.source import decode_text, one_line, open_media, printable, refuse
 from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.data.videos import Videos
@@ -34,6 +34,8 @@ class _Samples(NamedTuple):
 
     media: list[Member]
     labels: list[str | None]
+    texts: list[Member | None]
+    """Where the caption of each may be: its `txt`, or else its `json`."""
     faults: list[str]
 
 
@@ -55,7 +57,7 @@ def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Sample
                 group[extension.lower()] = found
         except ValueError as error:
             faults.append(f"{printable(path)}: {error}")
-        media, labels = list[Member](), list[str | None]()
+        media, labels, texts = list[Member](), list[str | None](), list[Member | None]()
         for key, group in groups.items():
             try:
                 chosen = _choose(group, suffixes, member)
@@ -63,9 +65,10 @@ def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Sample
                     label = _label(file, group)
                     media.append(chosen)
                     labels.append(label)
+                    texts.append(group.get("txt", group.get("json")))
             except ValueError as error:
                 faults.append(f"{printable(path)}: sample {printable(key)}: {error}")
-    return _Samples(media, labels, faults)
+    return _Samples(media, labels, texts, faults)
 
 
 def suffixes_in(path: Path) -> set[str]:
@@ -138,7 +141,7 @@ class TarMembers(Classed):
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
         self.root, self.tars = root, tuple(tars)
         places, labels, faults = list[tuple[int, int, int]](), list[str | None](), list[str]()
-        self._names = list[str]()
+        self._names, self._texts = list[str](), list[Member | None]()
         for number, tar in enumerate(self.tars):
             try:
                 found = _samples(root / tar, suffixes, member)
@@ -148,6 +151,7 @@ class TarMembers(Classed):
             self._names += [one.name for one in found.media]
             places += [(number, one.offset, one.size) for one in found.media]
             labels += found.labels
+            self._texts += found.texts
             faults += found.faults
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
         refuse(where, "members or tars", faults)
@@ -167,6 +171,25 @@ class TarMembers(Classed):
         """The path of the tar, the member, and its first byte."""
         tar, offset, size = self._places[index].tolist()
         return _place(self.root / self.tars[tar], Member(self._names[index], offset, size))
+
+    def caption(self, index: int) -> str | None:
+        """The text in its `txt`, or what its `json` has under `caption` or `text`. Raises BadFile."""
+        member, where = self._texts[index], self.where(index)
+        if member is None:
+            return None
+        if member.size > LONGEST_NOTE:
+            raise BadFile(where, "caption", f"its text has {member.size:,} bytes, at most {LONGEST_NOTE:,} are read")
+        with open_media(self.root / self.tars[self._places[index, 0]]) as file:
+            file.seek(member.offset)
+            text = decode_text(file.read(member.size), where)
+        if not member.name.lower().endswith(".json"):
+            return text
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise BadFile(where, "caption", "its json is not valid JSON") from None
+        found = [value[name] for name in ("caption", "text") if name in value] if isinstance(value, dict) else []
+        return found[0] if found and isinstance(found[0], str) else None
 
     def media(self, index: int) -> bytes:
         """The bytes of a member. Raises BadFile where they are not there any more."""

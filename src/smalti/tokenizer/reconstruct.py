@@ -21,7 +21,7 @@ from smalti.files import write_bytes
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
 from smalti.tokenizer.score import round_trip
-from smalti.tokenizer.tiles import decode_tiles, encode_tiles
+from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, size_of, to_uint8, to_video
 
@@ -141,7 +141,7 @@ def stream_frames(
     if first is None:
         return
     height, width, _ = first.shape
-    source, length = chain([first], source), clip or chunk or frames_at_once(height, width, tokenizer.strides[0])
+    source, length = chain([first], source), clip or chunk or chunk_frames(height, width, tokenizer.strides[0])
 
     def chunks() -> Iterator[Tensor]:
         while group := list(islice(source, length)):
@@ -171,16 +171,7 @@ def write_png(path: Path, picture: UInt8[Tensor, "h w 3"]) -> None:
     write_bytes(path, data.getvalue())
 
 
-def tile_side(tokenizer: Tokenizer) -> int:
-    """Pixels of a tile: 8 times the reach, so that its surroundings cost (10 / 8)^2 at most."""
-    stride = tokenizer.strides[2]
-    encoder, decoder = tokenizer.encoder.reach, tokenizer.decoder.reach
-    assert encoder is not None, "a network that is tile-exact has a reach"
-    assert decoder is not None
-    return math.ceil(max(1024, 8 * max(encoder, decoder * stride)) / stride) * stride
-
-
-def frames_at_once(height: int, width: int, stride: int) -> int:
+def chunk_frames(height: int, width: int, stride: int) -> int:
     """Frames to take at once: a multiple of the time stride, with about `_PIXELS_AT_ONCE` pixels."""
     return stride * max(1, _PIXELS_AT_ONCE // (height * width * stride))
 
@@ -188,7 +179,7 @@ def frames_at_once(height: int, width: int, stride: int) -> int:
 @torch.inference_mode()
 def _round_trip_in_tiles(tokenizer: Tokenizer, video: Tensor) -> tuple[Tensor, Tensor]:
     """`round_trip`, tile by tile."""
-    tile = tile_side(tokenizer)
+    tile = choose_tile(tokenizer)
     ids = encode_tiles(tokenizer, video.to(next(tokenizer.parameters()).device), tile)
     return crop_to(decode_tiles(tokenizer, ids, tile), size_of(video)), ids
 

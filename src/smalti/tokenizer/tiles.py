@@ -5,6 +5,7 @@ surroundings are cut off. That is exact where statistics are per position: no bl
 ((tile + 2 reach) / tile)^2, so choose tiles well above the reach (`encoder.reach` pixels, `decoder.reach` latents).
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -39,6 +40,13 @@ def decode_tiles(tokenizer: Tokenizer, ids: Tensor, tile: int) -> Tensor:
         for y, columns in _grid(ids.shape[2], ids.shape[3], tile // stride, _reach(tokenizer.decoder.reach))
     ]
     return torch.cat(rows, -2)
+
+
+def choose_tile(tokenizer: Tokenizer) -> int:
+    """A tile for large pictures: 8 times the reach, so that the surroundings cost (10 / 8)^2 at most."""
+    stride = tokenizer.strides[2]
+    reach = max(_reach(tokenizer.encoder.reach), _reach(tokenizer.decoder.reach) * stride)
+    return math.ceil(max(1024, 8 * reach) / stride) * stride
 
 
 class _Span:

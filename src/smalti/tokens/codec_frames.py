@@ -10,8 +10,8 @@ from torch import Tensor
 
 from smalti.errors import IntegrityError
 from smalti.nn.stream import Stream
-from smalti.tokenizer.reconstruct import TILED_ABOVE, frames_at_once, tile_side
-from smalti.tokenizer.tiles import decode_tiles, encode_tiles
+from smalti.tokenizer.reconstruct import TILED_ABOVE, chunk_frames
+from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.tokens.codec_entropy import decode_ids
 from smalti.tokens.codec_file import Block, Head
@@ -53,7 +53,7 @@ def encode_picture(tokenizer: Tokenizer, frame: UInt8[Tensor, "h w 3"]) -> Int[T
     """The ids of a picture, tile by tile where it is large and that changes no token."""
     video = to_video(frame).to(_device(tokenizer))
     if _in_tiles(tokenizer, frame.shape[0], frame.shape[1]):
-        return encode_tiles(tokenizer, video, tile_side(tokenizer))
+        return encode_tiles(tokenizer, video, choose_tile(tokenizer))
     return tokenizer.encode(video)
 
 
@@ -93,7 +93,7 @@ def _decode_group(tokenizer: Tokenizer, ids: Iterator[tuple[int, Tensor]], head:
         yield sum(counts), tokenizer.decode(torch.cat(parts, 1))
     else:
         stream = Stream()
-        latents = frames_at_once(head.height, head.width, head.strides[0]) // head.strides[0]
+        latents = chunk_frames(head.height, head.width, head.strides[0]) // head.strides[0]
         for left, whole in ids:
             for part in whole.split(latents, 1):
                 video = tokenizer.decode(part, stream)
@@ -103,7 +103,7 @@ def _decode_group(tokenizer: Tokenizer, ids: Iterator[tuple[int, Tensor]], head:
 
 def _decode_picture(tokenizer: Tokenizer, ids: Tensor, head: Head) -> Tensor:
     if _in_tiles(tokenizer, head.height, head.width):
-        return decode_tiles(tokenizer, ids, tile_side(tokenizer))
+        return decode_tiles(tokenizer, ids, choose_tile(tokenizer))
     return tokenizer.decode(ids)
 
 
@@ -150,7 +150,7 @@ def _encoded(tokenizer: Tokenizer, group: _Group) -> Iterator[Tensor]:
         length = 1
         while taken := list(islice(group, length)):
             yield to_video(torch.stack(taken)).to(device)
-            length = frames_at_once(taken[0].shape[0], taken[0].shape[1], tokenizer.strides[0])
+            length = chunk_frames(taken[0].shape[0], taken[0].shape[1], tokenizer.strides[0])
 
     yield from tokenizer.encode_stream(chunks())
 
