@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, entropy, stems, streaming, training_step
+from benchmarks import convolution, entropy, stems, streaming, tokens, training_step
 from benchmarks.measure import write
 
 
@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "convolution": convolution.measure,
     "training_step": training_step.measure,
     "stems": stems.measure,
+    "tokens": tokens.measure,
 }
 
 

@@ -112,3 +112,12 @@ def test_film_needs_clips_where_a_tokenizer_is_not_causal(smalti, clip_tokenizer
     assert_one_line(smalti(*command, "--out", tmp_path / "a"), 2, "cut it into clips")
     assert "5 rows" in smalti(*command, "--out", tmp_path / "b", "--clip", 5).out
     assert smalti("decode", tmp_path / "b", "--out", tmp_path / "seen").code == 0
+
+
+def test_a_set_is_scored_against_its_originals(smalti, tokens, pictures):
+    report = json.loads(smalti("eval", tokens, "--data", pictures, "--json").out)
+    assert (report["clips"], report["codebook"]["tokens"]) == (2, 2 * 16 * 24)
+    sorted(pictures.iterdir())[0].unlink()
+    ended = smalti("eval", tokens, "--data", pictures, "--json")
+    assert ended.code == 3
+    assert json.loads(ended.out)["clips"] == 1

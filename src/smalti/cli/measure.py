@@ -45,13 +45,17 @@ def evaluate(
       smalti eval runs/video --data clips --size 128 --frames 17 --limit 50 --json
       smalti eval runs/tiny --data photos --protocol mindone-image
       smalti eval originals --against reconstructions
+      smalti eval photo-tokens --data photos
     """
     from smalti.cli.evaluation import Question, measure_folders, measure_tokenizer
+    from smalti.cli.token_sets import is_token_set, measure_set
 
     question = Question(protocol, limit, size, frames, lpips, device)
     if (data is None) == (against is None):
         raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
-    if data is not None:
+    if data is not None and is_token_set(Path(target)):
+        answer = measure_set(Path(target), data, question)
+    elif data is not None:
         answer = measure_tokenizer(target, data, question)
     else:
         assert against is not None

@@ -12,9 +12,11 @@ import typer
 
 from smalti.cli.terminal import Advance, bar, one_line, print_json, say
 from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, find_tokenizer, open_tokenizer
-from smalti.errors import ConfigError, InputError
+from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
+    from smalti.cli.evaluation import Answer, Question
+    from smalti.metrics import Row
     from smalti.tokens.finish import Summary
     from smalti.tokens.inputs import Files, Tables, Tars
     from smalti.tokens.options import Options
@@ -223,13 +225,12 @@ def decode(
     name = tokenizer or read_made(tokens).get("tokenizer")
     if name is None:
         raise InputError(f"{tokens}: does not say where its tokenizer is; give --tokenizer")
-    named = f"{HUB}{name}" if tokenizer is None and not Path(name).exists() and "/" in name and name[0] != "/" else name
     chosen = choose_rows(found, rows, keys or [])
     jobs = targets(found, chosen, out)
     for target in jobs.values():
         if target.exists() and not overwrite:
             raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = open_tokenizer(named, device)
+    model = open_tokenizer(tokenizer or _named(name), device)
     found.check(model)
     done = []
     with bar("decoding", len(jobs)) as advance:
@@ -271,6 +272,40 @@ def export(
 def is_token_set(path: Path) -> bool:
     """Whether a folder is a token set, finished or begun."""
     return (path / "plan.json").is_file() or (path / "dataset.json").is_file()
+
+
+def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
+    """`smalti eval` of a token set: decoded rows against their originals below `data`."""
+    from smalti.cli.evaluation import Answer, perceptual
+    from smalti.metrics import by_name
+    from smalti.tokens.finish import read_made
+    from smalti.tokens.score import Asked, score_set
+    from smalti.tokens.token_set import TokenSet
+
+    protocol, tokens, bad = by_name(question.protocol), TokenSet(path), list[BadFile]()
+    name = read_made(path).get("tokenizer")
+    if name is None:
+        raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
+    model = open_tokenizer(_named(name), question.device)
+    network = perceptual(protocol, question.lpips, next(model.parameters()).device)
+    asked, done = Asked(question.limit, question.frames), 0
+    root = data if data.is_dir() else data.parent
+    with bar("measuring", question.limit or len(tokens)) as advance:
+
+        def progress(score: "Row") -> None:
+            nonlocal done
+            done += 1
+            advance(done, note=f"PSNR {score.psnr:.2f}")
+
+        report = score_set(
+            model, tokens, root, protocol, asked=asked, lpips=network, on_bad=bad.append, progress=progress
+        )
+    return Answer(report, bad, [])
+
+
+def _named(name: str) -> str:
+    """The tokenizer that a set names: a folder, or else a repository of the hub."""
+    return name if Path(name).exists() or Path(name).is_absolute() else f"{HUB}{name}"
 
 
 def describe_set(path: Path) -> dict[str, Any]:
