@@ -16,6 +16,8 @@ from smalti.metrics import Protocol
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import find
 from smalti.tokenizer import TokenizerConfig
+from smalti.tokens.inputs import Files, Tables, Tars
+from smalti.tokens.options import Options
 from smalti.train.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
@@ -88,6 +90,7 @@ FIELDS = {
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
+    "tokens.md": (Options, Files, Tars, Tables),
 }
 
 
