@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, entropy, generate, rate_distortion, stems, streaming, training_step
+from benchmarks import convolution, entropy, generate, rate_distortion, stems, streaming, tokens, training_step
 from benchmarks.measure import write
 
 
@@ -27,6 +27,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "stems": stems.measure,
     "generate": generate.measure,
     "rate_distortion": rate_distortion.measure,
+    "tokens": tokens.measure,
 }
 
 

@@ -53,8 +53,10 @@ def make_set(
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a set but the note about its making, by name."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "made.json"]
+    """The sha256 of every file of a set by name, but for the note about its making, and what a killed writer left under
+    a hidden name: the next one removes it, once the system no longer knows the writer."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in paths if path.name != "made.json" and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -69,14 +69,12 @@ def poison(folder: Path, names: list[str], good: int) -> Path:
 
 
 def test_a_file_that_kills_its_reader_is_left_out_after_three_tries(tokenizer, tmp_path, faulty_decoder):
-    data = poison(tmp_path / "data", ["001-crash.png", "004-exit.png"], 8)
+    data = poison(tmp_path / "data", ["001-crash.png"], 4)
     summary = make_set(tokenizer, data, tmp_path / "set", options=OPTIONS, limits=Limits(workers=1))
-    assert listed(tmp_path / "set") == {"001-crash.png": "crash", "004-exit.png": "crash"}
-    assert (summary.ok, summary.bad, summary.listed) == (8, 2, 10)
-    text = (tmp_path / "set" / "bad_files.jsonl").read_text()
-    assert "died (SIGABRT), 3 times" in text
-    assert "died (exit code 7), 3 times" in text
-    assert [row.key for row in TokenSet(tmp_path / "set")] == [f"{i:03d}.png" for i in range(8)]
+    assert listed(tmp_path / "set") == {"001-crash.png": "crash"}
+    assert (summary.ok, summary.bad, summary.listed) == (4, 1, 5)
+    assert "died (SIGABRT), 3 times" in (tmp_path / "set" / "bad_files.jsonl").read_text()
+    assert [row.key for row in TokenSet(tmp_path / "set")] == [f"{i:03d}.png" for i in range(4)]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import smalti
 from smalti.data import open_video, read_image
 from smalti.errors import ConfigError, InputError, IntegrityError
-from smalti.metrics import SMALTI
+from smalti.metrics import SMALTI, Scores
 from smalti.tokens.decode import choose_rows, decode_frames, decode_row, target_name, targets
 from smalti.tokens.export import export_npy
 from smalti.tokens.options import Clip, Options, cut_into_shards
@@ -310,12 +310,14 @@ def test_decoded_rows_are_scored_against_the_very_files_they_came_from(made, tmp
 
     shutil.copytree(made.data, tmp_path / "data")
     tokenizer, tokens = smalti.load(made.tokenizer), TokenSet(made.path)
-    report = score_set(tokenizer, tokens, tmp_path / "data", SMALTI, asked=Asked(frames=5))
+    report = score_set(
+        tokenizer, tokens, tmp_path / "data", Scores(SMALTI, levels=tokens.about.levels), asked=Asked(frames=5)
+    )
     assert report.clips == 9
     assert report.frames == len(SIZES) + 1 + 2 + 5
     (tmp_path / "data" / "cat" / "3.png").write_bytes(encoded(picture(16, 16, 9), "PNG"))
     bad = []
-    assert score_set(tokenizer, tokens, tmp_path / "data", SMALTI, on_bad=bad.append).clips == 8
+    assert score_set(tokenizer, tokens, tmp_path / "data", Scores(SMALTI), on_bad=bad.append).clips == 8
     assert [(fault.path, fault.code) for fault in bad] == [("cat/3.png", "changed")] or bad[0].code == "changed"
 
 

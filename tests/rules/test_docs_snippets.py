@@ -32,6 +32,8 @@ from smalti.metrics import Protocol
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import find
 from smalti.tokenizer import TokenizerConfig
+from smalti.tokens.inputs import Files, Tables, Tars
+from smalti.tokens.options import Options
 from smalti.train.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
@@ -108,6 +110,7 @@ FIELDS = {
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
     "generation.md": (MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
+    "tokens.md": (Options, Files, Tars, Tables),
 }
 
 

@@ -57,13 +57,18 @@ def evaluate(
       smalti eval runs/tiny --data photos --protocol smalti-frechet
       smalti eval k600 --data val_new.txt --root val --protocol magicmaster-fvd
       smalti eval originals --against reconstructions
+      smalti eval photo-tokens --data photos
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
     from smalti.cli.evaluation import measure
     from smalti.cli.listing import Question
+    from smalti.cli.token_sets import is_token_set, measure_set
 
     question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
-    answer = measure(target, data, against, question)
+    if data is None or against is not None or not is_token_set(Path(target)):
+        answer = measure(target, data, against, question)
+    else:
+        answer = measure_set(Path(target), data, question)
     if answer is None:  # a rank that the leading one speaks for
         return
     if out is not None:

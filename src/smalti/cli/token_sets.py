@@ -1,27 +1,23 @@
 """`smalti tokenize`, `smalti decode`, `smalti export`, and what `smalti info` says of a token set."""
 
 import math
-import os
-import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smalti.cli.terminal import Advance, bar, one_line, print_json, say
+from smalti.cli import asked
+from smalti.cli.terminal import bar, one_line, print_json, say
 from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, find_tokenizer, open_tokenizer
-from smalti.errors import ConfigError, InputError
+from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
+from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
+    from smalti.cli.evaluation import Answer
+    from smalti.cli.listing import Question
+    from smalti.metrics import Row
     from smalti.tokens.finish import Summary
-    from smalti.tokens.inputs import Files, Tables, Tars
-    from smalti.tokens.options import Options
-    from smalti.tokens.work import Seen
 
-_EVERY = 30.0
-"""Seconds between two lines of progress where nobody watches a bar."""
 _SHOWN = 20
 """Bad files that are named on stderr; the rest stand in bad_files.jsonl."""
 
@@ -30,32 +26,23 @@ SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="The folder of 
 
 def tokenize(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder, a list, one file, tars, Parquet, or hf:OWNER/NAME.")
-    ],
-    out: Annotated[Path, typer.Option(help="The folder of the token set; goes on with one that is there.")],
-    size: Annotated[str | None, typer.Option(help="Rows x columns, as 256 or 144x256; own size if none.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Take frames of video at this rate.")] = None,
-    clip: Annotated[int | None, typer.Option(min=1, help="Cut video into rows of N frames.")] = None,
-    overlap: Annotated[int, typer.Option(min=0, help="Frames that a clip shares with the one before.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of one size encoded together.")] = 1,
-    source: Annotated[
-        Literal["files", "tars", "parquet"] | None, typer.Option("--from", help="What DATA is, where it is not clear.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set options.FIELD or inputs.FIELD; repeatable."),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one, without a guard.")] = 1,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Part I of N of the work; auto asks torchrun or Slurm.")
-    ] = None,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a Ray task, as 0.25.")] = 0.0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a silent worker counts as hung.")] = 300.0,
-    memory: Annotated[float | None, typer.Option(min=0.1, help="GB that a worker may hold.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on by the plan that is there; list nothing.")] = False,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the plan and stop.")] = False,
+    data: asked.Data,
+    out: asked.Out,
+    size: asked.Size = None,
+    fps: asked.Rate = None,
+    clip: asked.ClipLength = None,
+    overlap: asked.Overlap = 0,
+    batch: asked.Batch = 1,
+    source: asked.From = None,
+    assignments: asked.Fields = None,
+    workers: asked.Workers = 1,
+    shard: asked.Shard = None,
+    engine: asked.Engine = "local",
+    gpus: asked.GPUs = 0.0,
+    timeout: asked.Timeout = 300.0,
+    memory: asked.Memory = None,
+    resume: asked.Resume = False,
+    plan_only: asked.PlanOnly = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,107 +62,13 @@ def tokenize(
       smalti tokenize runs/tiny hf:owner/name --out tokens --set inputs.caption=text
       smalti tokenize runs/tiny tars --out tokens --engine ray --gpus 0.25
     """
-    from smalti.tokens.finish import finish
-    from smalti.tokens.run import begin
-    from smalti.tokens.work import Limits, pending, work
-    from smalti.train.common import pick_device
-
-    flags = {"size": _size(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
-    inputs, options = _chosen(data, source, flags, assignments or [])
-    name = tokenizer.removeprefix(HUB) if tokenizer.startswith(HUB) else str(find_tokenizer(tokenizer))
-    where = device if device is not None and ":" in device else pick_device(device).type
-    begun = begin(name, inputs, out, options, device=where, resume=resume)
-    for note in begun.notes:
-        say(f"note: {one_line(note)}")
-    plan = begun.plan
-    if plan_only:
-        print(f"{out}: {plan.listed:,} inputs in {plan.shards:,} shards; run the same without --plan-only")
+    flags = {"size": size_of(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
+    given = Given(*chosen(data, source, flags, assignments or []), workers, engine, gpus, timeout, memory, resume)
+    name = tokenizer.removeprefix(HUB) if tokenizer.startswith(HUB) else str(find_tokenizer(tokenizer).absolute())
+    summary = make(name, out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
+    if summary is None:
         return
-    shards = pending(plan, _part(shard))
-    limits = Limits(workers, timeout, None if memory is None else int(memory * 1e9))
-    with bar("tokenizing", len(shards)) as advance:
-        watch = _Watch(advance, len(shards), quiet=as_json)
-        if engine == "ray":
-            from smalti.tokens.on_ray import RayLimits, work_on_ray
-
-            work_on_ray(plan, begun.job, shards, RayLimits(gpus, timeout, limits.memory), watch)
-        else:
-            work(plan, begun.job, shards, limits, watch)
-    _tell(out, finish(plan), as_json)
-
-
-class _Watch:
-    """Moves the bar; where there is none, says a line now and then unless `quiet`."""
-
-    def __init__(self, advance: Advance, total: int, *, quiet: bool) -> None:
-        self.advance, self.total = advance, total
-        self.plain = not quiet and not sys.stderr.isatty()
-        self.begun = self.said = time.monotonic()
-
-    def __call__(self, seen: "Seen") -> None:
-        now = time.monotonic()
-        seconds = max(1e-9, now - self.begun)
-        rates = f"{seen.items / seconds:,.1f} items/s, {seen.tokens / seconds:,.0f} tokens/s"
-        note = f"shards, {seen.items:,} items, {rates}" + (f", {seen.bad:,} bad" if seen.bad else "")
-        self.advance(seen.shards, note=note)
-        if self.plain and now - self.said > _EVERY:
-            self.said = now
-            say(f"{seen.shards:,} of {self.total:,} shards, {seen.items:,} items, {rates}")
-
-
-def _chosen(
-    data: str, source: str | None, flags: Mapping[str, object], assignments: list[str]
-) -> "tuple[Files | Tars | Tables, Options]":
-    """The inputs and options that the command line names."""
-    from smalti.config import Config
-    from smalti.tokens.inputs import AnyInputs, Files, Tables, Tars, choose
-    from smalti.tokens.options import Options
-
-    class Chosen(Config):
-        inputs: AnyInputs
-        options: Options
-
-    kinds = {"files": Files, "tars": Tars, "parquet": Tables}
-    given = Path(data)
-    inputs = choose(data) if source is None else kinds[source](path=given)
-    options = Options.parse({k: v for k, v in flags.items() if v is not None}, where="tokenize")
-    chosen = Chosen(inputs=inputs, options=options).override(assignments)
-    return chosen.inputs, chosen.options
-
-
-def _size(text: str | None) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) == 1:
-        return sides[0]
-    if len(sides) != 2:
-        raise ConfigError(f"--size {text}: expected one number or rows x columns, as in 256 or 144x256")
-    return sides[0], sides[1]
-
-
-def _part(text: str | None) -> tuple[int, int]:
-    """(i, n) of `--shard`; `auto` takes them from torchrun, a Slurm array or srun."""
-    if text is None:
-        return 0, 1
-    if text == "auto":
-        pairs = (
-            ("RANK", "WORLD_SIZE"),
-            ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
-            ("SLURM_PROCID", "SLURM_NTASKS"),
-        )
-        for index, count in pairs:
-            if index in os.environ and count in os.environ:
-                first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0")) if "ARRAY" in index else 0
-                return int(os.environ[index]) - first, int(os.environ[count])
-        raise ConfigError("--shard auto: neither torchrun nor Slurm says which part this is; give --shard 0/8")
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(count)):
-        raise ConfigError(f"--shard {text}: expected part/parts, as in 0/8")
-    return int(index), int(count)
+    _tell(out, summary, as_json)
 
 
 def _tell(out: Path, summary: "Summary", as_json: bool) -> None:
@@ -223,13 +116,12 @@ def decode(
     name = tokenizer or read_made(tokens).get("tokenizer")
     if name is None:
         raise InputError(f"{tokens}: does not say where its tokenizer is; give --tokenizer")
-    named = f"{HUB}{name}" if tokenizer is None and not Path(name).exists() and "/" in name and name[0] != "/" else name
     chosen = choose_rows(found, rows, keys or [])
     jobs = targets(found, chosen, out)
     for target in jobs.values():
         if target.exists() and not overwrite:
             raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = open_tokenizer(named, device)
+    model = open_tokenizer(tokenizer or _named(name), device)
     found.check(model)
     done = []
     with bar("decoding", len(jobs)) as advance:
@@ -271,6 +163,49 @@ def export(
 def is_token_set(path: Path) -> bool:
     """Whether a folder is a token set, finished or begun."""
     return (path / "plan.json").is_file() or (path / "dataset.json").is_file()
+
+
+def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
+    """`smalti eval` of a token set: decoded rows against their originals below `data`."""
+    from smalti.cli.evaluation import Answer, features_of, perceptual
+    from smalti.metrics import Scores, by_name
+    from smalti.tokens.finish import read_made
+    from smalti.tokens.score import Asked, score_set
+    from smalti.tokens.token_set import TokenSet
+
+    protocol, tokens, bad = by_name(question.protocol), TokenSet(path), list[BadFile]()
+    if protocol.convention is not None:
+        raise ConfigError(f"--protocol {protocol.name} reads files in its own way; a token set holds what was encoded")
+    for option, value in (("--size", question.size), ("--root", question.root), ("--statistics", question.statistics)):
+        if value is not None:
+            raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
+    name = read_made(path).get("tokenizer")
+    if name is None:
+        raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
+    model = open_tokenizer(_named(name), question.device)
+    device = next(model.parameters()).device
+    scores = Scores(
+        protocol,
+        lpips=perceptual(protocol, question.lpips, device),
+        features=features_of(protocol, question.features, device),
+        levels=tokens.about.levels,
+    )
+    wanted, done = Asked(question.limit, question.frames or Asked().frames), 0
+    root = data if data.is_dir() else data.parent
+    with bar("measuring", question.limit or len(tokens)) as advance:
+
+        def progress(score: "Row") -> None:
+            nonlocal done
+            done += 1
+            advance(done, note=f"PSNR {score.psnr:.2f}")
+
+        report = score_set(model, tokens, root, scores, asked=wanted, on_bad=bad.append, progress=progress)
+    return Answer(report, bad, [])
+
+
+def _named(name: str) -> str:
+    """The tokenizer that a set names: a folder, or else a repository of the hub."""
+    return name if Path(name).is_absolute() else f"{HUB}{name}"
 
 
 def describe_set(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A task that is lost with its process or its machine is run again by Ray; a file 
 by the task itself, which does its work in a process of its own. Nothing goes through Ray's object store but counts.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ class RayLimits(NamedTuple):
     memory: int | None = None
     """As in `Limits`."""
     address: str | None = None
-    """Of the cluster; None takes what the environment says (RAY_ADDRESS), or starts one on this machine."""
+    """Of the cluster; None takes what the environment says (RAY_ADDRESS), or starts one on this machine. One that
+    happens to run here is not joined unasked."""
     silence: float = _SILENCE
 
 
@@ -48,7 +50,8 @@ def work_on_ray(plan: Plan, job: Job, shards: Sequence[int], limits: RayLimits, 
     tell = watch or (lambda seen: None)
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=limits.address, log_to_driver=False, configure_logging=False)
+        address = limits.address or os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
         _run(ray, plan, job, shards, limits, tell)
     finally:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from smalti.config import Config, Triple, Tuple
 from smalti.data.source import printable
 from smalti.errors import ConfigError, InputError, IntegrityError
@@ -106,6 +108,13 @@ class Plan(NamedTuple):
     def report_path(self, shard: int) -> Path:
         """The report of a shard, which is written after it and says that it is done."""
         return self.folder / "reports" / f"{self.name(shard)}.json"
+
+    def counts(self) -> list[int]:
+        """How many inputs each shard has."""
+        path = self.folder / INPUTS
+        with open_table(path) as table:
+            groups = [read_group(path, table, group, ["shard"])["shard"] for group in range(table.num_row_groups)]
+        return np.bincount([shard for group in groups for shard in group.to_pylist()], minlength=self.shards).tolist()
 
     def inputs_of(self, shard: int) -> list["Input"]:
         """The inputs of a shard. Raises IntegrityError where the list of inputs is damaged."""

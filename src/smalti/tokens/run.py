@@ -60,7 +60,7 @@ def begin(
         f"{name}: begun with {made[name]}, here is {facts[name]}; an id on a threshold may differ" for name in differ
     ]
     write_made(out, {"tokenizer": tokenizer, "data": printable(inputs.path), **facts})
-    return Begun(plan, Job(str(out), str(root), tokenizer, device), tuple(notes))
+    return Begun(plan, Job(str(out.absolute()), str(root.absolute()), tokenizer, device), tuple(notes))
 
 
 def _device_name(device: str) -> str:

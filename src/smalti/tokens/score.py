@@ -11,7 +11,7 @@ from torch import Tensor
 from smalti.data.decode import VideoReader
 from smalti.data.images import decode_image
 from smalti.errors import BadFile
-from smalti.metrics import Perceptual, Protocol, Report, Scores
+from smalti.metrics import Report, Scores
 from smalti.metrics import Row as Score
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.decode import decode_frames
@@ -35,20 +35,18 @@ def score_set(
     tokenizer: Tokenizer,
     tokens: TokenSet,
     root: Path,
-    protocol: Protocol,
+    scores: Scores,
     *,
     asked: Asked = Asked(),  # noqa: B008 - an immutable record
-    lpips: Perceptual | None = None,
     on_bad: Callable[[BadFile], None] | None = None,
     progress: Callable[[Score], None] | None = None,
 ) -> Report:
-    """The report on decoded rows against their originals below `root`, shown as the set shows them.
+    """The report of `scores` on decoded rows against their originals below `root`, shown as the set shows them.
 
     An original that is not there, or has other bytes than those that were encoded, goes to `on_bad`. Raises
     IntegrityError for another tokenizer than the set's, InputError where no row can be compared.
     """
     tokens.check(tokenizer)
-    scores = Scores(protocol, lpips=lpips, levels=tokens.about.levels)
     time = tokens.about.strides[0]
     for row, original in islice(_pairs(tokens, root, asked.frames, on_bad or (lambda bad: None)), asked.rows):
         count = len(original)
