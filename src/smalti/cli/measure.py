@@ -12,6 +12,8 @@ from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open
 from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
+    from smalti.cli.evaluation import Answer
+    from smalti.cli.listing import Question
     from smalti.tokenizer import Tokenizer
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
 
@@ -60,15 +62,10 @@ def evaluate(
       smalti eval photo-tokens --data photos
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
-    from smalti.cli.evaluation import measure
     from smalti.cli.listing import Question
-    from smalti.cli.token_sets import is_token_set, measure_set
 
     question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
-    if data is None or against is not None or not is_token_set(Path(target)):
-        answer = measure(target, data, against, question)
-    else:
-        answer = measure_set(Path(target), data, question)
+    answer = _measure(target, data, against, question)
     if answer is None:  # a rank that the leading one speaks for
         return
     if out is not None:
@@ -79,6 +76,15 @@ def evaluate(
         print(answer.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
     if answer.bad:
         _say_bad(answer.bad, answer.report.clips)
+
+
+def _measure(target: str, data: Path | None, against: Path | None, question: "Question") -> "Answer | None":
+    from smalti.cli.evaluation import measure
+    from smalti.cli.token_sets import is_token_set, measure_set
+
+    if data is None or against is not None or not is_token_set(Path(target)):
+        return measure(target, data, against, question)
+    return measure_set(Path(target), data, question)
 
 
 def reconstruct(
