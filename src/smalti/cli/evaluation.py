@@ -35,6 +35,7 @@ class Question(NamedTuple):
     limit: int | None
     size: int
     frames: int
+    root: Path | None
     lpips: Path | None
     device: str | None
 
@@ -61,7 +62,7 @@ def measure_tokenizer(target: str, data: Path, question: Question) -> Answer:
     protocol = by_name(question.protocol)
     model = open_tokenizer(target, question.device)
     network = perceptual(protocol, question.lpips, next(model.parameters()).device)
-    source = source_of(data, model, question.size, question.frames)
+    source = source_of(data, model, question)
     if question.size:
         protocol = protocol.model_copy(update={"resize": "lanczos", "crop": "center", "size": question.size})
     count = len(source) if question.limit is None else min(len(source), question.limit)
@@ -109,21 +110,27 @@ def measure_folders(originals: Path, made: Path, question: Question) -> Answer:
     return Answer(report, [], [(read_image(a), read_image(b)) for _, a, b in matched[:_SHOWN]])
 
 
-def source_of(data: Path, model: Tokenizer, size: int, frames: int) -> Source:
+def source_of(data: Path, model: Tokenizer, question: Question) -> Source:
     """The pictures or the video of `data`, each cut to its middle; where both are there, what the tokenizer is for.
 
     A video of fewer than `frames` frames is a bad file. Raises InputError where there is nothing.
     """
-    listing = list_files(data, (*PICTURES, *VIDEOS))
+    listing = list_files(data, (*PICTURES, *VIDEOS), root=question.root)
     kinds = Counter(Path(file).suffix.lower() in PICTURES for file in listing.files)
-    side = size or None
+    side = question.size or None
     pictures = bool(kinds[True]) and (model.config.time == 1 or not kinds[False])
     if pictures:
-        return ImagesConfig(path=data, size=side, crop="center", flip=False).build()
-    videos = VideosConfig(
-        path=data, size=side, crop="center", flip=False, frames=frames, sampling="center", short="skip"
-    )
-    return videos.build()
+        return ImagesConfig(path=data, root=question.root, size=side, crop="center", flip=False).build()
+    return VideosConfig(
+        path=data,
+        root=question.root,
+        size=side,
+        crop="center",
+        flip=False,
+        frames=question.frames,
+        sampling="center",
+        short="skip",
+    ).build()
 
 
 def perceptual(protocol: Protocol, weights: Path | None, device: torch.device) -> Perceptual | None:

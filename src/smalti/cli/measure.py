@@ -28,6 +28,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")] = None,
     size: Annotated[int, typer.Option(min=0, help="Rows and columns of a clip; 0 keeps those of the file.")] = 128,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a clip of video, from its middle.")] = 17,
+    root: Annotated[Path | None, typer.Option(help="Where the paths of a list start; its own folder if none.")] = None,
     lpips: Annotated[Path | None, typer.Option(help="LPIPS weights; found by themselves where installed.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write report.json and sheet.png to this folder.")] = None,
     device: DeviceOption = None,
@@ -48,7 +49,7 @@ def evaluate(
     """
     from smalti.cli.evaluation import Question, measure_folders, measure_tokenizer
 
-    question = Question(protocol, limit, size, frames, lpips, device)
+    question = Question(protocol, limit, size, frames, root, lpips, device)
     if (data is None) == (against is None):
         raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
     if data is not None:
