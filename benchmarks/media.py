@@ -4,9 +4,10 @@
     datasets/ucf101/UCF-101/FILM/v_FILM_g01_c01.avi             the shots of the film, 320x240, MPEG-4 in AVI
     datasets/ucf101/{classInd,trainlist01,testlist01}.txt       in UCF-101's own format
 
-What is held out is fixed. A photograph is, if the first byte of the sha256 of its path is below 51 (one in five). A film
+What is held out is fixed. A photograph is, if the first byte of the sha256 of its path is below 51 (one in five). Film
 is cut into 25 stretches of equal length, numbered in the order of their sha256; a shot is of the stretch that it starts
-in, its group, and groups 1 to 7 are the test set, as in UCF-101. So training and test share no second of film.
+in, its group, and groups 1 to 7 are the test set, as in UCF-101. What lies within two seconds of a shot to train on is
+left out of the test set, so that no shot that a cut was wrongly found in is in both.
 """
 
 import argparse
@@ -28,19 +29,34 @@ ROWS, COLUMNS = 240, 320
 GROUPS, TEST_GROUPS = 25, 7
 SHORTEST, LONGEST = 25, 240
 """Frames of a shot: shorter ones are left out, longer ones become several clips of one group."""
+APART = 2.0
+"""Seconds that a test clip keeps from what is trained on; also from one picture of a clip to the next."""
 CUT = 18.0
-"""Mean difference of two neighbouring thumbnails (0..255) from which a new shot begins."""
+"""Mean difference of neighbouring thumbnails (0..255) from which a new shot begins: a cut, or the fastest motion."""
 FLAT = 6.0
 """Deviation of a thumbnail below which a frame is a black or a title screen, and ends a shot."""
 SHORT_SIDE = 256
 
 
-class Shot(NamedTuple):
+class Part(NamedTuple):
     """Neighbouring frames of one shot of a film."""
 
-    start: int
+    shot: int
+    """The first frame of the shot in the film."""
+    first: int
+    """The first frame of this part."""
     frames: list[np.ndarray]
     """`uint8 240 320 3`."""
+
+
+class Clip(NamedTuple):
+    """A part that has been written."""
+
+    name: str
+    first: int
+    end: int
+    tests: bool
+    pictures: list[np.ndarray]
 
 
 def held_out(name: str) -> bool:
@@ -70,24 +86,32 @@ def middle(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((COLUMNS, ROWS), Image.Resampling.BICUBIC, box=box))
 
 
-def shots(frames: Iterator[np.ndarray]) -> Iterator[Shot]:
-    """The shots of a film: between cuts and flat frames, at most `LONGEST` frames each, none below `SHORTEST`."""
-    shot, last = Shot(0, []), None
+def parts(frames: Iterator[np.ndarray]) -> Iterator[Part]:
+    """The shots of a film, between cuts and flat frames: parts of at most `LONGEST` frames, none below `SHORTEST`."""
+    part, last = Part(0, 0, []), None
     for number, frame in enumerate(frames):
         small = np.asarray(Image.fromarray(frame).resize((32, 24), Image.Resampling.BOX), np.float32)
         flat = small.mean(2).std() < FLAT
         cut = last is not None and np.abs(small - last).mean() > CUT
         last = small
-        if flat or cut or len(shot.frames) == LONGEST:
-            if len(shot.frames) >= SHORTEST:
-                yield shot
-            shot = Shot(number, [])
-        if flat:
-            shot = Shot(number + 1, [])
-        else:
-            shot.frames.append(frame)
-    if len(shot.frames) >= SHORTEST:
-        yield shot
+        if flat or cut or len(part.frames) == LONGEST:
+            if len(part.frames) >= SHORTEST:
+                yield part
+            part = Part(number if flat or cut else part.shot, number, [])
+        if not flat:
+            part.frames.append(frame)
+    if len(part.frames) >= SHORTEST:
+        yield part
+
+
+def apart(clips: Sequence[Clip], frames: float) -> list[Clip]:
+    """The clips without those of the test set that come nearer than `frames` to a clip to train on."""
+    trained = [clip for clip in clips if not clip.tests]
+    return [
+        clip
+        for clip in clips
+        if not clip.tests or all(t.first - clip.end >= frames or clip.first - t.end >= frames for t in trained)
+    ]
 
 
 def write_avi(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
@@ -105,21 +129,26 @@ def write_avi(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 def lay_film(path: Path, until: float | None, number: int, out: Path) -> dict[str, list[str]]:
     """Write the shots of a film, class `number`, and pictures of it; gives the rows of both lists."""
-    name = "".join(word.capitalize() for word in path.stem.replace("-", "_").split("_"))
-    group_of, clips, rows = groups(name), [0] * (GROUPS + 1), {"train": list[str](), "test": list[str]()}
+    film = "".join(word.capitalize() for word in path.stem.replace("-", "_").split("_"))
+    group_of, counts, clips = groups(film), [0] * (GROUPS + 1), list[Clip]()
     with open_video(path) as reader:
         fps = reader.fps
         count = len(reader) if until is None else min(len(reader), round(until * fps))
-        for shot in shots(middle(frame.numpy()) for frame in reader.frames(stop=count)):
-            group = group_of[shot.start * GROUPS // count]
-            clips[group] += 1
-            clip = f"v_{name}_g{group:02d}_c{clips[group]:02d}"
-            write_avi(out / "ucf101" / "UCF-101" / name / f"{clip}.avi", shot.frames, fps)
-            tests = group <= TEST_GROUPS
-            rows["test" if tests else "train"].append(f"{name}/{clip}.avi" + ("" if tests else f" {number}"))
-            for at in range(0, len(shot.frames), round(2 * fps)):
-                save(Image.fromarray(shot.frames[at]), out, tests, f"{name}/{clip}_{at:03d}")
-    return rows
+        for part in parts(middle(frame.numpy()) for frame in reader.frames(stop=count)):
+            group = group_of[part.shot * GROUPS // count]
+            counts[group] += 1
+            name = f"{film}/v_{film}_g{group:02d}_c{counts[group]:02d}"
+            write_avi(out / "ucf101" / "UCF-101" / f"{name}.avi", part.frames, fps)
+            end, pictures = part.first + len(part.frames), part.frames[:: round(APART * fps)]
+            clips.append(Clip(name, part.first, end, group <= TEST_GROUPS, [picture.copy() for picture in pictures]))
+    clips = apart(clips, APART * fps)
+    for clip in clips:
+        for i, picture in enumerate(clip.pictures):
+            save(Image.fromarray(picture), out, clip.tests, f"{clip.name}_{i * round(APART * fps):03d}")
+    return {
+        "train": [f"{clip.name}.avi {number}" for clip in clips if not clip.tests],
+        "test": [f"{clip.name}.avi" for clip in clips if clip.tests],
+    }
 
 
 def save(picture: Image.Image, out: Path, held: bool, name: str) -> None:
@@ -129,14 +158,14 @@ def save(picture: Image.Image, out: Path, held: bool, name: str) -> None:
     picture.save(path, "JPEG", quality=95)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, write the folders, say what is in them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.media")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--film", type=Path, action="append", required=True, help="a video file; repeatable")
     parser.add_argument("--until", type=float, help="seconds of each film to take, to leave out the credits")
     parser.add_argument("--photos", type=Path, required=True, help="a folder of pictures")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if (asked.out / "ucf101").exists() or (asked.out / "ImageNet").exists():
         parser.error(f"{asked.out}: holds a layout already; give another folder")
     for name in list_files(asked.photos, SUFFIXES).files:

@@ -25,8 +25,10 @@ def inflate(
     latent decodes to; with time strides of 1 the video is reconstructed frame by frame as the image tokenizer does.
     `norm` exchanges the norms: group norms `frame` for `clip` is mindone's way, and of all laws only that of a still
     (one frame, or one frame again and again) then holds; with `start="grey"` and time strides above 1, as mindone has
-    it, not even that, for the grey frames enter the statistics. Raises ConfigError for a clip norm that was not asked for, for a video tokenizer, a VQGAN, and
-    a wrong number of strides.
+    it, not even that, for the grey frames enter the statistics.
+
+    Raises ConfigError for a clip norm that was not asked for, for a video tokenizer, a VQGAN, and a wrong number of
+    strides.
     """
     old = image.config
     if not isinstance(old, TokenizerConfig):
