@@ -64,6 +64,11 @@ def held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] < 51
 
 
+def class_of(path: Path) -> str:
+    """The class of a film: its name, as UCF-101 writes names."""
+    return "".join(word.capitalize() for word in path.stem.replace("-", "_").split("_"))
+
+
 def groups(film: str) -> list[int]:
     """The group, from 1, of each of the 25 stretches of a film."""
     order = sorted(range(GROUPS), key=lambda stretch: hashlib.sha256(f"{film}/{stretch}".encode()).digest())
@@ -129,7 +134,7 @@ def write_avi(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 def lay_film(path: Path, until: float | None, number: int, out: Path) -> dict[str, list[str]]:
     """Write the shots of a film, class `number`, and pictures of it; gives the rows of both lists."""
-    film = "".join(word.capitalize() for word in path.stem.replace("-", "_").split("_"))
+    film = class_of(path)
     group_of, counts, clips = groups(film), [0] * (GROUPS + 1), list[Clip]()
     with open_video(path) as reader:
         fps = reader.fps
@@ -177,8 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     rows = [lay_film(path, asked.until, number, asked.out) for number, path in enumerate(asked.film, start=1)]
     lists = {f"{part}list01": [row for film in rows for row in film[part]] for part in ("train", "test")}
-    classes = [lay["train"][0].split("/")[0] for lay in rows]
-    lists["classInd"] = [f"{number} {name}" for number, name in enumerate(classes, start=1)]
+    lists["classInd"] = [f"{number} {class_of(path)}" for number, path in enumerate(asked.film, start=1)]
     for name, lines in lists.items():
         (asked.out / "ucf101" / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for part in ("train", "validation"):

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import media
 from smalti.cli.app import run
-from smalti.data import open_video, read_clip, read_image, write_video
+from smalti.data import open_video, read_clip, read_image
 from smalti.data.samples import film, photos
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
@@ -49,9 +49,8 @@ def path(tmp_path_factory):
     root = tmp_path_factory.mktemp("mindone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        shots = [clip for part in ("train", "heldout") for clip in sorted(film(part).iterdir())]
-        write_video("shots.mp4", (frame for clip in shots for frame in read_clip(clip)), 24, crf=8)
-        media.main(["datasets", "--film", "shots.mp4", "--photos", str(photos("train").parent)])
+        films = [f"--film={clip}" for part in ("train", "heldout") for clip in sorted(film(part).iterdir())]
+        media.main(["datasets", *films, "--photos", str(photos("train").parent)])
         smalti("train", "mindone-image", "--tiny", *IMAGE, *FAST, "--set", "steps=150", "--out", "runs/image")
         inflate = ["inflate", "runs/image", "--time-strides", "2,2,1", "--time", "3", "--past", "full"]
         smalti(*inflate, "--out", "inflated-frame")
@@ -66,11 +65,13 @@ def path(tmp_path_factory):
 def test_clips_are_listed_as_in_ucf101(path):
     folder = path.root / "datasets/ucf101"
     train, test = ((folder / f"{part}list01.txt").read_text().splitlines() for part in ("train", "test"))
-    clips = {f"Shots/{clip.name}" for clip in (folder / "UCF-101/Shots").iterdir()}
-    assert {row.removesuffix(" 1") for row in (*train, *test)} <= clips
-    assert all(row.endswith(".avi 1") and int(row.split("_g")[1][:2]) > 7 for row in train)
-    assert all(row.endswith(".avi") and int(row.split("_g")[1][:2]) <= 7 for row in test)
-    assert len(train) > len(test) > 0
+    clips = {clip.relative_to(folder / "UCF-101").as_posix() for clip in (folder / "UCF-101").rglob("*.avi")}
+    assert {row.split(" ")[0] for row in (*train, *test)} == clips
+    assert all(int(row.split("_g")[1][:2]) > 7 for row in train)
+    assert all(int(row.split("_g")[1][:2]) <= 7 for row in test)
+    assert len(train) > len(test) > 1
+    numbers = dict(row.split(" ")[::-1] for row in (folder / "classInd.txt").read_text().splitlines())
+    assert all(numbers[row.split("/")[0]] == row.split(" ")[1] for row in train)
     with open_video(folder / "UCF-101" / test[0]) as reader:
         assert (reader.size, reader.fps) == ((240, 320), 24)
 
