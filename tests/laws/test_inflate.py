@@ -26,7 +26,7 @@ def image_tokenizer(norm="position", quantizer=None, start="repeat", seed=0):
 
 @pytest.mark.parametrize("norm", ["position", "frame"])
 @pytest.mark.parametrize("past", ["full", "point"])
-@pytest.mark.parametrize("start", ["repeat", "zero"])
+@pytest.mark.parametrize("start", ["repeat", "zero", "grey"])
 def test_without_time_strides_every_frame_is_reconstructed_as_an_image(norm, past, start):
     image = image_tokenizer(norm, start=start)
     video = inflate(image, (1, 1), past=past)
@@ -52,6 +52,22 @@ def test_with_time_strides_latents_are_those_of_every_sth_frame(quantizer, time_
         for t in range(9):
             picture = image.decode(ids[:, -(-t // s)][:, None])
             assert torch.allclose(decoded[:, :, t : t + 1], picture, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", ["repeat", "zero", "grey"])
+def test_norms_over_the_clip_keep_stills_unless_grey_frames_enter_the_statistics(start):
+    image, picture = image_tokenizer("frame", start=start), clip(1)
+    video = inflate(image, (2, 2), past="full", norm="clip")
+    with torch.no_grad():
+        wanted = image(picture)
+        for frames in (1, 5, 9):
+            made = video(picture.expand(-1, -1, frames, -1, -1))
+            error = (made.video - wanted.video).abs().max()
+            if start == "grey":
+                assert error > 0.1
+            else:
+                assert torch.equal(made.ids, wanted.ids.expand_as(made.ids))
+                assert error < 1e-12
 
 
 def test_what_cannot_be_inflated_exactly_is_refused():

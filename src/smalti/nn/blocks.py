@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smalti.nn.causal import CausalConv, Window
-from smalti.nn.norm import Norm, NormKind
+from smalti.nn.norm import GROUPS, Norm, NormKind
 from smalti.nn.stream import Stream
 
 
@@ -15,11 +15,13 @@ class ResidualBlock(nn.Module):
     The second convolution starts at zero, so a fresh network is its stems, strides and skips alone.
     """
 
-    def __init__(self, channels: int, out: int, window: Window, *, norm: NormKind, bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, out: int, window: Window, *, norm: NormKind, groups: int = GROUPS, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.norm1 = Norm(norm, channels)
+        self.norm1 = Norm(norm, channels, groups=groups)
         self.conv1 = CausalConv(channels, out, window, bias=bias)
-        self.norm2 = Norm(norm, out)
+        self.norm2 = Norm(norm, out, groups=groups)
         self.conv2 = CausalConv(out, out, window, bias=bias)
         self.skip = CausalConv(channels, out, kernel=1, bias=bias) if channels != out else None
         nn.init.zeros_(self.conv2.now.weight)

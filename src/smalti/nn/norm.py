@@ -19,16 +19,19 @@ AdaptiveKind = Literal["none", "position", "frame", "clip"]
 _EPS = 1e-6
 _EPS_POOLED = 1e-5
 """MagicMaster's in its norms that are modulated by pooled codes; all its other norms have 1e-6."""
-_GROUPS = 32
+GROUPS = 32
+"""Of all published networks. Narrow ones need fewer: a group of one channel loses what it is on average, the colour."""
 
 
 class Norm(nn.Module):
     """Normalisation of `t b c h w`, with a weight and a bias per channel if `affine`."""
 
-    def __init__(self, kind: NormKind, channels: int, affine: bool = True, eps: float = _EPS) -> None:
+    def __init__(
+        self, kind: NormKind, channels: int, affine: bool = True, eps: float = _EPS, *, groups: int = GROUPS
+    ) -> None:
         super().__init__()
         self.kind, self.channels, self.eps = kind, channels, eps
-        self.groups = math.gcd(channels, _GROUPS)
+        self.groups = math.gcd(channels, groups)
         self.weight = nn.Parameter(nn.init.ones_(Tensor(channels))) if affine else None
         self.bias = nn.Parameter(nn.init.zeros_(Tensor(channels))) if affine else None
 
@@ -53,13 +56,21 @@ class AdaptiveNorm(nn.Module):
     """
 
     def __init__(
-        self, kind: NormKind, channels: int, code_dim: int, *, by: AdaptiveKind = "position", time_stride: int = 1
+        self,
+        kind: NormKind,
+        channels: int,
+        code_dim: int,
+        *,
+        by: AdaptiveKind = "position",
+        time_stride: int = 1,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         self.by = by
         self.time_stride = time_stride
         """Frames of x per frame of codes."""
-        self.norm = Norm(kind, channels, affine=False, eps=_EPS if by == "position" else _EPS_POOLED)
+        eps = _EPS if by == "position" else _EPS_POOLED
+        self.norm = Norm(kind, channels, affine=False, eps=eps, groups=groups)
         self.modulation = nn.Conv2d(code_dim, 2 * channels, 1)
         nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
 

@@ -49,7 +49,8 @@ def shrink(full: TokenizerTraining, steps: int = 40) -> TokenizerTraining:
 
 def _tokenizer(full: AnyTokenizerConfig) -> AnyTokenizerConfig:
     if isinstance(full, TokenizerConfig):
-        return full.replace({"width": WIDTH, "depth": 1, "decoder_depth": 1, "middle": 1})
+        groups = max(1, full.groups * WIDTH // full.width)  # as many channels a group as in the whole form
+        return full.replace({"width": WIDTH, "groups": groups, "depth": 1, "decoder_depth": 1, "middle": 1})
     return full.replace({"width": WIDTH, "depth": 1, "decoder_depth": 1, "latent": 2 * WIDTH})
 
 

@@ -51,6 +51,9 @@ class TokenizerConfig(Config):
     head_time: int | None = Field(None, ge=1)
     """Frames that the last convolution sees; null is `time` (MagicMaster: 1)."""
     norm: NormKind = "position"
+    groups: int = Field(32, ge=1)
+    """Groups of channels of the norms `frame` and `clip`, or the largest number below that divides both it and the
+    channels. In a narrow network as much fewer as it is narrower: groups of one channel lose the colour of a frame."""
     final_norm: bool = True
     """A norm and a SiLU before the latents and before the pixels (MagicMaster has neither)."""
     adaptive: AdaptiveKind = "position"

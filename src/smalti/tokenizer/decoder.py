@@ -24,21 +24,23 @@ class Decoder(nn.Module):
         self.patch, self.grey, self.adaptive_source = config.patch, config.grey, config.adaptive_source
         widths = [config.width * m for m in config.multipliers][::-1]
         depths, strides = config.decoder_depths[::-1], config.strides[::-1]
-        window, bias = config.window, config.bias
+        window, bias, groups = config.window, config.bias, config.groups
         # A kernel of 1 is a projection, in time as in space.
         first = window if config.code_kernel > 1 else Window()
         self.from_codes = CausalConv(dim, widths[0], first, kernel=config.code_kernel)
         source = dim if config.adaptive_source == "codes" else widths[0]
         layers: list[nn.Module] = [
-            ResidualBlock(widths[0], widths[0], window, norm=config.norm, bias=bias) for _ in range(config.middle)
+            ResidualBlock(widths[0], widths[0], window, norm=config.norm, groups=groups, bias=bias)
+            for _ in range(config.middle)
         ]
         reach, step, have = float(config.code_kernel // 2 + 2 * config.middle), 1.0, widths[0]
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             if config.adaptive != "none":
                 time_stride = math.prod(t for t, _ in strides[:i])
-                layers.append(AdaptiveNorm(config.norm, have, source, by=config.adaptive, time_stride=time_stride))
+                by = config.adaptive
+                layers.append(AdaptiveNorm(config.norm, have, source, by=by, time_stride=time_stride, groups=groups))
             for _ in range(depth):
-                layers.append(ResidualBlock(have, width, window, norm=config.norm, bias=bias))
+                layers.append(ResidualBlock(have, width, window, norm=config.norm, groups=groups, bias=bias))
                 reach, have = reach + 2 * step, width
             if i < len(strides):
                 out = have if depths[i + 1] else widths[i + 1]
@@ -47,7 +49,7 @@ class Decoder(nn.Module):
                 )
                 reach, step, have = reach + step, step / strides[i][1], out
         self.layers = nn.ModuleList(layers)
-        self.norm = Norm(config.norm, have) if config.final_norm else None
+        self.norm = Norm(config.norm, have, groups=groups) if config.final_norm else None
         head = window._replace(time=config.head_time or config.time)
         self.to_pixels = CausalConv(have, 3 * config.patch**2, head, kernel=config.head_kernel, bias=bias)
         self.reach: int | None = math.ceil(reach + step * (config.head_kernel // 2))

@@ -22,20 +22,21 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch, self.grey = config.patch, config.grey
         widths, window, bias = [config.width * m for m in config.multipliers], config.window, config.bias
+        groups = config.groups
         stem = window._replace(time=config.stem_time or config.time)
         self.stem = CausalConv(3 * config.patch**2, widths[0], stem, kernel=config.stem_kernel, bias=bias)
         layers: list[nn.Module] = []
         reach, step, have = config.patch * (config.stem_kernel // 2), config.patch, widths[0]
         for i, (width, depth) in enumerate(zip(widths, config.depths, strict=True)):
             for _ in range(depth + (config.middle if i == len(widths) - 1 else 0)):
-                layers.append(ResidualBlock(have, width, window, norm=config.norm, bias=bias))
+                layers.append(ResidualBlock(have, width, window, norm=config.norm, groups=groups, bias=bias))
                 reach, have = reach + 2 * step, width
             if i < len(config.strides):
                 out = have if config.depths[i + 1] else widths[i + 1]
                 layers.append(CausalConv(have, out, window, strides=config.strides[i], bias=bias))
                 reach, step, have = reach + step, step * config.strides[i][1], out
         self.layers = nn.ModuleList(layers)
-        self.norm = Norm(config.norm, have) if config.final_norm else None
+        self.norm = Norm(config.norm, have, groups=groups) if config.final_norm else None
         self.to_latent = CausalConv(have, dim, kernel=1, bias=bias)
         self.reach: int | None = reach
         """Pixels on each side that a latent sees beyond its own square."""

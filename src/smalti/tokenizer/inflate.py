@@ -23,9 +23,12 @@ def inflate(
     `time_strides` has one time stride for each spatial one, from the pixels inwards: (1, 2, 2) is MAGVIT-v2's late
     reduction. Laws: latent i of a video is the image latent of frame s*i, and every decoded frame is the image that its
     latent decodes to; with time strides of 1 the video is reconstructed frame by frame as the image tokenizer does.
-    `norm` exchanges the norms: group norms `frame` for `clip` is mindone's way, and of all laws only that of a video of
-    one frame then holds. Raises ConfigError for a clip norm that was not asked for, for a video tokenizer, a VQGAN, and
-    a wrong number of strides.
+    `norm` exchanges the norms: group norms `frame` for `clip` is mindone's way, and of all laws only that of a still
+    (one frame, or one frame again and again) then holds; with `start="grey"` and time strides above 1, as mindone has
+    it, not even that, for the grey frames enter the statistics.
+
+    Raises ConfigError for a clip norm that was not asked for, for a video tokenizer, a VQGAN, and a wrong number of
+    strides.
     """
     old = image.config
     if not isinstance(old, TokenizerConfig):
