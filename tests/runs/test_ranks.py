@@ -49,6 +49,11 @@ with join_world("cpu") as world:
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TWO = [*TORCHRUN, "--standalone", "--nproc-per-node", 2]
+JUDGE = (
+    "adversary={discriminator: {kind: stylegan2, size: 32, width: 16}, adaptive: true, weight: 0.75, "
+    "penalty: one_centred, optimizer: {lr: 4.32e-4, betas: [0.5, 0.9], schedule: constant, warmup: 0}}"
+)
+"""MagicMaster's, small."""
 PATCH = "magicmaster-imagenet-patch-64000-128-32x8-ep20"
 
 
@@ -115,7 +120,7 @@ def sets(*settings: str) -> list[str]:
     [
         ("tiny", 60, []),
         # 4 clips on each rank: the groups that this judge compares are then those of the whole batch.
-        ("magicmaster-imagenet-style2-64000-128-8x8-ep20", 60, ["batch_size=8"]),
+        ("tiny", 60, ["batch_size=8", JUDGE]),
         # Few steps: in one process too, a change of 1e-15 becomes 1e-8 in 9 steps of it and 1e-3 in 15.
         ("paper-video-128", 6, ["tokenizer.norm=position", "adversary.adaptive=true", "accumulate=2"]),
     ],
