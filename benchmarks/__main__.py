@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, entropy, stems, streaming, training_step
+from benchmarks import convolution, entropy, magicmaster, stems, streaming, training_step
 from benchmarks.measure import write
 
 
@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "streaming": streaming.measure,
     "convolution": convolution.measure,
     "training_step": training_step.measure,
+    "magicmaster": magicmaster.measure,
     "stems": stems.measure,
 }
 

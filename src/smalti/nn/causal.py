@@ -51,11 +51,11 @@ class CausalConv(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        time, past, self.start = window
+        time, self.kernels, self.start = window
         if time < strides[0]:
             raise ValueError(f"a time stride of {strides[0]} needs a kernel of at least as many frames (found {time})")
         self.now = nn.Conv2d(channels, out, kernel, stride=strides[1], padding=kernel // 2, bias=bias)
-        size = kernel if past == "full" else 1
+        size = kernel if self.kernels == "full" else 1
         self.past = nn.ModuleList(
             nn.Conv2d(channels, out, size, stride=strides[1], padding=size // 2, bias=False) for _ in range(time - 1)
         )
@@ -68,11 +68,20 @@ class CausalConv(nn.Module):
         """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` always s*n."""
         frames = self._with_past(x, stream) if self.past else x
         count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
+        y = self._at_once(frames) if self.past and self.kernels == "full" else self._tap_by_tap(frames, count)
+        if stream is not None and self.past:
+            stream.put(self, frames[count * self.time_stride :])
+        return y
+
+    def _at_once(self, frames: Tensor) -> Tensor:
+        weight = torch.stack([tap.get_parameter("weight") for tap in (*self.past, self.now)], 2)
+        strides, padding = (self.time_stride, *self.now.stride), (0, *self.now.padding)
+        return _frames(F.conv3d(_clips(frames), weight, self.now.bias, strides, padding))
+
+    def _tap_by_tap(self, frames: Tensor, count: int) -> Tensor:
         y = self._tap(self.now, frames, len(self.past), count)
         for k, tap in enumerate(self.past):
             y = y + self._tap(tap, frames, k, count)
-        if stream is not None and self.past:
-            stream.put(self, frames[count * self.time_stride :])
         return y
 
     def _with_past(self, x: Tensor, stream: Stream | None) -> Tensor:
@@ -89,6 +98,18 @@ class CausalConv(nn.Module):
         seen = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
         y: Tensor = tap(seen.flatten(0, 1))
         return y.unflatten(0, seen.shape[:2])
+
+
+def _clips(frames: Tensor) -> Tensor:
+    """`t b c h w` as `b c t h w` with the channels last in memory: a copy only where b > 1."""
+    rows = frames.permute(1, 0, 3, 4, 2).contiguous()
+    # The view gives the dimension b = 1 the stride that tells this order from others.
+    return rows.view(rows.shape).permute(0, 4, 1, 2, 3)
+
+
+def _frames(clips: Tensor) -> Tensor:
+    """The inverse of `_clips`."""
+    return clips.permute(2, 0, 3, 4, 1).contiguous().permute(0, 1, 4, 2, 3)
 
 
 class CausalUpsample(nn.Module):
