@@ -86,9 +86,9 @@ class Wrapped(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the module gives."""
-        return self.module(*inputs, **named)
+    def forward(self, video: Tensor, cond: None = None, video_contains_first_frame: bool = True) -> Any:
+        """What their tokenizer gives."""
+        return self.module(video, cond, video_contains_first_frame)
 
 
 class OptimWrapper:
@@ -134,10 +134,21 @@ MessageHub.current = MessageHub()
 class ConvModule(nn.Module):
     """A convolution, here always without a norm and an activation."""
 
-    def __init__(self, *sizes: int, norm_cfg: None, act_cfg: None, **settings: Any) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        *,
+        padding: int,
+        stride: int,
+        bias: bool,
+        norm_cfg: None,
+        act_cfg: None,
+    ) -> None:
         super().__init__()
-        assert norm_cfg is None and act_cfg is None
-        self.conv = nn.Conv2d(*sizes, **settings)
+        assert norm_cfg is act_cfg is None
+        self.conv = nn.Conv2d(channels, out, kernel, stride=stride, padding=padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
@@ -191,7 +202,7 @@ def autocast(enabled: bool) -> Iterator[None]:
 def modules(registry: Registry) -> dict[str, ModuleType]:
     """The modules that their files import from, by name."""
 
-    def gone(*given: Any, **named: Any) -> Any:
+    def gone(*given: Any) -> Any:
         raise NotImplementedError("a part of MagicMaster that no measured model runs")
 
     def freeze(module: nn.Module, grads: bool) -> None:
