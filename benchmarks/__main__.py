@@ -8,7 +8,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, entropy, generate, rate_distortion, stems, streaming, tokens, training_step
+from benchmarks import (
+    convolution,
+    entropy,
+    generate,
+    magicmaster,
+    rate_distortion,
+    stems,
+    streaming,
+    tokens,
+    training_step,
+)
 from benchmarks.measure import write
 
 
@@ -24,6 +34,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "streaming": streaming.measure,
     "convolution": convolution.measure,
     "training_step": training_step.measure,
+    "magicmaster": magicmaster.measure,
     "stems": stems.measure,
     "generate": generate.measure,
     "rate_distortion": rate_distortion.measure,

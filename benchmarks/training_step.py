@@ -79,6 +79,13 @@ def plain_step(state: TrainState, video: Tensor) -> None:
         optimizer.step()
 
 
+def random_lpips() -> LPIPS:
+    """VGG's LPIPS with random weights: time does not ask what they are."""
+    rng = torch.Generator().manual_seed(0)
+    weights = {name: 0.05 * torch.randn(shape, generator=rng) for name, shape in shapes("vgg").items()}
+    return LPIPS("vgg", {name: w.abs() if name.startswith("lin") else w for name, w in weights.items()})
+
+
 def training(discriminator: PatchConfig | StyleGAN2Config) -> TrainState:
     """An image model of 3 M parameters at 128 px with L1, LPIPS (VGG, random weights: time does not ask) and a GAN."""
     config = TokenizerTraining(
@@ -90,9 +97,7 @@ def training(discriminator: PatchConfig | StyleGAN2Config) -> TrainState:
         adversary=AdversaryConfig(discriminator=discriminator, adaptive=True, weight=0.75),
     )
     state = states.start(config, ALONE)
-    rng = torch.Generator().manual_seed(0)
-    weights = {name: 0.05 * torch.randn(shape, generator=rng) for name, shape in shapes("vgg").items()}
-    state.lpips = LPIPS("vgg", {name: w.abs() if name.startswith("lin") else w for name, w in weights.items()})
+    state.lpips = random_lpips()
     state.config = config.model_copy(update={"weights": {"l1": 1.0, "lpips": 1.0}})
     return state
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smalti.nn.activation import silu
 from smalti.nn.causal import CausalConv, Window
 from smalti.nn.norm import GROUPS, Norm, NormKind
 from smalti.nn.stream import Stream
@@ -28,8 +29,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c2 h w"]:
         """The shape of x but for the channels."""
-        y: Tensor = self.conv1(F.silu(self.norm1(x)), stream)
-        y = self.conv2(F.silu(self.norm2(y)), stream)
+        y: Tensor = self.conv1(silu(self.norm1(x)), stream)
+        y = self.conv2(silu(self.norm2(y)), stream)
         return y + (x if self.skip is None else self.skip(x))
 
 

@@ -4,17 +4,21 @@ With stride s, 1 + s*n frames become 1 + n, and 1 + n become 1 + s*n: a video st
 image is a video of one frame. A chunk that continues a stream gives s*n -> n and n -> s*n.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smalti.nn.activation import silu
 from smalti.nn.stream import Stream
 
 PastKernel = Literal["full", "point"]
 Start = Literal["repeat", "zero", "grey"]
+
+_LEAST = 20_480
+"""Rows in all channels and frames: of fewer, torch computes a 3-D convolution without oneDNN, several times slower."""
 
 
 class Window(NamedTuple):
@@ -33,11 +37,12 @@ class Window(NamedTuple):
 class CausalConv(nn.Module):
     """A convolution over the current frame and the `time - 1` before it: y_t = sum_k W_k * x_{s t - (time - 1) + k}.
 
-    The sum over k is a sum of 2-D convolutions of shifted views, so an image model is the same layer with `time=1`, and
-    what a stream carries is the layer's own argument. Against padding and one 3-D convolution it takes 0.97 to 1.2
-    times as long forward and backward (benchmarks/results/convolution.json). `past="point"` gives the past taps 1x1
-    kernels: 2/9 more operations than the 2-D convolution for two past frames, where full kernels take 2 times more.
-    The past taps start at zero: a fresh model treats every frame as an image, which is also what `inflate` gives.
+    An image model is the same layer with `time=1`, and what a stream carries is the layer's own argument. Whole kernels
+    are one 3-D convolution of the frames and their past; a few small frames, and 1x1 kernels of past frames, are a sum
+    over k of 2-D convolutions of shifted views. Against padding and `nn.Conv3d`: benchmarks/results/convolution.json.
+    `past="point"` gives the past taps 1x1 kernels: 2/9 more operations than the 2-D convolution for two past frames,
+    where full kernels take 2 times more. The past taps start at zero: a fresh model treats every frame as an image,
+    which is also what `inflate` gives.
     """
 
     def __init__(
@@ -51,11 +56,11 @@ class CausalConv(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        time, past, self.start = window
+        time, self.kernels, self.start = window
         if time < strides[0]:
             raise ValueError(f"a time stride of {strides[0]} needs a kernel of at least as many frames (found {time})")
         self.now = nn.Conv2d(channels, out, kernel, stride=strides[1], padding=kernel // 2, bias=bias)
-        size = kernel if past == "full" else 1
+        size = kernel if self.kernels == "full" else 1
         self.past = nn.ModuleList(
             nn.Conv2d(channels, out, size, stride=strides[1], padding=size // 2, bias=False) for _ in range(time - 1)
         )
@@ -68,11 +73,21 @@ class CausalConv(nn.Module):
         """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` always s*n."""
         frames = self._with_past(x, stream) if self.past else x
         count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
+        whole = self.past and self.kernels == "full" and (frames.is_cuda or frames[..., 0].numel() > _LEAST)
+        y = self._at_once(frames) if whole else self._tap_by_tap(frames, count)
+        if stream is not None and self.past:
+            stream.put(self, frames[count * self.time_stride :])
+        return y
+
+    def _at_once(self, frames: Tensor) -> Tensor:
+        weight = torch.stack([cast(Tensor, tap.weight) for tap in (*self.past, self.now)], 2)
+        strides, padding = (self.time_stride, *self.now.stride), (0, *self.now.padding)
+        return _frames(F.conv3d(_clips(frames), weight, self.now.bias, strides, padding))
+
+    def _tap_by_tap(self, frames: Tensor, count: int) -> Tensor:
         y = self._tap(self.now, frames, len(self.past), count)
         for k, tap in enumerate(self.past):
             y = y + self._tap(tap, frames, k, count)
-        if stream is not None and self.past:
-            stream.put(self, frames[count * self.time_stride :])
         return y
 
     def _with_past(self, x: Tensor, stream: Stream | None) -> Tensor:
@@ -82,13 +97,25 @@ class CausalConv(nn.Module):
             # Between chunks s - 1 frames of the past are still to come; a grey start is such a place.
             count = len(self.past) + 1 - self.time_stride if self.start == "grey" else len(self.past)
             carry = first.expand(count, *x.shape[1:])
-        # Joined as t*b pictures: a 5-D cat would lose the channels-last order in memory.
-        return torch.cat([carry.flatten(0, 1), x.flatten(0, 1)]).unflatten(0, (-1, x.shape[1]))
+        # Joined with the channels last, as they lie in memory: a plain cat would lose that order.
+        return torch.cat([part.permute(0, 1, 3, 4, 2) for part in (carry, x)]).permute(0, 1, 4, 2, 3)
 
     def _tap(self, tap: nn.Module, frames: Tensor, first: int, count: int) -> Tensor:
         seen = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
         y: Tensor = tap(seen.flatten(0, 1))
         return y.unflatten(0, seen.shape[:2])
+
+
+def _clips(frames: Tensor) -> Tensor:
+    """`t b c h w` as `b c t h w` with the channels last in memory: a copy only where b > 1."""
+    rows = frames.permute(1, 0, 3, 4, 2).contiguous()
+    # The view gives the dimension b = 1 the stride that tells this order from others.
+    return rows.view(rows.shape).permute(0, 4, 1, 2, 3)
+
+
+def _frames(clips: Tensor) -> Tensor:
+    """The inverse of `_clips`."""
+    return clips.permute(2, 0, 3, 4, 1).contiguous().permute(0, 1, 4, 2, 3)
 
 
 class CausalUpsample(nn.Module):
@@ -117,7 +144,7 @@ class CausalUpsample(nn.Module):
         """`1 + n` frames in, `1 + s*n` out at the start of a video; `n` and `s*n` after it."""
         fresh = self.conv.start != "grey" and (stream is None or stream.get(self.conv) is None)
         y: Tensor = self.conv(x, stream)
-        y = F.silu(y) if self.activate else y
+        y = silu(y) if self.activate else y
         s = self.strides[0]
         if s > 1:
             y = y.unflatten(2, (s, -1)).transpose(1, 2).flatten(0, 1)

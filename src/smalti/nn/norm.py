@@ -88,5 +88,4 @@ class AdaptiveNorm(nn.Module):
         elif self.by == "frame":
             maps = stretch(maps, (x.shape[0], 1, 1), self.time_stride)
         scale, shift = maps.chunk(2, 2)
-        y: Tensor = self.norm(x)
-        return y * (1 + scale) + shift
+        return torch.addcmul(shift, self.norm(x), 1 + scale)

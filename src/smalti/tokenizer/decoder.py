@@ -2,10 +2,10 @@
 
 import math
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smalti.nn.activation import silu
 from smalti.nn.blocks import ResidualBlock, from_patches
 from smalti.nn.causal import CausalConv, CausalUpsample, Window
 from smalti.nn.norm import AdaptiveNorm, Norm
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, source) if isinstance(layer, AdaptiveNorm) else layer(x, stream)
         if self.norm is not None:
-            x = F.silu(self.norm(x))
+            x = silu(self.norm(x))
         video = from_patches(self.to_pixels(x, stream), self.patch)
         if self.grey and (stream is None or stream.get(self) is None):
             video = video[self.grey :]

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smalti.nn.activation import silu
 from smalti.nn.blocks import ResidualBlock, to_patches
 from smalti.nn.causal import CausalConv
 from smalti.nn.norm import Norm
@@ -50,5 +51,5 @@ class Encoder(nn.Module):
         x: Tensor = self.stem(to_patches(video, self.patch), stream)
         for layer in self.layers:
             x = layer(x, stream)
-        z: Tensor = self.to_latent(x if self.norm is None else F.silu(self.norm(x)))
+        z: Tensor = self.to_latent(x if self.norm is None else silu(self.norm(x)))
         return z

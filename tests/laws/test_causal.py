@@ -1,0 +1,82 @@
+"""The causal convolution: one 3-D convolution where frames are large, a sum of 2-D ones where they are small."""
+
+import pytest
+import torch
+
+from smalti.nn.causal import _LEAST, CausalConv, Window
+from smalti.nn.stream import Stream
+
+CHANNELS, HEIGHT = 32, 80
+assert CHANNELS * 9 * HEIGHT > _LEAST > CHANNELS * 5 * HEIGHT
+
+
+def layer(dtype=torch.float64, time=3, strides=(1, 1), start="grey", kernel=3):
+    rng = torch.Generator().manual_seed(0)
+    conv = CausalConv(CHANNELS, 8, Window(time, "full", start), kernel=kernel, strides=strides)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) / 30)
+    return conv.to(dtype)
+
+
+def frames(count=8, batch=1, dtype=torch.float64, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    pictures = torch.randn(count * batch, CHANNELS, HEIGHT, 6, generator=rng).to(dtype)
+    return pictures.contiguous(memory_format=torch.channels_last).unflatten(0, (count, batch))
+
+
+def by_the_formula(conv, x, start):
+    """y_t = sum_k W_k * x_{s t - (time - 1) + k}, frame by frame."""
+    time, s = len(conv.past) + 1, conv.time_stride
+    missing = time - s if start == "grey" else time - 1
+    past = x[:1] if start == "repeat" else torch.zeros_like(x[:1])
+    x = torch.cat([past.expand(missing, *x.shape[1:]), x])
+    return torch.stack(
+        [
+            sum(tap(x[t + k]) for k, tap in enumerate((*conv.past, conv.now)))
+            for t in range(0, len(x) - time + 1, s)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("time", "strides", "kernel"), [(3, (1, 1), 3), (3, (2, 2), 3), (4, (1, 2), 1), (2, (1, 1), 5)]
+)
+@pytest.mark.parametrize(("start", "count"), [("repeat", 9), ("zero", 11), ("grey", 8), ("grey", 2)])
+def test_it_is_the_sum_of_its_taps(batch, time, strides, kernel, start, count):
+    conv, x = layer(time=time, strides=strides, start=start, kernel=kernel), frames(count, batch)
+    torch.testing.assert_close(conv(x), by_the_formula(conv, x, start), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_its_gradients_are_those_of_the_sum_of_its_taps(batch):
+    conv, x = layer(), frames(batch=batch).requires_grad_()
+    wanted = [x, *conv.parameters()]
+    probe = torch.randn(8, batch, 8, HEIGHT, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found, exact = (torch.autograd.grad((y * probe).sum(), wanted) for y in (conv(x), by_the_formula(conv, x, "grey")))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_in_float32_the_future_never_reaches_the_past_bit_by_bit(batch):
+    conv, x = layer(torch.float32), frames(batch=batch, dtype=torch.float32)
+    y = conv(x)
+    for first in range(1, 8):
+        changed = torch.cat([x[:first], frames(8 - first, batch, torch.float32, seed=3)])
+        assert torch.equal(conv(changed)[:first], y[:first])
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (2, 14), (14, 2), (4, 4, 4, 4)])
+def test_chunks_give_the_whole_whichever_way_each_is_computed(sizes):
+    conv, x, stream = layer(), frames(16), Stream()
+    parts = [conv(chunk, stream) for chunk in x.split(sizes)]
+    torch.testing.assert_close(torch.cat(parts), conv(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("strides", "count"), [((1, 1), 8), ((1, 1), 2), ((2, 2), 8)])
+def test_the_channels_stay_last_in_memory(batch, strides, count):
+    pictures = layer(torch.float32, strides=strides)(frames(count, batch, torch.float32)).flatten(0, 1)
+    assert pictures.is_contiguous(memory_format=torch.channels_last)
