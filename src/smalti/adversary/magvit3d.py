@@ -59,6 +59,14 @@ class Magvit3DDiscriminator(Discriminator):
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 1"]:
         """One logit per clip."""
+        if video.device.type == "cpu":
+            # Under bfloat16 autocast, torch 2.13's gradients of 3-D weights on a CPU are now and then not finite
+            # (4 of 40 first steps of a small run), and no faster.
+            with torch.autocast("cpu", enabled=False):
+                return self._judge(video.to(self.first.weight.dtype))
+        return self._judge(video)
+
+    def _judge(self, video: Tensor) -> Tensor:
         features = activate(self.last(self.blocks(activate(self.first(video)))))
         cells = grid_mean(features.mean(dim=2), self.config.grid)
         logits: Tensor = self.logit(activate(self.hidden(cells.flatten(1))))
