@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from smalti.data.decode import VideoReader
@@ -73,6 +74,14 @@ def probe_item(
             if item.number == number:
                 maker.take(item)
         maker.flush()
+
+
+@torch.inference_mode()
+def warm_up(tokenizer: Tokenizer) -> None:
+    """Encode a grey picture: the first call loads kernels and libraries, for which no item should be blamed."""
+    Image.init()
+    side = 8 * tokenizer.strides[2]
+    tokenizer.encode(torch.zeros(1, 3, 1, side, side, device=next(tokenizer.parameters()).device))
 
 
 class _Maker:
