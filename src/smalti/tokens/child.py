@@ -62,11 +62,13 @@ def serve(job: Job, say: Say) -> None:
     """Follow the orders `{"shard", "avoid"}` and `{"shard", "probe"}` on the standard input."""
     from smalti.tokenizer import Tokenizer
     from smalti.tokens.plan import load_plan
-    from smalti.tokens.tokenize import make_shard, probe_item
+    from smalti.tokens.tokenize import make_shard, probe_item, warm_up
 
     plan, root = load_plan(Path(job.folder)), Path(job.root)
     tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
     plan.about.check(tokenizer, plan.folder)
+
+    warm_up(tokenizer)
 
     def watch(item: int, tokens: int) -> None:
         say({"item": item, "tokens": tokens})
