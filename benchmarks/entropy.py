@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.measure import child, fastest, peak_mb
+from benchmarks.measure import CPU, child, fastest, growth_mb
 from smalti.quantize import LFQ, LFQConfig
 
 SIZES = ((10, 256), (10, 1024), (14, 256), (14, 1024), (18, 256))
@@ -34,9 +34,9 @@ def ours(bits: int) -> LFQ:
     return LFQConfig(bits=bits, temperature=TEMPERATURE, losses=("token_entropy", "batch_entropy")).build()
 
 
-def our_step(bits: int, count: int) -> Callable[[], object]:
+def our_step(bits: int, count: int, device: torch.device = CPU) -> Callable[[], object]:
     """One forward and backward pass."""
-    quantizer, z = ours(bits), latent(bits, count).requires_grad_()
+    quantizer, z = ours(bits).to(device), latent(bits, count).to(device).requires_grad_()
 
     def step() -> None:
         z.grad = None
@@ -46,12 +46,12 @@ def our_step(bits: int, count: int) -> Callable[[], object]:
     return step
 
 
-def peer_step(bits: int, count: int) -> Callable[[], object]:
+def peer_step(bits: int, count: int, device: torch.device = CPU) -> Callable[[], object]:
     """The same of the peer, at the same temperature: its distance has the -2 z c of |z - c|^2."""
     from vector_quantize_pytorch import LFQ as PeerLFQ  # type: ignore[import-untyped]
 
-    quantizer = PeerLFQ(dim=bits, codebook_size=2**bits, entropy_loss_weight=1.0).train()
-    z = latent(bits, count).view(bits, count).T[None].contiguous().requires_grad_()
+    quantizer = PeerLFQ(dim=bits, codebook_size=2**bits, entropy_loss_weight=1.0).train().to(device)
+    z = latent(bits, count).view(bits, count).T[None].contiguous().to(device).requires_grad_()
 
     def step() -> None:
         z.grad = None
@@ -83,11 +83,12 @@ def largest_difference(bits: int, count: int) -> float:
     return worst
 
 
-def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
+def measure(device: torch.device = CPU) -> tuple[str, Sequence[Mapping[str, object]]]:
     """One row a size; the last one is of a size that the peer cannot reach (it would take 120 GB)."""
     rows: list[dict[str, object]] = []
     for bits, count in SIZES:
-        best = fastest({"ours": our_step(bits, count), "peer": peer_step(bits, count)}, rounds=9 if bits < 18 else 3)
+        calls = {"ours": our_step(bits, count, device), "peer": peer_step(bits, count, device)}
+        best = fastest(calls, rounds=9 if bits < 18 else 3, device=device)
         rows.append(
             {
                 "K": bits,
@@ -96,11 +97,11 @@ def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
                 "peer_ms": best["peer"] * 1e3,
                 "ratio": best["peer"] / best["ours"],
                 "float64_difference": largest_difference(bits, min(count, 256)),
-                "peak_mb": child("benchmarks.entropy", bits, count)["mb"],
+                "peak_mb": memory(bits, count, device),
             }
         )
     bits, count = LARGEST
-    alone = fastest({"ours": our_step(bits, count)}, rounds=3)
+    alone = fastest({"ours": our_step(bits, count, device)}, rounds=3, device=device)
     rows.append(
         {
             "K": bits,
@@ -109,19 +110,24 @@ def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
             "peer_ms": None,
             "ratio": None,
             "float64_difference": None,
-            "peak_mb": child("benchmarks.entropy", bits, count)["mb"],
+            "peak_mb": memory(bits, count, device),
         }
     )
     return "LFQ entropies forward + backward; peer: vector-quantize-pytorch; peak_mb: ours, above the imports", rows
+
+
+def memory(bits: int, count: int, device: torch.device) -> float:
+    """What one step takes: on a CPU in a fresh process."""
+    if device.type == "cpu":
+        return child("benchmarks.entropy", bits, count)["mb"]
+    return growth_mb(our_step(bits, count, device), device)
 
 
 def main(bits: int, count: int) -> None:
     """Print the memory of one step above what the process held before it."""
     torch.set_num_threads(1)
     our_step(6, 16)()
-    before = peak_mb()
-    our_step(bits, count)()
-    print(json.dumps({"mb": peak_mb() - before}))
+    print(json.dumps({"mb": growth_mb(lambda: our_step(bits, count)())}))
 
 
 if __name__ == "__main__":

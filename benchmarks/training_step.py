@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from benchmarks.measure import fastest
+from benchmarks.measure import CPU, fastest
 from smalti import losses as loss
 from smalti.adversary import PatchConfig, StyleGAN2Config
 from smalti.data import ImagesConfig
@@ -86,7 +86,7 @@ def random_lpips() -> LPIPS:
     return LPIPS("vgg", {name: w.abs() if name.startswith("lin") else w for name, w in weights.items()})
 
 
-def training(discriminator: PatchConfig | StyleGAN2Config) -> TrainState:
+def training(discriminator: PatchConfig | StyleGAN2Config, device: torch.device = CPU) -> TrainState:
     """An image model of 3 M parameters at 128 px with L1, LPIPS (VGG, random weights: time does not ask) and a GAN."""
     config = TokenizerTraining(
         tokenizer=TokenizerConfig(patch=4, width=64, multipliers=(1, 2), strides=((1, 2),)),
@@ -96,20 +96,23 @@ def training(discriminator: PatchConfig | StyleGAN2Config) -> TrainState:
         weights={"l1": 1.0},
         adversary=AdversaryConfig(discriminator=discriminator, adaptive=True, weight=0.75),
     )
-    state = states.start(config, ALONE)
-    state.lpips = random_lpips()
+    state = states.start(config, World(0, 1, device))
+    state.lpips = random_lpips().to(device)
     state.config = config.model_copy(update={"weights": {"l1": 1.0, "lpips": 1.0}})
     return state
 
 
-def measure() -> tuple[str, list[dict[str, object]]]:
-    """Seconds of CPU time per step of both ways, and the largest difference of their gradients."""
+def measure(device: torch.device = CPU) -> tuple[str, list[dict[str, object]]]:
+    """Seconds per step of both ways, and the largest difference of their gradients."""
     rows: list[dict[str, object]] = []
     video = torch.rand(2, 3, 1, 128, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    video = video.to(device)
     for name, discriminator in (("patch", PatchConfig()), ("stylegan2", StyleGAN2Config(size=128))):
-        one, two = training(discriminator), training(discriminator)
+        one, two = training(discriminator, device), training(discriminator, device)
         difference = _difference(copy.deepcopy(one), video)
-        times = fastest({"ours": lambda s=one: step(s, video), "plain": lambda s=two: plain_step(s, video)}, rounds=3)
+        times = fastest(
+            {"ours": lambda s=one: step(s, video), "plain": lambda s=two: plain_step(s, video)}, rounds=3, device=device
+        )
         rows.append(
             {
                 "discriminator": name,
