@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
