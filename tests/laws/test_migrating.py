@@ -48,4 +48,4 @@ def test_a_comma_in_the_name_of_a_video_starts_no_column(tmp_path):
     (tmp_path / "train_new.txt").write_text("a, b and c.mp4,juggling\nd,archery\n")
     listing = read_list(tmp_path / "train_new.txt", format="k600")
     assert listing.files == ("a, b and c.mp4", "d.mp4")
-    assert [listing.classes[label] for label in listing.labels] == ["juggling", "archery"]
+    assert [listing.classes.names[label] for label in listing.classes.labels] == ["juggling", "archery"]
