@@ -1,6 +1,6 @@
 """Frame prediction on film against copying the last frame: `python -m benchmarks.prediction --help`.
 
-    shots FILM OUT     the shots of a film at 8 frames a second, 128x72, those of every fifth half minute held out
+shots FILM OUT     the shots of a film at 8 frames a second, 128x72, those of every fifth half minute held out
 """
 
 import argparse

@@ -87,7 +87,7 @@ def read_model(path: Path, kind: str, sections: tuple[str, ...]) -> ModelFiles:
 
 
 def precision(tensors: Mapping[str, Tensor], apart: str | None = None) -> torch.dtype:
-    """The one number type of the tensors, but for those whose names begin with `apart`; float32 if they have several."""
+    """The number type of the tensors, but for names that begin with `apart`; float32 where they have several."""
     chosen = [t for name, t in tensors.items() if apart is None or not name.startswith(apart)]
     found = {t.dtype for t in chosen if t.is_floating_point()}
     return found.pop() if len(found) == 1 else torch.float32

@@ -11,7 +11,7 @@ from smalti.recipes.data import IMAGENET
 from smalti.tokenizer import Tokenizer
 from smalti.train.config import TokenizerTraining
 
-NAMES = [recipe.name for recipe in catalogue()]
+NAMES = [recipe.name for recipe in catalogue() if recipe.kind == "tokenizer"]
 MAGICMASTER = [name for name in NAMES if name.startswith("magicmaster-")]
 COUNTS = {
     "mindone-image": 111_958_528,

@@ -73,6 +73,11 @@ class Generator(NamedTuple):
         return fingerprint(self.sections, self.model.state_dict())
 
     @property
+    def hints(self) -> bool:
+        """Whether the model may be shown tokens of a condition that are not known."""
+        return isinstance(self.model, MaskedTransformer) and self.model.config.hints
+
+    @property
     def size(self) -> tuple[int, int, int]:
         """Frames, rows and columns of what it draws."""
         (t, h, w), (time, rows, columns) = self.model.config.grid, self.origin.strides
