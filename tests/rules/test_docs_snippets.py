@@ -33,6 +33,7 @@ from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import find
 from smalti.tokenizer import TokenizerConfig
 from smalti.train.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.train.generator_config import GeneratorTraining, TaskShare
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
 
@@ -107,7 +108,10 @@ FIELDS = {
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
-    "generation.md": (MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
+    "generation.md": (
+        *(MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
+        *(GeneratorTraining, TaskShare),
+    ),
 }
 
 

@@ -52,19 +52,25 @@ def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
 def info(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)], as_json: JsonOption = False
 ) -> None:
-    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in; or a token set.
+    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in; or a token set,
+    or a generator.
 
     \b
     Examples:
       smalti info runs/tiny
       smalti info runs/tiny/step-00000300/tokenizer --json
       smalti info photo-tokens
+      smalti info runs/tiny-generate
     """
+    from smalti.cli.generation import describe_generator, find_generator
     from smalti.cli.token_sets import describe_set, is_token_set
 
-    set_of_tokens = is_token_set(Path(tokenizer))
-    about = describe_set(Path(tokenizer)) if set_of_tokens else describe(open_tokenizer(tokenizer))
-    if not set_of_tokens and (Path(tokenizer) / "config.yaml").is_file():
+    set_of_tokens, generator = is_token_set(Path(tokenizer)), find_generator(tokenizer) is not None
+    if set_of_tokens:
+        about = describe_set(Path(tokenizer))
+    else:
+        about = describe_generator(tokenizer) if generator else describe(open_tokenizer(tokenizer))
+    if not (set_of_tokens or generator) and (Path(tokenizer) / "config.yaml").is_file():
         about = {"tokenizer": str(find_tokenizer(tokenizer)), **about, "run": last_lines(Path(tokenizer))}
     if as_json:
         print_json(about)
