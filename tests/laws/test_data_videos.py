@@ -1,5 +1,6 @@
 """Clips and film files: which frames make a clip, and that any frame is the same however it is reached."""
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
@@ -171,3 +172,15 @@ def test_places_follow_the_option() -> None:
 def test_all_frames_and_a_stride_are_an_option() -> None:
     config = VideosConfig(path=film("heldout") / "march.mp4", frames=None, stride=8, size=(18, 32))
     assert config.build().load(0, torch.Generator().manual_seed(0)).shape == (6, 18, 32, 3)
+
+
+def test_a_frame_that_was_read_does_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", torch.zeros(60, 32, 32, 3, dtype=torch.uint8), 24)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_video(tmp_path / "a.mp4") as reader:
+            assert sum(1 for _ in reader.frames()) == 60
+        assert sum(type(thing) is av.VideoFrame for thing in gc.get_objects()) < 10
+    finally:
+        gc.enable()

@@ -65,6 +65,8 @@ class VideoReader:
 
     size: tuple[int, int]
     """Rows and columns of the upright frame."""
+    _matrix: tuple[int, int, int, int]
+    """Of the display, as the first frame says it."""
 
     def __len__(self) -> int:
         """The number of frames, counted; what the header says is not believed."""
@@ -174,7 +176,7 @@ class VideoReader:
             raise BadFile(self._name, "corrupt", f"frame {index} of {len(self)} is damaged; copy the file again")
         # One thread: a scaler with threads that is alive at a fork hangs the child when it frees it (measured).
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        pixels = _upright(rgb.to_ndarray(), _display_matrix(frame))
+        pixels = _upright(rgb.to_ndarray(), self._matrix)
         if pixels.shape[:2] != self.size:
             found = f"{pixels.shape[1]} x {pixels.shape[0]}"
             what = f"frame {index} is {found}, the first {self.size[1]} x {self.size[0]}; split the file"
@@ -183,7 +185,10 @@ class VideoReader:
 
     def _first_size(self) -> tuple[int, int]:
         for _, frame in self._decoded_from(0):
-            shape = _upright(np.empty((frame.height, frame.width, 0), np.uint8), _display_matrix(frame)).shape
+            # Of one frame alone: a frame whose side data have been looked at holds itself, and some hundreds of them
+            # lie in memory until Python looks for such circles.
+            self._matrix = _display_matrix(frame)
+            shape = _upright(np.empty((frame.height, frame.width, 0), np.uint8), self._matrix).shape
             return shape[0], shape[1]
         raise BadFile(self._name, "no-frames", "has no frame that can be decoded")
 
