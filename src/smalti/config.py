@@ -56,6 +56,17 @@ class Config(BaseModel):
         """The config as plain data: dicts, lists, numbers, strings."""
         return self.model_dump(mode="json")
 
+    def essence(self) -> dict[str, Any]:
+        """The plain data without the fields that have their defaults; kinds stay.
+
+        What a fingerprint hashes: a field that a later version adds leaves it as it was.
+        """
+        return {
+            name: value.essence() if isinstance(value, Config) else self.plain()[name]
+            for name, value in self
+            if name == "kind" or value != type(self).model_fields[name].get_default(call_default_factory=True)
+        }
+
     def to_yaml(self) -> str:
         """The config as YAML text; `load_yaml` reads it back to an equal config (quotes suit YAML 1.1 readers too)."""
         data = self.plain()

@@ -41,7 +41,7 @@ class Stored(nn.Module):
     @property
     def fingerprint(self) -> str:
         """The sha256 of config and weights: token sets name it, and a file is checked against it when it is read."""
-        return fingerprint(self.config.plain(), self.state_dict())
+        return fingerprint(self.config.essence(), self.state_dict())
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
@@ -77,7 +77,7 @@ class Stored(nn.Module):
             config = _Named.parse({"tokenizer": about["tokenizer"]}, where=str(folder / "config.json")).tokenizer
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
-        if fingerprint(config.plain(), tensors) != about.get("fingerprint"):
+        if fingerprint(config.essence(), tensors) != about.get("fingerprint"):
             raise IntegrityError(f"{folder}: the weights or the config have changed since they were written")
         tokenizer = cls(config).to(_precision(tensors))
         _load_strictly(tokenizer, tensors, folder / "model.safetensors")
