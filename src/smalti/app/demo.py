@@ -20,7 +20,8 @@ from smalti.recipes import find
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.tokenizer.score import score
 from smalti.train.config import TokenizerTraining
-from smalti.train.run import Watch, run
+from smalti.train.loop import Watch
+from smalti.train.run import run
 from smalti.video import to_uint8, to_video
 
 PHOTOS = ImagesConfig(path=photos("heldout"), size=128, crop="center", flip=False)

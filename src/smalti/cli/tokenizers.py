@@ -24,7 +24,7 @@ def find_tokenizer(name: str) -> Path:
 
     Raises InputError where there is none.
     """
-    from smalti.train.state import checkpoints
+    from smalti.train.checkpoints import checkpoints
 
     folder = Path(name)
     if not folder.is_dir():
@@ -117,7 +117,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def last_lines(run: Path) -> dict[str, Any]:
     """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
-    from smalti.train.state import checkpoints
+    from smalti.train.checkpoints import checkpoints
 
     found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}
     log = run / "log.jsonl"
