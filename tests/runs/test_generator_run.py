@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
+from smalti.cli.app import run as cli
 from smalti.config import load_yaml
+from smalti.data import open_video, write_video
 from smalti.data.samples import film
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import sha256
@@ -155,3 +157,102 @@ def test_another_tokenizer_than_that_of_the_set_is_refused(made, tmp_path):
     with pytest.raises(IntegrityError, match="made by the tokenizer"):
         run_generator(config_of(made, tokenizer=str(other)), tmp_path / "run", device="cpu")
     assert torch.get_num_threads() >= 1
+
+
+def drawn(made, undisturbed, out, *options):
+    """`smalti generate` in this process; the files that it wrote."""
+    arguments = ["generate", str(undisturbed), "--out", str(out), "--steps", "2", "--device", "cpu", *options]
+    assert cli(arguments) == 0
+    return sorted(out.iterdir())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_drawn_as_video_of_the_models_size(made, undisturbed, tmp_path, task):
+    given = [] if task == "generation" else ["--input", str(clip_of(tmp_path)), "--paste"]
+    files = drawn(made, undisturbed, tmp_path / "out", "--task", task, "--count", "2", *given)
+    assert [path.name for path in files] == [f"{task}-0000.mp4", f"{task}-0001.mp4"]
+    with open_video(files[0]) as reader:
+        assert len(reader) == 9
+        first = next(iter(reader.frames()))
+    assert first.shape == (32, 32, 3)
+    if task in ("prediction", "interpolation"):
+        with open_video(tmp_path / "clip.mp4") as reader:
+            true = next(iter(reader.frames()))
+        assert (first.float() - true.float()).abs().mean() < 6  # pasted: but for the codec
+
+
+def clip_of(folder):
+    """Nine frames of 32 x 32."""
+    rng = torch.Generator().manual_seed(0)
+    ground = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=rng), size=(32, 32), mode="bilinear")
+    frame = (ground[0].permute(1, 2, 0) * 255).to(torch.uint8)
+    write_video(folder / "clip.mp4", iter([frame] * 9), 24.0, crf=4)
+    return folder / "clip.mp4"
+
+
+def test_a_sample_follows_from_seed_and_number_and_greedy_takes_the_likeliest(made, undisturbed, tmp_path):
+    greedy = ["--temperature", "0", "--noise", "0"]
+    runs = [("a", "2", "1", []), ("b", "1", "1", []), ("c", "1", "2", [])]
+    runs += [("d", "1", "1", greedy), ("e", "1", "2", greedy)]
+    found = {
+        name: sha256(drawn(made, undisturbed, tmp_path / name, "--count", count, "--seed", seed, *more)[0])
+        for name, count, seed, more in runs
+    }
+    assert found["a"] == found["b"]
+    assert found["b"] != found["c"]
+    assert found["d"] == found["e"]
+
+
+def test_longer_video_goes_on_window_after_window(made, undisturbed, tmp_path):
+    options = ["--task", "prediction", "--input", str(clip_of(tmp_path)), "--length", "20"]
+    (file,) = drawn(made, undisturbed, tmp_path / "out", *options)
+    with open_video(file) as reader:
+        assert len(reader) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--class", "0"], 2, "trained without any"),
+        (["--guidance", "3"], 2, "trained without classes"),
+        (["--steps", "49"], 2, "--steps 49: there are 48 tokens"),
+        (["--task", "prediction"], 2, "give --input"),
+        (["--task", "prediction", "--frames", "9", "--input", "clip.mp4"], 2, "none is left to predict"),
+        (["--task", "interpolation", "--input", "short.mp4"], 3, "too few for 9 frames"),
+        (["--task", "prediction", "--input", "wide.mp4"], 3, "is 1 x 32 x 48"),
+        (["--length", "20", "--task", "inpainting", "--input", "clip.mp4"], 2, "goes with generation and prediction"),
+        (["--tokenizer", "other"], 4, "mean nothing to another one"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(made, undisturbed, tmp_path, monkeypatch, capsys, options, code, message):
+    monkeypatch.chdir(tmp_path)
+    clip_of(tmp_path)
+    save_tokenizer(tmp_path / "other", seed=1, strides=((4, 2),), time=4, patch=4)
+    frame = torch.zeros(32, 48, 3, dtype=torch.uint8)
+    write_video(tmp_path / "wide.mp4", iter([frame] * 9), 24.0)
+    write_video(tmp_path / "short.mp4", iter([frame[:, :32]] * 3), 24.0)
+    capsys.readouterr()
+    assert cli(["generate", str(undisturbed), "--out", "out", "--device", "cpu", *options]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_logits_that_are_not_finite_are_one_line(made, undisturbed, tmp_path, capsys):
+    generator = Generator.load(undisturbed / "generator")
+    with torch.no_grad():
+        generator.model.vocabulary.dense.weight.fill_(float("nan"))
+    generator.save(tmp_path / "broken")
+    options = ["--tokenizer", str(made / "tokenizer"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert cli(["generate", str(tmp_path / "broken"), *options]) == 70
+    assert "not finite" in capsys.readouterr().err
+
+
+def test_a_run_says_what_it_is(undisturbed, capsys):
+    capsys.readouterr()
+    assert cli(["info", str(undisturbed), "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["draws"] == {"frames": 9, "rows": 32, "columns": 32}
+    assert about["run"]["checkpoint"] == "step-00000006"

@@ -35,7 +35,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="The same as --set seed=N.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a tokenizer, or a generator, by a recipe or a config file; stop and resume at any step.
+    """Train a tokenizer or a token model by a recipe or a config; stop and resume at any step.
 
     \b
     Examples:
