@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from smalti.cli.generation import open_generator
+from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import evaluation, source_of
 from smalti.data.videos import write_video
 from smalti.generate import (
@@ -84,9 +85,9 @@ def lay_out(film: Path, out: Path, until: float) -> None:
 
 
 @torch.inference_mode()
-def score(run: str, folder: Path, tokenizer: Path, lpips: Path, sheet: Path | None) -> None:
+def score(run: str, folder: Path, tokenizer: str, lpips: Path | None, sheet: Path | None) -> None:
     """Print the figures; with `sheet`, draw the first clips and some that are drawn whole."""
-    generator, model_of = open_generator(run, "cpu")[0], Tokenizer.load(tokenizer)
+    generator, model_of = open_generator(run, "cpu")[0], open_tokenizer(tokenizer)
     generator.origin.check(model_of.fingerprint, run)
     model, distance = generator.model, LPIPSConfig(net="alex", weights=lpips).build()
     assert isinstance(model, MaskedTransformer)
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = verbs.add_parser("score")
     scores.add_argument("run")
     scores.add_argument("folder", type=Path, help="held-out shots")
-    scores.add_argument("--tokenizer", type=Path, required=True)
+    scores.add_argument("--tokenizer", required=True)
     scores.add_argument("--lpips", type=Path, help="weights of LPIPS, net alex; found by themselves if none")
     scores.add_argument("--sheet", type=Path, help="a PNG to write")
     asked = parser.parse_args(arguments)
