@@ -1,5 +1,6 @@
 """`smalti generate`, and what `smalti info` says of a generator."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -61,7 +62,7 @@ def generate(
       smalti generate runs/imagenet --out cats --class tabby --guidance 5 --steps 64
       smalti generate runs/film --out wide --task outpainting --region vertical --input clip.mp4
     """
-    from smalti.generate import GuidanceConfig, MaskedConfig, SamplingConfig
+    from smalti.generate import GuidanceConfig, SamplingConfig
 
     generator, found = open_generator(run, device)
     config = SamplingConfig.parse(
@@ -69,30 +70,36 @@ def generate(
          "top_p": top_p, "guidance": GuidanceConfig(scale=guidance)},
         where="generate",
     )  # fmt: skip
-    grid = generator.model.config.grid
-    cells = grid[0] * grid[1] * grid[2]
-    if steps > cells and isinstance(generator.model.config, MaskedConfig):
-        raise ConfigError(f"--steps {steps}: there are {cells} tokens, and a step fills at least one; give fewer")
     wanted = _Wanted(_task(task, frames, region), given, fit, label, paste, length)
-    _check(wanted, generator)
+    _check(wanted, generator, steps)
     decoder = open_tokenizer(tokenizer or _own_tokenizer(Path(run), found), device)
     generator.origin.check(decoder.fingerprint, found)
+    targets = _targets(out, task, count, generator, overwrite=overwrite)
+    _draw_all(_begin(wanted, generator, decoder), config, seed, targets, quiet=as_json)
+    if as_json:
+        print_json({"generator": found, "task": wanted.task.plain(), "seed": seed, "files": targets})
+
+
+def _targets(out: Path, task: TaskName, count: int, generator: "Generator", *, overwrite: bool) -> list[Path]:
+    """Where the samples go. Raises ConfigError where one is there already."""
     suffix = ".png" if generator.size[0] == 1 else ".mp4"
     targets = [out / f"{task}-{number:04d}{suffix}" for number in range(count)]
     for target in targets:
         if target.exists() and not overwrite:
             raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    start = _begin(wanted, generator, decoder)
-    with bar("drawing", count) as advance:
-        for at in range(0, count, _BATCH):
-            numbers = list(range(at, min(at + _BATCH, count)))
+    return targets
+
+
+def _draw_all(start: "_Start", config: "SamplingConfig", seed: int, targets: list[Path], *, quiet: bool) -> None:
+    """Draw and write sample 0, 1, ..., a batch at a time."""
+    with bar("drawing", len(targets)) as advance:
+        for at in range(0, len(targets), _BATCH):
+            numbers = list(range(at, min(at + _BATCH, len(targets))))
             for number, clip in zip(numbers, _draw(start, config, seed, numbers), strict=True):
-                _write(targets[number], clip, generator.origin.fps)
+                _write(targets[number], clip, start.generator.origin.fps)
                 advance(number + 1)
-                if not as_json:
+                if not quiet:
                     print(one_line(targets[number]), flush=True)
-    if as_json:
-        print_json({"generator": found, "task": wanted.task.plain(), "seed": seed, "files": targets})
 
 
 class _Wanted(NamedTuple):
@@ -130,11 +137,14 @@ def _task(kind: TaskName, frames: int, region: str) -> "TaskConfig":
     return PaintingTask.parse({"kind": kind, "region": region}, where="generate")
 
 
-def _check(wanted: _Wanted, generator: "Generator") -> None:
+def _check(wanted: _Wanted, generator: "Generator", steps: int) -> None:
     """What can be said before the tokenizer is read."""
     from smalti.generate import MaskedConfig, task_tokens
 
     model, kind = generator.model.config, wanted.task.kind
+    cells = math.prod(model.grid)
+    if steps > cells and isinstance(model, MaskedConfig):
+        raise ConfigError(f"--steps {steps}: there are {cells} tokens, and a step fills at least one; give fewer")
     task_tokens(kind, model.tasks, 1)
     if kind != "generation" and wanted.given is None:
         raise ConfigError(f"--task {kind}: give --input, the picture or video that it begins with")
