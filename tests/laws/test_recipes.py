@@ -17,7 +17,7 @@ from smalti.train.config import TokenizerTraining
 from smalti.train.step import step
 from tests.laws.test_lpips import golden_weights
 
-RECIPES = {recipe.name: recipe for recipe in catalogue()}
+RECIPES = {recipe.name: recipe for recipe in catalogue() if recipe.kind == "tokenizer"}
 NAMES = list(RECIPES)
 MAGICMASTER = [name for name in NAMES if name.startswith("magicmaster-")]
 COUNTS = {

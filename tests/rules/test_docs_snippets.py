@@ -35,6 +35,7 @@ from smalti.tokenizer import TokenizerConfig
 from smalti.tokens.inputs import Files, Tables, Tars
 from smalti.tokens.options import Options
 from smalti.train.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.train.generator_config import GeneratorTraining, TaskShare
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
 
@@ -109,7 +110,10 @@ FIELDS = {
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
     "metrics.md": (Protocol,),
-    "generation.md": (MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
+    "generation.md": (
+        *(MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
+        *(GeneratorTraining, TaskShare),
+    ),
     "tokens.md": (Options, Files, Tars, Tables),
 }
 

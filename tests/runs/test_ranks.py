@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from smalti.files import sha256
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from smalti.train.state import checkpoints
+from smalti.train.checkpoints import checkpoints
 
 # As smalti.train.run.run does, and it writes down which samples each step of this rank had.
 LOOP = """

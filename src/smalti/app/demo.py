@@ -16,11 +16,14 @@ from smalti.errors import IntegrityError
 from smalti.files import write_json
 from smalti.metrics import SMALTI, Report, contact_sheet
 from smalti.metrics.sheet import difference
-from smalti.recipes import find
+from smalti.recipes import DEMO_STEPS
+from smalti.recipes.image import tiny
+from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.tokenizer.score import score
 from smalti.train.config import TokenizerTraining
-from smalti.train.run import Watch, run
+from smalti.train.loop import Watch
+from smalti.train.run import run
 from smalti.video import to_uint8, to_video
 
 PHOTOS = ImagesConfig(path=photos("heldout"), size=128, crop="center", flip=False)
@@ -57,7 +60,8 @@ def run_demo(
         callback = None if watch is None else watch(name, config.steps)
         return Tokenizer.load(run(config, out / name, resume=(out / name / "config.yaml").is_file(), watch=callback))
 
-    image_config, video_config = find("demo-image", tiny=quick), find("demo-video", tiny=quick)
+    image_steps, video_steps = (8, 8) if quick else DEMO_STEPS
+    image_config, video_config = tiny(image_steps), tiny_video(video_steps)
     with stage("Training an image tokenizer on the photographs that smalti ships"):
         image = train("image", image_config)
     with stage("Measuring it on photographs that it has never seen"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import typer
 
 from smalti import __version__
-from smalti.cli import codec, doctor, measure, runs, token_sets, tokenizers
+from smalti.cli import codec, doctor, generation, measure, runs, token_sets, tokenizers
 from smalti.cli.terminal import one_line, say
 from smalti.errors import EnvironmentFault, SmaltiError
 
@@ -57,11 +57,12 @@ def _smalti(
 
 
 app.command("demo", short_help="See the whole way on real media, in minutes.")(runs.demo)
-app.command("train", short_help="Train a tokenizer by a recipe or a config.")(runs.train)
+app.command("train", short_help="Train a tokenizer or a token model.")(runs.train)
 app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(measure.evaluate)
 app.command("reconstruct", short_help="Pictures and videos to tokens and back.")(measure.reconstruct)
 app.command("tokenize", short_help="Pictures and video to a token set.")(token_sets.tokenize)
 app.command("decode", short_help="Rows of a token set to PNG and MP4.")(token_sets.decode)
+app.command("generate", short_help="Draw pictures and video from a token model.")(generation.generate)
 app.command("export", short_help="A token set as .npy files.")(token_sets.export)
 app.command("compress", short_help="A picture or a video as a small file.")(codec.compress)
 app.command("decompress", short_help="A compressed file back to a picture or a video.")(codec.decompress)

@@ -13,8 +13,8 @@ from smalti.cli.terminal import Advance, bar, print_json, say
 from smalti.cli.tokenizers import DeviceOption, JsonOption, last_lines
 
 if TYPE_CHECKING:
-    from smalti.train.config import TokenizerTraining
-    from smalti.train.run import Watch
+    from smalti.recipes import AnyTraining
+    from smalti.train.loop import Made, Watch
 
 _YAML = (".yaml", ".yml")
 _LINES = 20
@@ -35,7 +35,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="The same as --set seed=N.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a tokenizer by a recipe or a config file; stop and resume at any step.
+    """Train a tokenizer or a token model by a recipe or a config; stop and resume at any step.
 
     \b
     Examples:
@@ -43,8 +43,11 @@ def train(
       smalti train image --set data.path=photos --set batch_size=64
       smalti train image --set data.path=photos --set batch_size=64 --resume
       smalti train my-run.yaml --out runs/second --seed 2 --device cuda
+      smalti train tiny-generate --set data=film-tokens
       torchrun --nproc-per-node 8 -m smalti train image --set data.path=photos
     """
+    from smalti.train.config import TokenizerTraining
+    from smalti.train.generator import run_generator
     from smalti.train.run import run
 
     config = find_config(recipe, tiny).override([*(assignments or ()), *([] if seed is None else [f"seed={seed}"])])
@@ -52,41 +55,55 @@ def train(
     leads = os.environ.get("RANK", "0") == "0"
     with bar("training", config.steps) if leads else nullcontext() as advance:
         watch = None if advance is None else _watch(config.steps, advance, quiet=as_json)
-        tokenizer = run(config, folder, resume=resume, device=device, watch=watch)
+        if isinstance(config, TokenizerTraining):
+            trained = run(config, folder, resume=resume, device=device, watch=watch)
+        else:
+            trained = run_generator(config, folder, resume=resume, device=device, watch=watch)
     if not leads:
         return
     if as_json:
-        print_json({"run": folder, "tokenizer": tokenizer, "steps": config.steps, **last_lines(folder)})
+        print_json({"run": folder, config.kind: trained, "steps": config.steps, **last_lines(folder)})
     else:
-        print(f"{tokenizer}: the tokenizer after {config.steps:,} steps. See it: smalti info {folder}")
+        print(f"{trained}: the {config.kind} after {config.steps:,} steps. See it: smalti info {folder}")
 
 
-def find_config(recipe: str, tiny: bool) -> "TokenizerTraining":
+def find_config(recipe: str, tiny: bool) -> "AnyTraining":
     """The config of a recipe's name or of a .yaml file. Raises ConfigError."""
     from smalti.config import load_yaml
     from smalti.errors import ConfigError
     from smalti.recipes import find
     from smalti.train.config import TokenizerTraining
+    from smalti.train.generator_config import GeneratorTraining
 
     if not recipe.endswith(_YAML):
         return find(recipe, tiny=tiny)
     if tiny:
         raise ConfigError(f"{recipe}: --tiny is a form of the recipes; set the fields of a file with --set")
-    return load_yaml(TokenizerTraining, Path(recipe))
+    path = Path(recipe)
+    kind = read_kind(path)
+    return load_yaml(GeneratorTraining, path) if kind == "generator" else load_yaml(TokenizerTraining, path)
+
+
+def read_kind(path: Path) -> str:
+    """What a config file says it trains: `kind`, a tokenizer where it says nothing (or cannot be read)."""
+    from smalti.config import parse_yaml
+
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8-sig"), where=str(path))
+    except (OSError, UnicodeDecodeError):
+        return "tokenizer"
+    return str(data.get("kind", "tokenizer")) if isinstance(data, dict) else "tokenizer"
 
 
 def _watch(steps: int, advance: Advance, quiet: bool = False) -> "Watch":
     """Moves the bar; where there is none, writes a line now and then unless `quiet`."""
-    from smalti.train.step import Measured
-
     plain = not quiet and not sys.stderr.isatty()
     every = max(1, steps // _LINES)
 
-    def watch(measured: Measured) -> None:
-        note = f"loss {measured.total:.4f} psnr {measured.psnr:.2f}"
-        advance(measured.step, note=note)
-        if plain and (measured.step % every == 0 or measured.step == steps):
-            say(f"step {measured.step:,} of {steps:,}: {note}")
+    def watch(made: "Made") -> None:
+        advance(made.step, note=made.note)
+        if plain and (made.step % every == 0 or made.step == steps):
+            say(f"step {made.step:,} of {steps:,}: {made.note}")
 
     return watch
 

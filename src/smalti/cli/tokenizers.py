@@ -24,7 +24,7 @@ def find_tokenizer(name: str) -> Path:
 
     Raises InputError where there is none.
     """
-    from smalti.train.state import checkpoints
+    from smalti.train.checkpoints import checkpoints
 
     folder = Path(name)
     if not folder.is_dir():
@@ -53,7 +53,8 @@ def info(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Or a .smt file.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in; or a token set.
+    """Say what a tokenizer is: strides, codebook, bits per pixel, size, what it is exact in; or a token set,
+    or a generator.
 
     \b
     Examples:
@@ -61,17 +62,21 @@ def info(
       smalti info runs/tiny/step-00000300/tokenizer --json
       smalti info film.smt
       smalti info photo-tokens
+      smalti info runs/tiny-generate
     """
+    from smalti.cli.generation import describe_generator, find_generator
     from smalti.cli.token_sets import describe_set, is_token_set
 
-    path = Path(tokenizer)
+    path, run = Path(tokenizer), False
     if path.is_file():
         about = _describe_file(path)
     elif is_token_set(path):
         about = describe_set(path)
+    elif find_generator(tokenizer) is not None:
+        about = describe_generator(tokenizer)
     else:
-        about = describe(open_tokenizer(tokenizer))
-    if (path / "config.yaml").is_file():
+        about, run = describe(open_tokenizer(tokenizer)), (path / "config.yaml").is_file()
+    if run:
         about = {"tokenizer": str(find_tokenizer(tokenizer)), **about, "run": last_lines(Path(tokenizer))}
     if as_json:
         print_json(about)
@@ -117,7 +122,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def last_lines(run: Path) -> dict[str, Any]:
     """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
-    from smalti.train.state import checkpoints
+    from smalti.train.checkpoints import checkpoints
 
     found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}
     log = run / "log.jsonl"

@@ -15,6 +15,7 @@ from smalti.generate.loss import LossConfig, TokenLoss, autoregressive_loss, mas
 from smalti.generate.network import SIZES, Condition
 from smalti.generate.prompt import Prompt, beginning, nothing
 from smalti.generate.sample import SamplingConfig, extend, sample, sample_steps
+from smalti.generate.storage import Generator, Origin
 from smalti.generate.tasks import (
     Cells,
     GenerationTask,
@@ -40,12 +41,14 @@ __all__ = [
     "DrawConfig",
     "Factorization",
     "GenerationTask",
+    "Generator",
     "GeneratorConfig",
     "GuidanceConfig",
     "InterpolationTask",
     "LossConfig",
     "MaskedConfig",
     "MaskedTransformer",
+    "Origin",
     "PaintingTask",
     "PredictionTask",
     "Prompt",

@@ -7,13 +7,17 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from smalti.errors import ConfigError
-from smalti.recipes import magicmaster, mindone
+from smalti.recipes import generate, magicmaster, mindone
 from smalti.recipes.image import FOLDER, image, paper_image, tiny
 from smalti.recipes.shrink import shrink
 from smalti.recipes.video import paper_video, tiny_video, video
 from smalti.train.config import TokenizerTraining
+from smalti.train.generator_config import GeneratorTraining
+
+AnyTraining = TokenizerTraining | GeneratorTraining
 
 START = "start"
 """The folder of an inflated tokenizer, in the commands."""
@@ -30,8 +34,8 @@ class Recipe:
     about: str
     score: str
     """The published score, with its source; or that none is published."""
-    config: Callable[[], TokenizerTraining]
-    tiny: Callable[[], TokenizerTraining]
+    config: Callable[[], AnyTraining]
+    tiny: Callable[[], AnyTraining]
     """The same run, shrunk to minutes on two cores."""
     data: str = ""
     """The published data and length of the run."""
@@ -41,17 +45,22 @@ class Recipe:
     """The command of its authors, where it is theirs."""
     as_theirs: tuple[str, ...] = ()
     """Settings that make the run what theirs is, where ours is the better one."""
+    kind: Literal["tokenizer", "generator"] = "tokenizer"
+    """What is trained."""
 
     @property
     def command(self) -> str:
         """How it is run; without FOLDER it looks where its authors keep their data."""
+        if self.kind == "generator":
+            return f"smalti train {self.name} --set data=SET"
         where = " --set data.path=FOLDER" if getattr(self.config().data, "path", None) == FOLDER else ""
         return f"smalti train {self.name}{where}{f' --set init={START}' if self.before else ''}"
 
 
 def catalogue() -> tuple[Recipe, ...]:
     """All recipes."""
-    return (*_ours(), *_paper(), *_mindone(), *_magicmaster_imagenet(), *_magicmaster_kinetics(), *_magicmaster_vqgan())
+    magicmaster_ = (*_magicmaster_imagenet(), *_magicmaster_kinetics(), *_magicmaster_vqgan())
+    return (*_ours(), *_paper(), *_mindone(), *magicmaster_, *_generators())
 
 
 def _ours() -> Iterator[Recipe]:
@@ -197,6 +206,30 @@ def _magicmaster_vqgan() -> Iterator[Recipe]:
         )
 
 
+def _generators() -> Iterator[Recipe]:
+    """Token models, trained on token sets."""
+    tiny_ = generate.tiny_generate
+    about = "video from tokens, in minutes on a CPU, on a set of tiny-video (17x64x64)"
+    yield Recipe("tiny-generate", about, "none published", tiny_, tiny_, kind="generator")
+    source = "(arXiv 2310.05737)"
+    rows = (
+        ("imagenet-256", 256, "ImageNet", "gFID 3.65 unguided, 1.78 guided, 64 steps"),
+        ("imagenet-512", 512, "ImageNet", "gFID 3.07 unguided, 1.91 guided, 64 steps"),
+        ("k600", 128, "Kinetics-600", "FVD 5.2 at 12 steps, 4.3 at 24, from 5 frames"),
+        ("ucf101", 128, "UCF-101", "FVD 58 at 24 steps, of a class"),
+    )
+    for name, size, data, score in rows:
+        yield Recipe(
+            f"paper-generate-{name}",
+            f"MAGVIT-v2's masked transformer on {data} tokens, {size} px, LFQ 2^18",
+            f"{score} {source}",
+            partial(generate.paper, name),
+            partial(generate.paper, name, small=True),
+            data=generate.PAPER[name].data,
+            kind="generator",
+        )
+
+
 def _published(
     name: str,
     about: str,
@@ -211,7 +244,7 @@ def _published(
     return Recipe(name, about, score, config, lambda: shrink(config()), data, before, theirs, as_theirs)
 
 
-def find(name: str, tiny: bool = False) -> TokenizerTraining:
+def find(name: str, tiny: bool = False) -> AnyTraining:
     """The config of a recipe. Raises ConfigError with the nearest name."""
     recipes = {recipe.name: recipe for recipe in catalogue()}
     if name not in recipes:

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,30 +18,29 @@ from smalti.train.state import TrainState
 from smalti.train.step import Measured
 from smalti.video import to_uint8
 
+L = TypeVar("L", bound="Lines")
 _DRAWN = 6
 """Clips in a picture of reconstructions."""
 
 
-class RunLog:
-    """Writes on the leading rank alone. Lines of steps after the one resumed from are taken out first."""
+class Lines:
+    """log.jsonl and TensorBoard events, written on the leading rank alone.
 
-    def __init__(self, folder: Path, state: TrainState, bad: BadFileLog) -> None:
-        self.folder, self.bad = folder, bad
+    Lines of steps after the one resumed from are taken out first.
+    """
+
+    def __init__(self, folder: Path, step: int, *, leads: bool) -> None:
+        self.folder, self.leads, self.begun = folder, leads, step
         self.path = folder / "log.jsonl"
-        self.config = state.config
-        self.leads = state.world.leads
-        self.usage = Usage(state.tokenizer.levels)
         self.since = time.monotonic()
-        self.begun = state.step
         self.events: Any = None
-        self._samples: list[Tensor] | None = None
-        if self.leads:
-            _truncate(self.path, state.step)
+        if leads:
+            _truncate(self.path, step)
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self.events = SummaryWriter(str(folder / "events"), purge_step=state.step)
+            self.events = SummaryWriter(str(folder / "events"), purge_step=step)
 
-    def __enter__(self) -> "RunLog":
+    def __enter__(self: L) -> L:
         return self
 
     def __exit__(
@@ -50,6 +49,29 @@ class RunLog:
         if self.events is not None:
             self.events.close()
 
+    def append(self, line: dict[str, Any]) -> None:
+        """Write a line, which has its `step`."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self.events.add_scalar(name, value, line["step"])
+
+    def rate(self, step: int) -> float:
+        """Steps a second since the run began or went on."""
+        return (step - self.begun) / max(1e-9, time.monotonic() - self.since)
+
+
+class RunLog(Lines):
+    """What a tokenizer's run leaves."""
+
+    def __init__(self, folder: Path, state: TrainState, bad: BadFileLog) -> None:
+        super().__init__(folder, state.step, leads=state.world.leads)
+        self.bad = bad
+        self.config = state.config
+        self.usage = Usage(state.tokenizer.levels)
+        self._samples: list[Tensor] | None = None
+
     def write(self, measured: Measured) -> None:
         """Collect a step; write a line every `log_every` steps and at the end."""
         self.usage = self.usage.merge(measured.usage)
@@ -57,13 +79,12 @@ class RunLog:
         if not self.leads or not (ended or measured.step % self.config.log_every == 0 or measured.skipped):
             return
         use = self.usage.summary(pixels=1)
-        rate = (measured.step - self.begun) / max(1e-9, time.monotonic() - self.since)
         line: dict[str, Any] = {"step": measured.step, "total": measured.total, "psnr": measured.psnr}
         line |= {f"loss/{name}": value for name, value in measured.losses.items()}
         line |= {"rate": measured.rate, "gradient": measured.gradient, "adversary_weight": measured.adversary_weight}
         line |= {"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens}
-        line |= {"steps_per_second": rate, "skipped": measured.skipped, "bad_files": self.bad.total}
-        self._append(line)
+        line |= {"steps_per_second": self.rate(measured.step), "skipped": measured.skipped, "bad_files": self.bad.total}
+        self.append(line)
         self.usage = Usage(self.usage.levels)
 
     def validate(self, state: TrainState) -> None:
@@ -73,7 +94,7 @@ class RunLog:
         report = score(state.average, state.config.validation.build(), SMALTI, limit=state.config.validation_limit)
         scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
         line = {f"validation/{name}": value for name, value in scores.items() if value is not None}
-        self._append({"step": state.step, **line})
+        self.append({"step": state.step, **line})
 
     def draw(self, state: TrainState) -> None:
         """A sheet of originals, reconstructions and their difference, always of the same clips."""
@@ -89,13 +110,6 @@ class RunLog:
         target = self.folder / "samples" / f"step-{state.step:08d}.png"
         target.parent.mkdir(exist_ok=True)
         sheet.save(target)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self.events.add_scalar(name, value, line["step"])
 
 
 def _first_clips(config: TokenizerTraining) -> list[Tensor]:

@@ -45,6 +45,11 @@ class Measured(NamedTuple):
     skipped: bool
     """Whether the update was left out because a loss or gradient was not finite."""
 
+    @property
+    def note(self) -> str:
+        """The loss and the PSNR."""
+        return f"loss {self.total:.4f} psnr {self.psnr:.2f}"
+
 
 def step(state: TrainState, video: Tensor) -> Measured:
     """Train on one batch of this rank, `b 3 t h w` in [-1, 1]; advances `state`."""
