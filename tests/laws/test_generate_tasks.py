@@ -13,6 +13,7 @@ from smalti.generate import (
     PredictionTask,
     TaskConfig,
     cells,
+    hold,
     paste,
     task_prompt,
     task_tokens,
@@ -109,6 +110,25 @@ def test_known_tokens_are_those_of_the_whole_video(task):
         assert prompt.known.any()
     assert torch.equal(paste(given, video, filled * 0)[:, :, given], video[:, :, given])
     assert (paste(given, video, filled * 0)[:, :, ~given] == 0).all()
+
+
+@pytest.mark.parametrize(("size", "place"), [((2, 8, 8), 0), ((5, 16, 24), 0), ((5, 16, 24), 3), ((3, 7, 9), 1)])
+def test_what_stands_still_is_held_and_what_moves_is_generated(size, place):
+    rng = torch.Generator().manual_seed(0)
+    last = torch.rand((2, 3, *size[1:]), generator=rng, dtype=torch.float64) * 2 - 1
+    frame = torch.rand((2, 3, 1, *size[1:]), generator=rng, dtype=torch.float64) * 2 - 1
+    still = frame.expand(-1, -1, size[0], -1, -1)
+    assert torch.equal(hold(last, still, place), last[:, :, None].expand_as(still))
+    moving = still.clone()
+    moving[:, :, -1] += 5.0
+    held = hold(last, moving, place)
+    assert torch.equal(held[:, :, place], last)
+    assert torch.allclose(held[:, :, -1], moving[:, :, -1], atol=1e-12)
+    corner = still.clone()
+    corner[:, :, -1, 0, 0] += 2.0  # one pixel moves: what lies beyond the window of it is held
+    held = hold(last, corner, place, window=3)
+    assert torch.equal(held[..., -1, 2:, 2:], last[..., 2:, 2:])
+    assert not torch.equal(held[..., -1, :2, :2], last[..., :2, :2])
 
 
 def test_conditions_are_filled_as_the_task_says():

@@ -190,3 +190,23 @@ def paste(
 ) -> Float[Tensor, "b 3 t h w"]:
     """The generated video with the given pixels of the true one in their places."""
     return torch.where(given.to(video.device), video, generated)
+
+
+def hold(
+    last: Float[Tensor, "b 3 h w"],
+    generated: Float[Tensor, "b 3 t h w"],
+    place: int,
+    *,
+    change: float = 0.4,
+    window: int = 7,
+) -> Float[Tensor, "b 3 t h w"]:
+    """The generated video where it moves, and the last given frame, pixel for pixel, where it stands still.
+
+    A tokenizer loses detail that a given frame has. Let m be the mean squared difference, over a `window` of pixels and
+    the colours, of a generated frame from the generated one at `place`, where the given one stands. Then a share
+    exp(-m / change^2) of each pixel is the given one: all of it where nothing has changed, nothing where all has.
+    """
+    moved = (generated - generated[:, :, place, None]).square().mean(1)  # b t h w
+    moved = F.avg_pool2d(moved, window, 1, window // 2, count_include_pad=False)
+    share = torch.exp(-moved / change**2)[:, None]
+    return share * last[:, :, None] + (1 - share) * generated
