@@ -1,42 +1,38 @@
-"""Frame prediction on film against copying the last frame: `python -m benchmarks.prediction --help`.
+"""Frame prediction on film against copying the given frame: `python -m benchmarks.prediction --help`.
 
-shots FILM OUT     the shots of a film at 8 frames a second, 128x72, those of every fifth half minute held out
+shots FILM OUT            the shots of a film, cut for a tokenizer and for a token model, some of them held out
+score TRUE MADE           samples of held-out clips, against copies of their first frames
 """
 
 import argparse
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.cli.generation import open_generator
-from smalti.cli.tokenizers import open_tokenizer
-from smalti.data import evaluation, source_of
+from smalti.data import read_clip
 from smalti.data.videos import write_video
-from smalti.generate import (
-    Condition,
-    GenerationTask,
-    MaskedTransformer,
-    PredictionTask,
-    SamplingConfig,
-    sample,
-    task_prompt,
-    task_tokens,
-)
 from smalti.losses.perceptual import LPIPSConfig
+from smalti.metrics import SMALTI_GENERATION_VIDEO, find_features, score_generated
 from smalti.metrics.sheet import contact_sheet
-from smalti.tokenizer import Tokenizer
-from smalti.video import to_uint8
+from smalti.video import to_uint8, to_video
 
 ROWS, COLUMNS, FPS = 72, 128, 8
+"""What is read of the film."""
+PHASES, FRAMES = 4, 5
+"""A clip is 5 frames at 2 frames a second, and begins at any of the 8."""
+CROPS = {"left": 0, "middle": 28, "right": 56}
+"""Left edges of the squares of 72 x 72 that a clip to train on shows; held-out clips show the middle."""
 CUT = 20.0
 """Mean difference of two neighbouring thumbnails (0..255) from which a new shot begins."""
 FLAT = 6.0
-"""Deviation of a frame below which it is a black or a title screen, and ends a shot."""
-SHORTEST = 17
+"""Deviation of a thumbnail below which a frame is a black or a title screen, and ends a shot."""
+SHORTEST = (FRAMES - 1) * PHASES + 1
 STRETCH, EVERY = 30.0, 5
 """Seconds of a stretch of film, and which of them are held out: a shot is of the stretch that it starts in."""
 
@@ -75,62 +71,85 @@ def shots(film: Path, until: float) -> Iterator[tuple[float, list[np.ndarray]]]:
 
 
 def lay_out(film: Path, out: Path, until: float) -> None:
-    """Write the shots into `out/train` and `out/heldout`."""
+    """Write the shots into `out/train` and `out/heldout`, and clips of them into `train-clips` and `heldout-clips`."""
     for start, shot in shots(film, until):
         held = int(start // STRETCH) % EVERY == EVERY - 1
-        target = out / ("heldout" if held else "train") / f"{round(1000 * start):07d}.mp4"
-        write_video(target, map(torch.from_numpy, shot), FPS, crf=8)
-    for part in ("train", "heldout"):
-        print(f"{out / part}: {len(list((out / part).glob('*.mp4')))} shots")
+        name, part = f"{round(1000 * start):07d}", "heldout" if held else "train"
+        _write(out / part / f"{name}.mp4", shot, FPS)
+        for phase in range(PHASES):
+            chosen = shot[phase::PHASES]
+            if held:
+                for at in range(0, len(chosen) - FRAMES + 1, 2):
+                    clip = [_square(frame, CROPS["middle"]) for frame in chosen[at : at + FRAMES]]
+                    _write(out / "heldout-clips" / f"{name}-{phase}-{at:03d}.mp4", clip, FPS / PHASES)
+            elif len(chosen) >= FRAMES:
+                for crop, left in CROPS.items():
+                    clip = [_square(frame, left) for frame in chosen]
+                    _write(out / "train-clips" / f"{name}-{phase}-{crop}.mp4", clip, FPS / PHASES)
+                    mirrored = [frame[:, ::-1] for frame in clip]
+                    _write(out / "train-clips" / f"{name}-{phase}-{crop}-mirrored.mp4", mirrored, FPS / PHASES)
+    for folder in sorted(out.iterdir()):
+        print(f"{folder}: {len(list(folder.glob('*.mp4')))} files")
+
+
+def _square(frame: np.ndarray, left: int) -> np.ndarray:
+    return frame[:, left : left + ROWS]
+
+
+def _write(target: Path, clip: Sequence[np.ndarray], fps: float) -> None:
+    write_video(target, (torch.from_numpy(np.ascontiguousarray(frame)) for frame in clip), fps, crf=8)
+
+
+class Scores(NamedTuple):
+    """LPIPS of one clip, over the frames after the first."""
+
+    copied: float
+    samples: list[float]
 
 
 @torch.inference_mode()
-def score(run: str, folder: Path, tokenizer: str, lpips: Path | None, sheet: Path | None) -> None:
-    """Print the figures; with `sheet`, draw the first clips and some that are drawn whole."""
-    generator, model_of = open_generator(run, "cpu")[0], open_tokenizer(tokenizer)
-    generator.origin.check(model_of.fingerprint, run)
-    model, distance = generator.model, LPIPSConfig(net="alex", weights=lpips).build()
-    assert isinstance(model, MaskedTransformer)
-    task, config = PredictionTask(frames=1), SamplingConfig(steps=12)
-    source = source_of(folder, size=generator.size[1:], frames=generator.size[0]).build()
-    clips = [batch.video for batch in evaluation(source)]
-    sums: dict[str, list[tuple[float, float]]] = {}
-    rows = []
-    for number, clip in enumerate(clips):
-        drawn = _sampled(model, model_of, task, clip, config, number)
-        copied = clip[:, :, :1].expand_as(clip)
-        made = {"predicted": drawn, "copied": copied, "round trip": model_of.decode(model_of.encode(clip))}
-        for name, video in made.items():
-            ours, theirs = (v[0, :, 1:].transpose(0, 1) for v in (video.clamp(-1, 1), clip))
-            error = (ours - theirs).square().mean()
-            sums.setdefault(name, []).append((distance(ours, theirs).mean().item(), -10 * (error / 4).log10().item()))
-        rows += [_frames(clip), _frames(drawn)] if number < 3 else []
-    for name, found in sums.items():
-        means = np.mean(found, 0)
-        print(f"{name:<10}  LPIPS {means[0]:.4f}  PSNR {means[1]:.2f}  over {len(found)} clips")
-    wins = sum(p[0] < c[0] for p, c in zip(sums["predicted"], sums["copied"], strict=True))
-    print(f"the prediction is nearer than the copy by LPIPS in {wins} of {len(clips)}")
+def score(true: Path, made: Path, lpips: Path | None, sheet: Path | None) -> None:
+    """Print the figures; with `sheet`, draw some clips above their best, their first and their copied frames."""
+    distance = LPIPSConfig(net="alex", weights=lpips).build()
+    clips = {path.stem: to_video(read_clip(path)) for path in sorted(true.glob("*.mp4"))}
+    samples = {key: [to_video(read_clip(p)) for p in sorted(made.glob(f"{key}-????.mp4"))] for key in clips}
+    copies = {key: clip[:, :, :1].expand_as(clip) for key, clip in clips.items()}
+
+    def lpips_of(video: Tensor, clip: Tensor) -> float:
+        ours, theirs = (v[0, :, 1:].transpose(0, 1) for v in (video, clip))
+        return float(distance(ours, theirs).mean())
+
+    found = {
+        key: Scores(lpips_of(copies[key], clip), [lpips_of(video, clip) for video in samples[key]])
+        for key, clip in clips.items()
+    }
+    count = len(next(iter(samples.values())))
+    copied = np.array([s.copied for s in found.values()])
+    drawn = np.array([s.samples for s in found.values()])
+    print(f"{len(found)} clips, {count} samples of each; LPIPS (alex) of frames 1 to {FRAMES - 1}")
+    print(f"copied          {copied.mean():.4f}")
+    for several in sorted({1, 4, count}):
+        best = drawn[:, :several].min(1)
+        wins = int((best < copied).sum())
+        print(f"best of {several:<3}     {best.mean():.4f}  nearer than the copy in {wins} of {len(found)} clips")
+    print(f"mean of samples {drawn.mean():.4f}")
+    sets = {f"sample {n}": [(key, samples[key][n]) for key in clips] for n in range(min(count, 4))}
+    protocol = SMALTI_GENERATION_VIDEO.replace({"frames": FRAMES})
+    features = find_features("efficientnet-lite0-video")
+    report = score_generated({"copied": list(copies.items()), **sets}, clips.items(), protocol, features)
+    for one in report.sets:
+        print(f"{one.name:<10} frechet_efficientnet_video {one.frechet.distance:.4f}")
     if sheet is not None:
-        blank = torch.zeros_like(clips[0])
-        rows += [_frames(_sampled(model, model_of, GenerationTask(), blank, config, number)) for number in range(2)]
-        contact_sheet(rows, [f"frame {i}" for i in range(0, 17, 4)]).save(sheet)
-
-
-def _sampled(
-    model: MaskedTransformer,
-    tokenizer: Tokenizer,
-    task: PredictionTask | GenerationTask,
-    clip: Tensor,
-    config: SamplingConfig,
-    number: int,
-) -> Tensor:
-    condition = Condition(tasks=task_tokens(task.kind, model.config.tasks, 1))
-    prompt = task_prompt(task, tokenizer.encode(task.fill(clip)), tokenizer.strides, condition=condition)
-    return tokenizer.decode(sample(model, prompt, config, samples=[number]))
+        shown = sorted(found, key=lambda key: hashlib.sha256(key.encode()).digest())[:6]
+        rows = []
+        for key in shown:
+            best = samples[key][int(np.argmin(found[key].samples))]
+            rows += [_frames(clips[key]), _frames(best), _frames(samples[key][0])]
+        contact_sheet(rows, [f"{i / 2:g} s" for i in range(FRAMES)]).save(sheet)
 
 
 def _frames(clip: Tensor) -> list[np.ndarray]:
-    return [to_uint8(clip)[0, frame].numpy() for frame in range(0, 17, 4)]
+    return list(to_uint8(clip)[0].numpy())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,17 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cut.add_argument("out", type=Path)
     cut.add_argument("--until", type=float, default=1e9, help="seconds to take, to leave out the credits")
     scores = verbs.add_parser("score")
-    scores.add_argument("run")
-    scores.add_argument("folder", type=Path, help="held-out shots")
-    scores.add_argument("--tokenizer", required=True)
+    scores.add_argument("true", type=Path, help="held-out clips, as the model sees them")
+    scores.add_argument("made", type=Path, help="NAME-0000.mp4, NAME-0001.mp4, ... for each of them")
     scores.add_argument("--lpips", type=Path, help="weights of LPIPS, net alex; found by themselves if none")
     scores.add_argument("--sheet", type=Path, help="a PNG to write")
     asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
     if asked.verb == "shots":
         lay_out(asked.film, asked.out, asked.until)
     else:
-        torch.set_num_threads(1)
-        score(asked.run, asked.folder, asked.tokenizer, asked.lpips, asked.sheet)
+        score(asked.true, asked.made, asked.lpips, asked.sheet)
 
 
 if __name__ == "__main__":
