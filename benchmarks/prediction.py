@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.cli.generation import open_generator
+from smalti.cli.generators import open_generator
 from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import evaluation, source_of
 from smalti.data.videos import write_video

@@ -170,7 +170,8 @@ def drawn(made, undisturbed, out, *options):
 def test_every_task_is_drawn_as_video_of_the_models_size(made, undisturbed, tmp_path, task):
     given = [] if task == "generation" else ["--input", str(clip_of(tmp_path)), "--paste"]
     files = drawn(made, undisturbed, tmp_path / "out", "--task", task, "--count", "2", *given)
-    assert [path.name for path in files] == [f"{task}-0000.mp4", f"{task}-0001.mp4"]
+    stem = "clip" if given else "generation"
+    assert [path.name for path in files] == [f"{stem}-0000.mp4", f"{stem}-0001.mp4"]
     with open_video(files[0]) as reader:
         assert len(reader) == 9
         first = next(iter(reader.frames()))

@@ -64,7 +64,7 @@ def info(
       smalti info photo-tokens
       smalti info runs/tiny-generate
     """
-    from smalti.cli.generation import describe_generator, find_generator
+    from smalti.cli.generators import describe_generator, find_generator
     from smalti.cli.token_sets import describe_set, is_token_set
 
     path, run = Path(tokenizer), False

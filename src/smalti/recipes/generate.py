@@ -69,7 +69,6 @@ def paper(row: str, *, small: bool = False) -> GeneratorTraining:
         steps=steps,
         batch_size=full.batch,
         precision="bfloat16",
-        workers=4,
         log_every=100,
         save_every=5_000,
         sample_every=5_000,
