@@ -71,12 +71,12 @@ def generate(
     """
     from smalti.cli.drawing import Drawing, Wanted, draw_all, inputs_of, plan
     from smalti.cli.generators import open_generator, own_tokenizer
-    from smalti.generate import GuidanceConfig, SamplingConfig
+    from smalti.generate import SamplingConfig
 
     generator, found = open_generator(run, device)
     config = SamplingConfig.parse(
         {"steps": steps, "schedule": schedule, "noise": noise, "temperature": temperature, "top_k": top_k,
-         "top_p": top_p, "guidance": GuidanceConfig(scale=guidance)},
+         "top_p": top_p, "guidance": {"scale": guidance}},
         where="generate",
     ).override(assignments or ())  # fmt: skip
     wanted = Wanted(_task(task, frames, region), given, originals, fit, label, count, paste, length)

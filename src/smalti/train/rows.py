@@ -51,7 +51,10 @@ def _check_classes(path: Path, classes: int, labels: list[int | None], names: tu
     if not classes:
         return
     if None in labels:
-        raise ConfigError(f"{path}: has rows without labels; --set generator.classes=0")
+        raise ConfigError(
+            f"{path}: has rows without labels; --set generator.classes=0, or give the set labels (of folders: "
+            "`smalti tokenize --set inputs.class_folders=true`)"
+        )
     count = len(names) or 1 + max(label for label in labels if label is not None)
     if count > classes or (names and count != classes):
         raise ConfigError(f"{path}: has {count:,} classes; --set generator.classes={count}")
