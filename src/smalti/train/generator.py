@@ -125,7 +125,9 @@ def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> Generato
         config=config,
         world=world,
         model=model,
-        objective=shared(Objective(model, config), world, unused=True),
+        objective=shared(
+            Objective(model, config), world, unused=isinstance(model, MaskedTransformer) and model.config.hints
+        ),
         average=Generator(copy.deepcopy(model).requires_grad_(False).eval(), origin),
         optimizer=adamw(model, config.optimizer),
         tokenizer=tokenizer,
