@@ -259,6 +259,9 @@ def test_a_run_says_what_it_is(undisturbed, capsys):
     about = json.loads(capsys.readouterr().out)
     assert about["draws"] == {"frames": 9, "rows": 32, "columns": 32}
     assert about["run"]["checkpoint"] == "step-00000006"
+    assert about["run"]["last"]["loss"] > 0
+    assert cli(["info", str(undisturbed)]) == 0
+    assert "bits per token" in capsys.readouterr().out
 
 
 def test_a_folder_of_clips_becomes_a_folder_of_clips_with_the_originals_beside(made, undisturbed, tmp_path):

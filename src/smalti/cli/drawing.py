@@ -53,7 +53,7 @@ class Drawing(NamedTuple):
     generator: "Generator"
     tokenizer: "Tokenizer"
     config: "SamplingConfig"
-    seed: int
+    seed: int = 0
 
 
 def inputs_of(wanted: Wanted, generator: "Generator") -> "Source | None":

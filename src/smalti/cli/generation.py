@@ -1,59 +1,46 @@
 """`smalti generate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
+from smalti.cli import asked_drawing as asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
+from smalti.cli.tokenizers import DeviceOption, JsonOption, open_tokenizer
 from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
-    from smalti.cli.drawing import Job, Wanted
+    from smalti.cli.drawing import Drawing, Job, Wanted
+    from smalti.data import Source
     from smalti.generate import Generator, SamplingConfig, TaskConfig
-
-TaskName = Literal["generation", "prediction", "interpolation", "outpainting", "inpainting"]
 
 
 def generate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A generator folder, or the run folder of one.")],
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
-    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP + " The run's own if none.")] = None,
-    task: Annotated[TaskName, typer.Option(help="What is given and what is drawn.")] = "generation",
-    given: Annotated[
-        Path | None, typer.Option("--input", help="What a task begins with: a picture, a video, a folder of them.")
-    ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Of prediction: frames that are given.")] = 1,
-    region: Annotated[
-        Literal["central", "vertical", "horizontal", "moving"], typer.Option(help="Of in- and outpainting: the box.")
-    ] = "central",
-    fit: Annotated[bool, typer.Option("--fit", help="Bring the input to the model's size and rate.")] = False,
-    originals: Annotated[
-        Path | None, typer.Option(help="A folder for the inputs as the model sees them, to score against.")
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option("--class", metavar="NAME|N", help="The class that is drawn; all takes each in turn.")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Samples, of each input and class.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Passes of a masked model.")] = 12,
-    schedule: Annotated[
-        Literal["cosine", "arccos", "linear", "square", "exponential"], typer.Option(help="Of the masked share.")
-    ] = "cosine",
-    noise: Annotated[float, typer.Option(min=0.0, help="Of the confidence that orders the filling.")] = 4.5,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the logits; 0 takes the most likely.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the K likeliest alone.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability.")] = None,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Towards the class; 0 is none.")] = 0.0,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the sampling, as order=halton; repeatable."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
-    length: Annotated[int | None, typer.Option(min=2, help="Frames of a longer video, window after window.")] = None,
-    paste: Annotated[bool, typer.Option("--paste", help="Put the given pixels in their places.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Samples that are drawn together.")] = 8,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    run: asked.Run,
+    out: asked.Out,
+    tokenizer: asked.TokenizerName = None,
+    task: asked.Task = "generation",
+    given: asked.Given = None,
+    frames: asked.Frames = 1,
+    region: asked.Region = "central",
+    fit: asked.Fit = False,
+    originals: asked.Originals = None,
+    label: asked.Label = None,
+    count: asked.Count = 1,
+    steps: asked.Steps = 12,
+    schedule: asked.ScheduleName = "cosine",
+    noise: asked.Noise = 4.5,
+    temperature: asked.Temperature = 1.0,
+    top_k: asked.TopK = None,
+    top_p: asked.TopP = None,
+    guidance: asked.Guidance = 0.0,
+    assignments: asked.Fields = None,
+    seed: asked.Seed = 0,
+    length: asked.Length = None,
+    paste: asked.Paste = False,
+    batch: asked.Batch = 8,
+    overwrite: asked.Overwrite = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,30 +56,47 @@ def generate(
       smalti generate runs/tiny-generate --out long --task prediction --input clip.mp4 --length 65
       smalti generate runs/film --out wide --task outpainting --region vertical --input clip.mp4
     """
-    from smalti.cli.drawing import Drawing, Wanted, draw_all, inputs_of, plan
-    from smalti.cli.generators import open_generator, own_tokenizer
+    from smalti.cli.drawing import Wanted, inputs_of, plan
     from smalti.generate import SamplingConfig
 
-    generator, found = open_generator(run, device)
-    config = SamplingConfig.parse(
-        {"steps": steps, "schedule": schedule, "noise": noise, "temperature": temperature, "top_k": top_k,
-         "top_p": top_p, "guidance": {"scale": guidance}},
-        where="generate",
-    ).override(assignments or ())  # fmt: skip
+    drawn_from = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": {"scale": guidance}}
+    fields = {"steps": steps, "schedule": schedule, "noise": noise, **drawn_from}
+    config = SamplingConfig.parse(fields, where="generate").override(assignments or ())
     wanted = Wanted(_task(task, frames, region), given, originals, fit, label, count, paste, length)
+    drawing = _open(run, tokenizer, wanted, config, device)._replace(seed=seed)
+    source = inputs_of(wanted, drawing.generator)
+    jobs = plan(wanted, drawing.generator, source, out)
+    _check_free(jobs, overwrite)
+    _draw(drawing, jobs, source, batch, as_json)
+
+
+def _open(run: str, tokenizer: str | None, wanted: "Wanted", config: "SamplingConfig", device: str | None) -> "Drawing":
+    """The generator and its tokenizer; what can be said without the latter is said first."""
+    from smalti.cli.drawing import Drawing
+    from smalti.cli.generators import open_generator, own_tokenizer
+
+    generator, found = open_generator(run, device)
     _check(wanted, generator, config)
     decoder = open_tokenizer(tokenizer or own_tokenizer(Path(run), found), device)
     generator.origin.check(decoder.fingerprint, found)
-    source = inputs_of(wanted, generator)
-    jobs = plan(wanted, generator, source, out)
-    listed = [job for some in jobs.values() for job in some]
-    for job in listed:
-        if job.target.exists() and not overwrite:
-            raise ConfigError(f"{job.target}: is there already; give --overwrite or another --out")
+    return Drawing(wanted, generator, decoder, config)
+
+
+def _check_free(jobs: "dict[str, list[Job]]", overwrite: bool) -> None:
+    """Raise ConfigError where a file is there that may not be replaced."""
+    there = (job.target for some in jobs.values() for job in some if job.target.exists())
+    if not overwrite and (target := next(there, None)) is not None:
+        raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
+
+
+def _draw(drawing: "Drawing", jobs: "dict[str, list[Job]]", source: "Source | None", batch: int, as_json: bool) -> None:
+    """Draw all, saying what is done; ends with the code of bad input where some inputs could not be used."""
+    from smalti.cli.drawing import draw_all
+
     bad: list[BadFile] = []
     done: list[Job] = []
-    with bar("drawing", len(listed)) as advance:
-        for job in draw_all(Drawing(wanted, generator, decoder, config, seed), jobs, source, bad.append, batch):
+    with bar("drawing", sum(map(len, jobs.values()))) as advance:
+        for job in draw_all(drawing, jobs, source, bad.append, batch):
             done.append(job)
             advance(len(done))
             if not as_json:
@@ -100,22 +104,16 @@ def generate(
     if as_json:
         faults = [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in bad]
         drawn = [{"path": job.target, "class": job.label} for job in done]
-        print_json({"generator": found, "task": wanted.task.plain(), "sampling": config.plain(), "seed": seed,
-                    "done": drawn, "bad": faults})  # fmt: skip
-    _say_bad(bad)
+        asked_for = {"task": drawing.wanted.task.plain(), "sampling": drawing.config.plain(), "seed": drawing.seed}
+        print_json({"generator": drawing.generator.fingerprint, **asked_for, "done": drawn, "bad": faults})
+    if bad:
+        for fault in bad:
+            say(f"left out: {one_line(fault)}")
+        say(f"error: {len(bad)} inputs could not be used and are left out; the rest is done")
+        raise typer.Exit(InputError.exit_code)
 
 
-def _say_bad(bad: list[BadFile]) -> None:
-    """Name the inputs that could not be used, and end with the code of bad input."""
-    if not bad:
-        return
-    for fault in bad:
-        say(f"left out: {one_line(fault)}")
-    say(f"error: {len(bad)} inputs could not be used and are left out; the rest is done")
-    raise typer.Exit(InputError.exit_code)
-
-
-def _task(kind: TaskName, frames: int, region: str) -> "TaskConfig":
+def _task(kind: asked.TaskName, frames: int, region: str) -> "TaskConfig":
     from smalti.generate import GenerationTask, InterpolationTask, PaintingTask, PredictionTask
 
     if kind == "generation":

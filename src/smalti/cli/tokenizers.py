@@ -131,7 +131,7 @@ def last_lines(run: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict):
+        if isinstance(line, dict) and not any(name.startswith("samples/") for name in line):
             found["validation" if any(name.startswith("validation/") for name in line) else "last"] = line
     return found
 

@@ -98,8 +98,8 @@ OPEN = {
     "l": Open(1280, 36, 20, 3, 3e-4, 300, 6, SamplingConfig(guidance=GuidanceConfig(scale=0.9)), "2.51, IS 271.70"),
     "xl": Open(1536, 48, 24, 4, 2.4e-4, 350, 7, SamplingConfig(guidance=GuidanceConfig(scale=0.75)), "2.33, IS 271.77"),
 }
-"""Their scales, in which 1 is the conditional model, are one more: 1.9, 1.9, 1.75 for the first part. For the second they
-have 2.0, 1.9, 1.85, and L and XL draw the first at a temperature of 1.1."""
+"""Their scales, in which 1 is the conditional model, are one more: 1.9, 1.9, 1.75 for the first part. For the second
+they have 2.0, 1.9, 1.85, and L and XL draw the first at a temperature of 1.1."""
 
 
 def open_magvit2(size: str, *, small: bool = False) -> GeneratorTraining:
