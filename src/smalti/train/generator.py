@@ -6,6 +6,7 @@ from (seed, step, rank): weights, optimizer, average and step are all the state 
 
 import copy
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ def run_generator(
         state = start(config, rows.tokens, world)
         if world.leads:
             prepare(config, out, resume=resume, may_change=CHANGEABLE)
+            if rows.left_out:
+                print(f"{config.data}: {rows.left_out:,} rows of another shape are left out", file=sys.stderr)
         world.barrier()
         with lock(out / ".lock") if world.leads else nullcontext(), stoppable() as stopped:
             digest = rows.tokens.plan

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,13 @@ import torch
 from smalti.errors import ConfigError
 from smalti.generate import GeneratorConfig
 from smalti.tokens.dataset import Example, TokenDataset
+
+
+class _Row(NamedTuple):
+    number: int
+    """In the set."""
+    ids: np.ndarray
+    label: int | None
 
 
 class GridRows(TokenDataset):
@@ -19,31 +27,27 @@ class GridRows(TokenDataset):
     """
 
     def __init__(self, path: Path, model: GeneratorConfig) -> None:
-        super().__init__(path)
-        tokens, grid = self.tokens, tuple(model.grid)
+        super().__init__(path, cache=0)  # every group is read once
+        tokens = self.tokens
         if tuple(model.levels) != tuple(tokens.about.levels):
             found = _listed(tokens.about.levels)
             raise ConfigError(f"{path}: its ids have the levels {found}; --set generator.levels={found}")
         smallest = np.min_scalar_type(tokens.about.codebook_size - 1)
-        rows = {row: tokens.ids(row).numpy().astype(smallest) for row in range(len(tokens))}
-        largest = max((ids.shape for ids in rows.values()), key=math.prod)
-        rows = {row: ids for row, ids in rows.items() if ids.shape == grid}
-        if not rows:
-            found = _listed(largest)
+        rows = [_Row(i, tokens.ids(i).numpy().astype(smallest), tokens.label(i)) for i in range(len(tokens))]
+        fitting = [row for row in rows if row.ids.shape == tuple(model.grid)]
+        if not fitting:
+            found = _listed(max((row.ids.shape for row in rows), key=math.prod))
             raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); --set generator.grid={found}")
-        labels = [tokens.label(row) for row in rows]
-        _check_classes(path, model.classes, labels, tokens.classes)
-        self.ids = np.stack(list(rows.values()))
-        self.labels = [-1 if label is None else label for label in labels]
-        self.rows = list(rows)
-        self.left_out = len(tokens) - len(rows)
+        _check_classes(path, model.classes, [row.label for row in fitting], tokens.classes)
+        self.rows = fitting
+        self.left_out = len(rows) - len(fitting)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        ids = torch.from_numpy(self.ids[index].astype(np.int64))
-        return Example(ids, self.labels[index], self.rows[index])
+        number, ids, label = self.rows[index]
+        return Example(torch.from_numpy(ids.astype(np.int64)), -1 if label is None else label, number)
 
 
 def _check_classes(path: Path, classes: int, labels: list[int | None], names: tuple[str, ...]) -> None:
