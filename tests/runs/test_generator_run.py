@@ -17,7 +17,7 @@ from smalti.data.samples import film
 from smalti.data.videos import read_clip
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import sha256
-from smalti.generate import Generator, MaskedConfig
+from smalti.generate import Generator, MaskedConfig, PaintingTask
 from smalti.tokens.options import Options
 from smalti.tokens.token_set import TokenSet
 from smalti.train.checkpoints import checkpoints
@@ -182,6 +182,21 @@ def test_every_task_is_drawn_as_video_of_the_models_size(made, undisturbed, tmp_
         with open_video(tmp_path / "clip.mp4") as reader:
             true = next(iter(reader.frames()))
         assert (first.float() - true.float()).abs().mean() < 6  # pasted: but for the codec
+
+
+@pytest.mark.parametrize("region", ["vertical", "horizontal", "moving"])
+@pytest.mark.parametrize("task", ["outpainting", "inpainting"])
+def test_every_region_of_a_film_is_painted_and_the_rest_is_kept(made, undisturbed, tmp_path, capsys, task, region):
+    given = ["--input", str(film("heldout") / "march.mp4"), "--fit", "--paste", "--originals", str(tmp_path / "true")]
+    capsys.readouterr()
+    (file,) = drawn(made, undisturbed, tmp_path / "out", "--task", task, "--region", region, "--json", *given)
+    told = json.loads(capsys.readouterr().out)
+    assert told["done"] == [{"path": str(file), "class": None}]
+    assert told["task"]["region"] == region
+    clip, true = (read_clip(tmp_path / folder / "march.mp4").float() for folder in ("out", "true"))
+    kept = PaintingTask(kind=task, region=region).given((9, 32, 32))
+    difference = (clip - true).abs().mean(3)
+    assert difference[kept].mean() < 8 < difference[~kept].mean()  # the codec blurs a little over the edge
 
 
 def clip_of(folder):
