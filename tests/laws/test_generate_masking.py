@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.generate.masking import counts, first_ranked, masked_share, random_mask, random_shares
+from smalti.generate.masking import counts, first_ranked, masked_share, masked_shares, random_mask
 from smalti.generate.positions import halton_order
 
 SCHEDULES = ["cosine", "arccos", "linear", "square", "exponential"]
@@ -71,7 +71,7 @@ def test_masks_have_exactly_the_share_of_what_may_be_masked(batch, entries, seed
     rng = torch.Generator().manual_seed(seed)
     maskable = torch.rand(batch, entries, generator=rng) < 0.7
     scores = (torch.rand(batch, entries, generator=rng) * 4).floor()  # ties everywhere
-    shares = random_shares(batch, schedule, entries, rng)
+    shares = masked_shares(torch.rand(batch, generator=rng), schedule, entries)
     masked = random_mask(maskable, shares, scores)
     assert not (masked & ~maskable).any()
     for row in range(batch):
@@ -85,7 +85,7 @@ def test_masks_have_exactly_the_share_of_what_may_be_masked(batch, entries, seed
 def test_shares_are_drawn_for_each_sample_and_follow_the_schedule():
     """E[cos(pi r / 2)] = E[2 arccos(r) / pi] = 2 / pi for r uniform in [0, 1), E[1 - r] = 1/2, E[1 - r^2] = 2/3."""
     for schedule, mean in (("cosine", 2 / math.pi), ("arccos", 2 / math.pi), ("linear", 0.5), ("square", 2 / 3)):
-        shares = random_shares(4000, schedule, 256, torch.Generator().manual_seed(0))
+        shares = masked_shares(torch.rand(4000, generator=torch.Generator().manual_seed(0)), schedule, 256)
         assert len(shares.unique()) > 3900
         assert abs(shares.mean().item() - mean) < 0.02
 
@@ -93,7 +93,7 @@ def test_shares_are_drawn_for_each_sample_and_follow_the_schedule():
 def test_the_whole_grid_is_masked_at_times():
     """Sampling begins there. For 16 cells and the cosine, P(share > 15/16) = 2 arccos(15/16) / pi = 0.226."""
     rng = torch.Generator().manual_seed(0)
-    shares = random_shares(2000, "cosine", 16, rng)
+    shares = masked_shares(torch.rand(2000, generator=rng), "cosine", 16)
     masked = random_mask(torch.ones(2000, 16, dtype=torch.bool), shares, torch.rand(2000, 16, generator=rng))
     assert abs(masked.all(1).float().mean().item() - 2 / math.pi * math.acos(15 / 16)) < 0.03
 

@@ -15,6 +15,7 @@ from smalti.generate import (
     Prompt,
     SamplingConfig,
     beginning,
+    complete,
     extend,
     nothing,
     sample,
@@ -298,9 +299,10 @@ def test_ids_out_of_range_are_refused():
         sample(masked(), p._replace(ids=p.ids + 500), SamplingConfig(steps=2))
 
 
-def test_windows_begin_with_the_end_of_the_one_before():
-    model = masked()
-    first = sample(model, nothing(2, GRID), SamplingConfig(steps=3))
+@pytest.mark.parametrize("kind", ["masked", "autoregressive"])
+def test_windows_begin_with_the_end_of_the_one_before(kind):
+    model = masked() if kind == "masked" else autoregressive()
+    first = complete(model, nothing(2, GRID), SamplingConfig(steps=3))
     windows = extend(model, first, Condition(), SamplingConfig(steps=3), keep=1)
     made = [first] + [next(windows) for _ in range(3)]
     for before, after in itertools.pairwise(made):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from smalti.cli.app import run as cli
 from smalti.config import load_yaml
 from smalti.data import open_video, write_video
 from smalti.data.samples import film
+from smalti.data.videos import read_clip
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import sha256
-from smalti.generate import Generator, MaskedConfig
+from smalti.generate import Generator, MaskedConfig, PaintingTask
 from smalti.tokens.options import Options
 from smalti.tokens.token_set import TokenSet
 from smalti.train.checkpoints import checkpoints
@@ -170,7 +172,8 @@ def drawn(made, undisturbed, out, *options):
 def test_every_task_is_drawn_as_video_of_the_models_size(made, undisturbed, tmp_path, task):
     given = [] if task == "generation" else ["--input", str(clip_of(tmp_path)), "--paste"]
     files = drawn(made, undisturbed, tmp_path / "out", "--task", task, "--count", "2", *given)
-    assert [path.name for path in files] == [f"{task}-0000.mp4", f"{task}-0001.mp4"]
+    stem = "clip" if given else "generation"
+    assert [path.name for path in files] == [f"{stem}-0000.mp4", f"{stem}-0001.mp4"]
     with open_video(files[0]) as reader:
         assert len(reader) == 9
         first = next(iter(reader.frames()))
@@ -179,6 +182,21 @@ def test_every_task_is_drawn_as_video_of_the_models_size(made, undisturbed, tmp_
         with open_video(tmp_path / "clip.mp4") as reader:
             true = next(iter(reader.frames()))
         assert (first.float() - true.float()).abs().mean() < 6  # pasted: but for the codec
+
+
+@pytest.mark.parametrize("region", ["vertical", "horizontal", "moving"])
+@pytest.mark.parametrize("task", ["outpainting", "inpainting"])
+def test_every_region_of_a_film_is_painted_and_the_rest_is_kept(made, undisturbed, tmp_path, capsys, task, region):
+    given = ["--input", str(film("heldout") / "march.mp4"), "--fit", "--paste", "--originals", str(tmp_path / "true")]
+    capsys.readouterr()
+    (file,) = drawn(made, undisturbed, tmp_path / "out", "--task", task, "--region", region, "--json", *given)
+    told = json.loads(capsys.readouterr().out)
+    assert told["done"] == [{"path": str(file), "class": None}]
+    assert told["task"]["region"] == region
+    clip, true = (read_clip(tmp_path / folder / "march.mp4").float() for folder in ("out", "true"))
+    kept = PaintingTask(kind=task, region=region).given((9, 32, 32))
+    difference = (clip - true).abs().mean(3)
+    assert difference[kept].mean() < 8 < difference[~kept].mean()  # the codec blurs a little over the edge
 
 
 def clip_of(folder):
@@ -256,3 +274,52 @@ def test_a_run_says_what_it_is(undisturbed, capsys):
     about = json.loads(capsys.readouterr().out)
     assert about["draws"] == {"frames": 9, "rows": 32, "columns": 32}
     assert about["run"]["checkpoint"] == "step-00000006"
+    assert about["run"]["last"]["loss"] > 0
+    assert cli(["info", str(undisturbed)]) == 0
+    assert "bits per token" in capsys.readouterr().out
+
+
+def test_a_folder_of_clips_becomes_a_folder_of_clips_with_the_originals_beside(made, undisturbed, tmp_path):
+    options = ["--task", "prediction", "--fit", "--paste", "--input"]
+    beside = ["--originals", str(tmp_path / "true"), "--batch", "3"]
+    files = drawn(made, undisturbed, tmp_path / "out", *options, str(film("heldout")), *beside)
+    names = [path.name for path in sorted(film("heldout").iterdir())]
+    assert [path.name for path in files] == names == [path.name for path in sorted((tmp_path / "true").iterdir())]
+    for name in names:
+        clips = [read_clip(tmp_path / folder / name).float() for folder in ("out", "true")]
+        assert clips[0].shape == clips[1].shape == (9, 32, 32, 3)
+        assert (clips[0][0] - clips[1][0]).abs().mean() < 6  # given: but for the codec
+        assert (clips[0][1:] - clips[1][1:]).abs().mean() > 6
+    # A clip alone is drawn as it is among others.
+    (alone,) = drawn(made, undisturbed, tmp_path / "alone", *options, str(film("heldout") / names[1]))
+    assert (read_clip(alone).float() - read_clip(files[1]).float()).abs().mean() < 1
+
+
+def test_inputs_that_cannot_be_read_are_named_and_the_rest_is_drawn(made, undisturbed, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    clip_of(folder)
+    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:500])
+    options = ["--task", "prediction", "--input", str(folder), "--steps", "2", "--device", "cpu"]
+    capsys.readouterr()
+    assert cli(["generate", str(undisturbed), "--out", str(tmp_path / "out"), *options]) == 3
+    assert "left out: " in (said := capsys.readouterr().err)
+    assert "cut.mp4" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(made, tmp_path):
+    config = config_of(made, steps=12, save_every=1, sample_every=12, eval_every=12)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    run_generator(config, tmp_path / "quiet", device="cpu")
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "run.yaml"), str(tmp_path / "run")]
+    for mode, lines in (("start", 2), ("resume", 6)):
+        log = tmp_path / "run" / "log.jsonl"
+        with subprocess.Popen([*command, mode], stderr=subprocess.DEVNULL) as child:
+            while child.poll() is None and (not log.is_file() or len(log.read_bytes().splitlines()) < lines):
+                time.sleep(0.005)
+            child.kill()
+    assert not (tmp_path / "run" / "generator").exists()
+    assert subprocess.run([*command, "resume"], timeout=300).returncode == 0
+    assert digests(tmp_path / "run") == digests(tmp_path / "quiet")

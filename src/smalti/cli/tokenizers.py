@@ -64,7 +64,7 @@ def info(
       smalti info photo-tokens
       smalti info runs/tiny-generate
     """
-    from smalti.cli.generation import describe_generator, find_generator
+    from smalti.cli.generators import describe_generator, find_generator
     from smalti.cli.token_sets import describe_set, is_token_set
 
     path, run = Path(tokenizer), False
@@ -131,7 +131,7 @@ def last_lines(run: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict):
+        if isinstance(line, dict) and not any(name.startswith("samples/") for name in line):
             found["validation" if any(name.startswith("validation/") for name in line) else "last"] = line
     return found
 

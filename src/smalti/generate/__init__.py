@@ -8,13 +8,14 @@ from typing import Annotated
 from pydantic import Field
 
 from smalti.generate.autoregressive import AutoregressiveConfig, AutoregressiveTransformer, sample_autoregressive
+from smalti.generate.complete import TokenModel, complete, extend
 from smalti.generate.draw import DrawConfig
 from smalti.generate.factorize import Factorization, balanced
 from smalti.generate.guidance import GuidanceConfig
-from smalti.generate.loss import LossConfig, TokenLoss, autoregressive_loss, masked_loss, validate
-from smalti.generate.network import SIZES, Condition
+from smalti.generate.loss import Chances, LossConfig, TokenLoss, autoregressive_loss, masked_loss, validate
+from smalti.generate.network import SIZES, Condition, TaskKind
 from smalti.generate.prompt import Prompt, beginning, nothing
-from smalti.generate.sample import SamplingConfig, extend, sample, sample_steps
+from smalti.generate.sample import SamplingConfig, sample, sample_steps
 from smalti.generate.storage import Generator, Origin
 from smalti.generate.tasks import (
     Cells,
@@ -38,6 +39,7 @@ __all__ = [
     "AutoregressiveConfig",
     "AutoregressiveTransformer",
     "Cells",
+    "Chances",
     "Condition",
     "DrawConfig",
     "Factorization",
@@ -56,11 +58,14 @@ __all__ = [
     "SamplingConfig",
     "Seen",
     "TaskConfig",
+    "TaskKind",
     "TokenLoss",
+    "TokenModel",
     "autoregressive_loss",
     "balanced",
     "beginning",
     "cells",
+    "complete",
     "extend",
     "hold",
     "masked_loss",

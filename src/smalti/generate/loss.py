@@ -11,8 +11,8 @@ from torch import Tensor
 
 from smalti.config import Config
 from smalti.generate.autoregressive import AutoregressiveTransformer
-from smalti.generate.draw import keyed
-from smalti.generate.masking import Schedule, random_mask, random_shares
+from smalti.generate.draw import keyed, uniforms
+from smalti.generate.masking import Schedule, masked_shares, random_mask
 from smalti.generate.network import Condition
 from smalti.generate.prompt import Prompt
 from smalti.generate.sample import entries, seen_of, shown_parts
@@ -32,6 +32,27 @@ class LossConfig(Config):
     """How often a sample is shown without its class, for guidance."""
     visible: float = Field(0.0, ge=0)
     """Weight of entries that are not masked, beside 1 of those that are."""
+
+
+class Chances(NamedTuple):
+    """What decides the masks and the dropped classes of a batch: uniform numbers in [0, 1), those of a row its own."""
+
+    progress: Float[Tensor, "b"]
+    classes: Float[Tensor, "b"]
+    scores: Float[Tensor, "b e"]
+    """Of what may be masked (`MaskedConfig.entries`)."""
+
+    @classmethod
+    def of(cls, rng: torch.Generator, count: int, entries: int) -> "Chances":
+        """From a generator, on its device."""
+        made = [torch.rand(shape, generator=rng, device=rng.device) for shape in ((count,), (count,), (count, entries))]
+        return cls(*made)
+
+    @classmethod
+    def keyed(cls, seed: int, rows: Sequence[int], step: int, entries: int, device: torch.device) -> "Chances":
+        """Of rows by number: the same in any batch, on any rank and device."""
+        made = uniforms(seed, rows, step, (2 + entries,), device)
+        return cls(made[:, 0], made[:, 1], made[:, 2:])
 
 
 class TokenLoss(NamedTuple):
@@ -63,18 +84,20 @@ def masked_loss(
     prompt: Prompt,
     config: LossConfig,
     rng: torch.Generator,
+    chances: Chances | None = None,
 ) -> TokenLoss:
-    """The loss of true ids under random masks, dropout and dropped classes, all of them of `rng`.
+    """The loss of true ids under random masks, dropped classes and dropout.
 
-    The prompt says what is known (and is never masked), which cells show a hint when masked, and the condition. The
-    generator must be on the device of the model.
+    The prompt says what is known (and is never masked), which cells show a hint when masked, and the condition. Masks
+    and classes go by `chances`, made by `rng` where there are none; dropout is of `rng`, which must be on the device of
+    the model.
     """
     prompt = prompt.checked(model.config, model.config.hints)
     maskable = _maskable(model, prompt)
-    shares = random_shares(len(ids), config.schedule, maskable.shape[1], rng)
-    scores = torch.rand(maskable.shape, generator=rng, device=rng.device)
-    masked = random_mask(maskable, shares, scores)
-    prompt = prompt._replace(condition=_classes_dropped(model, prompt.condition, len(ids), config, rng))
+    chances = chances or Chances.of(rng, len(ids), maskable.shape[1])
+    shares = masked_shares(chances.progress, config.schedule, maskable.shape[1])
+    masked = random_mask(maskable, shares, chances.scores)
+    prompt = prompt._replace(condition=_classes_dropped(model, prompt.condition, config, chances))
     return _masked(model, ids, prompt, _as_parts(model, masked), config, rng)
 
 
@@ -84,11 +107,15 @@ def autoregressive_loss(
     condition: Condition,
     config: LossConfig,
     rng: torch.Generator | None,
+    chances: Chances | None = None,
 ) -> TokenLoss:
-    """The loss of every token given those before it; without a generator, with nothing dropped."""
+    """The loss of every token given those before it; without a generator, with nothing dropped.
+
+    Classes are dropped by `chances`, made by `rng` where there are none.
+    """
     condition.check(model.config, len(ids))
     if rng is not None:
-        condition = _classes_dropped(model, condition, len(ids), config, rng)
+        condition = _classes_dropped(model, condition, config, chances or Chances.of(rng, len(ids), 0))
     parts = model.factorization.split(ids)
     logits = model(parts, condition, rng)
     flat = parts.flatten(0, 3)
@@ -135,13 +162,12 @@ def _as_parts(model: MaskedTransformer, masked: Bool[Tensor, "b e"]) -> Bool[Ten
 def _classes_dropped(
     model: MaskedTransformer | AutoregressiveTransformer,
     condition: Condition,
-    count: int,
     config: LossConfig,
-    rng: torch.Generator,
+    chances: Chances,
 ) -> Condition:
     if condition.labels is None or config.class_drop == 0:
         return condition
-    dropped = torch.rand(count, generator=rng, device=rng.device) < config.class_drop
+    dropped = chances.classes < config.class_drop
     return condition._replace(labels=condition.labels.masked_fill(dropped, model.config.classes))
 
 

@@ -49,11 +49,10 @@ def counts(entries: int, steps: int, schedule: Schedule) -> list[int]:
     return revealed
 
 
-def random_shares(count: int, schedule: Schedule, entries: int, rng: torch.Generator) -> Float[Tensor, "b"]:
-    """One masked share a sample, at a progress that is uniform in [0, 1)."""
-    progress = torch.rand(count, generator=rng, device=rng.device, dtype=torch.float64)
+def masked_shares(progress: Float[Tensor, "b"], schedule: Schedule, entries: int) -> Float[Tensor, "b"]:
+    """The masked share of each sample at its progress, in float64."""
     shares = [masked_share(schedule, r, entries) for r in progress.tolist()]
-    return torch.tensor(shares, dtype=torch.float64, device=rng.device)
+    return torch.tensor(shares, dtype=torch.float64, device=progress.device)
 
 
 def random_mask(

@@ -14,14 +14,11 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from smalti.data.order import mix
-from smalti.errors import ConfigError
 from smalti.generate.draw import DrawConfig, draw, gumbel, numbered, uniforms
 from smalti.generate.guidance import Guided, Heads
 from smalti.generate.masking import Schedule, Unit, counts, first_ranked
-from smalti.generate.network import Condition
 from smalti.generate.positions import halton_order
-from smalti.generate.prompt import Prompt, beginning
+from smalti.generate.prompt import Prompt
 from smalti.generate.transformer import MaskedTransformer, Seen
 
 _BEFORE = -1
@@ -106,36 +103,6 @@ def sample_steps(
         shown[rows] = torch.where(chosen, drawn, shown[rows].flatten(1, 3)).view_as(state.seen.parts)
         masked[rows] = masked[rows] & ~chosen
         yield Progress(shown.clone(), ~masked.view_as(shown))
-
-
-def extend(
-    model: MaskedTransformer,
-    first: Int[Tensor, "b t h w"],
-    condition: Condition,
-    config: SamplingConfig,
-    *,
-    keep: int,
-    seed: int = 0,
-    samples: Sequence[int] | None = None,
-    renew: Callable[[Int[Tensor, "b t h w"]], Int[Tensor, "b k h w"]] | None = None,
-) -> Iterator[Int[Tensor, "b t h w"]]:
-    """Endless windows of the shape of `first`, each beginning with the last `keep` latent frames of the one before.
-
-    Left as they are, the new frames of all windows, one after the other, are the ids of one long video, that a causal
-    tokenizer decodes as a stream. But the first latent frame of a clip holds one picture and the others hold several,
-    and the model knows it at the first place of a window alone; so `renew` may make the known tokens anew from a
-    window: decode it, encode its last 1 + s (keep - 1) pictures as a clip. Each window is then decoded by itself.
-    """
-    number = 0
-    window = first
-    while True:
-        number += 1
-        prefix = window[:, -keep:] if renew is None else renew(window)
-        if prefix.shape[1] != keep:
-            raise ConfigError(f"keep: {keep} latent frames were to be known, and {prefix.shape[1]} were given")
-        prompt = beginning(prefix, (first.shape[1], first.shape[2], first.shape[3]), condition)
-        window = sample(model, prompt, config, seed=mix(seed, number), samples=samples)
-        yield window
 
 
 class _State(NamedTuple):

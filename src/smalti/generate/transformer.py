@@ -1,5 +1,6 @@
 """The masked transformer of MAGVIT-v2 (Yu et al. 2023, arXiv 2310.05737, section 3), pre-norm and with QK-norm."""
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,11 @@ class MaskedConfig(NetworkConfig):
     def sized(self, size: SizeName) -> "MaskedConfig":
         """A copy with the width, depth and heads of S, B, L or H."""
         return self.replace(SIZES[size]._asdict())
+
+    @property
+    def entries(self) -> int:
+        """How many can be masked: the tokens of the grid, or all of their parts."""
+        return math.prod(self.grid) * (len(self.factorization().sizes) if self.unit == "part" else 1)
 
     def build(self) -> "MaskedTransformer":
         """The model, with weights from torch's global rng."""

@@ -208,9 +208,14 @@ def _magicmaster_vqgan() -> Iterator[Recipe]:
 
 def _generators() -> Iterator[Recipe]:
     """Token models, trained on token sets."""
-    tiny_ = generate.tiny_generate
+    pictures, video, in_turn = generate.tiny_pictures, generate.tiny_generate, generate.tiny_autoregressive
+    none = "none published"
+    about = "pictures from tokens, in minutes on a CPU, on a set of tiny (64x64); with classes by generator.classes"
+    yield Recipe("tiny-generate-pictures", about, none, pictures, pictures, kind="generator")
     about = "video from tokens, in minutes on a CPU, on a set of tiny-video (17x64x64)"
-    yield Recipe("tiny-generate", about, "none published", tiny_, tiny_, kind="generator")
+    yield Recipe("tiny-generate", about, none, video, video, kind="generator")
+    about = "the same, token by token, each in two parts"
+    yield Recipe("tiny-generate-autoregressive", about, none, in_turn, in_turn, kind="generator")
     source = "(arXiv 2310.05737)"
     rows = (
         ("imagenet-256", 256, "ImageNet", "gFID 3.65 unguided, 1.78 guided, 64 steps"),
@@ -219,15 +224,25 @@ def _generators() -> Iterator[Recipe]:
         ("ucf101", 128, "UCF-101", "FVD 58 at 24 steps, of a class"),
     )
     for name, size, data, score in rows:
-        yield Recipe(
+        yield _generator(
             f"paper-generate-{name}",
             f"MAGVIT-v2's masked transformer on {data} tokens, {size} px, LFQ 2^18",
             f"{score} {source}",
             partial(generate.paper, name),
-            partial(generate.paper, name, small=True),
-            data=generate.PAPER[name].data,
-            kind="generator",
+            generate.PAPER[name].data,
         )
+    for size_name, row in generate.OPEN.items():
+        yield _generator(
+            f"open-magvit2-generate-{size_name}",
+            f"Open-MAGVIT2's autoregressive {size_name.upper()} on ImageNet tokens, 256 px, LFQ 2^18",
+            f"gFID {row.score} guided (arXiv 2409.04410)",
+            partial(generate.open_magvit2, size_name),
+            f"ImageNet-1k, batch 768, {row.epochs} epochs",
+        )
+
+
+def _generator(name: str, about: str, score: str, config: partial[GeneratorTraining], data: str) -> Recipe:
+    return Recipe(name, about, score, config, partial(config, small=True), data, kind="generator")
 
 
 def _published(

@@ -1,11 +1,13 @@
-"""Token models: MAGVIT-v2's (arXiv 2310.05737, section 4), and a small one for two cores."""
+"""Token models: MAGVIT-v2's (arXiv 2310.05737), Open-MAGVIT2's (arXiv 2409.04410), and small ones for two cores."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from smalti.generate import (
+    AutoregressiveConfig,
     GenerationTask,
     GuidanceConfig,
+    LossConfig,
     MaskedConfig,
     PredictionTask,
     SamplingConfig,
@@ -69,7 +71,67 @@ def paper(row: str, *, small: bool = False) -> GeneratorTraining:
         steps=steps,
         batch_size=full.batch,
         precision="bfloat16",
-        workers=4,
+        log_every=100,
+        save_every=5_000,
+        sample_every=5_000,
+        eval_every=5_000,
+    )
+    return _small(run) if small else run
+
+
+class Open(NamedTuple):
+    """A size of Open-MAGVIT2's autoregressive models."""
+
+    width: int
+    depth: int
+    heads: int
+    part_layers: int
+    rate: float
+    epochs: int
+    warmup_epochs: int
+    sampling: SamplingConfig
+    score: str
+
+
+OPEN = {
+    "b": Open(1024, 24, 16, 2, 3e-4, 300, 6, SamplingConfig(guidance=GuidanceConfig(scale=0.9)), "3.08, IS 258.26"),
+    "l": Open(1280, 36, 20, 3, 3e-4, 300, 6, SamplingConfig(guidance=GuidanceConfig(scale=0.9)), "2.51, IS 271.70"),
+    "xl": Open(1536, 48, 24, 4, 2.4e-4, 350, 7, SamplingConfig(guidance=GuidanceConfig(scale=0.75)), "2.33, IS 271.77"),
+}
+"""Their scales, in which 1 is the conditional model, are one more: 1.9, 1.9, 1.75 for the first part. For the second
+they have 2.0, 1.9, 1.85, and L and XL draw the first at a temperature of 1.1."""
+
+
+def open_magvit2(size: str, *, small: bool = False) -> GeneratorTraining:
+    """Open-MAGVIT2's model on ImageNet tokens of 256 px: parts of 6 and 12 bits, one after the other.
+
+    Differs in its blocks (theirs: RMSNorm, SwiGLU), in that the rate falls by a cosine to a tenth (theirs: linearly),
+    and in that tokens are made beforehand.
+    """
+    full = OPEN[size]
+    epoch = IMAGENET // 768
+    model = AutoregressiveConfig(
+        levels=(2,) * 18,
+        groups=(tuple(range(6)), tuple(range(6, 18))),
+        grid=(1, 16, 16),
+        classes=1000,
+        width=full.width,
+        depth=full.depth,
+        heads=full.heads,
+        part_layers=full.part_layers,
+        position="rotary",
+    )
+    run = GeneratorTraining(
+        generator=model,
+        data=TOKENS,
+        loss=LossConfig(smoothing=0.0),
+        sampling=full.sampling,
+        steps=full.epochs * epoch,
+        batch_size=768,
+        optimizer=OptimizerConfig(
+            lr=full.rate, betas=(0.9, 0.95), weight_decay=0.05, warmup=full.warmup_epochs * epoch, final=0.1
+        ),
+        precision="bfloat16",
         log_every=100,
         save_every=5_000,
         sample_every=5_000,
@@ -88,13 +150,29 @@ def _small(full: GeneratorTraining) -> GeneratorTraining:
             "optimizer": full.optimizer.replace({"lr": 1e-3, "warmup": 10}),
             "sampling": full.sampling.replace({"steps": 4}),
             "precision": "float32",
-            "workers": 0,
             "log_every": 10,
             "save_every": 20,
             "sample_every": 40,
             "eval_every": 40,
         }
     )
+
+
+def tiny_pictures(steps: int = 400) -> GeneratorTraining:
+    """A small masked transformer on tokens of `tiny`: pictures of 64 x 64."""
+    video = tiny_generate(steps)
+    model = video.generator.replace({"grid": (1, 8, 8), "tasks": ()})
+    return video.replace({"generator": model, "tasks": (TaskShare(task=GenerationTask()),), "batch_size": 32})
+
+
+def tiny_autoregressive(steps: int = 400) -> GeneratorTraining:
+    """The same data and size as `tiny_generate`, token by token; it continues any beginning without learning to."""
+    video = tiny_generate(steps)
+    masked = video.generator
+    model = AutoregressiveConfig(
+        levels=masked.levels, grid=masked.grid, width=masked.width, depth=masked.depth, heads=masked.heads, dropout=0.0
+    )
+    return video.replace({"generator": model, "tasks": (TaskShare(task=GenerationTask()),)})
 
 
 def tiny_generate(steps: int = 400) -> GeneratorTraining:

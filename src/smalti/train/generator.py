@@ -1,11 +1,12 @@
 """A generator's run: masked (or autoregressive) training on the rows of a token set.
 
-Order, task, masks, dropout and dropped classes of a step follow from (seed, step) and the rank, so weights, optimizer,
-average and step are all the state there is.
+Order, task, masks and dropped classes of a step follow from (seed, step) and a row's place in the global batch, dropout
+from (seed, step, rank): weights, optimizer, average and step are all the state there is.
 """
 
 import copy
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ from smalti.data.order import mix, sample_rng
 from smalti.errors import IntegrityError
 from smalti.files import load_tensors, lock, new_folder, save_tensors
 from smalti.generate import (
-    AutoregressiveTransformer,
+    Chances,
     Condition,
     Generator,
+    MaskedConfig,
     MaskedTransformer,
     Origin,
     Prompt,
     TaskConfig,
     TokenLoss,
+    TokenModel,
     autoregressive_loss,
     masked_loss,
     task_prompt,
@@ -46,7 +49,7 @@ from smalti.train.loop import Hooks, Watch, check_ranks, follow, patient, prepar
 from smalti.train.optimize import adamw, flatten, shared, unflatten
 from smalti.train.rows import GridRows
 
-_TASK, _NOISE = 1, 2
+_TASK, _DROPOUT, _MASKS = 1, 2, 3
 """What the numbers that follow from (seed, step) are for."""
 
 
@@ -56,7 +59,7 @@ class GeneratorState:
 
     config: GeneratorTraining
     world: World
-    model: MaskedTransformer | AutoregressiveTransformer
+    model: TokenModel
     objective: nn.Module
     """The loss of a batch, wrapped for several ranks."""
     average: Generator
@@ -94,16 +97,16 @@ class GeneratorMade(NamedTuple):
 class Objective(nn.Module):
     """The loss as a module, so that ranks exchange its gradients."""
 
-    def __init__(self, model: MaskedTransformer | AutoregressiveTransformer, config: GeneratorTraining) -> None:
+    def __init__(self, model: TokenModel, config: GeneratorTraining) -> None:
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator) -> TokenLoss:
-        """Of true ids under a prompt; all randomness is of `rng`."""
+    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: Chances) -> TokenLoss:
+        """Of true ids under a prompt; dropout is of `rng`."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             if isinstance(self.model, MaskedTransformer):
-                return masked_loss(self.model, ids, prompt, self.config.loss, rng)
-            return autoregressive_loss(self.model, ids, prompt.condition, self.config.loss, rng)
+                return masked_loss(self.model, ids, prompt, self.config.loss, rng, chances)
+            return autoregressive_loss(self.model, ids, prompt.condition, self.config.loss, rng, chances)
 
 
 def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> GeneratorState:
@@ -123,7 +126,9 @@ def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> Generato
         config=config,
         world=world,
         model=model,
-        objective=shared(Objective(model, config), world, unused=True),
+        objective=shared(
+            Objective(model, config), world, unused=isinstance(model, MaskedTransformer) and model.config.hints
+        ),
         average=Generator(copy.deepcopy(model).requires_grad_(False).eval(), origin),
         optimizer=adamw(model, config.optimizer),
         tokenizer=tokenizer,
@@ -151,6 +156,8 @@ def run_generator(
         state = start(config, rows.tokens, world)
         if world.leads:
             prepare(config, out, resume=resume, may_change=CHANGEABLE)
+            if rows.left_out:
+                print(f"{config.data}: {rows.left_out:,} rows of another shape are left out", file=sys.stderr)
         world.barrier()
         with lock(out / ".lock") if world.leads else nullcontext(), stoppable() as stopped:
             digest = rows.tokens.plan
@@ -190,11 +197,11 @@ def step(state: GeneratorState, batch: TokenBatch) -> GeneratorMade:
     config, world = state.config, state.world
     ids, task = batch.ids.to(world.device), task_of(config, state.step)
     prompt = prompt_of(state, task, ids, batch.labels.to(world.device))
-    rng = torch.Generator(world.device).manual_seed(mix(config.seed, state.step, world.rank, _NOISE) >> 1)
+    rng, chances = _noise(state, len(ids))
     rate = config.optimizer.rate(state.step, config.steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    found: TokenLoss = state.objective(ids, prompt, rng)
+    found: TokenLoss = state.objective(ids, prompt, rng, chances)
     entries = world.mean(found.entries.double())
     loss = found.total * (len(entries) / entries.sum())  # ranks then add up to the mean over all entries
     loss.backward()
@@ -210,6 +217,15 @@ def step(state: GeneratorState, batch: TokenBatch) -> GeneratorMade:
     bits = float((sums[1:-1] / entries).sum()) / math.log(2)
     accuracy = float(sums[-1] / entries.sum())
     return GeneratorMade(state.step, task.kind, float(sums[0]), bits, accuracy, rate, float(norm), skipped)
+
+
+def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, Chances]:
+    """Of a step: the generator of this rank's dropout, and what each row's place in the global batch decides."""
+    config, world, model = state.config, state.world, state.config.generator
+    rng = torch.Generator(world.device).manual_seed(mix(config.seed, state.step, world.rank, _DROPOUT) >> 1)
+    places = [world.rank + i * world.size for i in range(count)]
+    entries = model.entries if isinstance(model, MaskedConfig) else 0
+    return rng, Chances.keyed(mix(config.seed, _MASKS), places, state.step, entries, world.device)
 
 
 def task_of(config: GeneratorTraining, number: int) -> TaskConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smalti.generate import MaskedTransformer, TokenLoss, autoregressive_loss, sample, sample_autoregressive, validate
+from smalti.generate import MaskedTransformer, TokenLoss, autoregressive_loss, complete, validate
 from smalti.metrics.sheet import contact_sheet
 from smalti.train.log import Lines
 from smalti.train.rows import GridRows
@@ -80,10 +80,8 @@ class GeneratorLog(Lines):
     def _sampled(self, task: Any, ids: Tensor, labels: Tensor) -> Tensor:
         from smalti.train.generator import prompt_of
 
-        prompt, model = prompt_of(self.state, task, ids, labels), self.state.average.model
-        if isinstance(model, MaskedTransformer):
-            return sample(model, prompt, self.config.sampling)
-        return sample_autoregressive(model, prompt, self.config.sampling)
+        prompt = prompt_of(self.state, task, ids, labels)
+        return complete(self.state.average.model, prompt, self.config.sampling)
 
     def _pictures(self, ids: Tensor) -> list[list[Any]]:
         """A row for each sample: up to five frames of it."""
