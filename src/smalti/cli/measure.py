@@ -19,22 +19,24 @@ if TYPE_CHECKING:
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
 
 
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TARGET",
+        help=f"{TOKENIZER_HELP} With --against: the folder of originals. With --real: generated sets.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")]
+Real = Annotated[Path | None, typer.Option(help="Real media, as --data takes them, to compare generated ones with.")]
+
+
 def evaluate(
-    targets: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TARGET...",
-            help=TOKENIZER_HELP
-            + " With --against: the folder of originals. With --real: generated media, a set a seed.",
-        ),
-    ],
+    targets: Targets,
     data: Annotated[Path | None, typer.Option(help="A folder, list, file, tar or Parquet table of media.")] = None,
     against: Annotated[Path | None, typer.Option(help="A folder of pictures to compare with TARGET.")] = None,
-    real: Annotated[
-        Path | None, typer.Option(help="Real media, as --data takes them, to compare generated ones with.")
-    ] = None,
+    real: Real = None,
     protocol: Annotated[str, typer.Option(help="How figures are taken; docs/metrics.md has them all.")] = "smalti",
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")] = None,
+    limit: Limit = None,
     size: Annotated[
         int | None, typer.Option(min=0, help="Rows and columns of a clip (128); 0 keeps those of the file.")
     ] = None,
@@ -51,25 +53,23 @@ def evaluate(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a tokenizer on pictures or video, compare two folders of pictures, or
-    generated pictures or video with real ones.
+    """Measure a tokenizer, or compare two folders, or generated media with real ones.
 
     \b
     PSNR, SSIM, MS-SSIM, LPIPS, Frechet distances (rFID, rFVD), codebook use and
     bits per pixel, all under a named protocol that the report holds in full:
     smalti, smalti-frechet, smalti-fid, smalti-fvd, magicmaster-psnr,
     magicmaster-fid, magicmaster-fvd, mindone-psnr, mindone-psnr-images,
-    open-magvit2. Under torchrun the ranks share the clips.
-    With --real, sets against sets: smalti-gfid (and inception score), smalti-gfvd,
-    smalti-generation, smalti-generation-video; precision, recall, density and
-    coverage; several TARGETs give mean and deviation.
+    open-magvit2. Under torchrun the ranks share the clips. With --real, set against
+    set: smalti-gfid (and inception score), smalti-gfvd, smalti-generation,
+    smalti-generation-video; precision, recall, density, coverage. Several TARGETs,
+    one a seed, give mean and deviation.
 
     \b
     Examples:
       smalti eval runs/tiny --data photos --out report
       smalti eval runs/video --data clips --size 128 --frames 17 --limit 50 --json
       smalti eval runs/tiny --data photos --protocol mindone-psnr-images
-      smalti eval runs/tiny --data photos --protocol smalti-frechet
       smalti eval k600 --data val_new.txt --root val --protocol magicmaster-fvd
       smalti eval originals --against reconstructions
       smalti eval photo-tokens --data photos

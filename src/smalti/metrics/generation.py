@@ -77,9 +77,10 @@ class Gathering:
             if key in keys:
                 raise InputError(f"{name}: {key}: two clips have this key; keys must be unique")
             keys.add(key)
-            check_clips(key, video.clamp(-1, 1) if made else video, video)
-            self._settle(f"{name}: {key}", video)
-            parts += vectors(self._features, key, levels_of(video, self.protocol.rounding))
+            where = f"{name}: {key}"
+            check_clips(where, video.clamp(-1, 1) if made else video, video)
+            self._settle(where, video)
+            parts += vectors(self._features, where, levels_of(video, self.protocol.rounding))
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done)
