@@ -53,17 +53,17 @@ def evaluate(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a tokenizer, or compare two folders, or generated media with real ones.
+    """Measure a tokenizer, or compare two folders, or generated media with real.
 
     \b
     PSNR, SSIM, MS-SSIM, LPIPS, Frechet distances (rFID, rFVD), codebook use and
     bits per pixel, all under a named protocol that the report holds in full:
     smalti, smalti-frechet, smalti-fid, smalti-fvd, magicmaster-psnr,
     magicmaster-fid, magicmaster-fvd, mindone-psnr, mindone-psnr-images,
-    open-magvit2. Under torchrun the ranks share the clips. With --real, set against
-    set: smalti-gfid (and inception score), smalti-gfvd, smalti-generation,
-    smalti-generation-video; precision, recall, density, coverage. Several TARGETs,
-    one a seed, give mean and deviation.
+    open-magvit2. Under torchrun the ranks share the clips. With --real, sets
+    against a set: smalti-gfid (and inception score), smalti-gfvd,
+    smalti-generation, smalti-generation-video; precision, recall, density,
+    coverage. Several TARGETs, one a seed, give mean and deviation.
 
     \b
     Examples:
