@@ -50,7 +50,7 @@ class FeatureMoments:
 
     def distance(self) -> Frechet:
         """The distance so far. Raises ValueError below two samples."""
-        return told_distance(self.reference or self.originals, self.made, self.features.network.score)
+        return distance_of(self.reference or self.originals, self.made, self.features.network.score)
 
     def _add(self, moments: Moments, key: str, pixels: Tensor) -> None:
         for part in vectors(self.features, key, pixels):
@@ -68,7 +68,7 @@ def vectors(features: Features, key: str, pixels: UInt8[Tensor, "1 3 t h w"]) ->
         yield features(part)
 
 
-def told_distance(originals: Moments, made: Moments, name: ScoreName) -> Frechet:
+def distance_of(originals: Moments, made: Moments, name: ScoreName) -> Frechet:
     """The distance of two sets as reports have it. Raises ValueError below two samples."""
     found = frechet_distance(originals, made)
     return Frechet(

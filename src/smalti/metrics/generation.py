@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.errors import ConfigError, InputError
-from smalti.metrics.distance import told_distance, vectors
+from smalti.metrics.distance import distance_of, vectors
 from smalti.metrics.evaluate import check_clips, levels_of
 from smalti.metrics.features import Features, ScoreName
 from smalti.metrics.frechet import Moments
@@ -141,7 +141,7 @@ def scored(
         found = inception_score(features.logits(made), splits)
         scores |= {"inception_score": found.mean, "inception_score_std": found.std}
     score = features.network.score
-    distance = told_distance(reference.moments, _moments(made), _GENERATED.get(score, score))
+    distance = distance_of(reference.moments, _moments(made), _GENERATED.get(score, score))
     return GeneratedSet.parse(
         {"name": name, "clips": len(made), "frechet": distance.plain(), "absent": absent, **scores}
     )
