@@ -14,6 +14,7 @@ from benchmarks import (
     generate,
     magicmaster,
     rate_distortion,
+    sampling,
     stems,
     streaming,
     tokens,
@@ -37,6 +38,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "magicmaster": magicmaster.measure,
     "stems": stems.measure,
     "generate": generate.measure,
+    "sampling": sampling.measure,
     "rate_distortion": rate_distortion.measure,
     "tokens": tokens.measure,
 }

@@ -16,7 +16,7 @@ from smalti.metrics.inception import STAGES, prepare
 from smalti.metrics.weights import NETWORKS, find_file, read_features, variable
 from tests.goldens.rule import FOLDER, load, rule
 
-INCEPTION, I3D, EFFICIENTNET = NETWORKS.values()
+INCEPTION, I3D, EFFICIENTNET, _ = NETWORKS.values()
 NAMES = list(NETWORKS)
 
 

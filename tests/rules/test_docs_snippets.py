@@ -28,7 +28,7 @@ from smalti.generate import (
     PaintingTask,
     SamplingConfig,
 )
-from smalti.metrics import Protocol
+from smalti.metrics import GenerationProtocol, Protocol
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import find
 from smalti.tokenizer import TokenizerConfig
@@ -109,7 +109,7 @@ FIELDS = {
     ),
     "architecture.md": (TokenizerConfig,),
     "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
-    "metrics.md": (Protocol,),
+    "metrics.md": (Protocol, GenerationProtocol),
     "generation.md": (
         *(MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
         *(GeneratorTraining, TaskShare),

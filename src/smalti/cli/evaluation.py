@@ -56,6 +56,11 @@ class Answer(NamedTuple):
     shown: list[tuple[Tensor, Tensor]]
     """(original, reconstruction) of the first clips, uint8 `h w 3`."""
 
+    @property
+    def good(self) -> int:
+        """Clips that were scored."""
+        return self.report.clips
+
     def write(self, folder: Path) -> None:
         """Write report.json and sheet.png, each whole or not at all."""
         write_bytes(folder / "report.json", self.report.to_json().encode())
@@ -105,7 +110,10 @@ def measure(target: str, data: Path | None, against: Path | None, question: Ques
         return measure_tokenizer(target, data, question)
     if against is not None and data is None:
         return measure_folders(Path(target), against, question)
-    raise ConfigError("eval: give --data FOLDER to measure a tokenizer, or --against FOLDER to compare two folders")
+    raise ConfigError(
+        "eval: give --data FOLDER to measure a tokenizer, --against FOLDER to compare two folders, or --real FOLDER to "
+        "compare generated media with real ones"
+    )
 
 
 def measure_tokenizer(target: str, data: Path, question: Question) -> Answer | None:

@@ -13,19 +13,30 @@ from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
+    from smalti.cli.generated import GenerationAnswer
     from smalti.cli.listing import Question
     from smalti.tokenizer import Tokenizer
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
 
 
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TARGET",
+        help=f"{TOKENIZER_HELP} With --against: the folder of originals. With --real: generated sets.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")]
+Real = Annotated[Path | None, typer.Option(help="Real media, as --data takes them, to compare generated ones with.")]
+
+
 def evaluate(
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help=TOKENIZER_HELP + " With --against: the folder of originals.")
-    ],
+    targets: Targets,
     data: Annotated[Path | None, typer.Option(help="A folder, list, file, tar or Parquet table of media.")] = None,
     against: Annotated[Path | None, typer.Option(help="A folder of pictures to compare with TARGET.")] = None,
+    real: Real = None,
     protocol: Annotated[str, typer.Option(help="How figures are taken; docs/metrics.md has them all.")] = "smalti",
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N clips.")] = None,
+    limit: Limit = None,
     size: Annotated[
         int | None, typer.Option(min=0, help="Rows and columns of a clip (128); 0 keeps those of the file.")
     ] = None,
@@ -42,30 +53,33 @@ def evaluate(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a tokenizer on pictures or video, or compare two folders of pictures.
+    """Measure a tokenizer, or compare two folders, or generated media with real.
 
     \b
     PSNR, SSIM, MS-SSIM, LPIPS, Frechet distances (rFID, rFVD), codebook use and
     bits per pixel, all under a named protocol that the report holds in full:
     smalti, smalti-frechet, smalti-fid, smalti-fvd, magicmaster-psnr,
     magicmaster-fid, magicmaster-fvd, mindone-psnr, mindone-psnr-images,
-    open-magvit2. Under torchrun the ranks share the clips.
+    open-magvit2. Under torchrun the ranks share the clips. With --real, sets
+    against a set: smalti-gfid (and inception score), smalti-gfvd,
+    smalti-generation, smalti-generation-video; precision, recall, density,
+    coverage. Several TARGETs, one a seed, give mean and deviation.
 
     \b
     Examples:
       smalti eval runs/tiny --data photos --out report
       smalti eval runs/video --data clips --size 128 --frames 17 --limit 50 --json
       smalti eval runs/tiny --data photos --protocol mindone-psnr-images
-      smalti eval runs/tiny --data photos --protocol smalti-frechet
       smalti eval k600 --data val_new.txt --root val --protocol magicmaster-fvd
       smalti eval originals --against reconstructions
       smalti eval photo-tokens --data photos
+      smalti eval made-0 made-1 --real film --protocol smalti-generation-video
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
     from smalti.cli.listing import Question
 
     question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
-    answer = _measure(target, data, against, question)
+    answer = _measure(targets, Sides(data, against, real), question)
     if answer is None:  # a rank that the leading one speaks for
         return
     if out is not None:
@@ -75,16 +89,32 @@ def evaluate(
     else:
         print(answer.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
     if answer.bad:
-        _say_bad(answer.bad, answer.report.clips)
+        _say_bad(answer.bad, answer.good)
 
 
-def _measure(target: str, data: Path | None, against: Path | None, question: "Question") -> "Answer | None":
+class Sides(NamedTuple):
+    """With what the targets are measured or compared; one is given."""
+
+    data: Path | None
+    against: Path | None
+    real: Path | None
+
+
+def _measure(targets: list[str], sides: Sides, question: "Question") -> "Answer | GenerationAnswer | None":
     from smalti.cli.evaluation import measure
+    from smalti.cli.generated import measure_generated
     from smalti.cli.token_sets import is_token_set, measure_set
 
-    if data is None or against is not None or not is_token_set(Path(target)):
-        return measure(target, data, against, question)
-    return measure_set(Path(target), data, question)
+    if sides.real is not None:
+        if sides.data is not None or sides.against is not None:
+            raise ConfigError("eval: --real is the other side already; leave out --data and --against")
+        return measure_generated(targets, sides.real, question)
+    target = targets[0]
+    if len(targets) > 1:
+        raise ConfigError(f"eval: {len(targets)} targets ({' '.join(targets)}); several go with --real alone")
+    if sides.data is None or sides.against is not None or not is_token_set(Path(target)):
+        return measure(target, sides.data, sides.against, question)
+    return measure_set(Path(target), sides.data, question)
 
 
 def reconstruct(

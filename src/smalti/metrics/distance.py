@@ -1,9 +1,12 @@
 """Moments of the features of originals and of reconstructions, clip by clip, and the distance between them."""
 
+from collections.abc import Iterator
+
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from smalti.errors import InputError
-from smalti.metrics.features import Features
+from smalti.metrics.features import Features, ScoreName
 from smalti.metrics.frechet import Moments, frechet_distance
 from smalti.metrics.report import Frechet
 
@@ -47,23 +50,34 @@ class FeatureMoments:
 
     def distance(self) -> Frechet:
         """The distance so far. Raises ValueError below two samples."""
-        found = frechet_distance(self.reference or self.originals, self.made)
-        return Frechet(
-            name=self.features.network.score,
-            distance=found.distance,
-            means=found.means,
-            covariances=found.covariances,
-            originals=found.n_a,
-            made=found.n_b,
-            dim=found.dim,
-            warning=found.warning,
-        )
+        return distance_of(self.reference or self.originals, self.made, self.features.network.score)
 
     def _add(self, moments: Moments, key: str, pixels: Tensor) -> None:
-        network = self.features.network
-        if pixels.shape[2] < network.fewest_frames:
-            raise InputError(
-                f"{key}: has {pixels.shape[2]} frames, {network.name} needs clips of {network.fewest_frames} or more"
-            )
-        for part in pixels.split(_FRAMES if network.of == "frames" else pixels.shape[2], dim=2):
-            moments.update(self.features(part))
+        for part in vectors(self.features, key, pixels):
+            moments.update(part)
+
+
+def vectors(features: Features, key: str, pixels: UInt8[Tensor, "1 3 t h w"]) -> Iterator[Float[Tensor, "n d"]]:
+    """The features of a clip, a few frames at a time. Raises InputError where it is too short for the network."""
+    network = features.network
+    if pixels.shape[2] < network.fewest_frames:
+        raise InputError(
+            f"{key}: has {pixels.shape[2]} frames, {network.name} needs clips of {network.fewest_frames} or more"
+        )
+    for part in pixels.split(_FRAMES if network.of == "frames" else pixels.shape[2], dim=2):
+        yield features(part)
+
+
+def distance_of(originals: Moments, made: Moments, name: ScoreName) -> Frechet:
+    """The distance of two sets as reports have it. Raises ValueError below two samples."""
+    found = frechet_distance(originals, made)
+    return Frechet(
+        name=name,
+        distance=found.distance,
+        means=found.means,
+        covariances=found.covariances,
+        originals=found.n_a,
+        made=found.n_b,
+        dim=found.dim,
+        warning=found.warning,
+    )

@@ -88,12 +88,12 @@ class Scores:
         """Score one clip, both videos `1 3 t h w` in [-1, 1] (`made` is clipped)."""
         if key in self.rows:
             raise InputError(f"{key}: two clips have this key; keys must be unique")
-        _check(key, video, made)
+        check_clips(key, video, made)
         made = made.to(video.device)
         row = _score(key, video[0], made[0], self.protocol, self.lpips)
         self.add_original(key, video)
         if self.moments is not None:
-            self.moments.add_made(key, _levels(made, self.protocol.rounding))
+            self.moments.add_made(key, levels_of(made, self.protocol.rounding))
         if ids is not None:
             row = row.model_copy(update={"tokens": ids.numel()})
             if self.usage is not None:
@@ -104,9 +104,9 @@ class Scores:
 
     def add_original(self, key: str, video: Tensor) -> None:
         """Take an original alone: distances are to all of them, also those past the protocol's `samples`."""
-        _check(key, video, video)
+        check_clips(key, video, video)
         if self.moments is not None:
-            self.moments.add_original(key, _levels(video, _of_originals(self.protocol)))
+            self.moments.add_original(key, levels_of(video, _of_originals(self.protocol)))
 
     def fresh(self) -> "Scores":
         """No clips yet, to be scored in the same way."""
@@ -180,13 +180,7 @@ def _named(protocol: Protocol, lpips: Perceptual | None) -> Protocol:
 def _with_features(protocol: Protocol, features: Features | None) -> Protocol:
     if features is None or protocol.features is None:
         return protocol
-    name = features.network.name
-    if name != protocol.features:
-        raise ConfigError(f"protocol {protocol.name} takes features of {protocol.features}, those given are of {name}")
-    if protocol.features_digest not in (None, features.digest):
-        raise ConfigError(
-            f"protocol {protocol.name} names other weights of {name} ({protocol.features_digest}) than are given"
-        )
+    features.check(protocol.name, protocol.features, protocol.features_digest)
     return protocol.model_copy(update={"features_digest": features.digest})
 
 
@@ -194,7 +188,8 @@ def _of_originals(protocol: Protocol) -> pixel.Rounding:
     return protocol.original_rounding or protocol.rounding
 
 
-def _check(key: str, video: Tensor, made: Tensor) -> None:
+def check_clips(key: str, video: Tensor, made: Tensor) -> None:
+    """Raises InputError unless both are clips of one shape with finite values, the original in [-1, 1]."""
     if video.ndim != 5 or video.shape[0] != 1 or video.shape[1] != 3 or video.numel() == 0:
         raise InputError(f"{key}: a clip has the shape 1 3 t h w, got {tuple(video.shape)}")
     if made.shape != video.shape:
@@ -269,7 +264,7 @@ def _pixels(video: Tensor, protocol: Protocol, rounding: pixel.Rounding) -> Tens
     return pixel.to_pixels(video.transpose(0, 1), rounding) * (protocol.peak / 255)
 
 
-def _levels(video: Tensor, rounding: pixel.Rounding) -> Tensor:
+def levels_of(video: Tensor, rounding: pixel.Rounding) -> Tensor:
     """`1 3 t h w` in [-1, 1] as uint8, the pixels that every score sees."""
     video = video.cpu() if video.device.type == "mps" else video
     return pixel.to_pixels(video, rounding).to(torch.uint8)

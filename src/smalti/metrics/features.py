@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from smalti.errors import IntegrityError
+from smalti.errors import ConfigError, IntegrityError
 
-FeatureName = Literal["inception", "i3d", "efficientnet-lite0"]
-ScoreName = Literal["rfid", "rfvd", "frechet_efficientnet"]
+FeatureName = Literal["inception", "i3d", "efficientnet-lite0", "efficientnet-lite0-video"]
+ScoreName = Literal["rfid", "rfvd", "gfid", "gfvd", "frechet_efficientnet", "frechet_efficientnet_video"]
 
 
 class Network(NamedTuple):
@@ -32,6 +32,10 @@ class Network(NamedTuple):
     """The names and shapes of its weights."""
     file: str
     """The name under which its weights are published."""
+    weights_of: FeatureName | None = None
+    """Whose weights it has, where they are those of another network."""
+    head: tuple[str, tuple[int, int]] | None = None
+    """Name and shape (classes, dim) of the weights that make logits of features; the file may lack them."""
     ignored: tuple[str, ...] = ()
     """How names begin that the file may have beside them."""
     sha256: str = ""
@@ -55,6 +59,9 @@ class Features:
         """sha256 of the file of weights: two distances compare only if it is equal."""
         self.device = torch.device("cpu")
         self._weights = checked(network, weights)
+        name, shape = network.head or ("", ())
+        head = {name: weights[name]} if name in weights else {}
+        self._head = checked(network._replace(shapes={name: shape}), head)[name] if head else None
 
     def to(self, device: torch.device) -> "Features":
         """Moves the weights to a device; pixels follow them there, features come back to the CPU."""
@@ -73,6 +80,21 @@ class Features:
             pixels = pixels.transpose(1, 2).flatten(0, 1)
         with torch.no_grad():
             return self.network.features(self._weights, pixels.to(self.device).float()).cpu()
+
+    def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Logits of the network's classes without a bias, float64. Raises IntegrityError if the file had no weights."""
+        if self._head is None:
+            named = self.network.head[0] if self.network.head else "a classifier"
+            raise IntegrityError(f"the weights of {self.network.name} have no {named}, which logits need")
+        return features.double() @ self._head.double().T
+
+    def check(self, protocol: str, name: FeatureName, digest: str | None) -> None:
+        """Raises ConfigError unless these are the features, and the weights, that a protocol takes."""
+        own = self.network.name
+        if own != name:
+            raise ConfigError(f"protocol {protocol} takes features of {name}, those given are of {own}")
+        if digest not in (None, self.digest):
+            raise ConfigError(f"protocol {protocol} names other weights of {own} ({digest}) than are given")
 
 
 def checked(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

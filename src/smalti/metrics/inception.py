@@ -135,8 +135,9 @@ INCEPTION = Network(
     of="frames",
     features=_features,
     shapes=shapes(_STEPS),
+    head=("fc.weight", (1008, 2048)),
     ignored=("fc.",),
     file="pt_inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
 )
-"""pool3 of 2,048 numbers a frame; the classifier in the file is not used."""
+"""pool3 of 2,048 numbers a frame; of the classifier in the file the inception score takes the weights alone."""

@@ -14,8 +14,11 @@ from smalti.metrics.efficientnet import EFFICIENTNET
 from smalti.metrics.features import FeatureName, Features, Network
 from smalti.metrics.i3d import I3D
 from smalti.metrics.inception import INCEPTION
+from smalti.metrics.motion import EFFICIENTNET_VIDEO
 
-NETWORKS: Mapping[FeatureName, Network] = {"inception": INCEPTION, "i3d": I3D, "efficientnet-lite0": EFFICIENTNET}
+NETWORKS: Mapping[FeatureName, Network] = {
+    network.name: network for network in (INCEPTION, I3D, EFFICIENTNET, EFFICIENTNET_VIDEO)
+}
 
 
 def find_features(name: FeatureName, path: Path | None = None) -> Features:
@@ -26,7 +29,7 @@ def find_features(name: FeatureName, path: Path | None = None) -> Features:
 
 def variable(network: Network) -> str:
     """The environment variable that names the file of a network's weights."""
-    return f"SMALTI_{network.name.upper().replace('-', '_')}"
+    return f"SMALTI_{(network.weights_of or network.name).upper().replace('-', '_')}"
 
 
 def find_file(network: Network) -> Path:

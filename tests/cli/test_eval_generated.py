@@ -1,0 +1,87 @@
+"""`smalti eval --real`: generated sets against real media, files that cannot be read, options that contradict."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smalti.data import read_image, write_video
+from smalti.data.samples import film, photos
+from smalti.metrics import NAMED_GENERATION, GenerationReport
+from smalti.metrics.weights import NETWORKS
+from tests.cli.conftest import assert_one_line, moving
+from tests.goldens.rule import rule
+
+GFVD = ("--protocol", "smalti-gfvd", "--frames", 9)
+
+
+@pytest.fixture(scope="module")
+def i3d(tmp_path_factory):
+    """Weights of the true shapes, by the rule of the goldens."""
+    path = tmp_path_factory.mktemp("i3d") / "i3d.safetensors"
+    save_file({name: rule(name, shape) for name, shape in NETWORKS["i3d"].shapes.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two generated sets: of two clips of 9 frames, 24 x 32 pixels, and of one that stands still beside another."""
+    root = tmp_path_factory.mktemp("made")
+    frames = torch.from_numpy(moving(13, 24, 32))
+    for seed, clips in enumerate([(frames[:9], frames[4:]), (frames[:9], frames[:1].expand(9, -1, -1, -1))]):
+        (root / str(seed)).mkdir()
+        for i, clip in enumerate(clips):
+            write_video(root / str(seed) / f"{i}.mp4", clip.contiguous(), 24)
+    return root
+
+
+def test_sets_of_several_seeds_against_real_film(smalti, made, i3d, tmp_path):
+    (made / "1" / "short.mp4").write_bytes((film("heldout") / "march.mp4").read_bytes()[:1000])
+    command = ("eval", made / "0", made / "1", "--real", film("heldout"), *GFVD, "--features", i3d, "--limit", 3)
+    ended = smalti(*command, "--json", "--out", tmp_path / "out")
+    (made / "1" / "short.mp4").unlink()
+    assert ended.code == 3
+    assert [line.split(":")[0] for line in ended.err.splitlines()] == ["left out", "error"]
+    report = GenerationReport.parse(json.loads(ended.out))
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(ended.out)
+    assert [(one.name, one.clips) for one in report.sets] == [(str(made / "0"), 2), (str(made / "1"), 2)]
+    assert report.sets[1].absent["clips"].startswith("1 of 3 left out, which cannot be read; the first: ")
+    assert (report.protocol.size, report.protocol.frames, report.real) == ((24, 32), 9, 4)
+    assert (report.protocol.resize, report.protocol.crop) == ("lanczos", "center")
+    assert list(report.spread) == ["gfvd"]
+    assert report.spread["gfvd"].std > 0
+    height, width, _ = read_image(tmp_path / "out" / "sheet.png").shape
+    assert height > 2 * 24
+    assert width > 3 * 32
+
+
+def test_the_protocols_are_those_of_generated_sets(smalti, pictures):
+    known = [protocol.name for protocol in NAMED_GENERATION]
+    assert_one_line(smalti("eval", pictures, "--real", pictures), 2, "'smalti'", *known)
+    assert_one_line(smalti("eval", pictures, "--data", pictures, "--protocol", known[0]), 2, known[0])
+
+
+def test_options_that_contradict_are_code_2(smalti, pictures):
+    command = ("eval", pictures, "--real", pictures, "--protocol", "smalti-generation")
+    assert_one_line(smalti(*command, "--data", pictures), 2, "--real is the other side already")
+    assert_one_line(smalti(*command, "--frames", 5), 2, "--frames 5", "is for pictures")
+    assert_one_line(smalti(*command, "--lpips", "x.pt"), 2, "--lpips x.pt")
+    assert_one_line(smalti(*command, "--statistics", "x"), 2, "--statistics x")
+    assert_one_line(smalti("eval", pictures, *command[1:]), 2, "given twice")
+    assert_one_line(smalti("eval", pictures, pictures, "--data", pictures), 2, "2 targets", "--real alone")
+
+
+def test_media_and_weights_must_be_there(smalti, made, pictures, i3d, tmp_path):
+    none = tmp_path / "none"
+    command = ("eval", made / "0", "--real", film("heldout"), *GFVD, "--features")
+    assert_one_line(smalti(*command, none), 5, none, "i3d_torchscript.pt")
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"PK\x03\x04 nothing more")
+    assert_one_line(smalti(*command, damaged, "--out", tmp_path / "out"), 4, damaged)
+    features = ("--features", i3d)
+    assert_one_line(smalti("eval", none, "--real", film("heldout"), *GFVD, *features), 3, none)
+    assert_one_line(smalti("eval", made / "0", "--real", none, *GFVD, *features), 3, none)
+    assert_one_line(smalti("eval", pictures, "--real", film("heldout"), *GFVD, *features), 3, "holds images")
+    assert_one_line(smalti("eval", made / "0", "--real", photos("heldout"), *GFVD, *features), 3, "holds images")
+    assert not (tmp_path / "out").exists()
