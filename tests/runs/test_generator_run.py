@@ -15,7 +15,7 @@ from smalti.config import load_yaml
 from smalti.data import open_video, write_video
 from smalti.data.samples import film
 from smalti.data.videos import read_clip
-from smalti.errors import ConfigError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import sha256
 from smalti.generate import Generator, MaskedConfig, PaintingTask
 from smalti.tokens.options import Options
@@ -159,6 +159,13 @@ def test_another_tokenizer_than_that_of_the_set_is_refused(made, tmp_path):
     with pytest.raises(IntegrityError, match="made by the tokenizer"):
         run_generator(config_of(made, tokenizer=str(other)), tmp_path / "run", device="cpu")
     assert torch.get_num_threads() >= 1
+
+
+def test_a_run_folder_names_its_tokenizer(made, tmp_path):
+    out = run_generator(config_of(made, tokenizer=str(made), steps=1), tmp_path / "run", device="cpu")
+    assert (out / "config.json").is_file()
+    with pytest.raises(InputError, match="holds neither a tokenizer"):
+        run_generator(config_of(made, tokenizer=str(made / "train")), tmp_path / "other", device="cpu")
 
 
 def drawn(made, undisturbed, out, *options):

@@ -24,18 +24,13 @@ def find_tokenizer(name: str) -> Path:
 
     Raises InputError where there is none.
     """
-    from smalti.train.checkpoints import checkpoints
+    from smalti.train.checkpoints import tokenizer_folder
 
     folder = Path(name)
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
         raise InputError(f"{name}: {what}; give a tokenizer folder, a run folder, or {HUB}OWNER/NAME for the hub")
-    newest = [checkpoint / "tokenizer" for checkpoint in reversed(checkpoints(folder))]
-    for candidate in (folder, folder / "tokenizer", *newest):
-        if (candidate / "config.json").is_file():
-            return candidate
-    wanted = "a tokenizer (config.json and model.safetensors) nor a run with a checkpoint (step-*/tokenizer)"
-    raise InputError(f"{name}: holds neither {wanted}")
+    return tokenizer_folder(folder)
 
 
 def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":

@@ -27,6 +27,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
 
 
+def tokenizer_folder(path: Path) -> Path:
+    """The folder of a tokenizer: `path` itself, or that of a run, finished or not (its newest checkpoint's).
+
+    Raises InputError where there is none.
+    """
+    newest = [checkpoint / "tokenizer" for checkpoint in reversed(checkpoints(path))]
+    for candidate in (path, path / "tokenizer", *newest):
+        if (candidate / "config.json").is_file():
+            return candidate
+    wanted = "a tokenizer (config.json and model.safetensors) nor a run with a checkpoint (step-*/tokenizer)"
+    raise InputError(f"{path}: holds neither {wanted}")
+
+
 def digest_of(keys: list[str]) -> str:
     """One digest of a data listing: a resumed run must see the same."""
     return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()

@@ -41,7 +41,14 @@ from smalti.models import WEIGHTS
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.dataset import TokenBatch, TokenDataset, token_batches
 from smalti.tokens.token_set import TokenSet
-from smalti.train.checkpoints import checkpoint_path, keep_newest, read_about, resume_newest, write_about
+from smalti.train.checkpoints import (
+    checkpoint_path,
+    keep_newest,
+    read_about,
+    resume_newest,
+    tokenizer_folder,
+    write_about,
+)
 from smalti.train.common import World, follow_weights, join_world
 from smalti.train.generator_config import CHANGEABLE, GeneratorTraining
 from smalti.train.generator_log import GeneratorLog
@@ -116,7 +123,7 @@ def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> Generato
         model = config.generator.build()
     tokenizer = None
     if config.tokenizer is not None:
-        tokenizer = Tokenizer.load(config.tokenizer, world.device)
+        tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer), world.device)
         tokens.check(tokenizer)
     model.to(world.device).train()
     classes = tokens.classes if config.generator.classes else ()
