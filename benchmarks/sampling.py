@@ -1,19 +1,17 @@
 """A sample of 16 x 16 tokens out of 16,384 codes in 12 steps: our masked transformer beside Halton-MaskGIT's.
 
-Both have the width, depth and heads of B (768, 12, 12), 1,000 classes, the same schedule of steps, and guidance of
-scale 2 at every step; weights are random, for time does not ask what is drawn. What differs is theirs and ours: one
-head of 16,385 outputs at every cell, against two of 128 at the cells that are still unknown; gated and modulated
-blocks, against plain ones. The row `annealed` gives ours its own schedule of guidance (power_cosine), whose first
-steps are not guided; theirs has one that begins at 0, and computes both halves anyway.
+Both have the width, depth and heads of B (768, 12, 12), 1,000 classes, the same schedule of steps, cells in Halton's
+order, and guidance of scale 2 at every step; weights are random, for time does not ask what is drawn. What differs is
+theirs and ours: one head of 16,385 outputs at every cell, against two of 128 at the cells that are still unknown;
+gated and modulated blocks, against plain ones.
 
     SMALTI_HALTON=folder python -m benchmarks sampling
-    python -m benchmarks.sampling ours constant 1      # one measurement of peak memory, as JSON
+    python -m benchmarks.sampling ours      # one measurement of peak memory, as JSON
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 
@@ -24,29 +22,9 @@ from smalti.generate.guidance import GuidanceConfig
 from smalti.generate.masking import masked_share
 
 GRID = (1, 16, 16)
-BITS, CLASSES, STEPS, SCALE = 14, 1000, 12, 2.0
+BITS, CLASSES, STEPS, SCALE, BATCH = 14, 1000, 12, 2.0, 1
 ROUNDS = 2
-Kind = Literal["constant", "annealed"]
-
-
-class Case(NamedTuple):
-    """How cells are chosen and guided."""
-
-    kind: Kind
-    batch: int
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """Ours."""
-        order = "halton" if self.kind == "constant" else "confidence"
-        schedule = "constant" if self.kind == "constant" else "power_cosine"
-        guidance = GuidanceConfig(scale=SCALE, schedule=schedule)
-        return SamplingConfig(steps=STEPS, schedule="arccos", order=order, guidance=guidance)
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """One class for each sample."""
-        return torch.arange(self.batch) + 7
+LABELS = torch.arange(BATCH) + 7
 
 
 def config() -> MaskedConfig:
@@ -54,14 +32,16 @@ def config() -> MaskedConfig:
     return MaskedConfig(levels=(2,) * BITS, grid=GRID, classes=CLASSES, dropout=0.0).sized("B")
 
 
-def our(case: Case) -> Callable[[], object]:
+def our() -> Callable[[], object]:
     """Samples by our model."""
     torch.manual_seed(0)
-    model, prompt = config().build(), nothing(case.batch, GRID)._replace(condition=Condition(case.labels))
-    return lambda: sample(model, prompt, case.sampling)
+    model, prompt = config().build(), nothing(BATCH, GRID)._replace(condition=Condition(LABELS))
+    guidance = GuidanceConfig(scale=SCALE)
+    sampling = SamplingConfig(steps=STEPS, schedule="arccos", order="halton", guidance=guidance)
+    return lambda: sample(model, prompt, sampling)
 
 
-def their(case: Case) -> Callable[[], object]:
+def their() -> Callable[[], object]:
     """Samples by their model."""
     folder = peer.find()
     if folder is None:
@@ -69,59 +49,49 @@ def their(case: Case) -> Callable[[], object]:
     torch.manual_seed(0)
     shape = config()
     model = peer.Halton(folder, width=shape.width, depth=shape.depth, heads=shape.heads, codes=2**BITS)
-    sampler = (model.by_halton if case.kind == "constant" else model.by_confidence)(STEPS, SCALE)
-    return lambda: model.sample(sampler, case.labels)
+    sampler = model.sampler(STEPS, SCALE)
+    return lambda: model.sample(sampler, LABELS)
 
 
-def multiplications(case: Case) -> tuple[float, float]:
-    """(ours, theirs): products in matrices for one sample, in 1e9.
+def multiplications() -> dict[str, float]:
+    """Products in matrices for one sample, in 1e9.
 
     In a block 12 width^2 for a token in both (a gated layer of 2/3 the size has the products of a plain one), and
-    2 tokens x width in its attention; one token stands before the grid, or after it.
+    2 tokens x width in its attention; one token stands before the grid, or after it. Twice, for guidance.
     """
     shape, cells = config(), GRID[1] * GRID[2]
     width, tokens = shape.width, cells + 1
-    trunk = shape.depth * (12 * width**2 + 2 * tokens * width) * tokens
-    halves = [1 + (case.sampling.guidance.at(step / STEPS) > 0) for step in range(STEPS)]
-    unknown = [cells * masked_share("arccos", step / STEPS, cells) for step in range(STEPS)]
-    heads = len(shape.factorization().sizes)
-    head = heads * width**2 + sum(shape.factorization().sizes) * width  # each has the layer before it once more
-    ours = sum(n * (trunk + left * head) for n, left in zip(halves, unknown, strict=True))
-    theirs = 2 * STEPS * (trunk + shape.depth * 6 * width**2 + cells * (2**BITS + 1) * width)
-    return ours / 1e9, theirs / 1e9
+    trunk = STEPS * shape.depth * (12 * width**2 + 2 * tokens * width) * tokens
+    unknown = sum(cells * masked_share("arccos", step / STEPS, cells) for step in range(STEPS))
+    heads = sum(width**2 + size * width for size in shape.factorization().sizes)
+    theirs = STEPS * (shape.depth * 6 * width**2 + cells * (2**BITS + 1) * width)
+    return {"ours": 2 * (trunk + unknown * heads) / 1e9, "theirs": 2 * (trunk + theirs) / 1e9}
 
 
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
-    """One row for each way of guidance and batch."""
-    rows = []
-    for case in (Case("constant", 1), Case("constant", 2), Case("annealed", 1)):
-        best = turns({"ours": our(case), "theirs": their(case)}, rounds=ROUNDS)
-        counted = multiplications(case)
-        rows.append(
-            {
-                "guidance": case.kind,
-                "batch": case.batch,
-                "ours_gmac": counted[0],
-                "theirs_gmac": counted[1],
-                "counted_ratio": counted[1] / counted[0],
-                "ours_s": best["ours"] / case.batch,
-                "theirs_s": best["theirs"] / case.batch,
-                "ratio": best["theirs"] / best["ours"],
-                "ours_mb": child("benchmarks.sampling", "ours", case.kind, case.batch)["mb"],
-                "theirs_mb": child("benchmarks.sampling", "theirs", case.kind, case.batch)["mb"],
-            }
-        )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return f"{STEPS} steps, 256 tokens of 2^{BITS} codes, size B, scale {SCALE:g}; seconds and GMAC of a sample", rows
+    """One row."""
+    best = turns({"ours": our(), "theirs": their()}, rounds=ROUNDS)
+    counted = multiplications()
+    row = {
+        "ours_gmac": counted["ours"],
+        "theirs_gmac": counted["theirs"],
+        "counted_ratio": counted["theirs"] / counted["ours"],
+        "ours_s": best["ours"] / BATCH,
+        "theirs_s": best["theirs"] / BATCH,
+        "ratio": best["theirs"] / best["ours"],
+        "ours_mb": child("benchmarks.sampling", "ours")["mb"],
+        "theirs_mb": child("benchmarks.sampling", "theirs")["mb"],
+    }
+    return f"{STEPS} steps, 256 tokens of 2^{BITS} codes, size B, guidance of scale {SCALE:g}, batch {BATCH}", [row]
 
 
-def main(who: str, kind: Kind, batch: int) -> None:
+def main(who: str) -> None:
     """Print the memory of one call above what the process held before it: weights and all."""
     torch.set_num_threads(1)
     before = peak_mb()
-    {"ours": our, "theirs": their}[who](Case(kind, batch))()
+    {"ours": our, "theirs": their}[who]()()
     print(json.dumps({"mb": peak_mb() - before}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "annealed" if sys.argv[2] == "annealed" else "constant", int(sys.argv[3]))
+    main(sys.argv[1])

@@ -1,6 +1,6 @@
-"""Halton-MaskGIT's own transformer and samplers (github.com/valeoai/Halton-MaskGIT), from a checkout of it.
+"""Halton-MaskGIT's own transformer and sampler (github.com/valeoai/Halton-MaskGIT), from a checkout of it.
 
-Their files run as they are; the trainer that their samplers ask for is ours, and its tokenizer decodes to nothing, so
+Their files run as they are; the trainer that their sampler asks for is ours, and its tokenizer decodes to nothing, so
 that tokens alone are timed. Nothing of it is copied here.
 """
 
@@ -30,29 +30,23 @@ class Nothing(nn.Module):
 
 
 class Halton:
-    """Their model of a shape, and their samplers over it."""
+    """Their model of a shape, and their sampler over it."""
 
     def __init__(self, folder: Path, *, width: int, depth: int, heads: int, codes: int) -> None:
         self._folder = folder
         shape = {"input_size": 16, "hidden_dim": width, "depth": depth, "heads": heads, "mlp_dim": 4 * width}
         self.model: nn.Module = self._file("Network/transformer.py").Transformer(codebook_size=codes, **shape).eval()
-        args = SimpleNamespace(mask_value=codes, codebook_size=codes, device="cpu", use_ema=False)
-        self._trainer = SimpleNamespace(
-            vit=self.model, ae=Nothing(), args=args, input_size=16, autocast=nullcontext(), ema=None
-        )
+        args = SimpleNamespace(mask_value=codes, codebook_size=codes, device="cpu")
+        self._trainer = SimpleNamespace(vit=self.model, ae=Nothing(), args=args, input_size=16, autocast=nullcontext())
 
     def sample(self, sampler: Any, labels: Tensor) -> Tensor:
         """The codes of one sample for each label."""
         _, codes, _ = sampler(self._trainer, nb_sample=len(labels), labels=labels, verbose=False)
         return codes[-1]
 
-    def by_halton(self, steps: int, scale: float) -> Any:
+    def sampler(self, steps: int, scale: float) -> Any:
         """Their sampler of 2025: cells far apart, guidance at every step."""
         return self._file("Sampler/halton_sampler.py").HaltonSampler(step=steps, w=scale)
-
-    def by_confidence(self, steps: int, scale: float) -> Any:
-        """MaskGIT's sampler as they have it: the surest first, guidance that rises with the steps."""
-        return self._file("Sampler/confidence_sampler.py").ConfidenceSampler(step=steps, w=scale)
 
     def _file(self, name: str) -> Any:
         spec = importlib.util.spec_from_file_location(Path(name).stem, self._folder / name)
