@@ -99,7 +99,7 @@ def main() -> int:
         return 3
     if given.tiny:
         os.environ[magicmaster.TINY] = "1"
-        entropy.SIZES, entropy.LARGEST = ((6, 64),), (8, 64)
+        entropy.SIZES, entropy.LARGEST, training_step.SIZE = ((6, 64),), (8, 64), 32
     began = time.monotonic()
     moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
     row: dict[str, object] = {"began": moment, **hardware(device), "parts": {}}
