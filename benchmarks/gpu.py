@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -103,21 +103,20 @@ def main() -> int:
     began = time.monotonic()
     moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
     row: dict[str, object] = {"began": moment, **hardware(device), "parts": {}}
-    done: dict[str, object] = {}
+    done: dict[str, Any] = {}
     for name, run in PARTS:
         spent = (time.monotonic() - began) / 60
         reason = absent(name) or (f"{MINUTES} minutes were over" if spent > MINUTES - 1 else None)
         print(f"{name}: {reason or 'begins'} ({spent:.1f} min)", file=sys.stderr, flush=True)
         done[name] = {"left out": reason} if reason else attempt(run, device)
         keep(given.out, row | {"parts": done})
-    found = done["training_run"]
-    if isinstance(found, dict) and "curves" in found:
-        training_run.draw(found["curves"], given.out.with_name(f"{given.out.stem}-{row['date']}.png"))
+        if name == "training_run" and "curves" in (found := done[name]):
+            training_run.draw(found["curves"], given.out.with_name(f"{given.out.stem}-{row['date']}.png"))
     print(json.dumps(row | {"parts": done}, indent=2))
     return 1 if any(isinstance(found, dict) and "failed" in found for found in done.values()) else 0
 
 
-def attempt(run: Callable[[torch.device], object], device: torch.device) -> object:
+def attempt(run: Callable[[torch.device], object], device: torch.device) -> Any:
     """What a part found, or how it failed: the parts after it are still done."""
     try:
         return run(device)
