@@ -1,4 +1,5 @@
-"""What there is to do on a GPU, in ten minutes: the marked tests, and the benchmarks by the GPU's own clock.
+"""What there is to do on a GPU, in ten minutes: the marked tests, a training run with its curves, and the benchmarks by
+the GPU's own clock.
 
     bash benchmarks/gpu.sh                                   # a row is added to results/gpu.json
     bash benchmarks/gpu.sh --device cpu --tiny --out row.json    # only to see that the program runs
@@ -15,18 +16,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import entropy, magicmaster, training_step
+from benchmarks import entropy, magicmaster, training_run, training_step
 from benchmarks.measure import RESULTS, machine
 from benchmarks.peers.magicmaster import HOW, find
 
 MINUTES = 10
 NEEDED = {"tests": ("pytest", "hypothesis", "jaxtyping", "beartype"), "entropy": ("vector_quantize_pytorch",)}
-NEEDED["magicmaster"] = ("einops",)
+NEEDED |= {"training_run": ("tensorboard", "matplotlib"), "magicmaster": ("einops",)}
 
 
 class Part(NamedTuple):
@@ -52,8 +54,14 @@ def rows(measure: Callable[[torch.device], tuple[str, Sequence[Mapping[str, obje
     return lambda device: list(measure(device)[1])
 
 
+def trained(device: torch.device) -> object:
+    """A training run's curves."""
+    return training_run.measure(device, tiny=bool(os.environ.get(magicmaster.TINY)))
+
+
 PARTS = (
     Part("tests", marked_tests),
+    Part("training_run", trained),
     Part("training_step", rows(training_step.measure)),
     Part("magicmaster", rows(magicmaster.measure)),
     Part("entropy", rows(entropy.measure)),
@@ -91,21 +99,24 @@ def main() -> int:
         return 3
     if given.tiny:
         os.environ[magicmaster.TINY] = "1"
-        entropy.SIZES, entropy.LARGEST = ((6, 64),), (8, 64)
+        entropy.SIZES, entropy.LARGEST, training_step.SIZE = ((6, 64),), (8, 64), 32
     began = time.monotonic()
-    row: dict[str, object] = {**hardware(device), "parts": {}}
-    done: dict[str, object] = {}
+    moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    row: dict[str, object] = {"began": moment, **hardware(device), "parts": {}}
+    done: dict[str, Any] = {}
     for name, run in PARTS:
         spent = (time.monotonic() - began) / 60
         reason = absent(name) or (f"{MINUTES} minutes were over" if spent > MINUTES - 1 else None)
         print(f"{name}: {reason or 'begins'} ({spent:.1f} min)", file=sys.stderr, flush=True)
         done[name] = {"left out": reason} if reason else attempt(run, device)
         keep(given.out, row | {"parts": done})
+        if name == "training_run" and "curves" in (found := done[name]):
+            training_run.draw(found["curves"], given.out.with_name(f"{given.out.stem}-{row['date']}.png"))
     print(json.dumps(row | {"parts": done}, indent=2))
     return 1 if any(isinstance(found, dict) and "failed" in found for found in done.values()) else 0
 
 
-def attempt(run: Callable[[torch.device], object], device: torch.device) -> object:
+def attempt(run: Callable[[torch.device], object], device: torch.device) -> Any:
     """What a part found, or how it failed: the parts after it are still done."""
     try:
         return run(device)
@@ -115,9 +126,9 @@ def attempt(run: Callable[[torch.device], object], device: torch.device) -> obje
 
 
 def keep(path: Path, row: Mapping[str, object]) -> None:
-    """Put the row after those of other runs; this run's own of a minute ago is replaced."""
+    """Put the row after those of other runs, in place of what this run has kept already."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    kept = [other for other in kept if {**other, "parts": None} != {**row, "parts": None}]
+    kept = [other for other in kept if other.get("began") != row["began"]]
     path.write_text(json.dumps([*kept, row], indent=2) + "\n", encoding="utf-8")
 
 

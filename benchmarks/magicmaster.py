@@ -2,10 +2,11 @@
 
 Both in float32, LPIPS (VGG, random weights) without dropout, the gradient penalty at every step. `ours` is our step in
 their order: the discriminator moves first, and the tokenizer plays against the new one; it is compared with theirs
-gradient by gradient. `default` is our step as it is: both players move at once.
+gradient by gradient. `default` is our step as it is: both players move at once. Beside the time stand the counted
+operations, which a busy machine does not change.
 
     SMALTI_MAGICMASTER=folder python -m benchmarks magicmaster
-    python -m benchmarks.magicmaster 3d decode streamed       # one measurement of peak memory, as JSON
+    python -m benchmarks.magicmaster 3d decode streamed       # peak memory and operations of one, as JSON
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import CPU, child, growth_mb, seconds, turns
+from benchmarks.measure import CPU, Operations, child, growth_mb, seconds, turns
 from benchmarks.peers import magicmaster as peer
 from benchmarks.training_step import random_lpips
 from smalti import losses as loss
@@ -33,7 +34,6 @@ from smalti.train.config import TokenizerTraining
 from smalti.train.state import TrainState
 from smalti.train.step import Measured, step
 
-ROUNDS = {"cpu": 2, "cuda": 9}
 TINY = "SMALTI_TINY"
 """Set, the same networks are measured at width 32 and 32 pixels: to see that the program runs."""
 
@@ -47,6 +47,8 @@ class Case(NamedTuple):
     frames: int
     size: int
     batch: int
+    rounds: int
+    """On a CPU, beside the first step of each: a step of the video model takes minutes."""
 
     def video(self) -> Tensor:
         """Uniform noise in [-1, 1]: time does not ask what is in the picture."""
@@ -68,6 +70,7 @@ class Case(NamedTuple):
             "adversary": training.adversary.model_copy(update={"discriminator": judge}),
             "batch_size": self.batch,
             "lpips": None,
+            "precision": "float32",  # as theirs: autocast, which its image configs declare, is never entered
         }
         return training.model_copy(update=changes)
 
@@ -78,12 +81,12 @@ def cases() -> dict[str, Case]:
     video = "magvit/magvit_v2_fsq_k600_style2_d64_64000_128x128_4x32_ep40.py"
     if os.environ.get(TINY):
         return {
-            "2d": Case(image, imagenet_row(), 32, 1, 32, 2),
-            "3d": Case(video, kinetics_row(), 32, 5, 32, 1),
+            "2d": Case(image, imagenet_row(), 32, 1, 32, 2, 2),
+            "3d": Case(video, kinetics_row(), 32, 5, 32, 1, 1),
         }
     return {
-        "2d": Case(image, imagenet_row(), 128, 1, 128, 2),
-        "3d": Case(video, kinetics_row(), 64, 17, 128, 1),
+        "2d": Case(image, imagenet_row(), 128, 1, 128, 2, 2),
+        "3d": Case(video, kinetics_row(), 64, 17, 128, 1, 1),
     }
 
 
@@ -229,7 +232,8 @@ def measure(device: torch.device = CPU) -> tuple[str, Sequence[Mapping[str, obje
     rows: list[dict[str, object]] = []
     for name, case in cases().items():
         # On a CPU memory is that of fresh processes, which run before this one fills.
-        apart = {what: {w: alone(name, what, w) for w in WHO[what]} for what in WHO} if device.type == "cpu" else {}
+        fresh = device.type == "cpu" and not os.environ.get(TINY)
+        apart = {what: {w: alone(name, what, w) for w in WHO[what]} for what in WHO} if fresh else {}
         theirs = their(case, folder, device)
         state, video = our(case, theirs, device), case.video().to(device)
         differences = forward_differences(theirs, state.tokenizer, video)
@@ -237,16 +241,19 @@ def measure(device: torch.device = CPU) -> tuple[str, Sequence[Mapping[str, obje
         said(name, differences, first)
         for what, contenders in WHO.items():
             calls = {w: call(what, w, theirs if w == "theirs" else state, video) for w in contenders}
-            best = turns(calls, rounds=ROUNDS[device.type], device=device)
+            best = turns(calls, rounds=case.rounds if device.type == "cpu" else 9, device=device)
             if what == "step":
                 best |= {w: min(best[w], first.seconds[w]) for w in first.seconds}
-            memory = apart.get(what) or {w: growth_mb(calls[w], device) for w in contenders}
-            rows.append(row(name, what, best, memory, {**differences, "step": first.difference}[what]))
+            costs = apart.get(what) or {w: cost(calls[w], device) for w in contenders}
+            rows.append(row(name, what, best, costs, {**differences, "step": first.difference}[what]))
             said(json.dumps(rows[-1]))
         del theirs, state, calls
     if device.type == "cpu":
         rows.append(row("3d", "decode, streamed", {}, {"ours": alone("3d", "decode", "streamed")}))
-    return "MagicMaster's own code against ours; difference: relative, float32; mb: above what was held before", rows
+    return (
+        "MagicMaster's own code against ours; gflop: counted; difference: relative, float32; mb: above what was held",
+        rows,
+    )
 
 
 def said(*what: object) -> None:
@@ -254,15 +261,30 @@ def said(*what: object) -> None:
     print(*what, file=sys.stderr, flush=True)
 
 
-def alone(case: str, what: str, who: str) -> float:
-    """Peak memory of one call in a process of its own."""
-    found = child("benchmarks.magicmaster", case, what, who)["mb"]
-    said(case, what, who, f"{found:.0f} MB")
+class Cost(NamedTuple):
+    """What one call takes, whatever else the machine does."""
+
+    mb: float
+    gflop: float
+
+
+def cost(call: Callable[[], object], device: torch.device = CPU) -> Cost:
+    """Memory above what was held before the call, and the operations of a second one: counting holds memory too."""
+    mb = growth_mb(call, device)
+    with Operations() as operations:
+        call()
+    return Cost(mb, operations.total)
+
+
+def alone(case: str, what: str, who: str) -> Cost:
+    """The cost of one call in a process of its own."""
+    found = Cost(**child("benchmarks.magicmaster", case, what, who))
+    said(case, what, who, f"{found.mb:.0f} MB, {found.gflop:.0f} Gflop")
     return found
 
 
 def row(
-    case: str, what: str, best: Mapping[str, float], memory: Mapping[str, float], difference: float | None = None
+    case: str, what: str, best: Mapping[str, float], costs: Mapping[str, Cost], difference: float | None = None
 ) -> dict[str, object]:
     """A line of the table."""
     theirs, ours, default = (best.get(who) for who in ("theirs", "ours", "default"))
@@ -275,7 +297,11 @@ def row(
         "default_s": default,
         "default_ratio": theirs / default if theirs and default else None,
         "difference": difference,
-        **{f"{who}_mb": memory.get(who) for who in ("theirs", "ours", "default")},
+        **{
+            f"{who}_{unit}": getattr(costs[who], unit) if who in costs else None
+            for unit in Cost._fields
+            for who in ("theirs", "ours", "default")
+        },
     }
 
 
@@ -297,7 +323,7 @@ def streamed(case: Case, video: Tensor) -> Callable[[], object]:
 
 
 def main(name: str, what: str, who: str) -> None:
-    """Print the memory that one call takes above what was held before it."""
+    """Print the cost of one call."""
     torch.set_num_threads(1)
     case = cases()[name]
     if who == "streamed":
@@ -307,7 +333,7 @@ def main(name: str, what: str, who: str) -> None:
         assert who != "theirs" or folder is not None
         state = their(case, folder) if who == "theirs" and folder else our(case)
         made = call(what, who, state, case.video())
-    print(json.dumps({"mb": growth_mb(made)}))
+    print(json.dumps(cost(made)._asdict()))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,25 @@ def test_gradients_equal_those_of_two_forwards_and_two_passes(name):
             assert error <= 1e-9 * gradient.abs().max() + 1e-15, parameter_name
 
 
+@pytest.mark.parametrize("judge", [PatchConfig(width=8, norm="batch"), StyleGAN2Config(size=16, width=8)])
+@pytest.mark.parametrize("share", [1.0, 0.25])
+@pytest.mark.parametrize("beyond", [0.0, 0.5])
+def test_the_hinge_gives_both_players_their_own_gradients_whether_or_not_fakes_are_beyond_it(judge, share, beyond):
+    adversary = AdversaryConfig(discriminator=judge, adaptive=True, weight=0.75, penalty="one_centred")
+    state = double(states.start(training(adversary=adversary), ALONE))
+    discriminator, video, index = state.opponent.discriminator, clips(), torch.tensor([0, 2, 1, 1])
+    last = [p for p in discriminator.parameters() if p.dim() == 1][-1]  # the bias of the logits
+    with torch.no_grad():
+        logits = discriminator(discriminator.samples(state.tokenizer(video).video, index))
+        last -= logits.quantile(beyond) + (1 if beyond else 0.5)  # half of the fakes below -1, or none
+    wanted = plain_gradients(state, video, index)
+    accumulate(state, video, index, share)
+    for module, gradients in zip((state.tokenizer, discriminator), wanted, strict=True):
+        for (name, parameter), gradient in zip(module.named_parameters(), gradients, strict=True):
+            error = (parameter.grad / share - gradient).abs().max()
+            assert error <= 1e-9 * gradient.abs().max() + 1e-15, name
+
+
 def test_parts_of_a_batch_add_up_to_the_whole():
     weights = {"l1": 1.0}
     model = MODEL.model_copy(update={"quantizer": FSQConfig(levels=(5, 4, 3))})

@@ -135,17 +135,19 @@ def _play(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The discriminator's gradients added to it; the losses, and the tokenizer's adversarial gradient at the pixels.
 
-    Where the players alternate, the discriminator has moved, and that gradient is taken through the new one.
+    Where the players alternate, the discriminator has moved, and that gradient is taken through the new one. Where both
+    move at once, one backward through the fakes serves both as long as none is beyond the hinge.
     """
     adversary, samples = opponent.config, opponent.discriminator.samples
     alternate = adversary.order == "alternate"
     fake = opponent.shared(samples(pixels.detach() if alternate else pixels, index))
+    common = not alternate and _opposed(adversary, fake)
     tokenizer_loss, discriminator_loss = {
         "hinge": (loss.hinge_generator, loss.hinge_discriminator),
         "non_saturating": (loss.non_saturating_generator, loss.non_saturating_discriminator),
     }[adversary.loss]
-    if not alternate:
-        adversarial = tokenizer_loss(fake)
+    adversarial = tokenizer_loss(fake)
+    if not (alternate or common):
         (at_pixels,) = torch.autograd.grad(adversarial, pixels, retain_graph=True)
     factor = loss.lazy(state.step, adversary.penalty_every) if adversary.penalty != "none" else 0
     real_samples = samples(video, index).requires_grad_(factor > 0)
@@ -165,18 +167,29 @@ def _play(
         opponent.anchors = loss.follow(opponent.anchors, means[0], means[1])
         measured["lecam"] = loss.lecam(real, fake, opponent.anchors)
         objective = objective + adversary.lecam * measured["lecam"]
-    torch.autograd.backward(objective * share, inputs=list(opponent.discriminator.parameters()))
-    if alternate:
+    parameters = list(opponent.discriminator.parameters())
+    torch.autograd.backward(objective * share, inputs=[*parameters, pixels] if common else parameters)
+    if common:
+        assert pixels.grad is not None
+        at_pixels = pixels.grad * (-2 / share)
+    elif alternate:
         _move(state, opponent)
         adversarial = tokenizer_loss(opponent.discriminator(samples(pixels, index)))
         (at_pixels,) = torch.autograd.grad(adversarial, pixels)
     return measured | {"adversarial": adversarial}, at_pixels
 
 
+def _opposed(adversary: AdversaryConfig, fake: Tensor) -> bool:
+    """Whether the discriminator's loss has -1/2 times the gradient of the tokenizer's at every fake.
+
+    mean relu(1 + D) / 2 is (1 + mean D) / 2 where no fake is below -1, and the tokenizer's is -mean D.
+    """
+    return adversary.loss == "hinge" and not adversary.lecam and bool((fake > -1).all())
+
+
 def _move(state: TrainState, opponent: Opponent) -> None:
     """The discriminator's update, within the step; left out where its gradient is not finite on any rank."""
-    parameters, clip = opponent.discriminator.parameters(), opponent.config.optimizer.clip
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
+    norm = _clipped(opponent.discriminator, opponent.config.optimizer.clip)
     if not state.world.any(not bool(torch.isfinite(norm))):
         opponent.optimizer.step()
     opponent.optimizer.zero_grad(set_to_none=True)
@@ -200,10 +213,7 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
     players = [(state.tokenizer, state.optimizer, config.optimizer)]
     if opponent is not None and opponent.config.order == "together" and opponent.config.share(state.step) > 0:
         players.append((opponent.discriminator, opponent.optimizer, opponent.config.optimizer))
-    norms = [
-        torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip or float("inf"))
-        for module, _, settings in players
-    ]
+    norms = [_clipped(module, settings.clip) for module, _, settings in players]
     skipped = state.world.any(not (finite and all(bool(torch.isfinite(norm)) for norm in norms)))
     for _, optimizer, _ in players:
         if not skipped:
@@ -214,6 +224,13 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
         state.updates += 1
     state.step += 1
     return float(norms[0]), skipped
+
+
+def _clipped(module: torch.nn.Module, clip: float | None) -> Tensor:
+    """The norm of the whole gradient, which is cut to `clip`, or left as it is."""
+    if clip:
+        return torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 def _set_rates(state: TrainState) -> float:
