@@ -48,7 +48,7 @@ _CODES = {"perplexity": ("perplexity", 0), "distinct": ("distinct ids", 0)}
 def write_learning(out: Path, runs: Sequence[Run], material: Material, about: Mapping[str, Any]) -> Path:
     """Write report.json, pictures.png and index.html; gives the last of them. `about` says how all was made."""
     rows = summarise(runs)
-    write_json(out / "report.json", {**about, "contenders": [_plain(row) for row in rows]})
+    write_json(out / "report.json", {**about, "bad": material.bad, "contenders": [_plain(row) for row in rows]})
     sheet = io.BytesIO()
     _sheet(runs, material).save(sheet, "PNG")
     write_bytes(out / "pictures.png", sheet.getvalue())
@@ -71,7 +71,8 @@ def write_learning(out: Path, runs: Sequence[Run], material: Material, about: Ma
         _curves(runs),
         "<h2>What it looks like</h2>",
         picture("pictures.png", "Held-out clips, the originals at the left; seed 0 at the last point."),
-        *(f"<small>{name}: {html.escape(reason)}</small>" for name, reason in about["absent"].items()),
+        *(f"<p><small>{name}: {html.escape(reason)}</small></p>" for name, reason in about["absent"].items()),
+        *(f"<p><small>left out: {html.escape(reason)}</small></p>" for reason in material.bad.values()),
         f"<small>smalti {__version__}. All figures of all seeds are in <code>points.jsonl</code>, protocol and data in "
         "<code>report.json</code>.</small>",
     ]

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from smalti.config import Config, PathField
 from smalti.data import ImagesConfig, evaluation, source_of
 from smalti.data.clips import ClipConfig
 from smalti.data.crop import ScaleField
+from smalti.data.loader import OnBad
 from smalti.data.samples import film, photos
 from smalti.data.source import Source
 from smalti.errors import InputError
@@ -75,6 +75,8 @@ class Material(NamedTuple):
     """(key, video `1 3 t h w` in [-1, 1]), in memory."""
     about: dict[str, Any]
     """How many there are of each, and the digests of their names."""
+    bad: dict[str, str]
+    """What could not be read so far, by name, and why: left out, and nothing takes its place."""
 
 
 def held_out(key: str) -> bool:
@@ -100,14 +102,20 @@ def gather(media: Media) -> Material:
             raise InputError(f"{media.data}: {len(names)} files leave none to {name}; give more, or --heldout")
     order = sorted(range(len(measured)), key=lambda index: hashlib.sha256(measured.key(index).encode()).digest())
     first = Chosen(measured, order[: media.limit])
-    clips = [(batch.keys[0], batch.video) for batch in islice(evaluation(first), len(first))]
+    bad: dict[str, str] = {}
+    clips = [(batch.keys[0], batch.video) for batch in evaluation(first, on_bad=noted(bad))]
     about = {
         "learnt_from": len(train),
         "learnt_from_digest": _digest(train.key(index) for index in range(len(train))),
         "measured_on": len(clips),
         "measured_on_digest": _digest(key for key, _ in clips),
     }
-    return Material(train, clips, about)
+    return Material(train, clips, about, bad)
+
+
+def noted(bad: dict[str, str]) -> OnBad:
+    """Keeps the faults of files in `bad`."""
+    return lambda fault: bad.update({fault.path: str(fault)})
 
 
 def _source(media: Media, path: Path, *, training: bool) -> Source:

@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from smalti.bench.judge import Judge, Point, Scored
 from smalti.bench.learner import Learner, Learnt
-from smalti.bench.material import Material
+from smalti.bench.material import Material, noted
+from smalti.bench.operations import operations
 from smalti.config import Config
 from smalti.data import batches
 from smalti.errors import ConfigError
@@ -80,8 +80,8 @@ class Run:
         """Learn until that share of the budget is spent: the batches of a seed are the same for all contenders."""
         if self.fault is not None or self.spent(terms) >= until:
             return
-        source = batches(material.train, batch_size=terms.batch_size, seed=self.seed, start_step=self.steps)
-        for batch in source:
+        bad, size = noted(material.bad), terms.batch_size
+        for batch in batches(material.train, batch_size=size, seed=self.seed, start_step=self.steps, on_bad=bad):
             share, video = self.spent(terms), batch.video.to(device)
             self.flops += self._flops(video, share)
             began = _clock(device)
@@ -120,9 +120,7 @@ class Run:
         kind = (self.learner.kind(share), tuple(video.shape))
         if kind not in self._of_kind:
             fresh = self.entry.build(self.seed)
-            with FlopCounterMode(display=False) as counter:
-                fresh.step(video, share)
-            self._of_kind[kind] = float(counter.get_total_flops())
+            self._of_kind[kind] = operations(lambda: fresh.step(video, share))
         return self._of_kind[kind]
 
     def _point(self, scored: Scored, share: float) -> Point:
