@@ -99,6 +99,7 @@ def compete(
         watch=watch,
         each_round=lambda runs: write_learning(out, runs, material, about),
     )
+    write_learning(out, runs, material, about)
     rows = []
     for row in summarise(runs):
         scores = {name: effect.mean for name, effect in row.effects.items()}

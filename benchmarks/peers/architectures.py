@@ -140,7 +140,7 @@ class OpenMagvit2(nn.Module):
 
 
 class Lucidrains(nn.Module):
-    """magvit2-pytorch's tokenizer with the layers of space of its README, width 32 in place of 64, and FSQ in place of LFQ."""
+    """magvit2-pytorch's tokenizer with the spatial layers of its README, width 32 (not 64), and FSQ in place of LFQ."""
 
     LAYERS = (
         *("residual", "compress_space", ("consecutive_residual", 2), "compress_space", ("consecutive_residual", 2)),

@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,8 +129,18 @@ def _curves(runs: Sequence[Run]) -> str:
         return ""
     names = list(dict.fromkeys(run.entry.name for run in runs))
     colours = dict(zip(names, (colormaps["tab20"](i % 20) for i in range(len(names))), strict=True))
-    figure = Figure(figsize=(12, 3 * len(drawn) + 0.3 * len(names) / 4), layout="constrained")
-    axes = figure.subplots(len(drawn), len(_AGAINST), squeeze=False)
+    head = 0.3 + 0.2 * math.ceil(len(names) / 4)  # inches of the legend
+    height = 3 * len(drawn) + head
+    room = {
+        "left": 0.06,
+        "right": 0.99,
+        "bottom": 0.5 / height,
+        "top": 1 - head / height,
+        "wspace": 0.25,
+        "hspace": 0.3,
+    }
+    figure = Figure(figsize=(12, height))
+    axes = figure.subplots(len(drawn), len(_AGAINST), squeeze=False, gridspec_kw=room)
     for row, curve in zip(axes, drawn, strict=True):
         for axis, (against, place) in zip(row, _AGAINST.items(), strict=True):
             for run in runs:
@@ -141,7 +152,7 @@ def _curves(runs: Sequence[Run]) -> str:
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=8)
     return drawing(figure)
 
 

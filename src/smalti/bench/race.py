@@ -185,7 +185,8 @@ def race(
 ) -> list[Run]:
     """Let all contenders learn, with all seeds; `out` holds the states and `points.jsonl`, and a race is resumed there.
 
-    `each_round` is called when all have reached the next point. Raises ConfigError for two contenders of one name.
+    `each_round` is called when all have reached the next point, but for the last. Raises ConfigError for two contenders
+    of one name.
     """
     _check(entries)
     with lock(out / ".lock"):
@@ -193,15 +194,16 @@ def race(
         _write_points(out, runs)
         count = terms.points * _SLICES
         for number in range(1, count + 1):
-            measured = number % _SLICES == 0
+            measured, new = number % _SLICES == 0, False
             for place, run in enumerate(runs if number % 2 else runs[::-1]):
                 run.advance(material, terms, number / count, device)
                 point = run.measure(judge, number / count) if measured else None
                 if point is not None:
+                    new = True
                     _write_points(out, runs)
                 if watch is not None:
                     watch((number - 1 + (place + 1) / len(runs)) / count, run, point)
-            if measured and each_round is not None:
+            if new and number < count and each_round is not None:
                 each_round(runs)
     return runs
 

@@ -94,5 +94,5 @@ def _values(points: Sequence[Point], score: str) -> list[float]:
     return [float(value) for point in points if (value := getattr(point, score)) is not None]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float | int]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
