@@ -6,8 +6,8 @@
 
 A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). What is
 equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the judge. Each peer is there twice:
-with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at the rate that suits it best in
-short runs (`rates`), warm-up, cosine, clipping at 1. A race that was stopped goes on by the same command.
+with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs (`rates`
+tries four), warm-up, cosine, clipping at 1. A race that was stopped goes on by the same command.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def check() -> None:
 
 
 def rates(media: Media, steps: int = 60, batch_size: int = 4) -> None:
-    """The held-out PSNR of each peer after a few steps at several rates: where `Peer.rate` is from."""
+    """The held-out PSNR of each peer after a few steps at several rates, to choose `Peer.rate` by."""
     material = gather(media)
     judge = Judge(material.heldout)
     for peer in architectures.images() if media.medium == "images" else architectures.videos():

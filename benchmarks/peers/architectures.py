@@ -48,7 +48,7 @@ class Peer(NamedTuple):
     optimizer: OptimizerConfig
     """As published."""
     rate: float
-    """What suits it best in short runs: `python -m benchmarks.against rates`."""
+    """Of AdamW in short runs; `python -m benchmarks.against rates` shows what others give."""
 
 
 def optimizer(lr: float, betas: tuple[float, float], decay: float = 0.0) -> OptimizerConfig:
