@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    against,
     convolution,
     entropy,
     generate,
     magicmaster,
     rate_distortion,
     sampling,
-    stems,
     streaming,
     tokens,
     training_step,
@@ -36,7 +36,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "convolution": convolution.measure,
     "training_step": training_step.measure,
     "magicmaster": magicmaster.measure,
-    "stems": stems.measure,
+    "peers": against.measure,
     "generate": generate.measure,
     "sampling": sampling.measure,
     "rate_distortion": rate_distortion.measure,

@@ -1,34 +1,15 @@
 """The page of the demo: pictures, curves and tables, in one HTML file beside them."""
 
 import html
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smalti import __version__
+from smalti.app.html import document, drawing, figures, number, picture, table
 from smalti.files import write_bytes
 from smalti.metrics import Report
-
-_STYLE = """
-:root { --ink: #1d2530; --soft: #5d6b7a; --line: #e3e7ec; --paper: #fbfaf7; --tile: #0e7c86; }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 Georgia, 'Times New Roman', serif }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
-h1 { font-size: 2.2rem; margin: 0 0 .25rem } h2 { font-size: 1.35rem; margin: 2.5rem 0 .75rem }
-p.lead { color: var(--soft); font-size: 1.1rem; margin: 0 0 1.5rem; max-width: 46rem }
-table { border-collapse: collapse; width: 100%; font: 14px/1.4 system-ui, sans-serif; margin: .5rem 0 1rem }
-th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(--line) }
-td { font-variant-numeric: tabular-nums }
-th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 600 }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0 }
-.figure { background: #fff; border: 1px solid var(--line); border-top: 4px solid var(--tile); padding: .7rem .9rem }
-.figure b { display: block; font-size: 1.6rem } .figure span { color: var(--soft); font: 13px system-ui, sans-serif }
-img, video { max-width: 100%; display: block; border: 1px solid var(--line); background: #fff } video { width: 100% }
-figure { margin: 1rem 0 } figcaption, small { color: var(--soft); font: 13px/1.5 system-ui, sans-serif }
-code { font-size: .88em; background: #f0eee8; padding: .1em .3em; overflow-wrap: anywhere }
-"""
 
 
 def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Report]) -> None:
@@ -39,14 +20,14 @@ def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Repo
         "<h1>smalti</h1>",
         f'<p class="lead">A visual tokenizer, trained on this machine just now: photographs and film become integers '
         f"and come back from them. {results['seconds'] / 60:.1f} minutes, {results['threads']} threads.</p>",
-        _figures(
+        figures(
             ("photographs, PSNR", f"{image['psnr']:.2f} dB"),
             ("film, PSNR", f"{video['psnr']:.2f} dB"),
             ("codes", f"{image['codebook_size']:,}"),
             ("bits per pixel of film", f"{codec['bits_per_pixel']:.3f}"),
         ),
         "<h2>Photographs it has never seen</h2>",
-        _picture("photos.png", "Centre crops at 256 pixels; the tokenizer was trained on crops of 64."),
+        picture("photos.png", "Centre crops at 256 pixels; the tokenizer was trained on crops of 64."),
         _scores("Held-out photographs at 128 pixels", reports["image"]),
         "<h2>A film from integers alone</h2>",
         f"<p>{codec['frames']} frames of {codec['size'][1]}x{codec['size'][0]} became {codec['tokens']:,} integers "
@@ -55,75 +36,50 @@ def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Repo
         f"{_count(codec['streamed_ids_that_differ'], 'different integer')}. Left the original, right what came "
         f"back: {codec['psnr']:.2f} dB.</p>",
         '<figure><video src="film.mp4" controls loop muted autoplay playsinline></video></figure>',
-        _picture("film.png", "Four frames of it."),
+        picture("film.png", "Four frames of it."),
         _scores("Held-out shots, 17 frames at 128 pixels", reports["video"]),
         "<h2>Inflation: an image tokenizer becomes a video tokenizer</h2>",
         _inflation(results),
         "<h2>How it learnt</h2>",
         curves,
         "<h2>Where the time went</h2>",
-        _table(["stage", "seconds"], [[s["name"], f"{s['seconds']:.1f}"] for s in results["stages"]]),
+        table(["stage", "seconds"], [[s["name"], f"{s['seconds']:.1f}"] for s in results["stages"]]),
         f"<small>smalti {__version__}. All figures are in <code>report.json</code>; every score is under the protocol "
         f"<code>smalti</code>, described in full in it. Fingerprint of the video tokenizer: "
         f"<code>{codec['fingerprint'][:16]}</code>. Photographs and film: see ATTRIBUTION.md of the samples.</small>",
     ]
-    text = "\n".join(body)
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>smalti demo</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-        f"<body><main>{text}</main></body></html>\n"
-    )
-    write_bytes(out / "index.html", page.encode())
+    write_bytes(out / "index.html", document("smalti demo", body))
 
 
 def _count(number: int, noun: str) -> str:
     return f"no {noun}" if number == 0 else f"{number} {noun}{'s' if number > 1 else ''}"
 
 
-def _figures(*pairs: tuple[str, str]) -> str:
-    tiles = "".join(f'<div class="figure"><b>{value}</b><span>{name}</span></div>' for name, value in pairs)
-    return f'<div class="figures">{tiles}</div>'
-
-
-def _picture(name: str, caption: str) -> str:
-    return f'<figure><img src="{name}" alt="{html.escape(caption)}"><figcaption>{caption}</figcaption></figure>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{lines}</table>"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def _scores(title: str, report: Report) -> str:
     def cells(name: str, r: Any) -> list[str]:
-        return [name, _number(r.psnr, 2), _number(r.ssim, 4), _number(r.ms_ssim, 4), _number(r.lpips, 4)]
+        return [name, number(r.psnr, 2), number(r.ssim, 4), number(r.ms_ssim, 4), number(r.lpips, 4)]
 
     rows = [cells("mean", report), *(cells(row.key, row) for row in report.rows)]
-    table = _table([title, "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"], rows)
+    shown = table([title, "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"], rows)
     use = report.codebook
     if use is not None:
-        table += (
+        shown += (
             f"<small>{use.tokens:,} tokens used {use.distinct:,} different codes of {use.codebook_size:,} (even use of "
             f"as many tokens would show {use.expected_distinct:,.0f}); perplexity {use.perplexity:,.0f}.</small> "
         )
     reasons = "; ".join(f"{name}: {reason}" for name, reason in report.absent.items())
-    return table + (f"<small>{html.escape(reasons)}</small>" if reasons else "")
+    return shown + (f"<small>{html.escape(reasons)}</small>" if reasons else "")
 
 
 def _inflation(results: Mapping[str, Any]) -> str:
     rows = [
-        [name, _number(results[key]["psnr"], 2), _number(results[key]["ssim"], 4)]
+        [name, number(results[key]["psnr"], 2), number(results[key]["ssim"], 4)]
         for name, key in (("inflated, not trained on film", "inflated"), ("after fine-tuning on film", "video"))
     ]
     return (
         "<p>The image tokenizer's kernels become the taps of the current frame and the taps of past frames start at "
         "zero: before any training on film, every latent frame is exactly the image tokenizer's.</p>"
-        + _table(["on unseen shots", "PSNR dB", "SSIM"], rows)
+        + table(["on unseen shots", "PSNR dB", "SSIM"], rows)
     )
 
 
@@ -153,7 +109,4 @@ def _curves(logs: Mapping[str, list[dict[str, Any]]]) -> str:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    drawing = buffer.getvalue()
-    return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
+    return drawing(figure)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import typer
 
 from smalti import __version__
-from smalti.cli import codec, doctor, generation, measure, runs, token_sets, tokenizers
+from smalti.cli import bench, codec, doctor, generation, measure, runs, token_sets, tokenizers
 from smalti.cli.terminal import one_line, say
 from smalti.errors import EnvironmentFault, SmaltiError
 
@@ -70,6 +70,7 @@ app.command("inflate", short_help="Make a video tokenizer of an image tokenizer.
 app.command("import", short_help="Make a tokenizer of somebody else's checkpoint.")(tokenizers.import_checkpoint)
 app.command("info", short_help="Say what a tokenizer or a run is.")(tokenizers.info)
 app.command("recipes", short_help="List the recipes, or print one.")(runs.recipes)
+app.add_typer(bench.app, name="bench", short_help="Compare configs by what they learn.")
 app.command("doctor", short_help="Check this machine.")(doctor.doctor)
 
 

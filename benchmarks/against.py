@@ -1,0 +1,197 @@
+"""smalti's tokenizers against those of other projects: equal CPU time or equal steps, one thread, in turns.
+
+    SMALTI_PEERS=peers SMALTI_MAGICMASTER=MagicMaster python -m benchmarks.against images --seconds 600
+    python -m benchmarks.against videos --seconds 900 --size 64
+    python -m benchmarks.against check         # each peer forward, backward, and one batch that it learns
+
+A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). What is
+equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the judge. Each peer is there twice:
+with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs (`rates`
+tries four), warm-up, cosine, clipping at 1. A race that was stopped goes on by the same command.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import machine
+from benchmarks.peers import architectures
+from benchmarks.peers.architectures import Peer
+from benchmarks.peers.learner import PeerLearner, Shared
+from smalti.app.learning import write_learning
+from smalti.bench import Contender, Entry, Judge, Media, Ours, Point, Run, Terms, gather, race, shipped, summarise
+from smalti.bench.material import Medium
+from smalti.bench.record import begin
+from smalti.data import batches
+from smalti.losses.perceptual import LPIPS, LPIPSConfig
+from smalti.train.config import OptimizerConfig
+
+CPU = torch.device("cpu")
+SECONDS = 120.0
+"""Of each contender by `python -m benchmarks peers`, a first look; the runs that are quoted are longer."""
+
+
+def ours(medium: Medium, steps: int) -> list[Contender]:
+    """The base, its quantizer exchanged for a peer's, and a network of the shape that the peers have."""
+    groups = shipped(medium, steps)
+    lfq = next(one for one in groups["quantizers"] if one.name == "lfq14")
+    strides = [[1, 2], [1, 2], [1, 2]] if medium == "images" else [[1, 2], [2, 2], [2, 2]]
+    shape = (
+        *("tokenizer.patch=1", "tokenizer.width=32", "tokenizer.multipliers=[1, 2, 2, 4]"),
+        *(f"tokenizer.strides={strides}", "tokenizer.depth=2", "tokenizer.decoder_depth=2", "tokenizer.middle=2"),
+        "optimizer.lr=1e-3",
+    )
+    pixels = ("weights.l1=1.0", "weights.l2=0.0")
+    return [
+        Contender(name="smalti base, FSQ 64,000", set=pixels),
+        Contender(name="smalti base, LFQ 2^14", set=(*lfq.set, *pixels)),
+        Contender(name="smalti, MAGVIT-v2's shape, FSQ 64,000", set=(*shape, *pixels)),
+    ]
+
+
+def entries(medium: Medium, shared: Shared) -> list[Entry]:
+    """All contenders."""
+    more = () if shared.lpips is None else (f"weights.lpips={shared.lpips_weight}", "lpips={kind: lpips}")
+    trainings = {one.name: one.training(medium, shared.steps, more) for one in ours(medium, shared.steps)}
+    if shared.lpips is not None:
+        trainings = {name: config.replace({"lpips_frames": "random"}) for name, config in trainings.items()}
+
+    def own(name: str) -> Entry:
+        config = trainings[name]
+        return Entry(name, lambda seed: Ours(config.replace({"seed": seed}), CPU, shared.lpips))
+
+    def theirs(peer: Peer, name: str, optimizer: OptimizerConfig) -> Entry:
+        return Entry(name, lambda seed: PeerLearner(peer, seed, shared, optimizer))
+
+    peers = architectures.images() if medium == "images" else architectures.videos()
+    found = [own(name) for name in trainings]
+    for peer in peers:
+        tuned = OptimizerConfig(lr=peer.rate, warmup=max(1, shared.steps // 20))
+        found += [theirs(peer, peer.name, peer.optimizer), theirs(peer, f"{peer.name}, tuned", tuned)]
+    return found
+
+
+def compete(
+    media: Media, terms: Terms, shared: Shared, out: Path, only: Sequence[str] = ()
+) -> tuple[str, Sequence[Mapping[str, object]]]:
+    """The race; goes on with what is in `out`. Writes its page there, gives a row a contender."""
+    chosen = [entry for entry in entries(media.medium, shared) if not only or any(o in entry.name for o in only)]
+    asked = {"media": media.plain(), "terms": terms.plain(), "steps": shared.steps, "lpips": shared.lpips is not None}
+    begin(out, {**asked, "contenders": [entry.name for entry in chosen]}, resume=True)
+    material = gather(media)
+    judge, absent = Judge.found(material.heldout, CPU)
+    about: dict[str, Any] = {"terms": terms.plain(), "data": material.about, "absent": absent}
+    about |= {"protocol": judge.protocol.plain(), "machine": machine()}
+
+    def watch(share: float, run: Run, point: Point | None) -> None:
+        said = f"{share:.1%} {run.entry.name}, seed {run.seed}, {run.steps:,} steps, {run.seconds:,.0f} s"
+        print(said + (f": {point.psnr:.2f} dB" if point else ""), file=sys.stderr, flush=True)
+
+    runs = race(
+        chosen,
+        *(material, terms, judge, out),
+        device=CPU,
+        watch=watch,
+        each_round=lambda runs: write_learning(out, runs, material, about),
+    )
+    write_learning(out, runs, material, about)
+    rows = []
+    for row in summarise(runs):
+        scores = {name: effect.mean for name, effect in row.effects.items()}
+        spreads = {f"{name}_spread": effect.spread for name, effect in row.effects.items() if name == "psnr"}
+        costs = {"steps": row.steps, "seconds": row.seconds, "gflop_a_step": row.flops_per_step / 1e9}
+        rows.append({"contender": row.name, "parameters": row.parameters, **costs, **scores, **spreads})
+    data = material.about
+    equal = f"{terms.amount:g} {terms.budget} each, {terms.seeds} seeds"
+    return f"{equal}; {data['measured_on']} held-out clips, {media.size} px, L1; protocol smalti-learn", rows
+
+
+def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
+    """A first look at pictures, on the photographs that smalti ships."""
+    terms = Terms(budget="seconds", amount=SECONDS, seeds=1, points=4, batch_size=4)
+    return compete(Media(limit=16), terms, Shared(steps=1000, size=128), Path("runs/peers-images"))
+
+
+def check() -> None:
+    """Each peer on one batch: shapes and ids are right, and it learns it: 1 dB or more in 30 steps."""
+    for medium, peers in (("images", architectures.images()), ("videos", architectures.videos())):
+        rng = torch.Generator().manual_seed(0)
+        frames, size = (1, 64) if medium == "images" else (5, 32)
+        coarse = torch.rand(2, 3, 1, 4, 4, generator=rng) * 2 - 1
+        video = torch.nn.functional.interpolate(coarse, size=(frames, size, size), mode="trilinear")
+        for peer in peers:
+            rate = OptimizerConfig(lr=peer.rate, warmup=0, schedule="constant")
+            learner = PeerLearner(peer, 0, Shared(steps=100, size=size), rate)
+            psnrs = [learner.step(video, 0.0).psnr for _ in range(30)]
+            made, ids = learner.round_trip(video)
+            grid = (2, 1 if frames == 1 else 2, size // 8, size // 8)
+            assert made.shape == video.shape, (peer.name, made.shape)
+            assert tuple(ids.shape) == grid, (peer.name, ids.shape, grid)
+            assert psnrs[-1] > psnrs[0] + 1, (peer.name, psnrs)
+            print(
+                f"{peer.name}: {learner.parameters:,} parameters, one batch from {psnrs[0]:.2f} to {psnrs[-1]:.2f} dB"
+            )
+
+
+def rates(media: Media, steps: int = 60, batch_size: int = 4) -> None:
+    """The held-out PSNR of each peer after a few steps at several rates, to choose `Peer.rate` by."""
+    material = gather(media)
+    judge = Judge(material.heldout)
+    for peer in architectures.images() if media.medium == "images" else architectures.videos():
+        for lr in (1e-4, 3e-4, 1e-3, 3e-3):
+            settings = OptimizerConfig(lr=lr, warmup=max(1, steps // 20))
+            learner = PeerLearner(peer, 0, Shared(steps=steps, size=media.size), settings)
+            order = batches(material.train, batch_size=batch_size, seed=0)
+            for number, batch in enumerate(islice(order, steps)):
+                learner.step(batch.video, number / steps)
+            scored = judge.score(learner)
+            print(f"{peer.name}, {lr:g}: {'not finite' if scored is None else f'{scored.psnr:.2f} dB'}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, run the race."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against")
+    parser.add_argument("what", choices=("images", "videos", "rates", "check"))
+    for name in ("--data", "--heldout", "--root", "--out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--seconds", type=float, help="CPU time of each; without it the budget is --steps")
+    parser.add_argument("--steps", type=int, default=300, help="of the schedules, and the budget without --seconds")
+    for name, value in (("--size", 128), ("--frames", 17), ("--seeds", 2), ("--points", 8), ("--limit", 16)):
+        parser.add_argument(name, type=int, default=value)
+    parser.add_argument("--batch", type=int, help="4 pictures, 1 clip")
+    parser.add_argument("--lpips", type=float, default=0.0, help="weight of LPIPS (VGG) beside L1")
+    parser.add_argument("--only", action="append", default=[], help="contenders whose names hold this; repeatable")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if asked.what == "check":
+        check()
+        return
+    if asked.what == "rates":
+        rates(Media(data=asked.data, size=64, limit=16))
+        return
+    fields = {"medium": asked.what, "size": asked.size, "frames": asked.frames, "limit": asked.limit}
+    media = Media.parse({**fields, "data": asked.data, "heldout": asked.heldout, "root": asked.root}, where="against")
+    terms = Terms(
+        budget="seconds" if asked.seconds else "steps",
+        amount=float(asked.seconds or asked.steps),
+        seeds=asked.seeds,
+        points=asked.points,
+        batch_size=asked.batch or (4 if asked.what == "images" else 1),
+    )
+    network: LPIPS | None = LPIPSConfig(net="vgg").build() if asked.lpips else None
+    shared = Shared(steps=asked.steps, size=asked.size, lpips=network, lpips_weight=asked.lpips or 1.0)
+    out = asked.out or Path("runs") / f"peers-{asked.what}"
+    note, rows = compete(media, terms, shared, out, asked.only)
+    print(note)
+    for row in rows:
+        print(row)
+    print(f"{out / 'index.html'}: open this page to see it all")
+
+
+if __name__ == "__main__":
+    main()
