@@ -44,5 +44,6 @@ Fields = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Of all noise.")]
 Length = Annotated[int | None, typer.Option(min=2, help="Frames of a longer video, window after window.")]
 Paste = Annotated[bool, typer.Option("--paste", help="Put the given pixels in their places.")]
+Hold = Annotated[bool, typer.Option("--hold", help="Of prediction: keep the last given pixels where nothing moves.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples that are drawn together.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]

@@ -34,6 +34,7 @@ class Wanted(NamedTuple):
     samples: int
     """Of each input and class."""
     paste: bool
+    hold: bool
     length: int | None
 
 
@@ -159,7 +160,7 @@ def _draw(drawing: Drawing, jobs: list[Job], video: "Tensor") -> "Tensor":
     """Samples as `b t h w 3` uint8 frames, which begin with what the task gives of the video."""
     import torch
 
-    from smalti.generate import complete, paste, task_prompt
+    from smalti.generate import PredictionTask, complete, hold, paste, task_prompt
     from smalti.video import to_uint8
 
     wanted, generator, tokenizer, config, seed = drawing
@@ -176,6 +177,10 @@ def _draw(drawing: Drawing, jobs: list[Job], video: "Tensor") -> "Tensor":
             prompt = prompt._replace(hinted=None)
         drawn = complete(model, prompt, config, seed=seed, samples=[job.number for job in jobs])
         clip = tokenizer.decode(drawn)
+        if wanted.hold:
+            assert isinstance(wanted.task, PredictionTask)
+            last = wanted.task.frames - 1
+            clip = hold(video[:, :, last], clip, last)
         if wanted.paste:
             clip = paste(wanted.task.given(generator.size), video, clip)
         if wanted.length is not None:

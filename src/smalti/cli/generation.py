@@ -39,6 +39,7 @@ def generate(
     seed: asked.Seed = 0,
     length: asked.Length = None,
     paste: asked.Paste = False,
+    hold: asked.Hold = False,
     batch: asked.Batch = 8,
     overwrite: asked.Overwrite = False,
     device: DeviceOption = None,
@@ -52,7 +53,7 @@ def generate(
       smalti generate runs/imagenet --out cats --class tabby --count 8 --guidance 5 --steps 64
       smalti generate runs/imagenet --out fake --class all --count 50 --set guidance.schedule=power_cosine
       smalti generate runs/tiny-generate --out next --task prediction --input clip.mp4 --fit --paste
-      smalti generate runs/tiny-generate --out next --task prediction --input clips --fit --originals true
+      smalti generate runs/tiny-generate --out next --task prediction --input clips --fit --hold --originals true
       smalti generate runs/tiny-generate --out long --task prediction --input clip.mp4 --length 65
       smalti generate runs/film --out wide --task outpainting --region vertical --input clip.mp4
     """
@@ -62,7 +63,7 @@ def generate(
     drawn_from = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": {"scale": guidance}}
     fields = {"steps": steps, "schedule": schedule, "noise": noise, **drawn_from}
     config = SamplingConfig.parse(fields, where="generate").override(assignments or ())
-    wanted = Wanted(_task(task, frames, region), given, originals, fit, label, count, paste, length)
+    wanted = Wanted(_task(task, frames, region), given, originals, fit, label, count, paste, hold, length)
     drawing = _open(run, tokenizer, wanted, config, device)._replace(seed=seed)
     source = inputs_of(wanted, drawing.generator)
     jobs = plan(wanted, drawing.generator, source, out)
@@ -143,6 +144,8 @@ def _check(wanted: "Wanted", generator: "Generator", config: "SamplingConfig") -
         raise ConfigError(f"--task {kind}: give --input, the picture or video that it begins with")
     if kind == "generation" and (wanted.given is not None or wanted.paste or wanted.originals is not None):
         raise ConfigError("--task generation: takes no --input, --paste or --originals; name another --task")
+    if wanted.hold and (kind != "prediction" or wanted.length is not None):
+        raise ConfigError("--hold: goes with --task prediction, without --length")
     wanted.task.given(generator.size)  # raises where nothing is left to draw
     if config.guidance.scale > 0 and (wanted.label is None or model.classes == 0):
         lacks = "this model was trained without classes" if model.classes == 0 else "give --class"
