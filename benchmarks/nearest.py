@@ -51,11 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {path: nearest(video, train) for path, video in samples.items()}
     psnr = sorted(one[1] for one in found.values())
     copies = sum(value > COPY for value in psnr)
+    print(f"{len(found)} samples, each beside the nearest of {len(named)} training pictures after the tokenizer:")
     print(
-        f"{len(found)} samples beside the nearest of {len(named)} training pictures, each as the tokenizer gives it back:"
-    )
-    print(
-        f"PSNR {psnr[0]:.1f} to {psnr[-1]:.1f} dB, median {psnr[len(psnr) // 2]:.1f}; above {COPY:g} dB, copies: {copies}"
+        f"PSNR {psnr[0]:.1f} to {psnr[-1]:.1f} dB, median {psnr[len(psnr) // 2]:.1f}; {copies} above {COPY:g} dB: copies"
     )
     if asked.sheet is not None:
         table = []
