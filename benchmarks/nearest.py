@@ -52,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     psnr = sorted(one[1] for one in found.values())
     copies = sum(value > COPY for value in psnr)
     print(f"{len(found)} samples, each beside the nearest of {len(named)} training pictures after the tokenizer:")
-    print(
-        f"PSNR {psnr[0]:.1f} to {psnr[-1]:.1f} dB, median {psnr[len(psnr) // 2]:.1f}; {copies} above {COPY:g} dB: copies"
-    )
+    median = psnr[len(psnr) // 2]
+    print(f"PSNR {psnr[0]:.1f} to {psnr[-1]:.1f} dB, median {median:.1f}; {copies} above {COPY:g} dB: copies")
     if asked.sheet is not None:
         table = []
         for folder in sorted({path.parent for path in samples}):
