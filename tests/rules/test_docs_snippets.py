@@ -69,9 +69,18 @@ def test_python_in_the_docs_runs(code, line, tmp_path, monkeypatch):
     runpy.run_path(str(script))
 
 
+def verbs():
+    """Every command by its name, as `train` or `bench learn`."""
+    found = {}
+    for verb, command in typer.main.get_command(app).commands.items():
+        parts = getattr(command, "commands", None)
+        found |= {verb: command} if parts is None else {f"{verb} {name}": part for name, part in parts.items()}
+    return found
+
+
 @pytest.mark.parametrize(("place", "verb", "words"), COMMANDS, ids=[f"{c[0]}-{c[1]}" for c in COMMANDS])
 def test_options_in_the_docs_are_options(place, verb, words):
-    command = typer.main.get_command(app).commands[verb]
+    command = verbs().get(verb) or verbs()[f"{verb} {words[0]}"]
     known = {"--help", "-h", "--debug"}.union(*([*p.opts, *p.secondary_opts] for p in command.params))
     wrong = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
     assert not wrong, f"{place}: smalti {verb} has no {wrong}"
@@ -146,7 +155,7 @@ def test_the_docs_name_every_code_of_a_bad_file():
 def test_the_docs_of_the_command_line_name_every_verb_and_option():
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     missing = []
-    for verb, command in typer.main.get_command(app).commands.items():
+    for verb, command in verbs().items():
         section = re.search(rf"^## {verb}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         if section is None:
             missing.append(verb)

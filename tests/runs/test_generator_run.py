@@ -304,7 +304,7 @@ def test_a_folder_of_clips_becomes_a_folder_of_clips_with_the_originals_beside(m
 
 def test_what_does_not_move_is_held(made, undisturbed, tmp_path, capsys):
     options = ["--task", "prediction", "--fit", "--hold", "--input", str(film("heldout") / "march.mp4")]
-    (held,) = drawn(made, undisturbed, tmp_path / "out", *options, "--originals", str(tmp_path / "true"))
+    drawn(made, undisturbed, tmp_path / "out", *options, "--originals", str(tmp_path / "true"))
     clips = [read_clip(tmp_path / folder / "march.mp4").float() for folder in ("out", "true")]
     assert (clips[0][0] - clips[1][0]).abs().mean() < 6  # the given frame: but for the codec
     assert (clips[0][1:] - clips[1][1:]).abs().mean() > 6

@@ -90,10 +90,14 @@ def learn(
     chosen = _chosen(contenders or [], file, medium, steps)
     page = _learn(chosen, tuple(assignments or ()), media, terms, steps=steps, out=out, resume=resume, threads=threads,
                   device=device, quiet=as_json)  # fmt: skip
+    _tell(page, as_json)
+
+
+def _tell(page: Path, as_json: bool) -> None:
     if as_json:
         from smalti.files import read_json
 
-        print_json(read_json(out / "report.json"))
+        print_json(read_json(page.with_name("report.json")))
     else:
         print(f"{page}: open this page to see it all")
 
