@@ -2,6 +2,7 @@
 
 shots FILM OUT            the shots of a film, cut for a tokenizer and for a token model, some of them held out
 score TRUE MADE           samples of held-out clips, against copies of their first frames
+sheet PNG CLIP ...        clips as rows of a picture
 """
 
 import argparse
@@ -32,6 +33,7 @@ CUT = 20.0
 """Mean difference of two neighbouring thumbnails (0..255) from which a new shot begins."""
 FLAT = 6.0
 """Deviation of a thumbnail below which a frame is a black or a title screen, and ends a shot."""
+_TIMES = [f"{i * PHASES / FPS:g} s" for i in range(FRAMES)]
 SHORTEST = (FRAMES - 1) * PHASES + 1
 STRETCH, EVERY = 30.0, 5
 """Seconds of a stretch of film, and which of them are held out: a shot is of the stretch that it starts in."""
@@ -133,7 +135,7 @@ def score(true: Path, made: Path, lpips: Path | None, sheet: Path | None) -> Non
         wins = int((best < copied).sum())
         print(f"best of {several:<3}     {best.mean():.4f}  nearer than the copy in {wins} of {len(found)} clips")
     print(f"mean of samples {drawn.mean():.4f}")
-    sets = {f"sample {n}": [(key, samples[key][n]) for key in clips] for n in range(min(count, 4))}
+    sets = {f"sample {n}": [(key, samples[key][n]) for key in clips] for n in range(min(count, 3))}
     protocol = SMALTI_GENERATION_VIDEO.replace({"frames": FRAMES})
     features = find_features("efficientnet-lite0-video")
     report = score_generated({"copied": list(copies.items()), **sets}, clips.items(), protocol, features)
@@ -145,7 +147,7 @@ def score(true: Path, made: Path, lpips: Path | None, sheet: Path | None) -> Non
         for key in shown:
             best = samples[key][int(np.argmin(found[key].samples))]
             rows += [_frames(clips[key]), _frames(best), _frames(samples[key][0])]
-        contact_sheet(rows, [f"{i / 2:g} s" for i in range(FRAMES)]).save(sheet)
+        contact_sheet(rows, _TIMES).save(sheet)
 
 
 def _frames(clip: Tensor) -> list[np.ndarray]:
@@ -165,10 +167,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores.add_argument("made", type=Path, help="NAME-0000.mp4, NAME-0001.mp4, ... for each of them")
     scores.add_argument("--lpips", type=Path, help="weights of LPIPS, net alex; found by themselves if none")
     scores.add_argument("--sheet", type=Path, help="a PNG to write")
+    rows = verbs.add_parser("sheet")
+    rows.add_argument("png", type=Path)
+    rows.add_argument("clips", type=Path, nargs="+")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if asked.verb == "shots":
         lay_out(asked.film, asked.out, asked.until)
+    elif asked.verb == "sheet":
+        table = [_frames(to_video(read_clip(path))) for path in asked.clips]
+        contact_sheet(table, _TIMES).save(asked.png)
     else:
         score(asked.true, asked.made, asked.lpips, asked.sheet)
 

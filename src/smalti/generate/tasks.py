@@ -197,7 +197,7 @@ def hold(
     generated: Float[Tensor, "b 3 t h w"],
     place: int,
     *,
-    change: float = 0.4,
+    change: float = 0.8,
     window: int = 7,
 ) -> Float[Tensor, "b 3 t h w"]:
     """The generated video where it moves, and the last given frame, pixel for pixel, where it stands still.
