@@ -206,7 +206,7 @@ def test_a_device_that_is_absent_is_code_5(smalti, image_tokenizer, pictures, tm
 
 
 def test_a_stop_in_the_middle_is_code_130_and_leaves_nothing(video_tokenizer, tmp_path):
-    write_video(tmp_path / "long.mp4", list(moving(40, 240, 320)), 25, crf=40)
+    write_video(tmp_path / "long.mp4", list(moving(240, 240, 320)), 25, crf=40)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "smalti", "reconstruct", video_tokenizer, tmp_path / "long.mp4", "--out", out]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
