@@ -2,6 +2,7 @@
 
 shots FILM OUT            the shots of a film, cut for a tokenizer and for a token model, some of them held out
 score TRUE MADE           samples of held-out clips, against copies of their first frames
+bound TRUE                the true clips after the tokenizer: a perfect prediction of the tokens
 sheet PNG CLIP ...        clips as rows of a picture
 """
 
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import read_clip
 from smalti.data.videos import write_video
-from smalti.losses.perceptual import LPIPSConfig
+from smalti.generate import hold
+from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.metrics import SMALTI_GENERATION_VIDEO, find_features, score_generated
 from smalti.metrics.sheet import contact_sheet
 from smalti.video import to_uint8, to_video
@@ -113,16 +116,11 @@ class Scores(NamedTuple):
 def score(true: Path, made: Path, lpips: Path | None, sheet: Path | None) -> None:
     """Print the figures; with `sheet`, draw some clips above their best, their first and their copied frames."""
     distance = LPIPSConfig(net="alex", weights=lpips).build()
-    clips = {path.stem: to_video(read_clip(path)) for path in sorted(true.glob("*.mp4"))}
+    clips = _clips(true)
     samples = {key: [to_video(read_clip(p)) for p in sorted(made.glob(f"{key}-????.mp4"))] for key in clips}
     copies = {key: clip[:, :, :1].expand_as(clip) for key, clip in clips.items()}
-
-    def lpips_of(video: Tensor, clip: Tensor) -> float:
-        ours, theirs = (v[0, :, 1:].transpose(0, 1) for v in (video, clip))
-        return float(distance(ours, theirs).mean())
-
     found = {
-        key: Scores(lpips_of(copies[key], clip), [lpips_of(video, clip) for video in samples[key]])
+        key: Scores(_after(distance, copies[key], clip), [_after(distance, video, clip) for video in samples[key]])
         for key, clip in clips.items()
     }
     count = len(next(iter(samples.values())))
@@ -150,6 +148,29 @@ def score(true: Path, made: Path, lpips: Path | None, sheet: Path | None) -> Non
         contact_sheet(rows, _TIMES).save(sheet)
 
 
+@torch.inference_mode()
+def bound(true: Path, name: str, lpips: Path | None) -> None:
+    """Print how far the true clips are from themselves after the tokenizer, as they are and held."""
+    distance, tokenizer = LPIPSConfig(net="alex", weights=lpips).build(), open_tokenizer(name)
+    rows = []
+    for clip in _clips(true).values():
+        again = tokenizer.decode(tokenizer.encode(clip)).clamp(-1, 1)
+        copy, held = clip[:, :, :1].expand_as(clip), hold(clip[:, :, 0], again, 0)
+        rows.append([_after(distance, video, clip) for video in (copy, again, held)])
+    for what, value in zip(("copied", "after the tokenizer", "and held"), np.mean(rows, 0), strict=True):
+        print(f"{what:<20} {value:.4f}")
+
+
+def _clips(folder: Path) -> dict[str, Tensor]:
+    return {path.stem: to_video(read_clip(path)) for path in sorted(folder.glob("*.mp4"))}
+
+
+def _after(distance: LPIPS, video: Tensor, clip: Tensor) -> float:
+    """The mean LPIPS of the frames after the first."""
+    ours, theirs = (v[0, :, 1:].transpose(0, 1) for v in (video, clip))
+    return float(distance(ours, theirs).mean())
+
+
 def _frames(clip: Tensor) -> list[np.ndarray]:
     return list(to_uint8(clip)[0].numpy())
 
@@ -167,6 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores.add_argument("made", type=Path, help="NAME-0000.mp4, NAME-0001.mp4, ... for each of them")
     scores.add_argument("--lpips", type=Path, help="weights of LPIPS, net alex; found by themselves if none")
     scores.add_argument("--sheet", type=Path, help="a PNG to write")
+    bounds = verbs.add_parser("bound")
+    bounds.add_argument("true", type=Path)
+    bounds.add_argument("--tokenizer", required=True)
+    bounds.add_argument("--lpips", type=Path, help="as of score")
     rows = verbs.add_parser("sheet")
     rows.add_argument("png", type=Path)
     rows.add_argument("clips", type=Path, nargs="+")
@@ -174,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if asked.verb == "shots":
         lay_out(asked.film, asked.out, asked.until)
+    elif asked.verb == "bound":
+        bound(asked.true, asked.tokenizer, asked.lpips)
     elif asked.verb == "sheet":
         table = [_frames(to_video(read_clip(path))) for path in asked.clips]
         contact_sheet(table, _TIMES).save(asked.png)

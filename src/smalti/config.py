@@ -61,8 +61,9 @@ class Config(BaseModel):
 
         What a fingerprint hashes: a field that a later version adds leaves it as it was.
         """
+        plain = self.plain()
         return {
-            name: value.essence() if isinstance(value, Config) else self.plain()[name]
+            name: value.essence() if isinstance(value, Config) else plain[name]
             for name, value in self
             if name == "kind" or value != type(self).model_fields[name].get_default(call_default_factory=True)
         }
