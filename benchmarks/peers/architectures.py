@@ -61,7 +61,7 @@ def images() -> tuple[Peer, ...]:
     fsq, lfq = (8, 8, 8, 5, 5, 5), (2,) * 14
     return (
         Peer("MagicMaster 2-D, FSQ 64,000", _magicmaster_2d, fsq, optimizer(5.4e-5, (0.5, 0.9)), 1e-3),
-        Peer("Open-MAGVIT2 2-D, LFQ 2^14", OpenMagvit2, lfq, optimizer(1e-4, (0.5, 0.9)), 1e-3),
+        Peer("Open-MAGVIT2 2-D, LFQ 2^14", OpenMagvit2, lfq, optimizer(1e-4, (0.5, 0.9)), 3e-4),
         Peer("magvit2-pytorch, FSQ 64,000", Lucidrains, fsq, optimizer(2e-5, (0.9, 0.99), 0.01), 3e-4),
     )
 
