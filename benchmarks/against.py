@@ -2,6 +2,7 @@
 
     SMALTI_PEERS=peers SMALTI_MAGICMASTER=MagicMaster python -m benchmarks.against images --seconds 600
     python -m benchmarks.against videos --seconds 900 --size 64
+    python -m benchmarks.against rates         # four learning rates of each peer, in a few steps; video-rates on film
     python -m benchmarks.against check         # each peer forward, backward, and one batch that it learns
 
 A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). What is
@@ -156,7 +157,7 @@ def rates(media: Media, steps: int = 60, batch_size: int = 4) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, run the race."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against")
-    parser.add_argument("what", choices=("images", "videos", "rates", "check"))
+    parser.add_argument("what", choices=("images", "videos", "rates", "video-rates", "check"))
     for name in ("--data", "--heldout", "--root", "--out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--seconds", type=float, help="CPU time of each; without it the budget is --steps")
@@ -173,6 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if asked.what == "rates":
         rates(Media(data=asked.data, size=64, limit=16))
+        return
+    if asked.what == "video-rates":
+        film = {"medium": "videos", "data": asked.data, "heldout": asked.heldout, "root": asked.root}
+        rates(Media.parse({**film, "size": 32, "frames": 9, "limit": 6}, where="against"), batch_size=1)
         return
     fields = {"medium": asked.what, "size": asked.size, "frames": asked.frames, "limit": asked.limit}
     media = Media.parse({**fields, "data": asked.data, "heldout": asked.heldout, "root": asked.root}, where="against")

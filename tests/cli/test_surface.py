@@ -65,7 +65,7 @@ def test_version(smalti):
         (["info"], "TOKENIZER"),
         (["eval", "x", "--nope"], "--nope"),
         (["eval", "x", "--limit", "0"], "--limit"),
-        (["reconstruct", "a", "b"], "--out"),
+        (["decode", "a"], "--out"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(smalti, arguments, part):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.metrics.codebook import DENSE, Usage, bits_per_pixel, expected_distinct
+from smalti.metrics.codebook import DENSE, Usage, bits_per_pixel, expected_distinct, expected_perplexity
 
 LEVELS = [(2,) * 4, (8, 8, 8, 5, 5, 5), (2,) * 18, (2,) * 19, (16, 9, 7, 300, 11), (2,) * 62, (4,) * 31]
 
@@ -129,3 +129,19 @@ def test_impossible_levels_and_unlike_parts_are_refused():
 def test_bits_per_pixel_of_the_known_models():
     # 18 bits for 16 x 16 patches of 256 x 256: 18 / 256 bits per pixel.
     assert bits_per_pixel(1 << 18, 256, 256 * 256) == 18 / 256
+
+
+@pytest.mark.parametrize(("size", "n"), [(1, 5), (2, 1), (2, 9), (3, 6), (5, 5), (7, 4)])
+def test_expected_perplexity_is_the_mean_entropy_of_all_samples(size, n):
+    """Every sample of n draws in turn."""
+    total = 0.0
+    for drawn in itertools.product(range(size), repeat=n):
+        total -= sum(p * math.log(p) for value in set(drawn) for p in [drawn.count(value) / n])
+    assert expected_perplexity(size, n) == pytest.approx(math.exp(total / size**n), rel=1e-9)
+
+
+def test_expected_perplexity_lies_below_the_codes_and_the_sample():
+    for size, n in ((1 << 18, 8192), (64_000, 2048), (64_000, 1_000_000), (16, 100_000), (1 << 62, 500)):
+        found = expected_perplexity(size, n)
+        assert 0.5 * min(size, n) < found <= min(size, n) * (1 + 1e-9)
+        assert found <= expected_distinct(size, n) * (1 + 1e-9)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
 from smalti.errors import BadFile, ConfigError, InputError
+from smalti.weights import IMAGE, VIDEO
 
 if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
@@ -118,9 +119,11 @@ def _measure(targets: list[str], sides: Sides, question: "Question") -> "Answer 
 
 
 def reconstruct(
-    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures and videos, files or folders.")],
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="[TOKENIZER] INPUT...", help=f"{TOKENIZER_HELP} Then files or folders of media."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("reconstructed"),
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side/--only", help="Original and reconstruction in one, or the latter alone.")
     ] = True,
@@ -136,22 +139,27 @@ def reconstruct(
 
     \b
     Pictures become PNG and videos MP4 at the frame rate of the source. Videos
-    are streamed: memory does not grow with their length.
+    are streamed: memory does not grow with their length. Without a tokenizer,
+    smalti's own small ones: smalti/tiny-image for pictures, smalti/tiny-video
+    for videos.
 
     \b
     Examples:
+      smalti reconstruct photo.jpg
       smalti reconstruct runs/tiny photo.jpg --out seen
       smalti reconstruct runs/video film.mp4 clips/ --out seen --only --json
       smalti reconstruct imported-k600 film.mp4 --out seen --clip 17
     """
+    tokenizer, inputs = tokenizer_and_media(names)
     jobs = plan(inputs, out, overwrite)
-    model = open_tokenizer(tokenizer, device)
+    wanted = {job: tokenizer or (VIDEO if job.is_video else IMAGE) for job in jobs}
+    models = {name: open_tokenizer(name, device) for name in set(wanted.values())}
     done: list[Reconstructed] = []
     bad: list[BadFile] = []
     for number, job in enumerate(jobs, start=1):
         with bar(f"{one_line(job.source.name)} ({number} of {len(jobs)})", None) as advance:
             try:
-                result = _reconstruct(model, job, side_by_side, clip, advance)
+                result = _reconstruct(models[wanted[job]], job, side_by_side, clip, advance)
             except BadFile as fault:
                 bad.append(fault)
                 result = None
@@ -166,6 +174,35 @@ def reconstruct(
         print_json({"listed": len(jobs), "done": [_row(result) for result in done], "bad": faults})
     if bad:
         _say_bad(bad, len(done), named=True)
+
+
+def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
+    """Take `[TOKENIZER] INPUT...` apart: the first name is media if it is a picture, a video or a folder of some.
+
+    Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
+    """
+    first, *others = names
+    media = [Path(name) for name in others]
+    try:
+        pretrained_name(first)
+    except InputError as fault:
+        if others and not _holds_media(Path(first)):
+            raise fault from None
+        return None, [Path(first), *media]
+    if not others:
+        raise InputError(f"{first}: is a tokenizer; name the pictures and videos to put through it after it")
+    return first, media
+
+
+def _holds_media(path: Path) -> bool:
+    from smalti.data.images import SUFFIXES as PICTURES
+    from smalti.data.lists import list_files
+    from smalti.data.videos import SUFFIXES as VIDEOS
+
+    try:
+        return bool(list_files(path, (*PICTURES, *VIDEOS)).files)
+    except InputError:
+        return False
 
 
 class Job(NamedTuple):

@@ -8,9 +8,10 @@ import typer
 
 from smalti.cli import asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, find_tokenizer, open_tokenizer
+from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
 from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
 from smalti.errors import BadFile, ConfigError, InputError
+from smalti.weights import shipped
 
 if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
@@ -64,7 +65,7 @@ def tokenize(
     """
     flags = {"size": size_of(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
     given = Given(*chosen(data, source, flags, assignments or []), workers, engine, gpus, timeout, memory, resume)
-    name = tokenizer.removeprefix(HUB) if tokenizer.startswith(HUB) else str(find_tokenizer(tokenizer).absolute())
+    name = pretrained_name(tokenizer)
     summary = make(name, out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
     if summary is None:
         return
@@ -204,8 +205,8 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
 
 
 def _named(name: str) -> str:
-    """The tokenizer that a set names: a folder, or else a repository of the hub."""
-    return name if Path(name).is_absolute() else f"{HUB}{name}"
+    """The tokenizer that a set names: a folder, one that smalti ships, or else a repository of the hub."""
+    return name if Path(name).is_absolute() or shipped(name) else f"{HUB}{name}"
 
 
 def describe_set(path: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import typer
 
 from smalti.cli.terminal import print_json
 from smalti.errors import ConfigError, InputError
+from smalti.weights import IMAGE, VIDEO
 
 if TYPE_CHECKING:
     from smalti.tokenizer import Tokenizer
 
 HUB = "hf:"
-TOKENIZER_HELP = "A tokenizer folder, a run folder, or hf:OWNER/NAME."
+TOKENIZER_HELP = "A tokenizer folder, a run folder, smalti/tiny-image, smalti/tiny-video, or hf:OWNER/NAME."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best there is if not given.")]
 
@@ -29,8 +30,16 @@ def find_tokenizer(name: str) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
-        raise InputError(f"{name}: {what}; give a tokenizer folder, a run folder, or {HUB}OWNER/NAME for the hub")
+        known = f"a tokenizer folder, a run folder, {IMAGE}, {VIDEO}, or {HUB}OWNER/NAME for the hub"
+        raise InputError(f"{name}: {what}; give {known}")
     return tokenizer_folder(folder)
+
+
+def pretrained_name(name: str) -> str:
+    """The tokenizer that the user names as `Tokenizer.from_pretrained` takes it, from any working folder."""
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    return name if name in (IMAGE, VIDEO) else str(find_tokenizer(name).absolute())
 
 
 def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
@@ -38,10 +47,7 @@ def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
     from smalti.tokenizer import Tokenizer
     from smalti.train.common import pick_device
 
-    chosen = pick_device(device)
-    if name.startswith(HUB):
-        return Tokenizer.from_pretrained(name.removeprefix(HUB), device=chosen)
-    return Tokenizer.load(find_tokenizer(name), chosen)
+    return Tokenizer.from_pretrained(pretrained_name(name), device=pick_device(device))
 
 
 def info(

@@ -138,6 +138,23 @@ def expected_distinct(codebook_size: int, n: int) -> float:
     return -codebook_size * math.expm1(n * math.log1p(-1 / codebook_size))
 
 
+def expected_perplexity(codebook_size: int, n: int) -> float:
+    """exp of the mean empirical entropy of n uniform draws from V: the ceiling of `perplexity` for so small a sample.
+
+    The entropy is ln n - (V / n) E[k ln k] with k binomial (n, 1/V).
+    """
+    if n == 0 or codebook_size == 1:
+        return 1.0
+    log_hit, log_miss, mean = -math.log(codebook_size), math.log1p(-1 / codebook_size), 0.0
+    for k in range(2, n + 1):
+        log_ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        term = math.exp(log_ways + k * log_hit + (n - k) * log_miss) * k * math.log(k)
+        mean += term
+        if k > n / codebook_size + 1 and term < 1e-15 * mean:  # beyond the mode the terms only fall
+            break
+    return n * math.exp(-codebook_size / n * mean)
+
+
 def bits_per_pixel(codebook_size: int, tokens: int, pixels: int) -> float:
     """log2(codebook_size) · tokens / pixels, pixels = h · w · t."""
     return math.log2(codebook_size) * tokens / pixels

@@ -13,6 +13,7 @@ from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityEr
 from smalti.files import MANIFEST
 from smalti.models import described, precision, read_model, write_model
 from smalti.tokenizer.config import AnyTokenizerConfig
+from smalti.weights import shipped
 
 S = TypeVar("S", bound="Stored")
 
@@ -59,9 +60,12 @@ class Stored(nn.Module):
     def from_pretrained(
         cls: type[S], name: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
     ) -> S:
-        """Load from a folder, or from a repository of the Hugging Face hub (downloaded once into its cache)."""
+        """Load from a folder, a tokenizer that smalti ships (`smalti/tiny-image`, `smalti/tiny-video`), or a repository
+        of the Hugging Face hub (downloaded once into its cache)."""
         if isinstance(name, Path) or Path(name).is_dir() or Path(name).is_absolute() or name.startswith("."):
             return cls.load(name, device)
+        if (ours := shipped(name)) is not None:
+            return cls.load(ours).float().to(device)
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

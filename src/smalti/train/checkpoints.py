@@ -13,6 +13,8 @@ import torch
 from smalti import __version__
 from smalti.errors import InputError, IntegrityError
 from smalti.files import check_manifest, read_json, write_json
+from smalti.tokenizer import Tokenizer
+from smalti.weights import shipped
 
 _FORMAT = 1
 
@@ -38,6 +40,13 @@ def tokenizer_folder(path: Path) -> Path:
             return candidate
     wanted = "a tokenizer (config.json and model.safetensors) nor a run with a checkpoint (step-*/tokenizer)"
     raise InputError(f"{path}: holds neither {wanted}")
+
+
+def read_tokenizer(path: Path, device: str | torch.device = "cpu") -> Tokenizer:
+    """The tokenizer of a folder, of a run, or one that smalti ships, by its name. Raises InputError as above."""
+    if not path.is_dir() and shipped(path.as_posix()):
+        return Tokenizer.from_pretrained(path.as_posix(), device=device)
+    return Tokenizer.load(tokenizer_folder(path), device)
 
 
 def digest_of(keys: list[str]) -> str:

@@ -81,7 +81,8 @@ class TokenizerTraining(Config):
     validation_limit: int = Field(32, ge=1)
     """At most so many clips of it."""
     init: PathField | None = None
-    """A tokenizer or run folder to start from (an inflated one, for instance); null starts from random weights."""
+    """A tokenizer or run folder to start from (an inflated one, for instance), or `smalti/tiny-image` or
+    `smalti/tiny-video`; null starts from random weights."""
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)

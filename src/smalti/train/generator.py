@@ -45,8 +45,8 @@ from smalti.train.checkpoints import (
     checkpoint_path,
     keep_newest,
     read_about,
+    read_tokenizer,
     resume_newest,
-    tokenizer_folder,
     write_about,
 )
 from smalti.train.common import World, follow_weights, join_world
@@ -123,7 +123,7 @@ def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> Generato
         model = config.generator.build()
     tokenizer = None
     if config.tokenizer is not None:
-        tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer), world.device)
+        tokenizer = read_tokenizer(config.tokenizer, world.device)
         tokens.check(tokenizer)
     model.to(world.device).train()
     classes = tokens.classes if config.generator.classes else ()

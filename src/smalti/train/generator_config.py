@@ -38,7 +38,8 @@ class GeneratorTraining(Config):
     validation_limit: int = Field(256, ge=1)
     """At most so many rows of it."""
     tokenizer: PathField | None = None
-    """The tokenizer of the set, or its run: draws pictures of samples, and makes the conditions of tasks that hint."""
+    """The tokenizer of the set, its run, or the name of one that smalti ships: draws pictures of samples, and makes the
+    conditions of tasks that hint."""
     tasks: Tuple[TaskShare] = (TaskShare(task=GenerationTask()),)
     """Every batch is of one task."""
     loss: LossConfig = LossConfig()

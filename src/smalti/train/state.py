@@ -15,7 +15,7 @@ from smalti.files import load_tensors, new_folder, save_tensors
 from smalti.losses import Anchors
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
-from smalti.train.checkpoints import checkpoint_path, read_about, tokenizer_folder, write_about
+from smalti.train.checkpoints import checkpoint_path, read_about, read_tokenizer, write_about
 from smalti.train.common import World
 from smalti.train.config import AdversaryConfig, TokenizerTraining
 from smalti.train.optimize import adamw, flatten, shared, unflatten
@@ -61,7 +61,7 @@ def start(config: TokenizerTraining, world: World) -> TrainState:
         tokenizer = Tokenizer(config.tokenizer)
         discriminator = None if config.adversary is None else config.adversary.discriminator.build()
     if config.init is not None:
-        given = Tokenizer.load(tokenizer_folder(config.init))
+        given = read_tokenizer(config.init)
         if given.config != config.tokenizer:
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
         tokenizer.load_state_dict(given.state_dict())

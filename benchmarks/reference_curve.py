@@ -1,4 +1,4 @@
-"""Keep the curve of a bench as the reference of a test: `python -m benchmarks.curve BENCH`."""
+"""Keep the curve of a bench as the reference of a test: `python -m benchmarks.reference_curve BENCH`."""
 
 import json
 import sys

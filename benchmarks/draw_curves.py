@@ -1,0 +1,79 @@
+"""Draw how contenders of a bench learnt, for a page: `python -m benchmarks.draw_curves BENCH OUT.png --help`.
+
+    python -m benchmarks.draw_curves bench peers.png --scores psnr lpips --against seconds
+    python -m benchmarks.draw_curves bench codes.png --scores distinct perplexity --only lfq
+
+`distinct` and `perplexity` are of the held-out ids. Their dashed lines are what as many even draws from all codes show
+on average, which is the most that a sample of that size can be expected to have.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from smalti.metrics.codebook import expected_perplexity
+
+LABELS = {
+    "psnr": "PSNR, dB",
+    "lpips": "LPIPS (alex), less is better",
+    "frechet": "Fréchet, less is better",
+    "distinct": "distinct ids",
+    "perplexity": "perplexity",
+}
+PLACES = {"steps": "steps", "seconds": "seconds of CPU time", "flops": "operations"}
+
+
+def ceiling(score: str, point: dict[str, float]) -> float | None:
+    """The dashed line of a score."""
+    if score == "distinct":
+        return point["expected_distinct"]
+    return expected_perplexity(int(point["codebook_size"]), int(point["tokens"])) if score == "perplexity" else None
+
+
+def draw(bench: Path, scores: list[str], against: str, only: list[str]) -> Figure:
+    """A drawing for each score; a line a contender, thick for its first seed."""
+    lines: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    for line in (bench / "points.jsonl").read_text(encoding="utf-8").splitlines():
+        point = json.loads(line)
+        if not only or any(part in point["contender"] for part in only):
+            lines[point["contender"], point["seed"]].append(point)
+    names = list(dict.fromkeys(name for name, _ in lines))
+    figure = Figure(figsize=(5.2 * len(scores), 3.8), layout="constrained")
+    for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+        for (name, seed), points in lines.items():
+            points.sort(key=lambda point: point["share"])
+            colour, thin = colormaps["tab10"](names.index(name) % 10), seed > 0
+            place = [point[against] for point in points]
+            label = None if thin else name
+            axis.plot(place, [p[score] for p in points], "o-", ms=3, lw=0.7 if thin else 1.6, color=colour, label=label)
+            most = ceiling(score, points[-1])
+            if most is not None and not thin:
+                axis.axhline(most, ls="--", lw=0.8, color=colour)
+        axis.set(xlabel=PLACES[against], ylabel=LABELS[score])
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Read the command line, write the picture."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_curves")
+    parser.add_argument("bench", type=Path, help="the folder of `smalti bench learn` or `benchmarks.against`")
+    parser.add_argument("out", type=Path, help="a .png file")
+    parser.add_argument("--scores", nargs="+", choices=LABELS, default=["psnr", "lpips"])
+    parser.add_argument("--against", choices=PLACES, default="steps")
+    parser.add_argument("--only", nargs="+", default=[], help="contenders whose names hold one of these")
+    asked = parser.parse_args()
+    draw(asked.bench, asked.scores, asked.against, asked.only).savefig(asked.out, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
