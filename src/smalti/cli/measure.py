@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
     from smalti.cli.generated import GenerationAnswer
     from smalti.cli.listing import Question
+    from smalti.data.annotations import Listing
     from smalti.tokenizer import Tokenizer
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
 
@@ -195,14 +196,18 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
 
 
 def _holds_media(path: Path) -> bool:
+    try:
+        return bool(_media(path).files)
+    except InputError:
+        return False
+
+
+def _media(path: Path) -> "Listing":
     from smalti.data.images import SUFFIXES as PICTURES
     from smalti.data.lists import list_files
     from smalti.data.videos import SUFFIXES as VIDEOS
 
-    try:
-        return bool(list_files(path, (*PICTURES, *VIDEOS)).files)
-    except InputError:
-        return False
+    return list_files(path, (*PICTURES, *VIDEOS))
 
 
 class Job(NamedTuple):
@@ -219,13 +224,11 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
     Raises InputError where an input gives nothing, ConfigError where two inputs would make one file, or a file is
     there already and is an input or may not be replaced.
     """
-    from smalti.data.images import SUFFIXES as PICTURES
-    from smalti.data.lists import list_files
     from smalti.data.videos import SUFFIXES as VIDEOS
 
     jobs: dict[Path, Job] = {}
     for given in inputs:
-        listing = list_files(given, (*PICTURES, *VIDEOS))
+        listing = _media(given)
         for file in listing.files:
             source = listing.root / file
             is_video = source.suffix.lower() in VIDEOS

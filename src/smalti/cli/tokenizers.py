@@ -9,7 +9,7 @@ import typer
 
 from smalti.cli.terminal import print_json
 from smalti.errors import ConfigError, InputError
-from smalti.weights import IMAGE, VIDEO
+from smalti.weights import IMAGE, VIDEO, shipped
 
 if TYPE_CHECKING:
     from smalti.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def pretrained_name(name: str) -> str:
     """The tokenizer that the user names as `Tokenizer.from_pretrained` takes it, from any working folder."""
     if name.startswith(HUB):
         return name.removeprefix(HUB)
-    return name if name in (IMAGE, VIDEO) else str(find_tokenizer(name).absolute())
+    return name if shipped(name) else str(find_tokenizer(name).absolute())
 
 
 def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
