@@ -20,15 +20,30 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import machine
+from benchmarks.measure import RESULTS, machine
 from benchmarks.peers import architectures
 from benchmarks.peers.architectures import Peer
 from benchmarks.peers.learner import PeerLearner, Shared
 from smalti.app.learning import write_learning
-from smalti.bench import Contender, Entry, Judge, Media, Ours, Point, Run, Terms, gather, race, shipped, summarise
+from smalti.bench import (
+    Contender,
+    Entry,
+    Judge,
+    Media,
+    Ours,
+    Point,
+    Run,
+    Terms,
+    gather,
+    race,
+    read_points,
+    shipped,
+    summarise,
+)
 from smalti.bench.material import Medium
 from smalti.bench.record import begin
 from smalti.data import batches
+from smalti.files import read_json, write_json
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.train.config import OptimizerConfig
 
@@ -166,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(name, type=int, default=value)
     parser.add_argument("--batch", type=int, help="4 pictures, 1 clip")
     parser.add_argument("--lpips", type=float, default=0.0, help="weight of LPIPS (VGG) beside L1")
+    parser.add_argument("--keep", action="store_true", help="write results/against_MEDIUM.json")
     parser.add_argument("--only", action="append", default=[], help="contenders whose names hold this; repeatable")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -195,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(note)
     for row in rows:
         print(row)
+    if asked.keep:
+        points = [point.plain() for point in read_points(out)]
+        write_json(RESULTS / f"against_{asked.what}.json", {**read_json(out / "report.json"), "points": points})
     print(f"{out / 'index.html'}: open this page to see it all")
 
 

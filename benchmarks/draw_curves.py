@@ -8,7 +8,6 @@ on average, which is the most that a sample of that size can be expected to have
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,6 +17,7 @@ matplotlib.use("agg")
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from smalti.bench import Point, read_points
 from smalti.metrics.codebook import expected_perplexity
 
 LABELS = {
@@ -30,29 +30,27 @@ LABELS = {
 PLACES = {"steps": "steps", "seconds": "seconds of CPU time", "flops": "operations"}
 
 
-def ceiling(score: str, point: dict[str, float]) -> float | None:
+def ceiling(score: str, point: Point) -> float | None:
     """The dashed line of a score."""
     if score == "distinct":
-        return point["expected_distinct"]
-    return expected_perplexity(int(point["codebook_size"]), int(point["tokens"])) if score == "perplexity" else None
+        return point.expected_distinct
+    return expected_perplexity(point.codebook_size, point.tokens) if score == "perplexity" else None
 
 
 def draw(bench: Path, scores: list[str], against: str, only: list[str]) -> Figure:
     """A drawing for each score; a line a contender, thick for its first seed."""
-    lines: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
-    for line in (bench / "points.jsonl").read_text(encoding="utf-8").splitlines():
-        point = json.loads(line)
-        if not only or any(part in point["contender"] for part in only):
-            lines[point["contender"], point["seed"]].append(point)
+    lines: dict[tuple[str, int], list[Point]] = defaultdict(list)
+    for point in read_points(bench):
+        if not only or any(part in point.contender for part in only):
+            lines[point.contender, point.seed].append(point)
     names = list(dict.fromkeys(name for name, _ in lines))
     figure = Figure(figsize=(5.2 * len(scores), 3.8), layout="constrained")
     for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         for (name, seed), points in lines.items():
-            points.sort(key=lambda point: point["share"])
             colour, thin = colormaps["tab10"](names.index(name) % 10), seed > 0
-            place = [point[against] for point in points]
+            place, values = ([getattr(point, field) for point in points] for field in (against, score))
             label = None if thin else name
-            axis.plot(place, [p[score] for p in points], "o-", ms=3, lw=0.7 if thin else 1.6, color=colour, label=label)
+            axis.plot(place, values, "o-", ms=3, lw=0.7 if thin else 1.6, color=colour, label=label)
             most = ceiling(score, points[-1])
             if most is not None and not thin:
                 axis.axhline(most, ls="--", lw=0.8, color=colour)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from smalti.bench import read_points
 from tests.cli.conftest import assert_one_line
 
 SMALL = (
@@ -19,8 +20,8 @@ def test_a_bench_leaves_a_page_a_report_and_points(smalti, tmp_path):
     assert ended.code == 0, ended.err
     assert ended.out == f"{out / 'index.html'}: open this page to see it all\n"
     assert "fsq64000, seed 1, 2 steps" in ended.err
-    points = [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()]
-    assert [(p["contender"], p["seed"]) for p in points] == [
+    points = read_points(out)
+    assert [(p.contender, p.seed) for p in points] == [
         *(("fsq64000", 0), ("lfq14: optimizer.lr=1e-3", 0)),
         *(("fsq64000", 1), ("lfq14: optimizer.lr=1e-3", 1)),
     ]
@@ -42,8 +43,23 @@ def test_film_takes_part_too(smalti, tmp_path):
     film = ("--medium", "videos", "--frames", 5, "--seeds", 1, "--contender", "base", "--out", out)
     ended = smalti(*SMALL, *film)
     assert ended.code == 0, ended.err
-    (point,) = [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()]
-    assert point["tokens"] == 2 * 2 * 4 * 4
+    (point,) = read_points(out)
+    assert point.tokens == 2 * 2 * 4 * 4
+
+
+def test_a_bench_goes_on_with_more_seeds_and_contenders_but_not_with_fewer(smalti, tmp_path):
+    def bench(out, seeds, *names, more=()):
+        chosen = [part for name in names for part in ("--contender", name)]
+        return smalti(*SMALL, "--seeds", seeds, *chosen, "--out", tmp_path / out, *more)
+
+    assert bench("grown", 1, "base").code == 0
+    assert bench("grown", 2, "base", "fsq15360", more=["--resume"]).code == 0
+    assert bench("whole", 2, "base", "fsq15360").code == 0
+    grown, whole = (read_points(tmp_path / out) for out in ("grown", "whole"))
+    assert len(grown) == 4
+    assert [p.replace({"seconds": 0.0}) for p in grown] == [p.replace({"seconds": 0.0}) for p in whole]
+    assert_one_line(bench("grown", 1, "base", "fsq15360", more=["--resume"]), 2, "other terms")
+    assert_one_line(bench("grown", 2, "fsq15360", more=["--resume"]), 2, "other contenders")
 
 
 def test_contenders_come_from_a_file(smalti, tmp_path):

@@ -5,18 +5,21 @@ import json
 import pytest
 
 from benchmarks.draw_curves import LABELS, draw
+from smalti.bench import Point
 from smalti.metrics.codebook import expected_distinct, expected_perplexity
 
 
 @pytest.fixture
 def bench(tmp_path):
-    row = {"tokens": 500, "codebook_size": 4096, "expected_distinct": expected_distinct(4096, 500)}
+    row = dict.fromkeys(Point.model_fields, 1) | {"tokens": 500, "codebook_size": 4096}
+    row["expected_distinct"] = expected_distinct(4096, 500)
     rows = [
-        {**row, "contender": name, "seed": seed, "share": share, "steps": 100 * share, "seconds": 9 * share}
-        | dict.fromkeys(("psnr", "lpips", "frechet", "distinct", "perplexity"), 10 * share + seed)
-        for share in (1.0, 0.5)  # as a race that was resumed may leave them
+        {**row, "contender": name, "seed": seed, "share": share, "steps": int(100 * share), "seconds": 9 * share}
+        | {"distinct": int(10 * share) + seed}
+        | dict.fromkeys(("psnr", "lpips", "frechet", "perplexity"), 10 * share + seed)
         for name in ("fsq", "lfq")
         for seed in (0, 1)
+        for share in (0.5, 1.0)
     ]
     (tmp_path / "points.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return tmp_path

@@ -4,7 +4,7 @@ from smalti.bench.contenders import Contender, Contenders, contender, shipped
 from smalti.bench.judge import Judge, Point
 from smalti.bench.learner import Learner, Learnt, Ours
 from smalti.bench.material import Material, Media, gather, held_out
-from smalti.bench.race import Entry, Run, Terms, race
+from smalti.bench.race import Entry, Run, Terms, race, read_points
 from smalti.bench.summary import Effect, Summary, summarise
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "gather",
     "held_out",
     "race",
+    "read_points",
     "shipped",
     "summarise",
 ]

@@ -208,6 +208,13 @@ def race(
     return runs
 
 
+def read_points(out: Path) -> list[Point]:
+    """All points of the race in `out`, in the order of its runs. Raises ConfigError with the line of a bad one."""
+    path = out / POINTS
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Point.parse(json.loads(line), where=f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
 def slug(name: str) -> str:
     """The name as a part of a path."""
     return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.") or "contender"
