@@ -1,0 +1,75 @@
+"""A tokenizer beside classical codecs at equal bits, on pictures or film of the user's: what its rate allows others.
+
+    python -m benchmarks.beside_codecs smalti/tiny-image --data heldout.txt --size 128
+    python -m benchmarks.beside_codecs smalti/tiny-video --data test.txt --root clips --size 128 --frames 17
+
+A tokenizer's bits are those of its ids, log2(codebook size) a token. Of x264, x265 and SVT-AV1 the coded frames count;
+of JPEG, WebP and AVIF the whole file, of which the container is a good part if pictures are small.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks import rate_distortion as rd
+from smalti.data import source_of
+from smalti.tokenizer import Tokenizer
+from smalti.video import to_uint8, to_video
+
+
+def by_ids(tokenizer: Tokenizer) -> rd.Round:
+    """Frames through their ids, each of log2(codebook size) bits."""
+
+    @torch.no_grad()
+    def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
+        ids = tokenizer.encode(to_video(frames))
+        t, h, w = frames.shape[:3]
+        made = to_uint8(tokenizer.decode(ids, size=(t, h, w)))
+        return round(ids.numel() * math.log2(tokenizer.codebook_size) / 8), made[0]
+
+    return there_and_back
+
+
+def measure(name: str, clips: Mapping[str, Tensor]) -> list[rd.Point]:
+    """All points: the tokenizer's, and those of every codec at its settings."""
+    still = all(len(frames) == 1 for frames in clips.values())
+    media = "pictures" if still else "film"
+    found = [rd.point(media, "smalti", name, by_ids(Tokenizer.from_pretrained(name)), clips)]
+    for form, qualities in rd.QUALITIES.items() if still else ():
+        found += [rd.point(media, form, f"quality {q}", rd.by_pillow(form, q), clips) for q in qualities]
+    for encoder, crfs in rd.CRFS.items():
+        found += [rd.point(media, encoder, f"crf {crf}", rd.by_ffmpeg(encoder, crf), clips) for crf in crfs]
+    return found
+
+
+def main() -> None:
+    """Read the command line, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beside_codecs")
+    parser.add_argument("tokenizer", help="as for smalti.load")
+    parser.add_argument("--data", type=Path, required=True, help="a folder or list")
+    parser.add_argument("--root", type=Path, help="where the paths of a list start")
+    parser.add_argument("--size", type=int, default=128, help="of the square in the middle, shrunk")
+    parser.add_argument("--frames", type=int, default=1, help="1: pictures")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("SVT_LOG", "0")
+    kind: Literal["images", "videos"] = "images" if asked.frames == 1 else "videos"
+    source = source_of(asked.data, size=asked.size, frames=asked.frames, prefer=kind, root=asked.root).build()
+    clips = {source.key(i): source.load(i, torch.Generator()) for i in range(len(source))}
+    table = Table("codec", "bits per pixel", *rd.SCORES)
+    for row in rd.at_equal_bytes(measure(asked.tokenizer, clips)):
+        values = (row[column] for column in ("bits_per_pixel", *rd.SCORES))
+        table.add_row(str(row["codec"]), *("-" if value is None else f"{value:.4g}" for value in values))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
