@@ -98,7 +98,7 @@ def compete(
     """The race; goes on with what is in `out`. Writes its page there, gives a row a contender."""
     chosen = [entry for entry in entries(media.medium, shared) if not only or any(o in entry.name for o in only)]
     asked = {"media": media.plain(), "terms": terms.plain(), "steps": shared.steps, "lpips": shared.lpips is not None}
-    begin(out, {**asked, "contenders": [entry.name for entry in chosen]}, resume=True)
+    begin(out, {**asked, "contenders": {entry.name: {} for entry in chosen}}, resume=True)
     material = gather(media)
     judge, absent = Judge.found(material.heldout, CPU)
     about: dict[str, Any] = {"terms": terms.plain(), "data": material.about, "absent": absent}
@@ -188,15 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.what == "check":
         check()
         return
+    places = {"data": asked.data, "heldout": asked.heldout, "root": asked.root}
     if asked.what == "rates":
         rates(Media(data=asked.data, size=64, limit=16))
         return
     if asked.what == "video-rates":
-        film = {"medium": "videos", "data": asked.data, "heldout": asked.heldout, "root": asked.root}
-        rates(Media.parse({**film, "size": 32, "frames": 9, "limit": 6}, where="against"), batch_size=1)
+        film = {"medium": "videos", "size": 32, "frames": 9, "limit": 6}
+        rates(Media.parse({**film, **places}, where="against"), batch_size=1)
         return
     fields = {"medium": asked.what, "size": asked.size, "frames": asked.frames, "limit": asked.limit}
-    media = Media.parse({**fields, "data": asked.data, "heldout": asked.heldout, "root": asked.root}, where="against")
+    media = Media.parse({**fields, **places}, where="against")
     terms = Terms(
         budget="seconds" if asked.seconds else "steps",
         amount=float(asked.seconds or asked.steps),

@@ -9,7 +9,6 @@ of JPEG, WebP and AVIF the whole file, of which the container is a good part if 
 
 import argparse
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -43,10 +42,9 @@ def measure(name: str, clips: Mapping[str, Tensor]) -> list[rd.Point]:
     still = all(len(frames) == 1 for frames in clips.values())
     media = "pictures" if still else "film"
     found = [rd.point(media, "smalti", name, by_ids(Tokenizer.from_pretrained(name)), clips)]
-    for form, qualities in rd.QUALITIES.items() if still else ():
-        found += [rd.point(media, form, f"quality {q}", rd.by_pillow(form, q), clips) for q in qualities]
-    for encoder, crfs in rd.CRFS.items():
-        found += [rd.point(media, encoder, f"crf {crf}", rd.by_ffmpeg(encoder, crf), clips) for crf in crfs]
+    if still:
+        found += rd.of_still_codecs(media, clips)
+    found += rd.of_video_codecs(media, clips)
     return found
 
 
@@ -60,7 +58,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1, help="1: pictures")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.setdefault("SVT_LOG", "0")
     kind: Literal["images", "videos"] = "images" if asked.frames == 1 else "videos"
     source = source_of(asked.data, size=asked.size, frames=asked.frames, prefer=kind, root=asked.root).build()
     clips = {source.key(i): source.load(i, torch.Generator()) for i in range(len(source))}

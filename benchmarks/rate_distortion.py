@@ -168,20 +168,31 @@ def clips() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return pictures, shots
 
 
+def of_still_codecs(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
+    """JPEG, WebP and AVIF at all their settings."""
+    for form, qualities in QUALITIES.items():
+        for quality in qualities:
+            yield point(media, form, f"quality {quality}", by_pillow(form, quality), clips)
+
+
+def of_video_codecs(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
+    """x264, x265 and SVT-AV1 at all their settings."""
+    os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 tells its settings otherwise
+    for encoder, crfs in CRFS.items():
+        for crf in crfs:
+            yield point(media, encoder, f"crf {crf}", by_ffmpeg(encoder, crf), clips)
+
+
 def points() -> Iterator[Point]:
     """All of them."""
     tokenizers = {name: Tokenizer.load(folder) for name, folder in trained().items()}
     pictures, shots = clips()
     for name in IMAGES:
         yield point("photographs", "smalti", name, by_smalti(tokenizers[name], False), pictures)
-    for form, qualities in QUALITIES.items():
-        for quality in qualities:
-            yield point("photographs", form, f"quality {quality}", by_pillow(form, quality), pictures)
+    yield from of_still_codecs("photographs", pictures)
     for name in (*VIDEOS, "8x8"):
         yield point("film", "smalti", name, by_smalti(tokenizers[name], True), shots)
-    for encoder, crfs in CRFS.items():
-        for crf in crfs:
-            yield point("film", encoder, f"crf {crf}", by_ffmpeg(encoder, crf), shots)
+    yield from of_video_codecs("film", shots)
 
 
 def at_equal_bytes(found: Sequence[Point]) -> list[dict[str, object]]:
@@ -236,7 +247,6 @@ def draw(found: Sequence[Point], path: Path) -> None:
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     """The table at equal bytes; all points go to results/rate_distortion_points.json, the curves to docs."""
     lpips()  # without weights it ends here
-    os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 tells its settings otherwise
     found = list(points())
     note = "all settings; bits per pixel over all clips, scores are means over clips"
     write("rate_distortion_points", [p._asdict() for p in found], note=note)

@@ -209,7 +209,7 @@ def race(
 
 
 def read_points(out: Path) -> list[Point]:
-    """All points of the race in `out`, in the order of its runs. Raises ConfigError with the line of a bad one."""
+    """All points of the race in `out`, in the order of its runs. Raises ConfigError for an object that is no point."""
     path = out / POINTS
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Point.parse(json.loads(line), where=f"{path}, line {number}") for number, line in enumerate(lines, 1)]

@@ -17,29 +17,25 @@ ASKED = "asked.json"
 def begin(out: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
     """Keep what was asked in a fresh folder, or see that a folder to go on in was asked the same.
 
-    A bench that goes on may have more seeds and more contenders than before: neither changes what another run learns.
+    `asked` holds `contenders`, by name, and `terms`. A bench that goes on may have more contenders and more seeds than
+    before: neither changes what another run learns.
     Raises ConfigError where anything else differs, or where there is a bench and `resume` is not set.
     """
     path, plain = out / ASKED, {**asked, "format": 1}
     if path.is_file():
         if not resume:
             raise ConfigError(f"{out}: holds a bench already; give --resume to go on with it, or another --out")
-        before = read_json(path)
-        changed = sorted(name for name in {*before, *plain} if not _holds(plain.get(name), before.get(name), name))
+        before = _grown(read_json(path), plain)
+        changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
         if changed:
             raise ConfigError(f"{out}: was begun with other {', '.join(changed)}; give the same, or another --out")
     write_json(path, plain)
 
 
-def _holds(now: Any, before: Any, name: str) -> bool:
-    """Whether the race of `now` takes in all that was run for `before`."""
-    if name == "contenders" and isinstance(now, Mapping) and isinstance(before, Mapping):
-        return all(now.get(contender) == config for contender, config in before.items())
-    if name == "contenders" and isinstance(now, list) and isinstance(before, list):
-        return set(before) <= set(now)
-    if name == "terms" and isinstance(now, Mapping) and isinstance(before, Mapping):
-        return {**now, "seeds": 0} == {**before, "seeds": 0} and int(now["seeds"]) >= int(before["seeds"])
-    return bool(now == before)
+def _grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked before, with the contenders and the seeds that only `now` has."""
+    terms = {**before["terms"], "seeds": max(before["terms"]["seeds"], now["terms"]["seeds"])}
+    return {**before, "contenders": {**now["contenders"], **before["contenders"]}, "terms": terms}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
