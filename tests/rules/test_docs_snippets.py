@@ -8,7 +8,6 @@ import tempfile
 import pytest
 import typer
 
-from smalti.adversary import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.cli import app
 from smalti.data import (
     ImagesConfig,
@@ -19,8 +18,9 @@ from smalti.data import (
     TarVideosConfig,
     VideosConfig,
 )
+from smalti.discriminators import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.errors import ConfigError
-from smalti.generate import (
+from smalti.generation import (
     AutoregressiveConfig,
     GuidanceConfig,
     LossConfig,
@@ -34,8 +34,8 @@ from smalti.recipes import find
 from smalti.tokenizer import TokenizerConfig
 from smalti.tokens.inputs import Files, Tables, Tars
 from smalti.tokens.options import Options
-from smalti.train.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
-from smalti.train.generator_config import GeneratorTraining, TaskShare
+from smalti.training.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.generator_config import GeneratorTraining, TaskShare
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
 
