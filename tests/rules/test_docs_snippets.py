@@ -17,7 +17,7 @@ from smalti.metrics import GenerationProtocol, Protocol
 from smalti.recipes import catalogue, find
 from smalti.tokens.inputs import AnyInputs
 from smalti.tokens.options import Options
-from smalti.train.config import RESUMABLE
+from smalti.training.config import RESUMABLE
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from smalti.data.crop import SizeField, ViewConfig
+from smalti.data.views import SizeField, ViewConfig
 
 Short = Literal["repeat", "loop", "spread", "skip"]
 

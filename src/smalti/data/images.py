@@ -12,10 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from smalti.data.crop import ViewConfig
 from smalti.data.lists import FilesConfig, Listed
-from smalti.data.source import MAX_PIXELS, Store, Stored, one_line, open_media, printable
+from smalti.data.source import MAX_PIXELS, Store, Stored, open_media
+from smalti.data.views import ViewConfig
 from smalti.errors import BadFile
+from smalti.text import one_line, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 """What is read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from pydantic import Field
 
 from smalti.config import Config, PathField
-from smalti.data.annotations import LIST_SUFFIXES, ListFormat, Listing, read_list
 from smalti.data.classes import Classed, number_classes
-from smalti.data.source import decode_text, one_line, printable
+from smalti.data.list_formats import LIST_SUFFIXES, ListFormat, Listing, read_list
+from smalti.data.source import decode_text
 from smalti.errors import BadFile, InputError
+from smalti.text import one_line, printable
 
 
 class Listed(Classed):

@@ -15,15 +15,16 @@ from pydantic import Field
 from smalti.config import Config, PathField
 from smalti.data.classes import Classed, number_classes
 from smalti.data.clips import ClipConfig
-from smalti.data.crop import ViewConfig
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import decode_text, one_line, open_media, printable, refuse
+from smalti.data.source import decode_text, open_media, refuse
 from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.data.videos import Videos
+from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, InputError
+from smalti.text import one_line, printable
 
 _NO_LINE = re.compile(r"[\n\r\0\ud800-\udc7f\udd00-\udfff]")
 """Line breaks, and halves of characters, which JSON can hold."""

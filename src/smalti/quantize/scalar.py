@@ -66,7 +66,7 @@ class ScalarQuantizerConfig(Config):
 class ScalarQuantizer(nn.Module, ABC):
     """A quantizer that treats each channel of z on its own.
 
-    Laws (tests/laws/test_quantizers.py): `codes == decode(encode(z))`, `ids(digits(i)) == i` for every id, and both
+    Laws (tests/quantize/test_quantizers.py): `codes == decode(encode(z))`, `ids(digits(i)) == i` for every id, and both
     hold bit for bit under bf16 and fp16 autocast, because all arithmetic inside is float32 (float64 for a float64 z).
     """
 

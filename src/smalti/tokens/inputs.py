@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from smalti.config import Config, PathField
-from smalti.data.annotations import Listing
+from smalti.data.detect import Packing, packing_of
 from smalti.data.images import SUFFIXES as PICTURES
-from smalti.data.kinds import Packing, packing_of
+from smalti.data.list_formats import Listing
 from smalti.data.lists import FilesConfig, Listed
 from smalti.data.parquet import ParquetConfig, ParquetRows
-from smalti.data.source import Store, printable
+from smalti.data.source import Store
 from smalti.data.tars import TarMembers, TarsConfig
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.errors import BadFile, InputError
+from smalti.text import printable
 
 Media = Literal["images", "videos"]
 

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from smalti.config import Config
 from smalti.data.clips import clip_indices
-from smalti.data.crop import Cut, Filter, SizeField, ViewConfig
 from smalti.data.source import MAX_PIXELS
+from smalti.data.views import Cut, Filter, SizeField, ViewConfig
 
 
 class Clip(NamedTuple):
