@@ -22,7 +22,11 @@ class TokenizerInfo(Config):
         for name in ("levels", "strides"):
             wanted, actual = getattr(self, name), getattr(tokenizer, name)
             if wanted != actual:
-                raise IntegrityError(f"{where}: made by a tokenizer with {name} {wanted}, this one has {actual}")
+                mine, other = self.fingerprint[:16], tokenizer.fingerprint[:16]
+                raise IntegrityError(
+                    f"{where}: made by a tokenizer with {name} {wanted} ({mine}...), this one has {actual} "
+                    f"({other}...): use the tokenizer that made it"
+                )
         check_fingerprint(self.fingerprint, tokenizer.fingerprint, where)
 
 
@@ -31,5 +35,5 @@ def check_fingerprint(wanted: str, actual: str, where: object) -> None:
     if wanted != actual:
         raise IntegrityError(
             f"{where}: made by the tokenizer {wanted[:16]}..., this one is {actual[:16]}...; its ids mean nothing to "
-            "another one: use the tokenizer that made them"
+            "another one: use the tokenizer that made it"
         )
