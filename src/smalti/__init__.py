@@ -14,6 +14,8 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.compress import compress, decompress
+    from smalti.pipeline.reconstruct import reconstruct
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -25,10 +27,25 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "compress": "smalti.pipeline.compress",
+    "decompress": "smalti.pipeline.compress",
     "load": "smalti.tokenizer",
+    "reconstruct": "smalti.pipeline.reconstruct",
 }
 
-__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "VQGANConfig", "load"]
+__all__ = [
+    "DSQConfig",
+    "FSQConfig",
+    "LFQConfig",
+    "Stream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "VQGANConfig",
+    "compress",
+    "decompress",
+    "load",
+    "reconstruct",
+]
 
 
 def __getattr__(name: str) -> Any:
