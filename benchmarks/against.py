@@ -25,7 +25,7 @@ from benchmarks.peers import architectures
 from benchmarks.peers.architectures import Peer
 from benchmarks.peers.learner import PeerLearner, Shared
 from smalti.app.learning import write_learning
-from smalti.bench import (
+from smalti.comparison import (
     Contender,
     Entry,
     Judge,
@@ -40,12 +40,12 @@ from smalti.bench import (
     shipped,
     summarise,
 )
-from smalti.bench.material import Medium
-from smalti.bench.record import begin
+from smalti.comparison.data import Medium
+from smalti.comparison.manifest import begin
 from smalti.data import batches
 from smalti.files import read_json, write_json
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
-from smalti.train.config import OptimizerConfig
+from smalti.training.config import OptimizerConfig
 
 CPU = torch.device("cpu")
 SECONDS = 120.0

@@ -17,7 +17,7 @@ matplotlib.use("agg")
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from smalti.bench import Point, read_points
+from smalti.comparison import Point, read_points
 from smalti.metrics.codebook import expected_perplexity
 
 LABELS = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from benchmarks.measure import child, fastest, peak_mb
-from smalti.generate import (
+from smalti.generation import (
     LossConfig,
     MaskedConfig,
     MaskedTransformer,

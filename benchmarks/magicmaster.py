@@ -24,15 +24,15 @@ from benchmarks.measure import CPU, Operations, child, growth_mb, seconds, turns
 from benchmarks.peers import magicmaster as peer
 from benchmarks.training_step import random_lpips
 from smalti import losses as loss
-from smalti.adversary import StyleGAN2Config
-from smalti.data.order import sample_rng
+from smalti.data.shuffle import sample_rng
+from smalti.discriminators import StyleGAN2Config
 from smalti.recipes.magicmaster import imagenet_row, kinetics_row
 from smalti.tokenizer import Tokenizer
-from smalti.train import state as states
-from smalti.train.common import World
-from smalti.train.config import TokenizerTraining
-from smalti.train.state import TrainState
-from smalti.train.step import Measured, step
+from smalti.training import tokenizer_state as states
+from smalti.training.config import TokenizerTraining
+from smalti.training.distributed import World
+from smalti.training.tokenizer_state import TrainState
+from smalti.training.tokenizer_step import Measured, step
 
 TINY = "SMALTI_TINY"
 """Set, the same networks are measured at width 32 and 32 pixels: to see that the program runs."""

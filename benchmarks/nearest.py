@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import evaluation, read_image, source_of
-from smalti.metrics.sheet import contact_sheet
+from smalti.metrics.contact_sheet import contact_sheet
 from smalti.video import to_uint8, to_video
 
 COPY = 25.0

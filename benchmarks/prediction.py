@@ -20,10 +20,10 @@ from torch import Tensor
 from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import read_clip
 from smalti.data.videos import write_video
-from smalti.generate import hold
+from smalti.generation import hold
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.metrics import SMALTI_GENERATION_VIDEO, find_features, score_generated
-from smalti.metrics.sheet import contact_sheet
+from smalti.metrics.contact_sheet import contact_sheet
 from smalti.video import to_uint8, to_video
 
 ROWS, COLUMNS, FPS = 72, 128, 8

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from benchmarks.measure import write
 from benchmarks.rate_tokenizers import IMAGES, VIDEOS, trained
+from smalti.codec.codec import compress_image, compress_video, decode_frames
 from smalti.data import ImagesConfig, open_video
-from smalti.data.decode import VideoReader
+from smalti.data.bundled import film, photos
 from smalti.data.images import decode_image
-from smalti.data.samples import film, photos
+from smalti.data.video_reader import VideoReader
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.metrics import SMALTI, Perceptual, evaluate
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.codec import compress_image, compress_video, decode_frames
 from smalti.video import to_video
 
 PROTOCOL = SMALTI.replace({"name": "smalti-alex", "lpips": "alex", "ms_ssim": False})
@@ -151,7 +151,7 @@ def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Ma
 
 
 def lpips() -> Perceptual:
-    """LPIPS with AlexNet. Raises EnvironmentFault where there are no weights."""
+    """LPIPS with AlexNet. Raises MachineError where there are no weights."""
     network = LPIPSConfig(net="alex").build()
     return Perceptual(network, network.net, network.digest)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from smalti.data import ImagesConfig
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
-from smalti.train.config import TokenizerTraining
-from smalti.train.run import run
+from smalti.training.config import TokenizerTraining
+from smalti.training.tokenizer_run import run
 
 ROOT = Path("runs/rate-distortion")
 IMAGES = {"4x4": (4, 64, 32), "8x8": (8, 96, 64), "16x16": (16, 128, 128)}

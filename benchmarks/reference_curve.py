@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.measure import machine
-from smalti.bench import read_points
+from smalti.comparison import read_points
 from smalti.files import read_json, write_json
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "learning_curve.json"

@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.measure import child, peak_mb, turns
 from benchmarks.peers import halton as peer
-from smalti.generate import Condition, MaskedConfig, SamplingConfig, nothing, sample
-from smalti.generate.guidance import GuidanceConfig
-from smalti.generate.masking import masked_share
+from smalti.generation import Condition, MaskedConfig, SamplingConfig, nothing, sample
+from smalti.generation.guidance import GuidanceConfig
+from smalti.generation.masking import masked_share
 
 GRID = (1, 16, 16)
 BITS, CLASSES, STEPS, SCALE, BATCH = 14, 1000, 12, 2.0, 1

@@ -17,17 +17,17 @@ import torch
 
 from benchmarks.measure import child, fastest, peak_mb
 from smalti.data import ImagesConfig, write_video
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokens.finish import finish
+from smalti.tokens.finalize import finish
 from smalti.tokens.inputs import choose
 from smalti.tokens.options import Options
+from smalti.tokens.pool import Limits, Seen, pending, work
+from smalti.tokens.reader import TokenSet
 from smalti.tokens.run import begin
-from smalti.tokens.store import Report, Row, write_shard
-from smalti.tokens.token_set import TokenSet
+from smalti.tokens.shard import Report, Row, write_shard
 from smalti.tokens.tokenize import make_shard
-from smalti.tokens.work import Limits, Seen, pending, work
 from smalti.video import to_video
 
 PICTURES = 8

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
 from smalti.recipes import find
-from smalti.train.config import TokenizerTraining
-from smalti.train.run import run
+from smalti.training.config import TokenizerTraining
+from smalti.training.tokenizer_run import run
 
 STEPS = 400
 CURVES = ("total", "psnr", "validation/psnr", "validation/ssim")

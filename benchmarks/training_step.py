@@ -7,16 +7,16 @@ from torch import Tensor
 
 from benchmarks.measure import CPU, fastest
 from smalti import losses as loss
-from smalti.adversary import PatchConfig, StyleGAN2Config
 from smalti.data import ImagesConfig
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
+from smalti.discriminators import PatchConfig, StyleGAN2Config
 from smalti.losses.perceptual import LPIPS, shapes
 from smalti.tokenizer import TokenizerConfig
-from smalti.train import state as states
-from smalti.train.common import World
-from smalti.train.config import AdversaryConfig, TokenizerTraining
-from smalti.train.state import TrainState
-from smalti.train.step import accumulate, step
+from smalti.training import tokenizer_state as states
+from smalti.training.config import AdversaryConfig, TokenizerTraining
+from smalti.training.distributed import World
+from smalti.training.tokenizer_state import TrainState
+from smalti.training.tokenizer_step import accumulate, step
 
 ALONE = World(0, 1, torch.device("cpu"))
 SIZE = 128

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from smalti.data import write_video
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokens.finish import Summary, finish
+from smalti.tokens.finalize import Summary, finish
 from smalti.tokens.inputs import choose
 from smalti.tokens.options import Options
+from smalti.tokens.pool import Limits, pending, work
 from smalti.tokens.run import begin
-from smalti.tokens.work import Limits, pending, work
 
 SMALL = {"width": 8, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "middle": 0}
 IN_PROCESS = Limits(workers=0)

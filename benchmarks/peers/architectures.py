@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import magicmaster
-from smalti.train.config import OptimizerConfig
+from smalti.training.config import OptimizerConfig
 
 VARIABLE = "SMALTI_PEERS"
 HOW = (

@@ -1,4 +1,4 @@
-"""A peer's tokenizer as a contender of `smalti.bench`: our pixel loss, batches, averaging, judge; the rest its own."""
+"""A peer's tokenizer beside configs of smalti: our pixel loss, batches, EMA and evaluator; the rest its own."""
 
 import copy
 import math
@@ -12,13 +12,13 @@ from torch.optim import AdamW
 
 from benchmarks.peers.architectures import Peer
 from smalti import losses as loss
-from smalti.bench.learner import STATE, Learnt, pack, unpack
-from smalti.data.order import sample_rng
+from smalti.comparison.learner import STATE, Learnt, pack, unpack
+from smalti.data.shuffle import sample_rng
 from smalti.files import load_tensors, save_tensors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage
-from smalti.train.common import follow_weights
-from smalti.train.config import OptimizerConfig
+from smalti.training.config import OptimizerConfig
+from smalti.training.distributed import update_ema
 
 
 class Shared(NamedTuple):
@@ -65,7 +65,7 @@ class PeerLearner:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        follow_weights(self.average, self.module, min(self.shared.ema, (1 + self.updates) / (10 + self.updates)))
+        update_ema(self.average, self.module, min(self.shared.ema, (1 + self.updates) / (10 + self.updates)))
         self.updates += 1
         error = (made.video.detach().clamp(-1, 1) - video).square().mean()
         usage = Usage(self.levels)

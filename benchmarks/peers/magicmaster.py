@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import standins
-from smalti.interop.links import assemble
-from smalti.interop.magicmaster import recognise
+from smalti.families.links import assemble
+from smalti.families.magicmaster import recognise
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
 

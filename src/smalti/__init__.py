@@ -10,7 +10,7 @@ Names are imported when they are first used: `import smalti` alone costs millise
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream

@@ -4,16 +4,16 @@ A config says what to build and nothing else; its `build()` names the class. A w
 path, what was found, what is allowed, and the nearest name.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
 
 from smalti.errors import ConfigError
+from smalti.text import nearest, shorten
 
 T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Strict(False)]
@@ -28,6 +28,18 @@ class Config(BaseModel):
     """A frozen, strict record: unknown fields and wrong types are errors, never coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    former_names: ClassVar[Mapping[str, str]] = {}
+    """Field names in files of earlier versions, former -> present. They are read but never written, and fingerprints
+    keep hashing the former name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not cls.former_names.keys() & data.keys():
+            return data
+        renamed = {former: name for former, name in cls.former_names.items() if former in data and name not in data}
+        return {renamed.get(key, key): value for key, value in data.items()}
 
     @classmethod
     def parse(cls: type[C], data: object, where: str = "config") -> C:
@@ -57,13 +69,14 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
     def essence(self) -> dict[str, Any]:
-        """The plain data without the fields that have their defaults; kinds stay.
+        """Return the plain data without the fields that have their defaults; kinds stay, former names too.
 
-        What a fingerprint hashes: a field that a later version adds leaves it as it was.
+        Fingerprints hash it, so that a field which a later version adds or renames leaves them as they were.
         """
         plain = self.plain()
+        former = {name: old for old, name in self.former_names.items()}
         return {
-            name: value.essence() if isinstance(value, Config) else plain[name]
+            former.get(name, name): value.essence() if isinstance(value, Config) else plain[name]
             for name, value in self
             if name == "kind" or value != type(self).model_fields[name].get_default(call_default_factory=True)
         }
@@ -184,31 +197,25 @@ def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
     data[path[-1]] = value
 
 
-def shorten(text: str) -> str:
-    """At most 80 characters, for a message."""
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
-
-
-def _nearest(name: str, allowed: Iterable[str]) -> str:
+def _nearest_of(name: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (there are: {', '.join(allowed)})" if allowed else hint
+    return nearest(name, allowed) + (f" (there are: {', '.join(allowed)})" if allowed else "")
 
 
 def _explain(cls: type[Config], data: object, error: ValidationError) -> str:
     """The first error as one line, and how many there are in all."""
     first = error.errors(include_url=False)[0]
     kind, details = first["type"], first.get("ctx", {})
-    path = _dotted(data, first["loc"], missing=kind == "missing")
+    path = _dotted(cls, data, first["loc"], missing=kind == "missing")
     if kind == "extra_forbidden":
-        fields = _model_at(cls, first["loc"][:-1]).model_fields
-        text = f"{path}: no such field{_nearest(str(first['loc'][-1]), fields)}"
+        model, name = _model_at(cls, first["loc"][:-1]), str(first["loc"][-1])
+        renamed = f"; its name is {model.former_names[name]!r} now" if name in model.former_names else None
+        text = f"{path}: no such field{renamed or _nearest_of(name, model.model_fields)}"
     elif kind == "missing":
         text = f"{path}: this field is required"
     elif kind == "union_tag_invalid":
         allowed = [tag.strip(" '") for tag in details["expected_tags"].split(",")]
-        text = f"{path}.kind: no such kind {details['tag']!r}{_nearest(details['tag'], allowed)}"
+        text = f"{path}.kind: no such kind {details['tag']!r}{_nearest_of(details['tag'], allowed)}"
     elif kind == "union_tag_not_found":
         text = f"{path}: needs a kind, that says which it is"
     elif kind == "value_error":
@@ -221,11 +228,14 @@ def _explain(cls: type[Config], data: object, error: ValidationError) -> str:
     return " ".join(text.split()) + (f" [and {more} more]" if more else "")
 
 
-def _dotted(data: object, loc: tuple[int | str, ...], missing: bool) -> str:
-    """The path as the user wrote it: union tags that pydantic adds are left out."""
+def _dotted(cls: type[Config], data: object, loc: tuple[int | str, ...], missing: bool) -> str:
+    """Return the path as the user wrote it: former names stay, union tags that pydantic adds are left out."""
     parts: list[str] = []
     for i, step in enumerate(loc):
         if isinstance(data, Mapping):
+            if step not in data:
+                former = (old for old, name in _model_at(cls, loc[:i]).former_names.items() if name == step)
+                step = next((old for old in former if old in data), step)
             if step in data or (missing and i == len(loc) - 1):
                 parts.append(str(step))
                 data = data.get(step)

@@ -28,7 +28,7 @@ class IntegrityError(SmaltiError):
     exit_code = 4
 
 
-class EnvironmentFault(SmaltiError):
+class MachineError(SmaltiError):
     """The machine cannot do it: disk full, device absent, package missing, permission denied. Exit code 5."""
 
     exit_code = 5

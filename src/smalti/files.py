@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -37,26 +37,26 @@ _MENDS = {
 }
 
 
-def fault(name: str) -> None:
+def failpoint(name: str) -> None:
     """Die here by SIGKILL if the environment asks for it; the fault tests kill at exact places this way."""
     if os.environ.get("SMALTI_FAULT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def naming_os_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one line that names the file and the mend."""
     try:
         yield
     except OSError as error:
         mend = _MENDS.get(error.errno or 0, "Check the path and the disk")
-        raise EnvironmentFault(f"{path}: {error.strerror or error}. {mend}.") from error
+        raise MachineError(f"{path}: {error.strerror or error}. {mend}.") from error
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, that appears at `path` whole when the block ends without an error, or not at all."""
-    with told(path):
+    with naming_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _beside(path, "part")
         try:
@@ -64,7 +64,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            fault("write_bytes:before-rename")
+            failpoint("write_bytes:before-rename")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -85,9 +85,9 @@ def write_json(path: Path, data: object) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; IntegrityError if it is not."""
     try:
-        with told(path):
+        with naming_os_errors(path):
             return json.loads(path.read_bytes())
-    except EnvironmentFault as error:
+    except MachineError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{path}: no such file") from None
         raise
@@ -106,22 +106,22 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise ConfigError(f"{path}: is {'a file' if path.is_file() else 'there already'}; choose another name")
     target = path.resolve()  # a link stays a link to the new folder
     part = _beside(target, "part")
-    with told(path):
+    with naming_os_errors(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     try:
         yield part
-        with told(path):
-            fault("new_folder:before-manifest")
+        with naming_os_errors(path):
+            failpoint("new_folder:before-manifest")
             write_json(part / MANIFEST, manifest(part))
             for file in part.rglob("*"):
                 _sync(file)
             _sync_folder(part)
-            fault("new_folder:before-rename")
+            failpoint("new_folder:before-rename")
             _put_in_place(part, target)
             _sync_folder(target.parent)
-            fault("new_folder:after-rename")
+            failpoint("new_folder:after-rename")
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -130,7 +130,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` for the block; ConfigError where another process holds it. It ends with its holder,
     however that dies, and is not taken where the system has no such locks."""
-    with told(path):
+    with naming_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
@@ -184,7 +184,7 @@ def check_manifest(folder: Path, *, extra: bool = False) -> None:
     wanted = read_json(folder / MANIFEST)
     if not isinstance(wanted, dict):
         raise IntegrityError(f"{folder / MANIFEST}: not a manifest")
-    with told(folder):
+    with naming_os_errors(folder):
         found = _files(folder)
         for name in sorted(wanted.keys() | (() if extra else found)):
             if name not in found:
@@ -222,7 +222,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors; InputError if absent, IntegrityError if it is not a whole safetensors file. Runs no code."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    with told(path), path.open("rb") as file:
+    with naming_os_errors(path), path.open("rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
             raise IntegrityError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
     try:
@@ -265,7 +265,9 @@ def _put_in_place(part: Path, target: Path) -> None:
         old = _beside(target, "old")
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        fault("new_folder:between-renames")  # nothing is at `target` now; remove_leftovers would put the old one back
+        failpoint(
+            "new_folder:between-renames"
+        )  # nothing is at `target` now; remove_leftovers would put the old one back
         try:
             part.rename(target)
         except OSError:

@@ -9,7 +9,7 @@ import torch
 
 from smalti.cli.app import run
 from smalti.data import write_video
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 
 SMALL = {"width": 8, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "middle": 0}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from smalti.bench import read_points
+from smalti.comparison import read_points
 from tests.cli.conftest import assert_one_line
 
 SMALL = (

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from smalti.codec import frames as codec_frames
+from smalti.codec.codec import about, compress_image, compress_video, decode_frames, decode_stream, decompress
+from smalti.codec.entropy import encode_ids
+from smalti.codec.format import Reader, Writer
 from smalti.data import open_video, read_image, write_video
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
 from smalti.errors import IntegrityError, SmaltiError
 from smalti.tokenizer import load
-from smalti.tokens import codec_frames
-from smalti.tokens.codec import about, compress_image, compress_video, decode_frames, decode_stream, decompress
-from smalti.tokens.codec_entropy import encode_ids
-from smalti.tokens.codec_file import Reader, Writer
 from smalti.video import to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 

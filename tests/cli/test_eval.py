@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from smalti.data import ImagesConfig, evaluation, read_image
-from smalti.data.samples import film as films
-from smalti.data.samples import photos
+from smalti.data.bundled import film as films
+from smalti.data.bundled import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Report, evaluate
 from smalti.tokenizer import load

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from smalti.data import read_image, write_video
-from smalti.data.samples import film, photos
+from smalti.data.bundled import film, photos
 from smalti.metrics import NAMED_GENERATION, GenerationReport
 from smalti.metrics.weights import NETWORKS
 from tests.cli.conftest import assert_one_line, moving

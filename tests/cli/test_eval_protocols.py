@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from smalti.cli.listing import Question, clips_of
 from smalti.data import magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
-from smalti.data.samples import film as films
-from smalti.data.samples import photos
+from smalti.data.bundled import film as films
+from smalti.data.bundled import photos
 from smalti.metrics import NAMED, by_name
 from smalti.metrics.weights import NETWORKS
 from smalti.tokenizer import load

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from smalti.errors import ConfigError, IntegrityError
+from smalti.families import import_checkpoint
 from smalti.files import sha256
 from smalti.inert import open_torch, read_torch
-from smalti.interop import import_checkpoint
 from smalti.tokenizer import load
 from tests.cli.conftest import assert_one_line
+from tests.families.test_magicmaster import shapes_of
 from tests.goldens.rule import FOLDER
 from tests.goldens.rule import load as golden
-from tests.laws.test_magicmaster import shapes_of
 
 TINY, FULL = FOLDER / "mm_envelope_tiny2d.pth", FOLDER / "mm_envelope_fullkeys_3d.pth"
 EMA = "generator_ema.module."

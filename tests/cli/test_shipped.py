@@ -6,7 +6,7 @@ import re
 import pytest
 
 from smalti.cli.measure import tokenizer_and_media
-from smalti.data.samples import film, photos
+from smalti.data.bundled import film, photos
 from smalti.errors import InputError
 from smalti.weights import IMAGE, VIDEO, shipped
 from tests.cli.conftest import assert_one_line

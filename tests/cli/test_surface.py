@@ -13,9 +13,9 @@ from smalti import __version__
 from smalti.cli.app import explain
 from smalti.cli.terminal import one_line
 from smalti.config import parse_yaml
-from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityError, SmaltiError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.recipes import catalogue, find
-from smalti.train.config import TokenizerTraining
+from smalti.training.config import TokenizerTraining
 from tests.cli.conftest import assert_one_line
 
 VERBS = ("demo", "train", "eval", "reconstruct", "compress", "decompress", "inflate", "info", "recipes", "doctor")
@@ -93,7 +93,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(smalti, arguments):
         (ConfigError("a: b"), 2, "error: a: b"),
         (InputError("a: b"), 3, "error: a: b"),
         (IntegrityError("a: b"), 4, "error: a: b"),
-        (EnvironmentFault("a: b"), 5, "error: a: b"),
+        (MachineError("a: b"), 5, "error: a: b"),
         (SmaltiError("many\nlines \x1b[31m"), 70, "error: many lines \\x1b[31m"),
         (KeyboardInterrupt(), 130, "stopped"),
         (OSError(28, "No space left on device", "/x/y"), 5, "error: /x/y: No space left on device"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from smalti.config import load_yaml
-from smalti.train.config import TokenizerTraining
+from smalti.training.config import TokenizerTraining
 from tests.cli.conftest import assert_one_line
 
 SMALL = [

@@ -8,8 +8,9 @@ import pytest
 
 from tests.rules.tree import PACKAGE, ROOT, modules, parsed, place, run, told
 
-FILE_LINES = 350
+FILE_LINES = 500
 FUNCTION_LINES = 60
+"""Without signature and docstring."""
 PARAMETERS = 8
 CHECKED = [folder for folder in ("src", "tests", "benchmarks") if (ROOT / folder).is_dir()]
 SIZED = modules("src", "benchmarks")
@@ -45,12 +46,17 @@ def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
+def body_lines(f: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    body = f.body[1:] if ast.get_docstring(f) is not None else f.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
 def test_functions_fit_on_a_screen():
     long = [
-        f"{place(path, f)} {f.name} has {f.end_lineno - f.lineno + 1} lines, at most {FUNCTION_LINES}"
+        f"{place(path, f)} {f.name} has {body_lines(f)} lines, at most {FUNCTION_LINES}"
         for path in SIZED
         for f in functions(path)
-        if f.end_lineno is not None and f.end_lineno - f.lineno + 1 > FUNCTION_LINES
+        if body_lines(f) > FUNCTION_LINES
     ]
     assert not long, "\n".join(long)
 
@@ -62,7 +68,7 @@ def test_functions_have_few_parameters_and_no_tunnels():
         for f in functions(path):
             names = [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
             count = len([name for name in names if name not in ("self", "cls")])
-            if count > PARAMETERS and not path.is_relative_to(PACKAGE / "cli") and path != PACKAGE / "cli.py":
+            if count > PARAMETERS and not path.is_relative_to(PACKAGE / "cli"):
                 many.append(f"{place(path, f)} {f.name} has {count} parameters, at most {PARAMETERS}")
             if f.args.kwarg is not None:
                 many.append(f"{place(path, f)} {f.name} takes **{f.args.kwarg.arg}: name its parameters")
@@ -70,9 +76,8 @@ def test_functions_have_few_parameters_and_no_tunnels():
 
 
 def test_no_module_is_a_drawer():
-    """`train/common.py` is the one that the design allows."""
     drawers = {"utils.py", "helpers.py", "misc.py", "common.py", "util.py", "base.py"}
-    found = [place(path, 1) for path in modules("src") if path.name in drawers and path.parent.name != "train"]
+    found = [place(path, 1) for path in modules("src") if path.name in drawers]
     assert not found, f"name these after what is in them: {found}"
 
 

@@ -11,19 +11,19 @@ import torch
 
 from smalti.app.page import write_page
 from smalti.data import ImagesConfig, VideosConfig, open_video, write_video
-from smalti.data.samples import film, photos
+from smalti.data.bundled import film, photos
 from smalti.errors import IntegrityError
 from smalti.files import write_json
 from smalti.metrics import SMALTI, Report, contact_sheet
-from smalti.metrics.sheet import difference
+from smalti.metrics.contact_sheet import difference
 from smalti.recipes import DEMO_STEPS
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.tokenizer.score import score
-from smalti.train.config import TokenizerTraining
-from smalti.train.loop import Watch
-from smalti.train.run import run
+from smalti.training.config import TokenizerTraining
+from smalti.training.fit import Watch
+from smalti.training.tokenizer_run import run
 from smalti.video import to_uint8, to_video
 
 PHOTOS = ImagesConfig(path=photos("heldout"), size=128, crop="center", flip=False)

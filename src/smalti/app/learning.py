@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smalti import __version__
 from smalti.app.html import document, drawing, number, picture, table
-from smalti.bench import Effect, Material, Point, Run, Summary, summarise
+from smalti.comparison import Effect, Material, Point, Run, Summary, summarise
 from smalti.files import write_bytes, write_json
 from smalti.metrics import contact_sheet
+from smalti.version import __version__
 from smalti.video import to_uint8
 
 _SHOWN = 6

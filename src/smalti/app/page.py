@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smalti import __version__
 from smalti.app.html import document, drawing, figures, number, picture, table
 from smalti.files import write_bytes
 from smalti.metrics import Report
+from smalti.version import __version__
 
 
 def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Report]) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from smalti import __version__
 from smalti.cli import bench, codec, doctor, generation, measure, runs, token_sets, tokenizers
 from smalti.cli.terminal import one_line, say
-from smalti.errors import EnvironmentFault, SmaltiError
+from smalti.errors import MachineError, SmaltiError
+from smalti.version import __version__
 
 INTERNAL = 70
 STOPPED = 130
@@ -121,10 +121,10 @@ def explain(error: BaseException) -> Told:
         return Told("stopped", STOPPED)
     if _is_out_of_memory(error):
         mend = "take smaller pictures, batches or clips, or another --device"
-        return Told(f"error: out of memory ({one_line(error)[:80]}): {mend}", EnvironmentFault.exit_code)
+        return Told(f"error: out of memory ({one_line(error)[:80]}): {mend}", MachineError.exit_code)
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
-        return Told(f"error: {one_line(f'{where}{error.strerror or error}')}", EnvironmentFault.exit_code)
+        return Told(f"error: {one_line(f'{where}{error.strerror or error}')}", MachineError.exit_code)
     what = one_line(f"{type(error).__name__}: {error}")
     return Told(f"internal error: {what} (run with --debug for the traceback)", INTERNAL)
 

@@ -10,7 +10,7 @@ from smalti.cli.terminal import bar, print_json, say
 from smalti.cli.tokenizers import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
-    from smalti.bench import Contender, Media, Point, Run, Terms
+    from smalti.comparison import Contender, Media, Point, Run, Terms
 
 CONTENDER_HELP = "A contender, a group of them, a recipe, or 'NAME: FIELD=VALUE ...'; repeatable."
 
@@ -74,7 +74,7 @@ def learn(
       smalti bench learn --medium videos --contender norms --seconds 600
       smalti bench learn --contender norms --out bench --resume
     """
-    from smalti.bench import Media, Terms
+    from smalti.comparison import Media, Terms
 
     media = Media.parse(
         {"medium": medium, "data": data, "heldout": heldout, "root": root}
@@ -114,7 +114,7 @@ def _budget(steps: int, seconds: float | None, teraflops: float | None) -> tuple
 
 def _chosen(names: list[str], file: Path | None, medium: "Any", steps: int) -> "list[Contender]":
     """The contenders in their order, each once."""
-    from smalti.bench import Contenders, contender, shipped
+    from smalti.comparison import Contenders, contender, shipped
     from smalti.config import load_yaml
     from smalti.errors import ConfigError
 
@@ -144,9 +144,9 @@ def _learn(
     import torch
 
     from smalti.app.learning import write_learning
-    from smalti.bench import Entry, Judge, Ours, gather, race
-    from smalti.bench.record import begin, machine
-    from smalti.train.common import pick_device
+    from smalti.comparison import Entry, Judge, Ours, gather, race
+    from smalti.comparison.manifest import begin, machine
+    from smalti.training.distributed import pick_device
 
     torch.set_num_threads(threads)
     where = pick_device(device)

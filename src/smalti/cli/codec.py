@@ -10,7 +10,7 @@ from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open
 from smalti.errors import ConfigError
 
 if TYPE_CHECKING:
-    from smalti.tokens.codec import Compressed
+    from smalti.codec.codec import Compressed
 
 SUFFIX = ".smt"
 TokenizerOption = Annotated[str, typer.Option(metavar="TOKENIZER", help=TOKENIZER_HELP)]
@@ -44,8 +44,8 @@ def compress(
       smalti compress film.mp4 film.smt --tokenizer runs/video --group 49
       smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
     """
+    from smalti.codec.codec import compress_image, compress_video
     from smalti.data.videos import SUFFIXES as VIDEOS
-    from smalti.tokens.codec import compress_image, compress_video
 
     _check_target(source, target, overwrite)
     if target.suffix.lower() != SUFFIX:
@@ -87,7 +87,7 @@ def decompress(
       smalti decompress film.smt part.mp4 --tokenizer runs/video --frames 100:200
       smalti decompress photo.smt photo.png --tokenizer runs/image
     """
-    from smalti.tokens.codec import decompress as decompressed
+    from smalti.codec.codec import decompress as decompressed
 
     wanted = None if frames is None else frame_range(frames)
     _check_target(source, target, overwrite)

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 
 import typer
 
-from smalti import __version__
 from smalti.cli.terminal import print_json
 from smalti.cli.tokenizers import JsonOption
-from smalti.errors import EnvironmentFault
+from smalti.errors import MachineError
+from smalti.version import __version__
 
 NEEDED = ("torch", "numpy", "pillow", "av", "safetensors", "pydantic", "PyYAML", "typer", "rich", "huggingface_hub")
 LITTLE_SPACE = 5 << 30
@@ -45,7 +45,7 @@ def doctor(as_json: JsonOption = False) -> None:
             if check.mend:
                 print(f"{'':<28} -> {check.mend}")
     if any(check.state == "broken" for check in checks):
-        raise typer.Exit(EnvironmentFault.exit_code)
+        raise typer.Exit(MachineError.exit_code)
 
 
 def examine() -> list[Check]:
@@ -92,7 +92,7 @@ def _lpips(net: Literal["vgg", "alex"]) -> Check:
     try:
         path = find_weights(net)
         read_weights(path, net)
-    except EnvironmentFault as fault:
+    except MachineError as fault:
         return Check(name, "note", "no weights: LPIPS is left out of scores", str(fault))
     except Exception as fault:  # whatever is wrong with the file, the rest of smalti works
         return Check(name, "note", "weights that cannot be used", str(fault))
@@ -107,7 +107,7 @@ def _features() -> list[Check]:
         try:
             path = find_file(network)
             read_features(network, path)
-        except EnvironmentFault as fault:
+        except MachineError as fault:
             checks.append(Check(network.score, "note", f"no weights of {network.name}", str(fault)))
         except Exception as fault:  # as above
             checks.append(Check(network.score, "note", f"weights of {network.name} that cannot be used", str(fault)))

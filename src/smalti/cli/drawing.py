@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from smalti.data import Source
     from smalti.data.loader import OnBad
-    from smalti.generate import Condition, Generator, SamplingConfig, TaskConfig, TaskKind
+    from smalti.generation import Condition, Generator, SamplingConfig, TaskConfig, TaskKind
     from smalti.tokenizer import Tokenizer
 
 EVERY = "all"
@@ -61,7 +61,7 @@ def inputs_of(wanted: Wanted, generator: "Generator") -> "Source | None":
     """What samples begin with: of prediction the given frames alone, unless the originals are wanted too."""
     from smalti.data import source_of
     from smalti.data.clips import ClipConfig
-    from smalti.generate import PredictionTask
+    from smalti.generation import PredictionTask
 
     if wanted.given is None:
         return None
@@ -104,7 +104,7 @@ def plan(wanted: Wanted, generator: "Generator", source: "Source | None", out: P
 
 
 def _number(n: int, *, key: str | None = None, label: int | None = None) -> int:
-    from smalti.data.order import mix
+    from smalti.data.shuffle import mix
 
     if key is None and label is None:
         return n
@@ -160,7 +160,7 @@ def _draw(drawing: Drawing, jobs: list[Job], video: "Tensor") -> "Tensor":
     """Samples as `b t h w 3` uint8 frames, which begin with what the task gives of the video."""
     import torch
 
-    from smalti.generate import PredictionTask, complete, hold, paste, task_prompt
+    from smalti.generation import PredictionTask, complete, hold, paste, task_prompt
     from smalti.video import to_uint8
 
     wanted, generator, tokenizer, config, seed = drawing
@@ -190,7 +190,7 @@ def _draw(drawing: Drawing, jobs: list[Job], video: "Tensor") -> "Tensor":
 
 def _longer(drawing: Drawing, jobs: list[Job], first: "Tensor") -> "list[Tensor]":
     """The new frames of the windows after `first`, each of which begins with the end of the one before."""
-    from smalti.generate import PredictionTask, extend
+    from smalti.generation import PredictionTask, extend
 
     wanted, (model, origin), tokenizer, config, seed = drawing
     assert wanted.length is not None
@@ -215,7 +215,7 @@ def _longer(drawing: Drawing, jobs: list[Job], first: "Tensor") -> "list[Tensor]
 def _condition(generator: "Generator", jobs: list[Job], kind: "TaskKind", ids: "Tensor") -> "Condition":
     import torch
 
-    from smalti.generate import Condition, task_tokens
+    from smalti.generation import Condition, task_tokens
 
     tasks = task_tokens(kind, generator.model.config.tasks, len(jobs))
     chosen = [job.label for job in jobs if job.label is not None]

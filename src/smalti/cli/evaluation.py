@@ -17,7 +17,7 @@ from smalti.cli.listing import Clips, Question, clips_of
 from smalti.cli.terminal import bar
 from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import read_image
-from smalti.errors import BadFile, ConfigError, EnvironmentFault, SmaltiError
+from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.files import write_bytes
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.metrics import (
@@ -33,13 +33,13 @@ from smalti.metrics import (
     contact_sheet,
     find_features,
 )
+from smalti.metrics.contact_sheet import difference
 from smalti.metrics.folders import pairs
-from smalti.metrics.parts import scores_of, tensors_of, text_of, text_tensor
-from smalti.metrics.sheet import difference
+from smalti.metrics.serialize import scores_of, tensors_of, text_of, text_tensor
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.score import Left, report_of, score_part
-from smalti.train.common import World, join_world
+from smalti.training.distributed import World, join_world
 from smalti.video import to_uint8, to_video
 
 _SHOWN = 8
@@ -255,7 +255,7 @@ def perceptual(protocol: Protocol, weights: Path | None, device: torch.device) -
         return None
     try:
         network = LPIPSConfig(net=protocol.lpips, weights=weights).build().to(device)
-    except EnvironmentFault:
+    except MachineError:
         if weights is not None:
             raise
         return None

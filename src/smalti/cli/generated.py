@@ -12,7 +12,7 @@ from smalti.cli.listing import Question
 from smalti.cli.terminal import bar
 from smalti.data import evaluation, source_of
 from smalti.data.clips import ClipConfig
-from smalti.data.kinds import Medium
+from smalti.data.detect import Medium
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import write_bytes
 from smalti.metrics import (
@@ -24,7 +24,7 @@ from smalti.metrics import (
     score_generated,
 )
 from smalti.tokenizer.score import First
-from smalti.train.common import pick_device
+from smalti.training.distributed import pick_device
 from smalti.video import to_uint8
 
 _SHOWN = 8

@@ -13,7 +13,7 @@ from smalti.errors import BadFile, ConfigError, InputError
 if TYPE_CHECKING:
     from smalti.cli.drawing import Drawing, Job, Wanted
     from smalti.data import Source
-    from smalti.generate import Generator, SamplingConfig, TaskConfig
+    from smalti.generation import Generator, SamplingConfig, TaskConfig
 
 
 def generate(
@@ -58,7 +58,7 @@ def generate(
       smalti generate runs/film --out wide --task outpainting --region vertical --input clip.mp4
     """
     from smalti.cli.drawing import Wanted, inputs_of, plan
-    from smalti.generate import SamplingConfig
+    from smalti.generation import SamplingConfig
 
     drawn_from = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": {"scale": guidance}}
     fields = {"steps": steps, "schedule": schedule, "noise": noise, **drawn_from}
@@ -115,7 +115,7 @@ def _draw(drawing: "Drawing", jobs: "dict[str, list[Job]]", source: "Source | No
 
 
 def _task(kind: asked.TaskName, frames: int, region: str) -> "TaskConfig":
-    from smalti.generate import GenerationTask, InterpolationTask, PaintingTask, PredictionTask
+    from smalti.generation import GenerationTask, InterpolationTask, PaintingTask, PredictionTask
 
     if kind == "generation":
         return GenerationTask()
@@ -128,7 +128,7 @@ def _task(kind: asked.TaskName, frames: int, region: str) -> "TaskConfig":
 
 def _check(wanted: "Wanted", generator: "Generator", config: "SamplingConfig") -> None:
     """What can be said before the tokenizer is read."""
-    from smalti.generate import MaskedConfig, task_tokens
+    from smalti.generation import MaskedConfig, task_tokens
 
     model, kind = generator.model.config, wanted.task.kind
     if isinstance(model, MaskedConfig):

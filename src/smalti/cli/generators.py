@@ -7,12 +7,12 @@ from smalti.cli.tokenizers import last_lines
 from smalti.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from smalti.generate import Generator
+    from smalti.generation import Generator
 
 
 def find_generator(name: str) -> Path | None:
     """The folder of a generator: `name` itself, or that of a run, finished or not; None where there is none."""
-    from smalti.train.checkpoints import checkpoints
+    from smalti.training.checkpoints import checkpoints
 
     folder = Path(name)
     newest = [checkpoint / "generator" for checkpoint in reversed(checkpoints(folder))]
@@ -31,8 +31,8 @@ def find_generator(name: str) -> Path | None:
 
 def open_generator(name: str, device: str | None) -> "tuple[Generator, Path]":
     """The generator that the user names, and its folder. Raises InputError where there is none."""
-    from smalti.generate import Generator
-    from smalti.train.common import pick_device
+    from smalti.generation import Generator
+    from smalti.training.distributed import pick_device
 
     found = find_generator(name)
     if found is None:
@@ -44,7 +44,7 @@ def open_generator(name: str, device: str | None) -> "tuple[Generator, Path]":
 def own_tokenizer(run: Path, found: Path) -> str:
     """The tokenizer that the config of the run names. Raises ConfigError where it names none."""
     from smalti.config import load_yaml
-    from smalti.train.generator_config import GeneratorTraining
+    from smalti.training.generator_config import GeneratorTraining
 
     for folder in (run, *found.parents[:2]):
         if (folder / "config.yaml").is_file():

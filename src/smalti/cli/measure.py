@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
     from smalti.cli.generated import GenerationAnswer
     from smalti.cli.listing import Question
-    from smalti.data.annotations import Listing
+    from smalti.data.list_formats import Listing
     from smalti.tokenizer import Tokenizer
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
 

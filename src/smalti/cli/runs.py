@@ -14,7 +14,7 @@ from smalti.cli.tokenizers import DeviceOption, JsonOption, last_lines
 
 if TYPE_CHECKING:
     from smalti.recipes import AnyTraining
-    from smalti.train.loop import Made, Watch
+    from smalti.training.fit import Made, Watch
 
 _YAML = (".yaml", ".yml")
 _LINES = 20
@@ -46,9 +46,9 @@ def train(
       smalti train tiny-generate --set data=film-tokens
       torchrun --nproc-per-node 8 -m smalti train image --set data.path=photos
     """
-    from smalti.train.config import TokenizerTraining
-    from smalti.train.generator import run_generator
-    from smalti.train.run import run
+    from smalti.training.config import TokenizerTraining
+    from smalti.training.generator_state import run_generator
+    from smalti.training.tokenizer_run import run
 
     config = find_config(recipe, tiny).override([*(assignments or ()), *([] if seed is None else [f"seed={seed}"])])
     folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(_YAML) else recipe)
@@ -72,8 +72,8 @@ def find_config(recipe: str, tiny: bool) -> "AnyTraining":
     from smalti.config import load_yaml
     from smalti.errors import ConfigError
     from smalti.recipes import find
-    from smalti.train.config import TokenizerTraining
-    from smalti.train.generator_config import GeneratorTraining
+    from smalti.training.config import TokenizerTraining
+    from smalti.training.generator_config import GeneratorTraining
 
     if not recipe.endswith(_YAML):
         return find(recipe, tiny=tiny)

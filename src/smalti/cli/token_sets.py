@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
     from smalti.cli.listing import Question
     from smalti.metrics import Row
-    from smalti.tokens.finish import Summary
+    from smalti.tokens.finalize import Summary
 
 _SHOWN = 20
 """Bad files that are named on stderr; the rest stand in bad_files.jsonl."""
@@ -74,7 +74,7 @@ def tokenize(
 
 def _tell(out: Path, summary: "Summary", as_json: bool) -> None:
     """The summary, and the end with code 3 where files were left out."""
-    from smalti.tokens.finish import faults
+    from smalti.tokens.finalize import faults
 
     if as_json:
         print_json({"set": out, "finished": summary.is_whole, **summary._asdict()})
@@ -110,8 +110,8 @@ def decode(
       smalti decode film-tokens --out seen --key film.mp4 --tokenizer runs/video
     """
     from smalti.tokens.decode import choose_rows, decode_row, targets
-    from smalti.tokens.finish import read_made
-    from smalti.tokens.token_set import TokenSet
+    from smalti.tokens.finalize import read_made
+    from smalti.tokens.reader import TokenSet
 
     found = TokenSet(tokens)
     name = tokenizer or read_made(tokens).get("tokenizer")
@@ -152,7 +152,7 @@ def export(
       smalti export photo-tokens --out photo-npy
     """
     from smalti.tokens.export import export_npy
-    from smalti.tokens.token_set import TokenSet
+    from smalti.tokens.reader import TokenSet
 
     metadata = export_npy(TokenSet(tokens), out)
     if as_json:
@@ -170,9 +170,9 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
     """`smalti eval` of a token set: decoded rows against their originals below `data`."""
     from smalti.cli.evaluation import Answer, features_of, perceptual
     from smalti.metrics import Scores, by_name
-    from smalti.tokens.finish import read_made
+    from smalti.tokens.finalize import read_made
+    from smalti.tokens.reader import TokenSet
     from smalti.tokens.score import Asked, score_set
-    from smalti.tokens.token_set import TokenSet
 
     protocol, tokens, bad = by_name(question.protocol), TokenSet(path), list[BadFile]()
     if protocol.convention is not None:
@@ -211,9 +211,9 @@ def _named(name: str) -> str:
 
 def describe_set(path: Path) -> dict[str, Any]:
     """Everything there is to say about a token set, as plain data; of one that is not finished, how far it is."""
-    from smalti.tokens.finish import DATASET, read_made, summarize
+    from smalti.tokens.finalize import DATASET, read_made, summarize
     from smalti.tokens.plan import load_plan
-    from smalti.tokens.token_set import TokenSet
+    from smalti.tokens.reader import TokenSet
 
     finished = (path / DATASET).is_file()
     if finished:

@@ -25,7 +25,7 @@ def find_tokenizer(name: str) -> Path:
 
     Raises InputError where there is none.
     """
-    from smalti.train.checkpoints import tokenizer_folder
+    from smalti.training.checkpoints import tokenizer_folder
 
     folder = Path(name)
     if not folder.is_dir():
@@ -45,7 +45,7 @@ def pretrained_name(name: str) -> str:
 def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
     """The tokenizer that the user names, on the device of that name, or on the best there is."""
     from smalti.tokenizer import Tokenizer
-    from smalti.train.common import pick_device
+    from smalti.training.distributed import pick_device
 
     return Tokenizer.from_pretrained(pretrained_name(name), device=pick_device(device))
 
@@ -116,14 +116,14 @@ def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
 
 def _describe_file(path: Path) -> dict[str, Any]:
     """What a compressed file is, by its head and its seek table."""
-    from smalti.tokens.codec import about
+    from smalti.codec.codec import about
 
     return about(path).plain()
 
 
 def last_lines(run: Path) -> dict[str, Any]:
     """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
-    from smalti.train.checkpoints import checkpoints
+    from smalti.training.checkpoints import checkpoints
 
     found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}
     log = run / "log.jsonl"
@@ -186,8 +186,8 @@ def import_checkpoint(
       smalti import magvit_v2_fsq_k600_style2_d64_64000_128x128_4x32_ep40-1ea3cc49.pth --out k600
       smalti import stripped.pth --levels 8,8,5,4,4,3 --out imagenet-256
     """
+    from smalti.families import import_checkpoint as imported
     from smalti.files import write_json
-    from smalti.interop import import_checkpoint as imported
 
     if out.exists():
         raise ConfigError(f"{out}: is there already; give another --out")

@@ -11,11 +11,11 @@ from smalti.cli.terminal import Advance, bar, one_line, say
 from smalti.errors import ConfigError
 
 if TYPE_CHECKING:
-    from smalti.tokens.finish import Summary
+    from smalti.tokens.finalize import Summary
     from smalti.tokens.inputs import Files, Tables, Tars
     from smalti.tokens.options import Options
     from smalti.tokens.plan import Plan
-    from smalti.tokens.work import Seen
+    from smalti.tokens.pool import Seen
 
 _EVERY = 30.0
 """Seconds between two lines of progress where nobody watches a bar."""
@@ -46,10 +46,10 @@ def make(
     quiet: bool,
 ) -> "Summary | None":
     """Make the shards of a part that are not done; None where only the plan was asked for."""
-    from smalti.tokens.finish import finish
+    from smalti.tokens.finalize import finish
+    from smalti.tokens.pool import Limits, pending, work
     from smalti.tokens.run import begin
-    from smalti.tokens.work import Limits, pending, work
-    from smalti.train.common import pick_device
+    from smalti.training.distributed import pick_device
 
     remote = "cuda" if given.engine == "ray" and given.gpus else None  # this machine may have no GPU
     where = remote or (device if device is not None and ":" in device else pick_device(device).type)
@@ -66,7 +66,7 @@ def make(
     with bar("tokenizing", total.whole) as advance:
         watch = _Watch(advance, total, quiet=quiet)
         if given.engine == "ray":
-            from smalti.tokens.on_ray import RayLimits, work_on_ray
+            from smalti.tokens.ray_engine import RayLimits, work_on_ray
 
             work_on_ray(plan, begun.job, shards, RayLimits(given.gpus, given.timeout, memory), watch)
         else:

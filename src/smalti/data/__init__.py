@@ -1,10 +1,10 @@
 """Data: photographs and film from folders, lists, tars and tables, as batches that depend on (seed, step) alone."""
 
 from smalti.data.conventions import magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
+from smalti.data.detect import OneKindConfig, SourceConfig, source_of
 from smalti.data.images import Images, ImagesConfig, read_image
-from smalti.data.joint import Joint, JointConfig
-from smalti.data.kinds import OneKindConfig, SourceConfig, source_of
 from smalti.data.loader import BadFileLog, Batch, batches, evaluation
+from smalti.data.mixture import Joint, JointConfig
 from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig
 from smalti.data.source import Source
 from smalti.data.tars import TarImagesConfig, TarVideosConfig

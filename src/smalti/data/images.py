@@ -12,10 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from smalti.data.crop import ViewConfig
 from smalti.data.lists import FilesConfig, Listed
-from smalti.data.source import MAX_PIXELS, Store, Stored, one_line, open_media, printable
+from smalti.data.source import MAX_PIXELS, Store, Stored, open_media
+from smalti.data.views import ViewConfig
 from smalti.errors import BadFile
+from smalti.text import one_line, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 """What is read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""
@@ -114,7 +115,7 @@ class ImagesConfig(ViewConfig, FilesConfig):
 
     kind: Literal["images"] = "images"
     in_memory: int = Field(default=0, ge=0)
-    """Keep this many pictures decoded, those met first; for sets that are read many times and fit."""
+    """Number of decoded images that are kept in memory, for small sets that are read many times."""
 
     def build(self) -> "Images":
         """List the files. Raises InputError where there are none, or the list has faults."""

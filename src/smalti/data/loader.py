@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smalti.data.joint import Joint
-from smalti.data.order import Order, sample_rng
+from smalti.data.mixture import Joint
+from smalti.data.shuffle import Order, sample_rng
 from smalti.data.source import Source
 from smalti.errors import BadFile, ConfigError, InputError
-from smalti.files import told
+from smalti.files import naming_os_errors
 from smalti.video import to_video
 
 OnBad = Callable[[BadFile], None]
@@ -124,7 +124,7 @@ class BadFileLog:
     """A callback for `on_bad`: writes each bad file once to `bad_files.jsonl`, and counts the kinds of fault.
 
     A row is {path, code, message, bytes}. A log that is there already is continued, so that a resumed run counts
-    each file once. Raises EnvironmentFault where the disk refuses.
+    each file once. Raises MachineError where the disk refuses.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -133,7 +133,7 @@ class BadFileLog:
         """How many files have each code."""
         self._seen: set[tuple[str, str]] = set()
         if path is not None and path.exists():
-            with told(path):
+            with naming_os_errors(path):
                 lines = path.read_text(encoding="utf-8").splitlines()
             for line in lines:
                 try:
@@ -147,7 +147,7 @@ class BadFileLog:
         if not self._note(bad.path, bad.code) or self.path is None:
             return
         row = {"path": bad.path, "code": bad.code, "message": bad.message, "bytes": _bytes(bad.path)}
-        with told(self.path):
+        with naming_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -14,12 +14,13 @@ from pydantic import Field
 from smalti.config import Config, PathField
 from smalti.data.classes import Classed, Classes, number_classes
 from smalti.data.clips import ClipConfig
-from smalti.data.crop import ViewConfig
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import one_line, open_media, printable, refuse
+from smalti.data.source import open_media, refuse
 from smalti.data.videos import Videos
-from smalti.errors import BadFile, EnvironmentFault, InputError, SmaltiError
+from smalti.data.views import ViewConfig
+from smalti.errors import BadFile, InputError, MachineError, SmaltiError
+from smalti.text import one_line, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,11 +128,11 @@ def column_names(path: Path) -> list[str]:
 
 
 def _table(path: Path) -> "pq.ParquetFile":
-    """Raises BadFile where it is no file with bytes, EnvironmentFault where pyarrow is not installed."""
+    """Raises BadFile where it is no file with bytes, MachineError where pyarrow is not installed."""
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        raise EnvironmentFault("Parquet needs pyarrow, which is not installed: pip install 'smalti[parquet]'") from None
+        raise MachineError("Parquet needs pyarrow, which is not installed: pip install 'smalti[parquet]'") from None
     open_media(path).close()  # the checks that all media share
     return pq.ParquetFile(path, pre_buffer=False)  # no threads of its own: forked readers would lack them
 
@@ -215,7 +216,7 @@ def _from_hub(name: str, match: str, revision: str | None) -> Path:
     except HFValidationError:
         raise InputError(f"hf:{name}: not the name of a data set of the hub, as in hf:owner/name") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise EnvironmentFault(f"hf:{name}: the hub did not give it: {one_line(error)}") from None
+        raise MachineError(f"hf:{name}: the hub did not give it: {one_line(error)}") from None
     return Path(folder)
 
 
@@ -226,13 +227,13 @@ class ParquetConfig(Config):
     path: PathField
     """A .parquet file, a folder of them (searched to the bottom), or `hf:owner/name`, a data set of the hub."""
     match: str = "*.parquet"
-    """Of a folder, the files whose path below it fits this pattern, as `data/train-*.parquet`."""
+    """Pattern of the files of a folder, by their path below it, as `data/train-*.parquet`."""
     revision: str | None = None
-    """Of a data set of the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a data set of the hub."""
     label: str = "label"
-    """The column of classes, whole numbers or names."""
+    """Column of classes, whole numbers or names."""
     limit: int = Field(default=1_000_000, ge=1)
-    """At most this many Parquet files are listed."""
+    """Largest number of Parquet files that are listed."""
 
     def files(self) -> tuple[Path, tuple[str, ...]]:
         """(folder, Parquet files below it); a data set of the hub is downloaded. Raises InputError."""
@@ -256,7 +257,7 @@ class ParquetImagesConfig(ViewConfig, ParquetConfig):
 
     kind: Literal["parquet-images"] = "parquet-images"
     column: str = "image"
-    """The column of pictures: bytes, or {bytes, path}."""
+    """Column of images: bytes, or {bytes, path}."""
 
     def build(self) -> Images:
         """Read the footers and the classes. Raises InputError with the faults of each file."""
@@ -268,7 +269,7 @@ class ParquetVideosConfig(ClipConfig, ParquetConfig):
 
     kind: Literal["parquet-videos"] = "parquet-videos"
     column: str = "video"
-    """The column of videos: bytes, or {bytes, path}."""
+    """Column of videos: bytes, or {bytes, path}."""
 
     def build(self) -> Videos:
         """Read the footers and the classes. Raises InputError with the faults of each file."""

@@ -1,6 +1,5 @@
 """What every source of samples keeps, and the checks that come before a media file is opened."""
 
-import os
 import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -10,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.errors import BadFile, InputError
+from smalti.text import one_line, printable
 
 MAX_PIXELS = 64_000_000
 """Pictures and frames above this are refused by their declared size, before they are decoded (192 MB of RGB)."""
@@ -134,21 +134,3 @@ def decode_text(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise BadFile(where, "caption", f"its text is not UTF-8 ({one_line(error)})") from None
-
-
-def printable(path: Path | str) -> str:
-    """The path as text on one line, one to one: bytes that are no UTF-8, control characters and `\\` are escaped."""
-    text = os.fspath(path).replace("\\", "\\\\")
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def one_line(error: object) -> str:
-    """The text of a foreign error on one line of at most 200 printable characters."""
-    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape carried
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}"

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from smalti.data.source import one_line, printable
+from smalti.text import one_line, printable
 
 _BLOCK = 512
 LONGEST_NOTE = 1 << 20

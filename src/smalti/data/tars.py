@@ -15,15 +15,16 @@ from pydantic import Field
 from smalti.config import Config, PathField
 from smalti.data.classes import Classed, number_classes
 from smalti.data.clips import ClipConfig
-from smalti.data.crop import ViewConfig
 from smalti.data.images import SUFFIXES as PICTURES
 from smalti.data.images import Images
 from smalti.data.lists import list_files
-from smalti.data.source import decode_text, one_line, open_media, printable, refuse
+from smalti.data.source import decode_text, open_media, refuse
 from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.data.videos import Videos
+from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, InputError
+from smalti.text import one_line, printable
 
 _NO_LINE = re.compile(r"[\n\r\0\ud800-\udc7f\udd00-\udfff]")
 """Line breaks, and halves of characters, which JSON can hold."""
@@ -211,10 +212,10 @@ class TarsConfig(Config):
     path: PathField
     """A tar, a folder of tars (searched to the bottom), or a pattern such as `train-{0000..0146}.tar`."""
     member: str | None = None
-    """Which file of a sample is read, by what follows the first dot of its name (`jpg`, `left.png`); needed where a
-    sample has several."""
+    """File of a sample that is read, by what follows the first dot of its name (`jpg`, `left.png`); needed if a sample
+    has several."""
     limit: int = Field(default=1_000_000, ge=1)
-    """At most this many tars are listed."""
+    """Largest number of tars that are listed."""
 
     def tars(self) -> tuple[Path, tuple[str, ...]]:
         """(folder, tars below it). Raises InputError where there are none."""

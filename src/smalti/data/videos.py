@@ -8,11 +8,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.data.clips import ClipConfig, clip_indices
-from smalti.data.decode import VideoReader, open_video
-from smalti.data.encode import write_video
 from smalti.data.lists import FilesConfig, Listed
-from smalti.data.source import Store, Stored, printable
+from smalti.data.source import Store, Stored
+from smalti.data.video_reader import VideoReader, open_video
+from smalti.data.video_writer import write_video
 from smalti.errors import BadFile
+from smalti.text import printable
 
 __all__ = ["VideoReader", "Videos", "VideosConfig", "open_video", "read_clip", "write_video"]
 

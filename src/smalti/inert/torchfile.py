@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.errors import EnvironmentFault, InputError, IntegrityError
-from smalti.files import told
+from smalti.errors import InputError, IntegrityError, MachineError
+from smalti.files import naming_os_errors
 from smalti.inert.known import Known, array
 from smalti.inert.legacy import read_legacy
 from smalti.inert.records import Fault, Foreign, Place, Storage, Stored, shown
@@ -99,9 +99,7 @@ class _Reader:
         try:
             values = torch.empty(place.nbytes, dtype=torch.uint8)
         except RuntimeError:
-            raise EnvironmentFault(
-                f"{self.file.name}: {place.nbytes:,} bytes of memory are not there; free some"
-            ) from None
+            raise MachineError(f"{self.file.name}: {place.nbytes:,} bytes of memory are not there; free some") from None
         data = memoryview(values.numpy())  # type: ignore[arg-type]
         self.file.seek(place.start)
         count = self.file.readinto(data) if place.nbytes else 0
@@ -112,7 +110,7 @@ class _Reader:
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     try:
-        with told(path):
+        with naming_os_errors(path):
             yield
     except Fault as fault:
         raise IntegrityError(f"{path}: {fault.what}; {fault.mend}") from None
@@ -133,10 +131,10 @@ def open_torch(path: Path | str, *, check: bool = True) -> TorchFile:
     """Look into a file of torch.save. Reads its directory and its pickle, no tensor.
 
     `check` compares the zip's CRC-32 of all that is read, if it has any (old files have none). Raises InputError if
-    there is no such file, EnvironmentFault if it cannot be opened, IntegrityError if it is damaged or something else.
+    there is no such file, MachineError if it cannot be opened, IntegrityError if it is damaged or something else.
     """
     path = Path(path)
-    with told(path):
+    with naming_os_errors(path):
         try:
             mode = path.stat().st_mode
         except (FileNotFoundError, NotADirectoryError):

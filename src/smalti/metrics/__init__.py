@@ -1,6 +1,7 @@
 """Scores of reconstructions, each under a named protocol."""
 
 from smalti.metrics.codebook import CodebookUse, Usage
+from smalti.metrics.contact_sheet import contact_sheet
 from smalti.metrics.evaluate import Scores, evaluate
 from smalti.metrics.features import Features
 from smalti.metrics.folders import compare_folders
@@ -19,8 +20,8 @@ from smalti.metrics.generation_report import (
     generation_by_name,
 )
 from smalti.metrics.inception_score import InceptionScore, inception_score
-from smalti.metrics.neighbours import Balls, density_coverage, precision_recall
 from smalti.metrics.perceptual import Perceptual
+from smalti.metrics.precision_recall import Balls, density_coverage, precision_recall
 from smalti.metrics.protocols import (
     MAGICMASTER_FID,
     MAGICMASTER_FVD,
@@ -37,7 +38,6 @@ from smalti.metrics.protocols import (
     by_name,
 )
 from smalti.metrics.report import Frechet, Report, Row
-from smalti.metrics.sheet import contact_sheet
 from smalti.metrics.weights import find_features, read_features
 
 __all__ = [

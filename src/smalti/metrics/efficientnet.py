@@ -7,8 +7,8 @@ compare with each other alone.
 import torch.nn.functional as F
 from torch import Tensor
 
+from smalti.metrics.conv_graph import Conv, Residual, Steps, Weights, run, shapes
 from smalti.metrics.features import Network
-from smalti.metrics.graph import Conv, Residual, Steps, Weights, run, shapes
 
 _SIDE = 224
 _STAGES = (

@@ -15,7 +15,7 @@ from smalti.metrics.features import Features, ScoreName
 from smalti.metrics.frechet import Moments
 from smalti.metrics.generation_report import GeneratedSet, GenerationProtocol, GenerationReport, Spread
 from smalti.metrics.inception_score import inception_score
-from smalti.metrics.neighbours import Balls, density_coverage, precision_recall
+from smalti.metrics.precision_recall import Balls, density_coverage, precision_recall
 
 Clips = Iterable[tuple[str, Tensor]]
 """Pairs (key, video `1 3 t h w` in [-1, 1]); keys are unique, a picture has t = 1."""

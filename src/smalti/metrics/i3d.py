@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.errors import IntegrityError
+from smalti.metrics.conv_graph import Branches, Conv, Pool, Steps, Weights, convolutions, run, shapes
 from smalti.metrics.features import Network
-from smalti.metrics.graph import Branches, Conv, Pool, Steps, Weights, convolutions, run, shapes
 
 _SIDE = 224
 EPS = 1e-5

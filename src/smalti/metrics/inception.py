@@ -7,8 +7,8 @@ a maximum, and its weights are others. Names of the weights are those of pytorch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smalti.metrics.conv_graph import Branches, Conv, Pool, Sides, Steps, Weights, run, shapes
 from smalti.metrics.features import Network
-from smalti.metrics.graph import Branches, Conv, Pool, Sides, Steps, Weights, run, shapes
 
 _SIDE = 299
 _POOL = Pool("max", (3, 3), (2, 2), (0, 0))

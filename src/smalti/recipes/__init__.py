@@ -3,7 +3,6 @@
 A recipe is a function with parameters, not a copy of another: variants are arguments.
 """
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,9 @@ from smalti.recipes import generate, magicmaster, mindone
 from smalti.recipes.image import FOLDER, image, paper_image, tiny
 from smalti.recipes.shrink import shrink
 from smalti.recipes.video import paper_video, tiny_video, video
-from smalti.train.config import TokenizerTraining
-from smalti.train.generator_config import GeneratorTraining
+from smalti.text import nearest
+from smalti.training.config import TokenizerTraining
+from smalti.training.generator_config import GeneratorTraining
 
 AnyTraining = TokenizerTraining | GeneratorTraining
 
@@ -263,7 +263,5 @@ def find(name: str, tiny: bool = False) -> AnyTraining:
     """The config of a recipe. Raises ConfigError with the nearest name."""
     recipes = {recipe.name: recipe for recipe in catalogue()}
     if name not in recipes:
-        close = difflib.get_close_matches(name, recipes, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{name}: no such recipe{hint} (there are: {', '.join(recipes)})")
+        raise ConfigError(f"{name}: no such recipe{nearest(name, recipes)} (there are: {', '.join(recipes)})")
     return recipes[name].tiny() if tiny else recipes[name].config()

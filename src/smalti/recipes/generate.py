@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from smalti.generate import (
+from smalti.generation import (
     AutoregressiveConfig,
     GenerationTask,
     GuidanceConfig,
@@ -14,8 +14,8 @@ from smalti.generate import (
     TaskConfig,
 )
 from smalti.recipes.data import IMAGENET, KINETICS_600, UCF_101
-from smalti.train.config import OptimizerConfig
-from smalti.train.generator_config import GeneratorTraining, TaskShare
+from smalti.training.config import OptimizerConfig
+from smalti.training.generator_config import GeneratorTraining, TaskShare
 
 TOKENS = Path("data/tokens")
 """Where a recipe looks unless `data` says otherwise."""

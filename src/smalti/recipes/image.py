@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from smalti.adversary import PatchConfig, StyleGAN2Config
 from smalti.data import ImagesConfig
-from smalti.data.samples import photos
+from smalti.data.bundled import photos
+from smalti.discriminators import PatchConfig, StyleGAN2Config
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.recipes.data import IMAGENET
 from smalti.tokenizer import TokenizerConfig
-from smalti.train.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
 
 FOLDER = Path("data/train")
 """Where a recipe looks unless `data.path` says otherwise."""

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from smalti.adversary import DiscriminatorConfig, PatchConfig, StyleGAN2Config
 from smalti.data import ImagesConfig, VideosConfig
-from smalti.interop.magicmaster import LEVELS
+from smalti.discriminators import DiscriminatorConfig, PatchConfig, StyleGAN2Config
+from smalti.families.magicmaster import LEVELS
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import DSQConfig, FSQConfig, QuantizerConfig
 from smalti.recipes.data import IMAGENET, KINETICS_600, imagenet, kinetics
 from smalti.tokenizer import AnyTokenizerConfig, TokenizerConfig, VQGANConfig
-from smalti.train.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
 
 AS_THEIRS = ("adversary.order=alternate", "lpips.dropout=0.5")
 """What all its runs do and ours do better: the discriminator moves first, and the tokenizer then plays against another
@@ -79,7 +79,7 @@ def kinetics_row(
 ) -> TokenizerTraining:
     """A row of its table of Kinetics-600 results: 17 frames at a stride of 2, 128 px, 4 clips on each of 32 GPUs.
 
-    DSQ of 15,360 codes is what its name says here; in MagicMaster it has 25,600 (see `smalti.interop.magicmaster`).
+    DSQ of 15,360 codes is what its name says here; in MagicMaster it has 25,600 (see `smalti.families.magicmaster`).
     """
     chosen = DSQConfig(levels=LEVELS[codes]) if quantizer == "dsq" else FSQConfig(levels=LEVELS[codes])
     return _training(

@@ -1,13 +1,13 @@
 """mindone's MAGVIT-v2 (github.com/mindspore-lab/mindone, examples/magvit): image, inflation, video, both without its
 scrambled upsampling and, unless `OVER_TIME` is set, without its norms over time."""
 
-from smalti.adversary import Magvit3DConfig
+from smalti.discriminators import Magvit3DConfig
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import LFQConfig
 from smalti.recipes.data import IMAGENET, UCF_101, ucf
 from smalti.recipes.data import mindone_imagenet as imagenet
 from smalti.tokenizer import TokenizerConfig
-from smalti.train.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
 
 TIME_STRIDES = (2, 2, 1)
 """From the pixels inwards: early, where the paper reduces time late."""

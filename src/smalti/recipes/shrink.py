@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from smalti.adversary import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
-from smalti.data.samples import film, photos
+from smalti.data.bundled import film, photos
+from smalti.discriminators import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.tokenizer import AnyTokenizerConfig, TokenizerConfig
-from smalti.train.config import TokenizerTraining
+from smalti.training.config import TokenizerTraining
 
 SIDE, FRAMES, BATCH, WIDTH = 32, 5, 4, 8
 

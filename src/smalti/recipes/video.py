@@ -1,12 +1,12 @@
 """Video tokenizers: the image recipes, with time."""
 
-from smalti.adversary import Magvit3DConfig
 from smalti.data import VideosConfig
-from smalti.data.samples import film
+from smalti.data.bundled import film
+from smalti.discriminators import Magvit3DConfig
 from smalti.recipes.data import KINETICS_600
 from smalti.recipes.image import FOLDER, image, paper_image, small_image_tokenizer, tiny
 from smalti.tokenizer import TokenizerConfig
-from smalti.train.config import OptimizerConfig, TokenizerTraining
+from smalti.training.config import OptimizerConfig, TokenizerTraining
 
 
 def small_video_tokenizer() -> TokenizerConfig:

@@ -7,12 +7,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from smalti import __version__
 from smalti.config import Config
-from smalti.errors import ConfigError, EnvironmentFault, InputError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 from smalti.files import MANIFEST
-from smalti.models import described, precision, read_model, write_model
+from smalti.model_folder import described, precision, read_model, write_model
 from smalti.tokenizer.config import AnyTokenizerConfig
+from smalti.version import __version__
 from smalti.weights import shipped
 
 S = TypeVar("S", bound="Stored")
@@ -77,7 +77,7 @@ class Stored(nn.Module):
             raise InputError(f"{name}: neither a folder nor the name of a hub repository (owner/name)") from None
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise EnvironmentFault(f"{name}: not a local folder, and the hub did not give it: {reason}") from None
+            raise MachineError(f"{name}: not a local folder, and the hub did not give it: {reason}") from None
         return cls.load(folder, device)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:

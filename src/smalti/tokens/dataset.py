@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smalti.data.order import Order
+from smalti.data.shuffle import Order
 from smalti.errors import ConfigError, InputError
-from smalti.tokens.token_set import CACHE, TokenSet
+from smalti.tokens.reader import CACHE, TokenSet
 
 
 class Example(NamedTuple):

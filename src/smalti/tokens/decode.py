@@ -12,8 +12,8 @@ from smalti.errors import ConfigError
 from smalti.tokenizer import Tokenizer, decode_tiles
 from smalti.tokenizer.reconstruct import TILED_ABOVE, chunk_frames, write_png
 from smalti.tokenizer.tiles import choose_tile
-from smalti.tokens.store import Row
-from smalti.tokens.token_set import TokenSet
+from smalti.tokens.reader import TokenSet
+from smalti.tokens.shard import Row
 from smalti.video import crop_to, to_uint8
 
 _CRF = 12

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from smalti.files import new_folder, told, write_bytes, write_json
-from smalti.tokens.store import id_type
-from smalti.tokens.token_set import TokenSet
+from smalti.files import naming_os_errors, new_folder, write_bytes, write_json
+from smalti.tokens.reader import TokenSet
+from smalti.tokens.shard import id_type
 
 
 def export_npy(tokens: TokenSet, out: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def export_npy(tokens: TokenSet, out: Path) -> dict[str, Any]:
     count, total = len(tokens), int(tokens.totals["tokens"])
     shapes, offsets, labels = np.zeros((count, 3), np.int32), np.zeros(count + 1, np.int64), np.full(count, -1)
     keys = []
-    with new_folder(out) as folder, told(out):
+    with new_folder(out) as folder, naming_os_errors(out):
         kind = id_type(tokens.about.codebook_size)
         ids: Any = open_memmap(folder / "ids.npy", "w+", kind, (total,)) if total else np.empty(0, kind)
         for index, row in enumerate(tokens):

@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from smalti.config import Config, PathField
-from smalti.data.annotations import Listing
+from smalti.data.detect import Packing, packing_of
 from smalti.data.images import SUFFIXES as PICTURES
-from smalti.data.kinds import Packing, packing_of
+from smalti.data.list_formats import Listing
 from smalti.data.lists import FilesConfig, Listed
 from smalti.data.parquet import ParquetConfig, ParquetRows
-from smalti.data.source import Store, printable
+from smalti.data.source import Store
 from smalti.data.tars import TarMembers, TarsConfig
 from smalti.data.videos import SUFFIXES as VIDEOS
 from smalti.errors import BadFile, InputError
+from smalti.text import printable
 
 Media = Literal["images", "videos"]
 
@@ -39,8 +40,9 @@ class Inputs(Config):
 
     kind: str
     path: PathField
+    """Folder, list, tar, table or file, as each kind says."""
     media: Media | None = None
-    """Take the pictures alone, or the videos alone."""
+    """Restriction to images or to videos; null takes both."""
 
     def find(self) -> Found:
         """List the inputs. Raises InputError where there are none."""
@@ -113,9 +115,9 @@ class Tables(ParquetConfig, Inputs):
 
     kind: Literal["parquet"] = "parquet"
     column: str = "image"
-    """The column of media: bytes, or {bytes, path}. Of the name `video`, or with `media` videos, it holds film."""
+    """Column of media: bytes, or {bytes, path}. It holds videos if it is called `video` or `media` is `videos`."""
     caption: str | None = None
-    """The column of captions."""
+    """Column of captions."""
 
     def find(self) -> Found:
         """List the tables. Raises InputError where there are none."""

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smalti.data.source import one_line
-from smalti.errors import EnvironmentFault, IntegrityError
+from smalti.errors import IntegrityError, MachineError
+from smalti.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,11 +16,11 @@ LEVEL = 9
 
 
 def need_pyarrow() -> str:
-    """The version of pyarrow, whose writer decides bytes. Raises EnvironmentFault where it is not installed."""
+    """The version of pyarrow, whose writer decides bytes. Raises MachineError where it is not installed."""
     try:
         import pyarrow
     except ImportError:
-        raise EnvironmentFault("token sets are Parquet, which needs pyarrow: pip install 'smalti[parquet]'") from None
+        raise MachineError("token sets are Parquet, which needs pyarrow: pip install 'smalti[parquet]'") from None
     return str(pyarrow.__version__)
 
 

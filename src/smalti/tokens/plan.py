@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smalti.config import Config, Triple, Tuple
-from smalti.data.source import printable
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import sha256, write_bytes
+from smalti.text import printable
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.inputs import AnyInputs, Found
 from smalti.tokens.options import Options, cut_into_shards

@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import torch
 
-from smalti import __version__
-from smalti.data.source import printable
 from smalti.files import remove_leftovers
+from smalti.text import printable
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.child import Job
-from smalti.tokens.finish import read_made, write_made
+from smalti.tokens.finalize import read_made, write_made
 from smalti.tokens.inputs import AnyInputs
 from smalti.tokens.options import Options
 from smalti.tokens.parquet import need_pyarrow
 from smalti.tokens.plan import About, Plan, load_plan, make_plan
+from smalti.tokens.worker import Job
+from smalti.version import __version__
 
 
 class Begun(NamedTuple):

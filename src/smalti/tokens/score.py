@@ -8,17 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.data.decode import VideoReader
 from smalti.data.images import decode_image
+from smalti.data.video_reader import VideoReader
 from smalti.errors import BadFile
 from smalti.metrics import Report, Scores
 from smalti.metrics import Row as Score
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.decode import decode_frames
-from smalti.tokens.items import Item, digest_of, items_of, open_medium, shown
+from smalti.tokens.media import Item, digest_of, items_of, open_medium, shown
 from smalti.tokens.plan import load_plan
-from smalti.tokens.store import Row
-from smalti.tokens.token_set import TokenSet
+from smalti.tokens.reader import TokenSet
+from smalti.tokens.shard import Row
 from smalti.video import to_video
 
 

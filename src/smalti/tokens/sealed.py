@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smalti import __version__
-from smalti.errors import EnvironmentFault, InputError, IntegrityError
-from smalti.files import told, write_bytes
+from smalti.errors import InputError, IntegrityError, MachineError
+from smalti.files import naming_os_errors, write_bytes
+from smalti.version import __version__
 
 FORMAT = 1
 """Version of the format of token sets; a reader refuses another one."""
@@ -30,9 +30,9 @@ def write_sealed(path: Path, kind: str, content: Mapping[str, Any]) -> dict[str,
 def read_sealed(path: Path, kind: str) -> dict[str, Any]:
     """Read sealed JSON; InputError where it is absent, IntegrityError where one bit of it is not as it was written."""
     try:
-        with told(path):
+        with naming_os_errors(path):
             text = path.read_bytes()
-    except EnvironmentFault as error:
+    except MachineError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{path}: no such file") from None
         raise

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.data.decode import VideoReader
 from smalti.data.images import decode_image
-from smalti.errors import BadFile, ConfigError, EnvironmentFault
+from smalti.data.video_reader import VideoReader
+from smalti.errors import BadFile, ConfigError, MachineError
 from smalti.tokenizer import Tokenizer, encode_tiles
 from smalti.tokenizer.reconstruct import TILED_ABOVE
 from smalti.tokenizer.tiles import choose_tile
-from smalti.tokens.items import Item, digest_of, items_of, open_medium, shown
+from smalti.tokens.media import Item, digest_of, items_of, open_medium, shown
 from smalti.tokens.plan import Plan
-from smalti.tokens.store import Fault, Report, Row, id_type, write_shard
+from smalti.tokens.shard import Fault, Report, Row, id_type, write_shard
 from smalti.video import to_video
 
 Watch = Callable[[int, int], None]
@@ -51,7 +51,7 @@ def make_shard(
     """Make shard number `shard` of the plan from the inputs below `root`, and write it.
 
     Items in `avoid` are not touched: their faults, found by whoever saw them kill a process, go into the report.
-    Raises EnvironmentFault where the disk refuses, ConfigError for a video and a tokenizer that is not causal where
+    Raises MachineError where the disk refuses, ConfigError for a video and a tokenizer that is not causal where
     the plan has no clips.
     """
     maker = _Maker(plan, tokenizer, watch or (lambda item, tokens: None))
@@ -125,7 +125,7 @@ class _Maker:
         except BadFile as bad:
             if len(waiting) > 1:
                 told = f"a batch of {len(waiting)} pictures, the first {bad}"
-                raise EnvironmentFault(f"{told}; take a smaller batch") from None
+                raise MachineError(f"{told}; take a smaller batch") from None
             self.bad.append(Fault.of(waiting[0].item.key, bad))
             return
         for picture, own in zip(waiting, ids, strict=True):

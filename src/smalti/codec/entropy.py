@@ -1,0 +1,244 @@
+"""Ids as bytes and back: digits under a model of integer weights, through the range coder of `constriction`.
+
+A model gives every symbol integer weights. They are scaled to frequencies f with sum f = 2^24 - n over the n symbols of
+an alphabet, and a symbol has the probability (f + 1) / 2^24. These integers are below 2^24, so the float32 in which
+the library takes them is exact: encoder and decoder agree on any machine, to the last bit.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalti.codec.contexts import Contexts, Visit, visits
+from smalti.errors import MachineError
+
+Integers = NDArray[np.int64]
+Model = Literal["uniform", "static", "adaptive"]
+"""`uniform`: all values of a digit alike. `static`: a table for each digit, measured over the block and stored in it.
+`adaptive`: counts in contexts, learnt on the way by both sides."""
+
+PRECISION = 24
+"""Bits of a probability."""
+LARGEST_ALPHABET = 256
+"""A digit of more levels is cut into several symbols."""
+_TABLE_PEAK = 255
+
+
+class Coded(NamedTuple):
+    """The bytes of a block of ids, and the bits that the model asks for."""
+
+    data: bytes
+    bits: float
+    """The sum of -log2 of the probabilities, and the bits of a static table."""
+    model: Model
+    """The one that was used: where the wanted one would be larger than `uniform`, that is."""
+
+
+def encode_ids(ids: Integers, levels: Sequence[int], model: Model) -> Coded:
+    """Ids `t h w` as bytes. Never more bytes than under `uniform`. Raises ValueError for an id out of range."""
+    planes = split(ids, levels)
+    coded = [_encode(planes, alphabets(levels), name) for name in dict.fromkeys((model, "uniform"))]
+    return min(coded, key=lambda one: len(one.data))  # the first of equals
+
+
+def decode_ids(data: bytes, shape: tuple[int, int, int], levels: Sequence[int]) -> Integers:
+    """The ids `t h w` that `encode_ids` was given. Raises ValueError for bytes that it cannot have written."""
+    names: tuple[Model, ...] = get_args(Model)
+    if not data or data[0] >= len(names) or len(data) % 4 != 1:
+        raise ValueError("it is not a block of coded ids")
+    alphabet_sizes = alphabets(levels)
+    planes, decoder = np.zeros((len(alphabet_sizes), *shape), np.int64), _Decoder(data[1:])
+    _walk(planes, alphabet_sizes, names[data[0]], decoder)
+    if not decoder.is_exhausted:
+        raise ValueError("it has more bytes than ids")
+    return join(planes, levels)
+
+
+def alphabets(levels: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of the symbols that ids are coded as: the levels, but for digits above `LARGEST_ALPHABET`."""
+    return tuple(size for level in levels for size in _radices(level))
+
+
+def split(ids: Integers, levels: Sequence[int]) -> Integers:
+    """Ids `t h w` as symbols `k t h w`, each below its alphabet. Raises ValueError for an id out of range."""
+    end = math.prod(levels)
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < end:
+        wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise ValueError(f"id {wrong} is outside [0, {end})")
+    planes, rest = [], ids.astype(np.int64)
+    for level in levels:
+        rest, digit = np.divmod(rest, level)
+        for size in _radices(level):
+            digit, symbol = np.divmod(digit, size)
+            planes.append(symbol)
+    return np.stack(planes)
+
+
+def join(planes: Integers, levels: Sequence[int]) -> Integers:
+    """The ids of symbols. Raises ValueError for a digit out of range, which alphabets of cut digits leave room for."""
+    ids, basis, at = np.zeros(planes.shape[1:], np.int64), 1, 0
+    for level in levels:
+        digit, place = np.zeros_like(ids), 1
+        for size in _radices(level):
+            digit += planes[at] * place
+            place, at = place * size, at + 1
+        if digit.size and int(digit.max()) >= level:
+            raise ValueError(f"digit {int(digit.max())} is outside [0, {level})")
+        ids += digit * basis
+        basis *= level
+    return ids
+
+
+def _radices(level: int) -> tuple[int, ...]:
+    """The least number of alphabets, nearly alike, whose product holds `level`."""
+    count = 1
+    while LARGEST_ALPHABET**count < level:
+        count += 1
+    radix = next(r for r in range(2, LARGEST_ALPHABET + 1) if r**count >= level)
+    return (*[radix] * (count - 1), -(-level // radix ** (count - 1)))
+
+
+@runtime_checkable
+class _Coder(Protocol):
+    """What walks the symbols: an encoder reads them, a decoder fills them in. Both see the same tables."""
+
+    def code(self, symbols: Integers, weights: Integers, rows: Integers | None) -> Integers:
+        """The symbols `n`, under `weights` for all, or under row `rows[i]` of `weights` for the i-th."""
+        ...
+
+    def table(self, weights: Integers) -> Integers:
+        """Weights of one byte each, written or read."""
+        ...
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self._coder = _library().stream.queue.RangeEncoder()
+        self._tables = b""
+        self.bits = 0.0
+
+    def code(self, symbols: Integers, weights: Integers, rows: Integers | None) -> Integers:
+        table = _frequencies(weights)
+        family, parameters = _models(table, rows)
+        self._coder.encode(symbols.astype(np.int32), family, *parameters)
+        chosen = table[symbols] if rows is None else table[rows, symbols]
+        self.bits += PRECISION * symbols.size - float(np.log2(chosen + 1.0).sum())
+        return symbols
+
+    def table(self, weights: Integers) -> Integers:
+        self._tables += weights.astype(np.uint8).tobytes()
+        self.bits += 8 * weights.size
+        return weights
+
+    def finish(self) -> bytes:
+        """The tables, filled up with zeros to whole words, and the words of the range coder."""
+        words = self._coder.get_compressed().astype("<u4").tobytes()
+        return self._tables + bytes(-len(self._tables) % 4) + words
+
+
+class _Decoder:
+    def __init__(self, data: bytes) -> None:
+        self._data, self._read = data, 0
+        self._coder: Any = None
+
+    def code(self, symbols: Integers, weights: Integers, rows: Integers | None) -> Integers:
+        family, parameters = _models(_frequencies(weights), rows)
+        coder = self._started()
+        if rows is None:
+            parameters = (symbols.size,)
+        try:
+            return np.asarray(coder.decode(family, *parameters), np.int64)
+        except AssertionError:  # the library's word for bytes that no encoder writes
+            raise ValueError("it was not written under this model") from None
+
+    def table(self, weights: Integers) -> Integers:
+        end = self._read + weights.size
+        if end > len(self._data):
+            raise ValueError("its tables are cut")
+        read = np.frombuffer(self._data[self._read : end], np.uint8).astype(np.int64)
+        self._read = end
+        if not read.any():
+            raise ValueError("a table is empty")
+        return read
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all words were used."""
+        return bool(self._started().maybe_exhausted())
+
+    def _started(self) -> Any:
+        if self._coder is None:
+            words = np.frombuffer(self._data[self._read + -self._read % 4 :], "<u4")
+            self._coder = _library().stream.queue.RangeDecoder(words.astype(np.uint32))
+        return self._coder
+
+
+def _encode(planes: Integers, sizes: Sequence[int], model: Model) -> Coded:
+    encoder = _Encoder()
+    _walk(planes, sizes, model, encoder)
+    return Coded(bytes([get_args(Model).index(model)]) + encoder.finish(), encoder.bits, model)
+
+
+def _walk(planes: Integers, sizes: Sequence[int], model: Model, coder: _Coder) -> None:
+    """Code all symbols `k t h w`, in the order that both sides follow; the decoder's come into `planes`."""
+    if model == "adaptive":
+        _walk_adaptive(planes, sizes, coder)
+        return
+    tables = [np.ones(size, np.int64) for size in sizes]
+    if model == "static":
+        tables = [coder.table(_measured(plane, size)) for plane, size in zip(planes, sizes, strict=True)]
+    for plane, table in zip(planes, tables, strict=True):
+        plane[:] = coder.code(plane.reshape(-1), table, None).reshape(plane.shape)
+
+
+def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Coder) -> None:
+    """Frame by frame, digit by digit, from coarse positions to fine ones; what is known grows with every call."""
+    _, frames, height, width = planes.shape
+    order: tuple[Visit, ...] = visits(height, width)
+    contexts = [Contexts(size) for size in sizes]
+    for t in range(frames):
+        for k, known in enumerate(contexts):
+            plane = planes[k, t].reshape(-1)
+            before = planes[k, t - 1].reshape(-1) if t else None
+            for visit in order:
+                rows = known.rows(plane, before, visit)
+                plane[visit.at] = coder.code(plane[visit.at], known.weights(), rows)
+                known.learn(rows, plane[visit.at])
+
+
+def _measured(plane: Integers, size: int) -> Integers:
+    """How often each value stands in a plane, as weights of one byte; a value that is there has at least 1."""
+    counts = np.bincount(plane.reshape(-1), minlength=size)
+    peak = max(1, int(counts.max()))
+    return np.maximum((counts * _TABLE_PEAK + peak // 2) // peak, counts > 0)
+
+
+def _frequencies(weights: Integers) -> Integers:
+    """The integers f >= 0 of each row, in the ratio of the weights, with the sum 2^24 - n; the rounding goes to the
+    first."""
+    total = (1 << PRECISION) - weights.shape[-1]
+    table = weights * total // weights.sum(-1, keepdims=True)
+    table[..., 0] += total - table.sum(-1)
+    return table
+
+
+def _models(table: Integers, rows: Integers | None) -> tuple[Any, tuple[Any, ...]]:
+    """The library's model of one table, or its family and a table for each symbol."""
+    exact, categorical = table.astype(np.float32), _library().stream.model.Categorical
+    if rows is None:
+        return categorical(exact, perfect=False), ()
+    return categorical(perfect=False), (exact[rows],)
+
+
+def _library() -> Any:
+    """The range coder. Raises MachineError where it is not installed."""
+    try:
+        import constriction
+    except ImportError:
+        raise MachineError(
+            "the codec needs constriction, which is not installed: pip install 'smalti[codec]'"
+        ) from None
+    return constriction

@@ -1,0 +1,299 @@
+"""The file of the codec, `.smt`: a head, blocks, and a foot with the seek table. Every byte is under a digest.
+
+    head   magic 8 | format u16 | length u32 | JSON | digest 8
+    block  "B" | frames u32 | length u32 | coded ids | digest 8           as many as there are
+    foot   "F" | blocks u32 | (frames u32, length u32, digest 8) for each block | blocks u32 | digest 8
+
+Numbers are little-endian. A digest is BLAKE2b of 8 bytes over the digest before it and all bytes since. So a block is
+known to be the one that was written here, in this order; whoever reads the foot alone knows every block by its digest.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import Field, Strict, model_validator
+
+from smalti.config import Config, Triple, Tuple
+from smalti.data.source import MAX_PIXELS
+from smalti.errors import ConfigError, IntegrityError
+from smalti.files import failpoint
+from smalti.quantize.scalar import LARGEST_CODEBOOK
+from smalti.version import __version__
+from smalti.video import legal_size
+
+FORMAT = 1
+MAGIC = b"\x93SMT\r\n\x1a\n"
+"""As in PNG: not text, and changed by whatever changes line ends."""
+LARGEST_HEAD = 1 << 16
+LARGEST_BLOCK = 1 << 26
+"""Tokens."""
+_DIGEST = 8
+_START = struct.Struct("<8sHI")
+_BLOCK = struct.Struct("<sII")
+_FOOT = struct.Struct("<sI")
+_ENTRY = struct.Struct(f"<II{_DIGEST}s")
+_END = struct.Struct(f"<I{_DIGEST}s")
+_AT_ONCE = 1 << 20
+_MEND = "copy it again, or compress its source anew"
+
+
+Rate = Annotated[tuple[int, int], Strict(False)]
+
+
+class Head(Config):
+    """What a file says of itself. Frame i of a video is shown at i / rate seconds."""
+
+    kind: Literal["picture", "video"]
+    tokenizer: str = Field(pattern="^[0-9a-f]{64}$")
+    """The fingerprint of the tokenizer, without which ids mean nothing."""
+    levels: Tuple[int]
+    """Of its digits; digit 0 is the least significant of an id."""
+    strides: Triple[int]
+    """Frames, rows and columns per token."""
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    rate: Rate | None
+    """Frames per second as a fraction; null for a picture."""
+    block: int = Field(ge=1)
+    """Latent frames of a block: all blocks are full but the last of a group."""
+    group: int = Field(ge=0)
+    """Frames that are a video of their own, encoded and decoded without those before; 0 is all of them."""
+    smalti: str = __version__
+    """The version that wrote the file."""
+
+    @model_validator(mode="after")
+    def _sane(self) -> "Head":
+        if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > LARGEST_CODEBOOK:
+            raise ValueError(f"levels {list(self.levels)} are those of no quantizer")
+        if min(self.strides) < 1:
+            raise ValueError(f"strides {list(self.strides)} are below 1")
+        if self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"frames of {self.width} x {self.height} pixels, at most {MAX_PIXELS:,} are read")
+        if self.block * math.prod(self.grid) > LARGEST_BLOCK:
+            raise ValueError(f"blocks of {self.block} x {self.grid} tokens, at most {LARGEST_BLOCK:,} are read")
+        if (self.rate is None) != (self.kind == "picture") or (self.rate is not None and min(self.rate) < 1):
+            raise ValueError(f"rate {self.rate} does not suit a {self.kind}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        size = legal_size((1, self.height, self.width), self.strides)
+        return size.h // self.strides[1], size.w // self.strides[2]
+
+    @property
+    def fps(self) -> Fraction:
+        """The frame rate; of a picture it is 1."""
+        return Fraction(1) if self.rate is None else Fraction(*self.rate)
+
+    def room(self, start: int) -> int:
+        """Frames of a whole block that starts at frame `start`: up to the end of its group, if that is near."""
+        at, stride = self._in_group(start), self.strides[0]
+        whole = stride * self.block if at else 1 + stride * (self.block - 1)
+        return min(whole, self.group - at) if self.group else whole
+
+    def latents(self, start: int, frames: int) -> int:
+        """Latent frames of a block of `frames` frames that starts at frame `start`."""
+        alone = 0 if self._in_group(start) else 1
+        return alone - (alone - frames) // self.strides[0]
+
+    def group_start(self, frame: int) -> int:
+        """The frame at which the decoder must start for this one."""
+        return frame - self._in_group(frame)
+
+    def _in_group(self, frame: int) -> int:
+        return frame % self.group if self.group else frame
+
+
+class Block(NamedTuple):
+    """Coded ids of some frames, checked."""
+
+    start: int
+    """The number of the first frame."""
+    frames: int
+    data: bytes
+
+
+class Entry(NamedTuple):
+    """A line of the seek table."""
+
+    start: int
+    frames: int
+    offset: int
+    """Of the block in the file."""
+    length: int
+    """Of the coded ids."""
+    before: bytes
+    """The digest before the block."""
+    digest: bytes
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """What a file is written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write all of it."""
+        ...
+
+
+@runtime_checkable
+class Origin(Protocol):
+    """What a file is read from; `seek` is called for the seek table alone."""
+
+    def read(self, count: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As that of a file."""
+        ...
+
+
+class Writer:
+    """Writes a file block by block; it is whole when `close` has been called."""
+
+    def __init__(self, file: Sink, head: Head) -> None:
+        text = json.dumps(head.plain(), sort_keys=True, separators=(",", ":")).encode()
+        self._file, self._chain, self._table = file, b"", list[bytes]()
+        self.head, self.frames, self.bytes = head, 0, 0
+        self._write(_START.pack(MAGIC, FORMAT, len(text)) + text)
+
+    def add(self, frames: int, data: bytes) -> None:
+        """Write the coded ids of the next frames."""
+        self._write(_BLOCK.pack(b"B", frames, len(data)) + data)
+        self._table.append(_ENTRY.pack(frames, len(data), self._chain))
+        self.frames += frames
+        failpoint("codec:after-block")
+
+    def close(self) -> None:
+        """Write the foot."""
+        count = len(self._table)
+        self._write(_FOOT.pack(b"F", count) + b"".join(self._table) + struct.pack("<I", count))
+
+    def _write(self, data: bytes) -> None:
+        self._chain = _digest(self._chain, data)
+        self._file.write(data + self._chain)
+        self.bytes += len(data) + _DIGEST
+
+
+class Reader:
+    """Reads a file from its beginning, or from its seek table. `name` is what faults are named by.
+
+    Raises IntegrityError for a file that is not whole, of another program, or of a newer smalti.
+    """
+
+    def __init__(self, file: Origin, name: str) -> None:
+        self._file, self._name, self._chain = file, name, b""
+        start = self._read(_START.size)
+        magic, version, length = _START.unpack(start)
+        if magic != MAGIC:
+            raise IntegrityError(f"{name}: not a file of smalti compress; give a .smt file")
+        if version != FORMAT:
+            raise IntegrityError(
+                f"{name}: format {version}; this is smalti {__version__}, which reads format {FORMAT}: update smalti"
+            )
+        if length > LARGEST_HEAD:
+            raise self._damaged("its head is too long")
+        text = self._read(length)
+        self._check(start + text, "its head")
+        self.head = self._parsed(text)
+        self._begun = _START.size + length + _DIGEST, self._chain
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks in their order; the foot is checked at the end. Once, right after opening."""
+        table, start, full = list[bytes](), 0, True
+        while (mark := self._read(1)) == b"B":
+            frames, length = struct.unpack("<II", (rest := self._read(_BLOCK.size - 1)))
+            data = self._read(length)
+            self._check(mark + rest + data, f"block {len(table)}")
+            self._check_frames(start, frames, full)
+            table.append(_ENTRY.pack(frames, length, self._chain))
+            yield Block(start, frames, data)
+            start, full = start + frames, frames == self.head.room(start)
+        foot = self._read(_FOOT.size - 1 + _ENTRY.size * len(table) + 4)
+        count = struct.pack("<I", len(table))
+        self._check(mark + foot, "its foot")
+        if mark != b"F" or foot != count + b"".join(table) + count or not table:
+            raise self._damaged("its seek table is not that of its blocks")
+        if self._file.read(1):
+            raise self._damaged("it goes on after its end")
+
+    def table(self) -> list[Entry]:
+        """The seek table, from the end of the file; the blocks are not read. Raises IntegrityError."""
+        offset, chain = self._begun
+        end = self._file.seek(0, 2)
+        if end < offset + _FOOT.size + _END.size:
+            raise self._damaged("it is cut")
+        self._file.seek(end - _END.size)
+        count, digest = _END.unpack(self._read(_END.size))
+        size = _FOOT.size + _ENTRY.size * count + _END.size
+        if end < offset + size:
+            raise self._damaged("it is cut")
+        self._file.seek(end - size)
+        foot = self._read(size)
+        entries, start = list[Entry](), 0
+        for i in range(count):
+            frames, length, next_chain = _ENTRY.unpack_from(foot, _FOOT.size + _ENTRY.size * i)
+            entries.append(Entry(start, frames, offset, length, chain, next_chain))
+            start, offset, chain = start + frames, offset + _BLOCK.size + length + _DIGEST, next_chain
+        whole = _digest(chain, foot[:-_DIGEST]) == digest and _FOOT.unpack_from(foot) == (b"F", count)
+        if not whole or offset + size != end or not entries:
+            raise self._damaged("its foot has changed since it was written")
+        full = True
+        for entry in entries:
+            self._check_frames(entry.start, entry.frames, full)
+            full = entry.frames == self.head.room(entry.start)
+        return entries
+
+    def block(self, entry: Entry) -> Block:
+        """One block, by the seek table. Raises IntegrityError."""
+        self._file.seek(entry.offset)
+        data = self._read(_BLOCK.size + entry.length)
+        self._chain = entry.before
+        self._check(data, f"the block of frame {entry.start}")
+        if data[: _BLOCK.size] != _BLOCK.pack(b"B", entry.frames, entry.length) or self._chain != entry.digest:
+            raise self._damaged("its seek table is not that of its blocks")
+        return Block(entry.start, entry.frames, data[_BLOCK.size :])
+
+    def _parsed(self, text: bytes) -> Head:
+        try:
+            return Head.parse(json.loads(text), where=self._name)
+        except (ValueError, RecursionError):
+            raise self._damaged("its head is no JSON") from None
+        except ConfigError as error:
+            raise IntegrityError(f"{error}: not a head that smalti {__version__} has written") from None
+
+    def _check_frames(self, start: int, frames: int, follows: bool) -> None:
+        """A block has as many frames as there is room for, or fewer and is the last; a picture has one frame."""
+        room = self.head.room(start) if self.head.kind == "video" else int(start == 0)
+        if not follows or not 0 < frames <= room:
+            raise self._damaged(f"{frames} frames from frame {start} on are not where its head wants them")
+
+    def _read(self, count: int) -> bytes:
+        """Exactly so many bytes, in pieces: what a damaged length promises is not allocated."""
+        pieces = []
+        while count:
+            piece = self._file.read(min(count, _AT_ONCE))
+            if not piece:
+                raise self._damaged("it is cut")
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+    def _check(self, data: bytes, what: str) -> None:
+        self._chain = _digest(self._chain, data)
+        if self._read(_DIGEST) != self._chain:
+            raise self._damaged(f"{what} has changed since it was written")
+
+    def _damaged(self, what: str) -> IntegrityError:
+        return IntegrityError(f"{self._name}: {what}; {_MEND}")
+
+
+def _digest(before: bytes, data: bytes) -> bytes:
+    return hashlib.blake2b(before + data, digest_size=_DIGEST).digest()

@@ -1,0 +1,156 @@
+"""Contenders by name: each is a recipe with some fields set, and all of a bench share the rest."""
+
+import shlex
+from collections.abc import Iterator
+
+from smalti.comparison.data import Medium
+from smalti.config import Config, Tuple
+from smalti.errors import ConfigError
+from smalti.recipes import catalogue, find
+from smalti.text import nearest
+from smalti.training.config import TokenizerTraining
+
+BASE: dict[Medium, str] = {"images": "tiny", "videos": "tiny-video"}
+"""The recipe that contenders change: the backbone, the losses, the optimizer."""
+
+
+class Contender(Config):
+    """A recipe with some fields set."""
+
+    name: str
+    recipe: str | None = None
+    """Null takes the base of the bench: `tiny` for pictures, `tiny-video` for film."""
+    set: Tuple[str] = ()
+    """`field=value`, as in `smalti train --set`."""
+
+    def training(self, medium: Medium, steps: int, common: tuple[str, ...] = ()) -> TokenizerTraining:
+        """The whole config with schedules of `steps` steps; `common` is set for all contenders, before its own."""
+        base = find(self.recipe or BASE[medium])
+        if not isinstance(base, TokenizerTraining):
+            raise ConfigError(f"{self.name}: the recipe {self.recipe} trains no tokenizer")
+        changes: dict[str, object] = {"steps": steps, "validation": None}
+        if base.entropy_boost_steps == base.steps:
+            changes["entropy_boost_steps"] = steps
+        changes["optimizer"] = base.optimizer.replace({"warmup": min(base.optimizer.warmup, max(1, steps // 5))})
+        try:
+            return base.replace(changes).override([*common, *self.set])
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+
+
+class Contenders(Config):
+    """A list of them, in a file."""
+
+    contenders: Tuple[Contender]
+
+
+Groups = dict[str, tuple[Contender, ...]]
+
+PLAIN = Contender(name="base")
+"""The base as it is: what the contenders of a group are compared with."""
+
+
+def contender(text: str, groups: Groups) -> list[Contender]:
+    """What `NAME` or `NAME: field=value ...` means: a contender that smalti has ready, a recipe, or a group's, all.
+
+    Raises ConfigError with the nearest name.
+    """
+    name, colon, rest = text.partition(":")
+    name, label = name.strip(), " ".join(text.split())
+    try:
+        more = tuple(shlex.split(rest))
+    except ValueError as error:
+        raise ConfigError(f"--contender {label}: {error}") from None
+    if colon and not more:
+        raise ConfigError(f"--contender {label}: nothing after the colon; give field=value, or leave it out")
+    if name in groups and not more:
+        return [PLAIN, *groups[name]]
+    ready = {one.name: one for one in (PLAIN, *(one for members in groups.values() for one in members))}
+    recipes = {recipe.name: Contender(name=recipe.name, recipe=recipe.name) for recipe in catalogue()}
+    found = ready.get(name) or recipes.get(name)
+    if found is None:
+        lists = f"groups: {', '.join(groups)}; contenders: {', '.join(ready)}; or a recipe"
+        raise ConfigError(
+            f"--contender {name}: no such contender{nearest(name, [*groups, *ready, *recipes])} ({lists})"
+        )
+    return [found.replace({"name": label if more else found.name, "set": (*found.set, *more)})]
+
+
+def shipped(medium: Medium, steps: int) -> Groups:
+    """All that smalti has ready for pictures or film; an adversary begins at a quarter of the steps."""
+    groups = {
+        "quantizers": _quantizers(),
+        "norms": _norms(medium),
+        "adaptive": _adaptive(medium),
+        "stems": _stems(medium),
+        "losses": _losses(),
+        "adversaries": _adversaries(medium, steps),
+    }
+    return {name: tuple(Contender(name=n, set=changes) for n, changes in members) for name, members in groups.items()}
+
+
+_Members = Iterator[tuple[str, tuple[str, ...]]]
+
+_ALONE = ("weights={l2: 1.0}", "entropy_boost=0.0")
+_LFQ = ("weights={l2: 1.0, token_entropy: 0.001, batch_entropy: -0.001, commitment: 0.01}", "entropy_boost=19.0")
+_PAPER = ("weights={l2: 1.0, token_entropy: 0.1, batch_entropy: -0.1, commitment: 0.25}", "entropy_boost=2.0")
+
+
+def _quantizers() -> _Members:
+    """The base has FSQ 64,000 with a little batch entropy. The entropies of `lfq` weigh as much as that one's;
+    MAGVIT-v2's, in `lfq18-paper`, a hundred times as much."""
+    levels = {"64000": "[8, 8, 8, 5, 5, 5]", "15360": "[8, 8, 8, 6, 5]"}
+    for codes, values in levels.items():
+        for kind in ("fsq", "dsq"):
+            yield f"{kind}{codes}", (f"tokenizer.quantizer={{kind: {kind}, levels: {values}}}", *_ALONE)
+    for bits in (14, 18):
+        yield f"lfq{bits}", (f"tokenizer.quantizer={{kind: lfq, bits: {bits}, temperature: 1.0}}", *_LFQ)
+    yield "lfq18-paper", ("tokenizer.quantizer={kind: lfq, bits: 18, temperature: 0.01}", *_PAPER)
+
+
+def _norms(medium: Medium) -> _Members:
+    """The base has one per position; of one frame, `clip` is `frame`."""
+    yield "norm-frame", ("tokenizer.norm=frame",)
+    if medium == "videos":
+        yield "norm-clip", ("tokenizer.norm=clip",)
+
+
+def _adaptive(medium: Medium) -> _Members:
+    """Norms of the decoder that the codes modulate: those of the position in the base; pooled over a frame, a clip."""
+    yield "adaptive-frame", ("tokenizer.adaptive=frame",)
+    if medium == "videos":
+        yield "adaptive-clip", ("tokenizer.adaptive=clip",)
+    yield "adaptive-none", ("tokenizer.adaptive=none",)
+
+
+def _stems(medium: Medium) -> _Members:
+    """Strides of 8: at one resolution in the base, over two to four here; time is reduced at the innermost stride."""
+    time = 1 if medium == "images" else 4
+    for patch, width, multipliers in ((4, 48, (1, 2)), (2, 16, (1, 2, 4)), (1, 8, (1, 2, 4, 8))):
+        strides = [[1, 2]] * (len(multipliers) - 2) + [[time, 2]]
+        shape = (f"tokenizer.patch={patch}", f"tokenizer.width={width}", "tokenizer.middle=1")
+        yield f"patch{patch}", (*shape, f"tokenizer.multipliers={list(multipliers)}", f"tokenizer.strides={strides}")
+    yield "deeper-decoder", ("tokenizer.decoder_depth=3",)
+
+
+def _losses() -> _Members:
+    yield "lpips", ("lpips={kind: lpips}", "weights.lpips=0.1", "lpips_frames=random")
+
+
+def _adversaries(medium: Medium, steps: int) -> _Members:
+    """Each with the pixel loss of the base, which has none."""
+    judges = {
+        "patch": ("adversary.discriminator={kind: patch, width: 32}", "adversary.lecam=0.001"),
+        "stylegan2": (
+            "adversary.discriminator={kind: stylegan2, width: 32}",
+            "adversary.penalty=zero_centred",
+            "adversary.penalty_weight=10.0",
+            "adversary.penalty_every=4",
+        ),
+    }
+    if medium == "videos":
+        clips = "adversary.discriminator={kind: magvit3d, width: 16, multipliers: [2, 4, 4, 4]}"
+        judges["magvit3d"] = (clips, "adversary.lecam=0.001")
+    place = (f"adversary.start={steps // 4}", f"adversary.ramp={max(1, steps // 10)}")
+    for name, fields in judges.items():
+        yield name, (*fields, "adversary.weight=0.1", "adversary.adaptive=true", *place)

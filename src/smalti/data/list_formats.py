@@ -1,0 +1,268 @@
+"""List files: one path per line, and the annotation formats of ImageNet, K600, UCF-101 and mindone, read strictly."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from smalti.data.classes import NO_CLASSES, Classes, number_classes
+from smalti.data.source import refuse
+from smalti.errors import InputError
+from smalti.text import one_line, printable
+
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".json")
+
+ListFormat = Literal["auto", "list", "imagenet-json", "k600", "ucf101", "mindone-csv"]
+
+_UCF101 = re.compile(r"(([^/\s]+)/(v_[^/\s]+_g\d\d_c\d\d\.avi))(?: (\d{1,6}))?")
+_UCF101_FOLDERS = ("", "rec_train", "rec_test")
+"""Where the files are if they were moved out of their class folders: mindone's helper makes the last two."""
+_NO_CSV = " is no line of CSV; mend its quotes"
+
+
+class Listing(NamedTuple):
+    """The files of a source: `root / files[i]` is file i."""
+
+    root: Path
+    files: tuple[str, ...]
+    """Paths relative to the root, as the operating system gives them."""
+    classes: Classes = NO_CLASSES
+    skipped: int = 0
+    """Files of the folder that have another suffix."""
+
+
+class _List(NamedTuple):
+    """A list file, as it is read."""
+
+    path: Path
+    root: Path
+    text: str
+
+    def lines(self) -> list[str]:
+        lines = re.split("\r\n|\n|\r", self.text)
+        return lines if lines[-1] else lines[:-1]
+
+
+class _Row(NamedTuple):
+    number: int
+    """Counted from 1."""
+    name: str
+    """Empty for a blank row."""
+    label: str | None = None
+    fault: str = ""
+    """What is wrong with it, as it follows `row 3`."""
+
+
+class _Read(NamedTuple):
+    rows: list[_Row]
+    classes: tuple[str, ...] | None = None
+    """The names of the classes, where the format has them: labels are then numbers from 0."""
+    unit: Literal["row", "entry"] = "row"
+
+
+def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "auto", limit: int = 20_000_000) -> Listing:
+    """The files that a list names, relative to `root` or else to the folder of the list.
+
+    - `list`: one path per line, with a class after a comma or tab if the list has classes; a first row `path,label`
+      is a header; quotes work as in CSV.
+    - `imagenet-json`: MagicMaster's `ImageNet_train.json`, a list of {filename, prefix, label}.
+    - `k600`: MagicMaster's `train_new.txt`, `name,class`, cut at the last comma; a name without suffix is an `.mp4`.
+    - `ucf101`: the official `trainlist01.txt` (`Class/v_Class_g08_c01.avi 1`) and `testlist01.txt` (no number), with
+      the classes of the `classInd.txt` beside them. Files that were moved out of their class folders are found in the
+      root, and in its `rec_train` and `rec_test`.
+    - `mindone-csv`: a header row, then the path in the first column; the others are ignored, and there are no classes.
+
+    `auto` takes `.json` for `imagenet-json`, a list whose first row is as in UCF-101's for `ucf101`, all else for
+    `list`. Classes that are whole numbers keep them (UCF-101's count from 0 here), names are numbered in byte order.
+    Absolute paths are taken as they are.
+
+    Raises InputError with the number of every row that is blank, malformed, doubled, without its file, or with a
+    class where others have none: a list is right or it is mended, never read in part.
+    """
+    file = _List(path, root or path.parent, _text(path))
+    read = _READERS[_told(file) if format == "auto" else format](file)
+    where = printable(path)
+    if len(read.rows) > limit:
+        raise InputError(f"{where}: {len(read.rows):,} rows, at most {limit:,} are read; raise `limit`, or cut it")
+    refuse(where, "rows" if read.unit == "row" else "entries", _faults(read, file.root))
+    if not read.rows:
+        raise InputError(f"{where}: the list names no files")
+    files = tuple(row.name for row in read.rows)
+    labels = [row.label for row in read.rows]
+    if read.classes is None:
+        return Listing(file.root, files, number_classes(labels, where=where))
+    return Listing(file.root, files, Classes(tuple(int(label or 0) for label in labels), read.classes))
+
+
+def _faults(read: _Read, root: Path) -> list[str]:
+    faults, seen = [], dict[str, int]()
+    first = next((row for row in read.rows if row.name and not row.fault), None)
+    for row in read.rows:
+        which = f"{read.unit} {row.number}"
+        if row.fault:
+            faults.append(f"{which}{row.fault}")
+        elif not row.name:
+            faults.append(f"{which} is blank")
+        elif row.name in seen:
+            faults.append(f"{which} repeats {read.unit} {seen[row.name]} ({printable(row.name)})")
+        elif not os.path.lexists(root / row.name):
+            faults.append(f"{which}: no such file {printable(root / row.name)}")
+        elif row.label == "":
+            faults.append(f"{which} has an empty class")
+        elif first is not None and (row.label is None) != (first.label is None):
+            faults.append(f"{which} has {'a' if row.label else 'no'} class, unlike {read.unit} {first.number}")
+        seen.setdefault(row.name, row.number)
+    return faults
+
+
+def _told(file: _List) -> ListFormat:
+    if file.path.suffix.lower() == ".json":
+        return "imagenet-json"
+    first = re.search(r"[^\r\n]*\S[^\r\n]*", file.text)
+    return "ucf101" if first and _UCF101.fullmatch(first[0].strip()) else "list"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be read: {one_line(error.strerror)}; check its rights") from None
+
+
+def _fields(line: str, delimiter: str = ",") -> list[str] | None:
+    """The fields of a line of CSV, or None where it is none. Blanks around a field count only inside quotes."""
+    try:
+        line = line.strip(" ")
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        return None
+
+
+def _plain(file: _List) -> _Read:
+    rows = []
+    for number, line in enumerate(file.lines(), start=1):
+        fields = _fields(line, "\t" if "\t" in re.sub('"[^"]*"', "", line) else ",")
+        if number == 1 and fields and [f.lower() for f in fields] in (["path"], ["path", "label"]):
+            continue
+        if fields is None:
+            rows.append(_Row(number, "", fault=_NO_CSV))
+        elif len(fields) > 2:
+            what = f" has {len(fields)} fields, not path and class; put a name with commas in quotes, or set format"
+            rows.append(_Row(number, "", fault=what))
+        else:
+            rows.append(_Row(number, *(fields or [""])))
+    return _Read(rows)
+
+
+def _k600(file: _List) -> _Read:
+    rows = []
+    for number, line in enumerate(map(str.strip, file.lines()), start=1):
+        name, _, label = line.rpartition(",")
+        if line and not (name and label):
+            rows.append(_Row(number, "", fault=f" is not name,class but {printable(line)[:80]}"))
+        else:
+            name = name if os.path.splitext(name)[1] or not name else f"{name}.mp4"  # noqa: PTH122 - names are text
+            rows.append(_Row(number, name, label.strip()))
+    return _Read(rows)
+
+
+def _mindone_csv(file: _List) -> _Read:
+    lines = file.lines()
+    header = _fields(lines[0]) if lines else ["path"]
+    if not header or os.path.splitext(header[0])[1] or os.path.isfile(file.root / header[0]):  # noqa: PTH113, PTH122
+        what = "row 1 is no header row (format mindone-csv); add one, or set format: list"
+        raise InputError(f"{printable(file.path)}: {what}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        fields = _fields(line)
+        rows.append(_Row(number, fields[0] if fields else "", fault=_NO_CSV if fields is None else ""))
+    return _Read(rows)
+
+
+def _imagenet_json(file: _List) -> _Read:
+    try:
+        data = json.loads(file.text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{printable(file.path)}: not valid JSON: {one_line(error)}") from None
+    if not isinstance(data, list):
+        what = "holds no list of {filename, prefix, label} (format imagenet-json)"
+        raise InputError(f"{printable(file.path)}: {what}")
+    return _Read([_imagenet_entry(i, entry) for i, entry in enumerate(data, start=1)], unit="entry")
+
+
+def _imagenet_entry(number: int, entry: object) -> _Row:
+    if not isinstance(entry, dict):
+        return _Row(number, "", fault=" is no {filename, prefix, label}")
+    filename, prefix, label = (entry.get(name) for name in ("filename", "prefix", "label"))
+    if not isinstance(filename, str) or not filename:
+        return _Row(number, "", fault=" has no filename")
+    if not isinstance(prefix, str):
+        return _Row(number, "", fault=' has no prefix ("" if the file is in the root)')
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+        return _Row(number, "", fault=f" has no whole number as label (found {printable(repr(label))[:40]})")
+    return _Row(number, os.path.join(prefix, filename), str(label))  # noqa: PTH118
+
+
+class _Numbers(NamedTuple):
+    """UCF-101's classes and their numbers, from 1: those of `classInd.txt`, or those that the rows gave so far."""
+
+    official: Path | None
+    number: dict[str, int]
+    name: dict[int, str]
+
+    def of(self, name: str, given: int | None) -> tuple[int | None, str]:
+        """(number of a class, what is wrong with it) of a row that may give its number."""
+        if self.official is not None:
+            number = self.number.get(name)
+            if number is None:
+                return None, f": class {printable(name)} is not in {printable(self.official)}"
+            wrong = given not in (None, number)
+            return number, f": class {given} in the row, {number} in {printable(self.official)}" if wrong else ""
+        if given is None or given == 0:
+            return None, "" if given is None else ": classes count from 1"
+        known, holder = self.number.setdefault(name, given), self.name.setdefault(given, name)
+        wrong = known != given or holder != name
+        return given, f": class {given} of {printable(name)} contradicts a row above" if wrong else ""
+
+
+def _ucf101(file: _List) -> _Read:
+    index = file.path.parent / "classInd.txt"
+    numbers = _class_index(index) if index.is_file() else _Numbers(None, {}, {})
+    rows = []
+    for number, line in enumerate(map(str.strip, file.lines()), start=1):
+        match = _UCF101.fullmatch(line)
+        if match is None:
+            what = ": not Class/v_Class_g01_c01.avi, as UCF-101 has it; mend it, or set format: list"
+            rows.append(_Row(number, "", fault=what if line else ""))
+            continue
+        nested, folder, bare, given = match.groups()
+        places = (nested, *(os.path.join(moved, bare) for moved in _UCF101_FOLDERS))  # noqa: PTH118
+        name = next((place for place in places if os.path.lexists(file.root / place)), nested)
+        label, fault = numbers.of(folder, int(given) if given else None)
+        rows.append(_Row(number, name, None if label is None else str(label - 1), fault))
+    if not numbers.name:
+        return _Read(rows)
+    return _Read(rows, tuple(numbers.name.get(i, str(i)) for i in range(1, max(numbers.name) + 1)))
+
+
+def _class_index(path: Path) -> _Numbers:
+    """`classInd.txt`: the numbers 1, 2, 3, ..., each with a class."""
+    numbers = _Numbers(path, {}, {})
+    for number, line in enumerate(_List(path, path.parent, _text(path)).lines(), start=1):
+        parts = line.split()
+        if len(parts) != 2 or parts[0] != str(number) or parts[1] in numbers.number:
+            raise InputError(f"{printable(path)}: row {number} is not `{number} Class`; take the official file")
+        numbers.number[parts[1]], numbers.name[number] = number, parts[1]
+    return numbers
+
+
+_READERS: dict[ListFormat, Callable[[_List], _Read]] = {
+    "list": _plain,
+    "imagenet-json": _imagenet_json,
+    "k600": _k600,
+    "ucf101": _ucf101,
+    "mindone-csv": _mindone_csv,
+}

@@ -1,0 +1,23 @@
+"""Discriminators: 2-D ones on frames, a 3-D one on clips, all with the same call `video -> logits`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from smalti.discriminators.discriminator import Discriminator
+from smalti.discriminators.magvit3d import Magvit3DConfig, Magvit3DDiscriminator
+from smalti.discriminators.patch import PatchConfig, PatchDiscriminator
+from smalti.discriminators.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
+
+DiscriminatorConfig = Annotated[PatchConfig | StyleGAN2Config | Magvit3DConfig, Field(discriminator="kind")]
+
+__all__ = [
+    "Discriminator",
+    "DiscriminatorConfig",
+    "Magvit3DConfig",
+    "Magvit3DDiscriminator",
+    "PatchConfig",
+    "PatchDiscriminator",
+    "StyleGAN2Config",
+    "StyleGAN2Discriminator",
+]

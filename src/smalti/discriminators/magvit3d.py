@@ -1,0 +1,95 @@
+"""The 3-D discriminator of MAGVIT-v2 (Yu et al. 2024, arXiv 2310.05737): residual blocks with blur-pools, no norm."""
+
+import itertools
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.config import Config, Tuple
+from smalti.discriminators.blur import halve
+from smalti.discriminators.discriminator import Discriminator, grid_mean
+
+
+class Magvit3DConfig(Config):
+    """The defaults are the paper's."""
+
+    kind: Literal["magvit3d"] = "magvit3d"
+    width: int = Field(default=128, ge=1)
+    """Channels of the first layer."""
+    multipliers: Tuple[Annotated[int, Field(ge=1)]] = Field(default=(2, 4, 4, 4, 4), min_length=1)
+    """Channels of each block as multiples of `width`; each block halves time, height and width."""
+    grid: int = Field(default=4, ge=1)
+    """Side of the grid of cells that the head averages over before its linear layers, so that any size works. 4 with
+    five blocks is the paper's flattening at 17 x 128 x 128; 1 is a global mean."""
+    frames: Literal["clip"] = "clip"
+    """Frames that the discriminator is trained on: the whole clip."""
+
+    def build(self) -> "Magvit3DDiscriminator":
+        """The discriminator; weights ~ Kaiming normal for slope 0.2 from torch's global rng, biases 0."""
+        return Magvit3DDiscriminator(self)
+
+
+class Magvit3DDiscriminator(Discriminator):
+    """conv 3³, blocks, conv 3³, mean, linear, linear, with a leaky ReLU of slope 0.2 after each but the last.
+
+    Logits `b 1`. All convolutions are zero-padded on both sides: a judge need not be causal. Any length, height and
+    width; an image is a clip of one frame.
+    """
+
+    def __init__(self, config: Magvit3DConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frames = config.frames
+        widths = [config.width, *(config.width * multiplier for multiplier in config.multipliers)]
+        self.first = nn.Conv3d(3, widths[0], 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(a, b) for a, b in itertools.pairwise(widths)))
+        self.last = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
+        self.hidden = nn.Linear(widths[-1] * config.grid**2, widths[-1])
+        self.logit = nn.Linear(widths[-1], 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d | nn.Linear):
+                # The variance of the features stays about 1 without a norm; torch's default loses half per layer.
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 1"]:
+        """One logit per clip."""
+        if video.device.type == "cpu":
+            # Under bfloat16 autocast, torch 2.13's gradients of 3-D weights on a CPU are now and then not finite
+            # (4 of 40 first steps of a small run), and no faster.
+            with torch.autocast("cpu", enabled=False):
+                return self._judge(video.to(self.first.weight.dtype))
+        return self._judge(video)
+
+    def _judge(self, video: Tensor) -> Tensor:
+        features = activate(self.last(self.blocks(activate(self.first(video)))))
+        cells = grid_mean(features.mean(dim=2), self.config.grid)
+        logits: Tensor = self.logit(activate(self.hidden(cells.flatten(1))))
+        return logits
+
+
+class Block(nn.Module):
+    """conv 3³, blur-pool, conv 3³; beside it blur-pool, conv 1³; the sum over sqrt 2. An axis n becomes ceil(n / 2)."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv3d(channels, out, 3, padding=1)
+        self.outer = nn.Conv3d(out, out, 3, padding=1)
+        self.skip = nn.Conv3d(channels, out, 1, bias=False)
+
+    def forward(self, features: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c2 t2 h2 w2"]:
+        """Half the length, height and width; an axis of length 1 stays."""
+        main = halve(activate(self.inner(features)), (4, 3, 2))
+        side = self.skip(halve(features, (4, 3, 2)))
+        return (activate(self.outer(main)) + side) / math.sqrt(2)
+
+
+def activate(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """leaky ReLU of slope 0.2."""
+    return F.leaky_relu(features, 0.2)

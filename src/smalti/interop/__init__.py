@@ -1,5 +1,0 @@
-"""Checkpoints of other projects, as tokenizers of ours."""
-
-from smalti.interop.checkpoint import Imported, Report, import_checkpoint
-
-__all__ = ["Imported", "Report", "import_checkpoint"]

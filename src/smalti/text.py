@@ -1,0 +1,36 @@
+"""Text in messages: one line, printable, short, and the nearest of some names."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def printable(path: Path | str) -> str:
+    """Return the path as text on one line, one to one: bytes that are no UTF-8, control characters and `\\` are
+    escaped."""
+    text = os.fspath(path).replace("\\", "\\\\")
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def one_line(error: object) -> str:
+    """Return the text of a foreign error on one line of at most 200 printable characters."""
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
+def shorten(text: str) -> str:
+    """Return the text cut to 80 characters, with its length where it was longer."""
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def nearest(name: str, allowed: Iterable[str], before: str = "; ") -> str:
+    """Return `; did you mean 'x'?` for the closest of the allowed names, nothing where none is close."""
+    close = difflib.get_close_matches(name, sorted(allowed), n=1)
+    return f"{before}did you mean {close[0]!r}?" if close else ""
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape carried
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}"

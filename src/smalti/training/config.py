@@ -1,0 +1,179 @@
+"""What a training run is: model, data, losses, optimizers, and when to save, measure and draw."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict, model_validator
+
+from smalti.config import Config, PathField
+from smalti.data import OneKindConfig, SourceConfig
+from smalti.discriminators import DiscriminatorConfig
+from smalti.losses.frame_choice import Frames
+from smalti.losses.perceptual import LPIPSConfig
+from smalti.tokenizer import AnyTokenizerConfig
+
+Pair = Annotated[tuple[float, float], Strict(False)]
+
+
+class OptimizerConfig(Config):
+    """AdamW, a linear warm-up, then cosine or constant. Weight decay is on matrices and kernels only."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: Pair = (0.9, 0.99)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay, applied to matrices and kernels only."""
+    warmup: int = Field(100, ge=0)
+    """Steps of the linear warm-up from 0 to `lr`."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: a cosine down to `final`, or constant."""
+    final: float = Field(0.02, ge=0, le=1)
+    """Learning rate at the end of the cosine, as a share of `lr`."""
+    clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; null switches clipping off."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step in [0, steps)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        along = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+class AdversaryConfig(Config):
+    """The GAN loss: the discriminator, the adversarial loss, its weight and its regularisers."""
+
+    discriminator: DiscriminatorConfig
+    """Discriminator: `patch` and `stylegan2` see frames, `magvit3d` sees clips."""
+    loss: Literal["hinge", "non_saturating"] = "hinge"
+    """Adversarial loss of both networks."""
+    weight: float = Field(0.1, ge=0)
+    """Weight of the adversarial loss; with `adaptive`, a factor of the ratio of the two gradients at the last layer."""
+    adaptive: bool = False
+    """Whether the weight is `weight` * norm of the other losses' gradient / norm of the adversarial gradient, both at
+    the decoder's last layer."""
+    order: Literal["together", "alternate"] = "together"
+    """Updates of the two networks: both from one forward, or the discriminator first and then the tokenizer against the
+    updated one (MagicMaster, VQGAN), which costs another discriminator pass and needs `accumulate` 1."""
+    start: int = Field(0, ge=0)
+    """First step with a discriminator."""
+    ramp: int = Field(0, ge=0)
+    """Steps after `start` over which the adversarial weight rises linearly to its full value."""
+    penalty: Literal["none", "zero_centred", "one_centred"] = "none"
+    """Penalty on the discriminator's gradient at real samples: R1 (`zero_centred`), or MagicMaster's (norm - 1)^2."""
+    penalty_weight: float = Field(1.0, ge=0)
+    """Weight of the penalty. For R1, a weight published for pixels in [0, 1] is four times as large here."""
+    penalty_every: int = Field(1, ge=1)
+    """Steps between two penalties; each is then as many times as heavy."""
+    lecam: float = Field(0.0, ge=0)
+    """Weight of the LeCAM regulariser (MAGVIT-v2: 0.001)."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), schedule="constant", weight_decay=0.0)
+    """Optimizer of the discriminator."""
+
+    def share(self, step: int) -> float:
+        """How much of `weight` holds at a step: 0 before `start`, then up to 1 along the ramp."""
+        if step < self.start:
+            return 0.0
+        return min(1.0, (step - self.start + 1) / self.ramp) if self.ramp else 1.0
+
+
+class TokenizerTraining(Config):
+    """A tokenizer's training run. `batch_size` is global: over all ranks and micro-batches."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    tokenizer: AnyTokenizerConfig
+    """Architecture of the tokenizer."""
+    data: SourceConfig
+    """Training data: a source of any kind."""
+    validation: OneKindConfig | None = None
+    """Held-out images or videos, scored every `eval_every` steps with the EMA weights under the protocol `smalti`
+    without LPIPS."""
+    validation_limit: int = Field(32, ge=1)
+    """Largest number of clips of `validation` that are scored."""
+    init: PathField | None = None
+    """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
+    `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
+    steps: int = Field(ge=1)
+    """Number of training steps."""
+    batch_size: int = Field(16, ge=1)
+    """Global batch size, over all ranks and micro-batches."""
+    accumulate: int = Field(1, ge=1)
+    """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, data order, crops and choice of frames."""
+    weights: dict[str, float]
+    """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, and those of the quantizer. Every loss that
+    is computed needs a weight and every weight a loss."""
+    entropy_boost: float = Field(0.0, ge=0)
+    """Boost b of the entropies' weights, annealed linearly from (1 + b) times to 1 times their value (MAGVIT-v2: 2)."""
+    entropy_boost_steps: int = Field(2000, ge=1)
+    """Steps over which the entropies' weights are annealed."""
+    lpips: LPIPSConfig | None = None
+    """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""
+    lpips_frames: Frames = "all"
+    """Frames of a clip that LPIPS is computed on: all, or one at random."""
+    adversary: AdversaryConfig | None = None
+    """GAN loss; null trains without a discriminator."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer of the tokenizer."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the EMA weights, which are evaluated and exported; 0 uses the weights themselves."""
+    ema_rise: Literal["ratio", "exponential", "none"] = "ratio"
+    """Rise of the decay to `ema` with the number of updates n: (1 + n) / (10 + n) for `ratio`, 1 - exp(-n / 2000) for
+    `exponential` (mindone), or none (MagicMaster)."""
+    ema_start: int = Field(0, ge=0)
+    """Updates before the EMA starts; until then its weights are those of the model (MagicMaster: 2,000 to 200,000)."""
+    ema_moves: int = Field(1, ge=1)
+    """EMA updates per optimizer step, which `ema_rise` counts (mindone: 16, one for each micro-batch)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the convolutions; parameters, norms, quantizer and losses stay float32."""
+    workers: int = Field(0, ge=0)
+    """Data loading processes per rank."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of the log."""
+    save_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep."""
+    sample_every: int = Field(500, ge=1)
+    """Steps between sample images of reconstructions."""
+    eval_every: int = Field(500, ge=1)
+    """Steps between validations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TokenizerTraining":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
+        if (self.lpips is None) != ("lpips" not in self.weights):
+            raise ValueError("lpips and weights.lpips go together: give both or neither")
+        if self.accumulate > 1 and self.adversary is not None and self.adversary.order == "alternate":
+            raise ValueError("adversary.order alternate needs accumulate 1: the discriminator moves within the batch")
+        return self
+
+    def ema_decay(self, updates: int) -> float:
+        """The decay of the averaged weights at the update after `updates` others: the product of its moves' decays."""
+        if updates < self.ema_start:
+            return 0.0
+        moves = range(updates * self.ema_moves, (updates + 1) * self.ema_moves)
+        return math.prod(self._decay_of_move(n) for n in moves)
+
+    def _decay_of_move(self, n: int) -> float:
+        if self.ema_rise == "exponential":
+            return self.ema * (1 - math.exp(-n / 2000))
+        return min(self.ema, (1 + n) / (10 + n)) if self.ema_rise == "ratio" else self.ema
+
+
+RESUMABLE = {
+    "workers",
+    "log_every",
+    "save_every",
+    "keep",
+    "sample_every",
+    "eval_every",
+    "validation_limit",
+    "accumulate",
+}
+"""Fields that may differ between a run and its resumption: none changes what is learnt (`accumulate`: but rounding)."""

@@ -1,0 +1,116 @@
+"""What training loops share: the group of processes, averaged weights, flags that all ranks agree on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smalti.errors import ConfigError, MachineError
+
+
+class World(NamedTuple):
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over ranks, without gradient."""
+        if self.size == 1:
+            return x
+        x = x.detach().clone()
+        dist.all_reduce(x)
+        return x / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor.item())
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, in the order of ranks."""
+        if self.size == 1:
+            return [data]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(data)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        mine = torch.frombuffer(bytearray(data.ljust(longest + 1)), dtype=torch.uint8).to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
+
+    def least(self, number: int) -> int:
+        """The smallest over ranks."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor.item())
+
+    def agree(self, number: int) -> bool:
+        """Whether all ranks have the same number, less than 2^63 in size."""
+        return self.least(number) == -self.least(-number)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str | None = None, *, patience: timedelta = timedelta(minutes=5)) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone. `device` None takes an accelerator if there is one.
+
+    `patience` is how long a rank waits for the others where they meet.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    # 5 minutes, where the defaults are 10 (NCCL) and 30 (gloo): a dead peer should end the run soon.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
+    try:
+        if dist.get_world_size() != size:
+            raise ConfigError(f"asked for {size} processes, but {dist.get_world_size()} joined")
+        yield World(rank, size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device of that name, or the best there is. Raises MachineError if it is not there."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        name = accelerator.type if accelerator is not None else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
+        reason = str(error).splitlines()[0][:120]
+        raise MachineError(f"--device {name}: not available here, where there is {there} ({reason})") from None
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, local_rank)
+        torch.accelerator.set_device_index(local_rank)
+    return device
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, live: nn.Module, decay: float) -> None:
+    """Move the averaged weights to decay * average + (1 - decay) * live."""
+    torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)

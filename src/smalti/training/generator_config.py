@@ -1,0 +1,119 @@
+"""What a generator's run is: a token set, a token model, tasks and their shares, loss, optimizer, and when to save."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from smalti.config import Config, PathField, Tuple
+from smalti.generation import (
+    GenerationTask,
+    GeneratorConfig,
+    InterpolationTask,
+    LossConfig,
+    MaskedConfig,
+    PaintingTask,
+    SamplingConfig,
+    TaskConfig,
+)
+from smalti.training.config import OptimizerConfig
+
+
+class TaskShare(Config):
+    """A task and its share of the batches."""
+
+    task: TaskConfig
+    """The task."""
+    share: float = Field(1.0, gt=0)
+    """Relative frequency of the task; the shares need not sum to 1."""
+
+
+class GeneratorTraining(Config):
+    """A token model's training run. `batch_size` is global: over all ranks."""
+
+    kind: Literal["generator"] = "generator"
+    generator: GeneratorConfig
+    """Architecture of the token model: masked or autoregressive."""
+    data: PathField
+    """A finished token set, held in memory at 2 to 8 bytes a token. Rows of another shape than `generator.grid` (the
+    short last clip of a video) are left out."""
+    validation: PathField | None = None
+    """A held-out token set of the same tokenizer, scored with the EMA weights under the first task: bits per token with
+    0.25, 0.5, 0.75 and all tokens masked (autoregressive: over all tokens)."""
+    validation_limit: int = Field(256, ge=1)
+    """Largest number of rows of `validation` that are scored."""
+    tokenizer: PathField | None = None
+    """Tokenizer of the token set: a folder, a run, or the name of one that ships with the package. Needed for sample
+    images, and for tasks with hints."""
+    tasks: Tuple[TaskShare] = (TaskShare(task=GenerationTask()),)
+    """Tasks and their shares. Every batch is of one task, chosen by (seed, step)."""
+    loss: LossConfig = LossConfig()
+    """Loss: masking schedule, label smoothing, class dropout."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Sampling of the sample images in the log."""
+    steps: int = Field(ge=1)
+    """Number of training steps."""
+    batch_size: int = Field(256, ge=1)
+    """Global batch size, over all ranks."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, data order, tasks, masks and dropped classes."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        lr=1e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup=5_000, final=0.0
+    )
+    """Optimizer of the token model."""
+    ema: float = Field(0.9999, ge=0, lt=1)
+    """Decay of the EMA weights, which are evaluated, sampled from and exported; it rises as (1 + n) / (10 + n)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the matrix products; parameters, norms and losses stay float32."""
+    workers: int = Field(0, ge=0)
+    """Data loading processes per rank."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of the log."""
+    save_every: int = Field(1_000, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep."""
+    sample_every: int = Field(1_000, ge=1)
+    """Steps between sample images."""
+    eval_every: int = Field(1_000, ge=1)
+    """Steps between validations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GeneratorTraining":
+        if not self.tasks:
+            raise ValueError("tasks is empty: give at least one")
+        kinds = [share.task.kind for share in self.tasks]
+        known = self.generator.tasks
+        missing = next((kind for kind in kinds if known and kind not in known), None)
+        if missing:
+            raise ValueError(f"tasks has {missing}, which generator.tasks has not ({', '.join(known)})")
+        if not isinstance(self.generator, MaskedConfig):
+            if set(kinds) != {"generation"}:
+                raise ValueError("an autoregressive generator learns generation alone; it continues any beginning")
+            return self
+        for share in self.tasks:
+            if isinstance(share.task, InterpolationTask | PaintingTask):
+                self._check_hints(share.task.kind)
+        return self
+
+    def _check_hints(self, kind: str) -> None:
+        if self.tokenizer is None:
+            raise ValueError(f"task {kind} needs `tokenizer`: which tokens are known or hinted follows from pixels")
+        if isinstance(self.generator, MaskedConfig) and not self.generator.hints:
+            raise ValueError(f"task {kind} hints at cells: set generator.hints to true")
+
+    def ema_decay(self, updates: int) -> float:
+        """The decay of the averaged weights at the update after `updates` others."""
+        return min(self.ema, (1 + updates) / (10 + updates))
+
+
+CHANGEABLE = {
+    "workers",
+    "log_every",
+    "save_every",
+    "keep",
+    "sample_every",
+    "eval_every",
+    "validation_limit",
+    "sampling",
+}
+"""Fields that may differ between a run and its resumption: none changes what is learnt."""

@@ -1,0 +1,203 @@
+"""All kinds of sources: the same batches with and without workers, through YAML, and told by a path."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from smalti.config import Config, load_yaml
+from smalti.data import (
+    ImagesConfig,
+    JointConfig,
+    ParquetImagesConfig,
+    ParquetVideosConfig,
+    Source,
+    TarImagesConfig,
+    TarVideosConfig,
+    VideosConfig,
+    batches,
+    evaluation,
+    magicmaster_images,
+    magicmaster_videos,
+    mindone_images,
+    mindone_videos,
+    source_of,
+)
+from smalti.data.bundled import film, photos
+from smalti.errors import ConfigError, InputError
+from smalti.recipes import find
+from smalti.training.config import TokenizerTraining
+from tests.packing import cells, pack, picture, table, video
+
+CLIP = {"size": 16, "frames": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures, and each in a tar and a table; the same for videos."""
+    folder = tmp_path_factory.mktemp("kinds")
+    stills = {f"{i}.ppm": picture(str(i), (20, 30)) for i in range(5)}
+    shots = {f"{i}.mp4": video(folder, str(i)) for i in range(4)}
+    for name, media in (("stills", stills), ("shots", shots)):
+        (folder / name).mkdir()
+        for file, data in media.items():
+            (folder / name / file).write_bytes(data)
+        pack(folder / f"{name}-0.tar", media)
+        column = "image" if name == "stills" else "video"
+        table(folder / f"{name}.parquet", {column: cells(list(media.values())), "label": list(range(len(media)))})
+    return folder
+
+
+KINDS: dict[str, Callable[[Path], Config]] = {
+    "images": lambda root: ImagesConfig(path=root / "stills", size=16),
+    "videos": lambda root: VideosConfig(path=root / "shots", **CLIP),
+    "tar-images": lambda root: TarImagesConfig(path=root / "stills-0.tar", size=16),
+    "tar-videos": lambda root: TarVideosConfig(path=root / "shots-{0..0}.tar", **CLIP),
+    "parquet-images": lambda root: ParquetImagesConfig(path=root / "stills.parquet", size=16),
+    "parquet-videos": lambda root: ParquetVideosConfig(path=root / "shots.parquet", **CLIP),
+    "joint": lambda root: JointConfig(
+        images=TarImagesConfig(path=root / "stills-0.tar", size=16),
+        videos=ParquetVideosConfig(path=root / "shots.parquet", **CLIP),
+        share=0.5,
+    ),
+    "magicmaster-images": lambda root: magicmaster_images(root / "stills", 16),
+    "magicmaster-videos": lambda root: magicmaster_videos(root / "shots", 16, train=True),
+    "mindone-images": lambda root: mindone_images(root / "stills", 16, random_crop=True, flip=True),
+    "mindone-videos": lambda root: mindone_videos(root / "shots", 16, frames=3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_every_kind_are_the_same_with_and_without_workers(kind: str, root: Path) -> None:
+    source = KINDS[kind](root).build()
+    assert isinstance(source, Source)
+    runs = [list(islice(batches(source, batch_size=3, seed=1, workers=workers), 4)) for workers in (0, 2)]
+    for alone, helped in zip(*runs, strict=True):
+        assert (alone.keys, alone.labels) == (helped.keys, helped.labels)
+        assert torch.equal(alone.video, helped.video)
+
+
+def test_a_folder_a_tar_and_a_table_of_the_same_media_give_the_same_batches(root: Path) -> None:
+    for kinds in (("images", "tar-images", "parquet-images"), ("videos", "tar-videos", "parquet-videos")):
+        runs = [list(islice(batches(KINDS[kind](root).build(), batch_size=2, seed=3), 3)) for kind in kinds]
+        for loose, *packed in zip(*runs, strict=True):
+            assert all(torch.equal(loose.video, batch.video) for batch in packed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_survives_yaml(kind: str, root: Path, tmp_path: Path) -> None:
+    config = KINDS[kind](root)
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert load_yaml(type(config), tmp_path / "c.yaml") == config
+
+
+def test_the_kinds_of_a_joint_source_are_images_and_videos_unless_it_says_otherwise() -> None:
+    config = JointConfig.parse({"images": {"path": "a"}, "videos": {"path": "b.tar", "kind": "tar-videos"}})
+    assert (config.images.kind, config.videos.kind) == ("images", "tar-videos")
+    for wrong in ({"images": {"path": "a", "kind": "videos"}}, {"images": {"path": "a", "kind": "joint"}}):
+        with pytest.raises(ConfigError, match="images"):
+            JointConfig.parse({"videos": {"path": "b"}, **wrong})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_takes_every_kind_to_train_and_all_but_joint_to_validate(kind: str, root: Path) -> None:
+    config, base = KINDS[kind](root), find("tiny").plain()
+    assert TokenizerTraining.parse({**base, "data": config.plain()}).data == config
+    both = {**base, "data": config.plain(), "validation": config.plain()}
+    if kind == "joint":
+        with pytest.raises(ConfigError, match="validation"):
+            TokenizerTraining.parse(both)
+    else:
+        assert TokenizerTraining.parse(both).validation == config
+
+
+# ---- what a path asks for
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "count"),
+    [
+        ("stills", ImagesConfig, 5),
+        ("stills/0.ppm", ImagesConfig, 1),
+        ("shots", VideosConfig, 4),
+        ("shots/0.mp4", VideosConfig, 1),
+        ("stills-0.tar", TarImagesConfig, 5),
+        ("shots-{0..0}.tar", TarVideosConfig, 4),
+        ("stills.parquet", ParquetImagesConfig, 5),
+        ("shots.parquet", ParquetVideosConfig, 4),
+    ],
+)
+def test_a_path_says_which_source_it_is(name: str, config: type, count: int, root: Path) -> None:
+    found = source_of(root / name, frames=4)
+    assert type(found) is config
+    source = found.build()
+    assert len(source) == count
+    [batch] = islice(evaluation(source), 1)
+    shape = (1, 3, 1, 20, 30) if "images" in found.kind else (1, 3, 4, 16, 24)
+    assert batch.video.shape == shape  # whole frames, as they are
+    again = [next(evaluation(source)).video for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_a_list_of_files_tars_or_tables_says_what_is_in_it(root: Path) -> None:
+    for text, kind in (
+        ("stills/0.ppm\nstills/1.ppm", "images"),
+        ("shots/0.mp4,1\nshots/1.mp4,0", "videos"),
+        ("stills-0.tar", "tar-images"),
+        ("shots.parquet", "parquet-videos"),
+    ):
+        (root / "list.txt").write_text(text)
+        found = source_of(root / "list.txt")
+        assert found.kind == kind
+        assert len(found.build()) > 0
+    (root / "list.txt").unlink()
+
+
+def test_sources_of_a_path_show_the_middle_at_the_size_that_is_asked_for() -> None:
+    config = source_of(film("heldout"), size=(18, 32), frames=5)
+    assert config == VideosConfig(
+        path=film("heldout"), size=(18, 32), frames=5, crop="center", flip=False, sampling="center", short="skip"
+    )
+    assert source_of(photos("heldout"), size=64) == ImagesConfig(
+        path=photos("heldout"), size=64, crop="center", flip=False
+    )
+    assert source_of(film("heldout"), frames=None).frames is None
+
+
+def test_where_both_are_there_one_is_preferred(tmp_path: Path) -> None:
+    (tmp_path / "a.ppm").write_bytes(picture("a"))
+    (tmp_path / "b.mp4").write_bytes(video(tmp_path, "b"))
+    assert [source_of(tmp_path).kind, source_of(tmp_path, prefer="images").kind] == ["videos", "images"]
+    path = pack(tmp_path / "c.tar", {"a.ppm": picture("a"), "b.mp4": b""})
+    assert [source_of(path).kind, source_of(path, prefer="images").kind] == ["tar-videos", "tar-images"]
+    path = table(tmp_path / "c.parquet", {"image": cells([b""]), "video": cells([b""])})
+    assert [source_of(path).kind, source_of(path, prefer="images").kind] == ["parquet-videos", "parquet-images"]
+
+
+def test_a_path_that_says_nothing_or_too_much_is_refused(tmp_path: Path) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(InputError) as caught:
+            source_of(path)
+        assert str(caught.value).isprintable()
+        return str(caught.value).replace(f"{tmp_path}/", "")
+
+    assert "no such file or folder" in refused(tmp_path / "absent")
+    assert "no file ends in .jpg" in refused(tmp_path)
+    pack(tmp_path / "a.tar", {"a.txt": b"x"})
+    assert (
+        refused(tmp_path / "a.tar") == "a.tar: no pictures and no videos, by their suffixes; name the kind in a config"
+    )
+    (tmp_path / "a.tar").write_bytes(b"x" * 600)
+    assert "a.tar: no header at byte 0" in refused(tmp_path / "a.tar")
+    (tmp_path / "b.png").touch()
+    assert "holds files of several kinds (.png .tar); give those of one kind" in refused(tmp_path)
+    (tmp_path / "list.txt").write_text("b.png\na.tar\n")
+    assert "list.txt: holds files of several kinds (.png .tar)" in refused(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("list.txt\n")
+    assert "list.txt: no pictures and no videos, by their suffixes" in refused(tmp_path / "list.txt")
+    table(tmp_path / "a.parquet", {"jpg": cells([b""])})
+    assert refused(tmp_path / "a.parquet") == (
+        "a.parquet: no column image or video (there are: jpg); name it in a config"
+    )

@@ -1,0 +1,45 @@
+"""The tokenizers that come with smalti: they load by name without a network, from files of half precision."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import smalti
+from smalti.errors import InputError
+from smalti.tokenizer import Tokenizer
+from smalti.training.checkpoints import read_tokenizer
+from smalti.weights import IMAGE, VIDEO, shipped
+
+NAMES = (IMAGE, VIDEO)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_tokenizer_loads_by_name_without_a_network(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    tokenizer = smalti.load(name)
+    assert {p.dtype for p in tokenizer.parameters()} == {torch.float32}
+    assert tokenizer.codebook_size == 64_000
+    assert (tokenizer.config.time > 1) == (name == VIDEO)
+    again = read_tokenizer(Path(name))
+    assert again.fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_file_is_small_and_its_halves_are_the_weights(name):
+    folder = shipped(name)
+    file = folder / "model.safetensors"
+    assert file.stat().st_size < 8e6
+    halves, whole = load_file(file), smalti.load(name).state_dict()
+    assert halves.keys() == whole.keys()
+    assert all(torch.equal(halves[key].float(), whole[key].float()) for key in halves)
+    assert Tokenizer.load(folder).fingerprint == json.loads((folder / "config.json").read_text())["fingerprint"]
+
+
+def test_a_name_that_is_not_shipped_is_none():
+    assert shipped("smalti/large") is None
+    with pytest.raises(InputError):
+        read_tokenizer(shipped(IMAGE).parent / "none")
