@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.errors import EnvironmentFault, InputError, IntegrityError
-from smalti.files import load_tensors, told
+from smalti.errors import InputError, IntegrityError, MachineError
+from smalti.files import load_tensors, naming_os_errors
 from smalti.unpickler import Foreign, Unpickler, are_sizes, shown
 
 DIRECTORY = 32 << 20
@@ -41,7 +41,7 @@ def read_checkpoint(path: Path | str) -> Any:
     """Read a file of weights as dicts, lists, tuples, numbers, texts, bytes, CPU tensors and `Foreign` records.
 
     Tensors of zip files and safetensors are private maps of the file: they cost memory once their values are used. The
-    zip's CRC-32 is checked for all of them, if it has any. Raises InputError if there is no such file, EnvironmentFault
+    zip's CRC-32 is checked for all of them, if it has any. Raises InputError if there is no such file, MachineError
     if it cannot be opened, IntegrityError if it is damaged or something else.
     """
     path = Path(path)
@@ -72,15 +72,13 @@ def naming_file(path: Path) -> Iterator[None]:
         yield
         return
     except IntegrityError as error:
-        text = str(error)
-        if text.startswith(f"{path}: "):
-            raise
-    except (InputError, EnvironmentFault):
+        text = str(error).removeprefix(f"{path}: ")
+    except (InputError, MachineError):
         raise
     except MemoryError:
-        raise EnvironmentFault(f"{path}: there is not enough memory to read it; free some") from None
+        raise MachineError(f"{path}: there is not enough memory to read it; free some") from None
     except Exception as error:  # whatever the standard library and torch say of damaged bytes
-        text = f"damaged, or no file of torch.save ({shown(error) or type(error).__name__})"
+        text = f"damaged, or no file of torch.save ({type(error).__name__}: {shown(error)})"
     raise IntegrityError(f"{path}: {text}{'' if '; ' in text else '; fetch or save it again'}")
 
 
@@ -138,7 +136,7 @@ def _branches(node: object) -> list[tuple[str, object]]:
 
 
 def _mapped(path: Path) -> mmap:
-    with told(path):
+    with naming_os_errors(path):
         try:
             mode = path.stat().st_mode
         except (FileNotFoundError, NotADirectoryError):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smalti.errors import IntegrityError
 
-READS = 10_000_000
+READS = 5_000_000
 """Most reads of one pickle, one or two a step; the largest checkpoint seen, 6 GB with 40 k log entries, has 700 k."""
 LINE = 1 << 20
 """Bytes of the longest line (a name, a number in digits) of a pickle."""

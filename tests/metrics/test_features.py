@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from smalti.errors import InputError, IntegrityError, MachineError
-from smalti.inert import open_torch, read_program
+from smalti.foreign import read_checkpoint, read_program, tensors
 from smalti.metrics.conv_graph import Branches, Conv, Pool, convolutions, run, shapes
 from smalti.metrics.features import Features
 from smalti.metrics.i3d import by_order
@@ -220,7 +220,7 @@ def test_a_torchscript_file_of_other_names_is_read_by_the_order_of_its_graph(way
     program = torch.jit.script(port) if way == "script" else torch.jit.trace(port, torch.zeros(1, 3, 7, 7, 7))
     path = tmp_path / "i3d_torchscript.pt"
     torch.jit.save(program, path)
-    found = by_order(open_torch(path).tensors(), read_program(path))
+    found = by_order(tensors(read_checkpoint(path)), read_program(path))
     assert {name: tuple(value.shape) for name, value in found.items()} == I3D.shapes
     assert torch.equal(found["logits.conv3d.weight"], port.classifier.weight)
     assert torch.equal(found["Mixed_5c.b3b.conv3d.weight"], port.trunk[-1].filter.weight)
