@@ -234,7 +234,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
     whole = weights(I3D)
     renamed = {name.replace("conv3d", "filter"): value for name, value in whole.items()}
     assert by_order(renamed, program).keys() == I3D.shapes.keys()
-    for tensors, text in [
+    for others, text in [
         ({}, program),
         (renamed, ""),
         (renamed, program + program.replace("0.001", "1e-05")),
@@ -242,7 +242,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
         ({name: value for name, value in renamed.items() if name != "Mixed_3b.b0.bn.running_var"}, program),
     ]:
         with pytest.raises(IntegrityError, match=r"no I3D that can be told from its tensors .* save its weights as"):
-            by_order(tensors, text)
+            by_order(others, text)
 
 
 def test_a_torchscript_program_is_text_and_other_files_have_none(tmp_path):
