@@ -17,10 +17,10 @@ from torch import Tensor
 
 from smalti.codec.entropy import Model, decode_ids, encode_ids
 from smalti.codec.format import Block, Head, Reader, Writer
+from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
 from smalti.data.video_writer import write_media
-from smalti.data.videos import SUFFIXES as VIDEO_SUFFIXES
 from smalti.data.videos import open_video
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import new_file, remove_leftovers

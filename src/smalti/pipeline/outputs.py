@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from smalti.data.images import SUFFIXES as IMAGE_SUFFIXES
-from smalti.data.lists import list_files
-from smalti.data.videos import SUFFIXES as VIDEO_SUFFIXES
+from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files
 from smalti.errors import BadFile, ConfigError
 
 R = TypeVar("R")

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.video_writer import write_media
-from smalti.data.videos import SUFFIXES as VIDEO_SUFFIXES
 from smalti.data.videos import open_video
 from smalti.errors import BadFile
 from smalti.metrics import SMALTI
