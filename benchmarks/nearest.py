@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smalti.cli.tokenizers import open_tokenizer
+from smalti.cli.opening import open_tokenizer
 from smalti.data import evaluation, read_image, source_of
 from smalti.metrics.contact_sheet import contact_sheet
 from smalti.video import to_uint8, to_video

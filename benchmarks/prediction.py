@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.cli.tokenizers import open_tokenizer
+from smalti.cli.opening import open_tokenizer
 from smalti.data import read_clip
 from smalti.data.videos import write_video
 from smalti.generation import hold

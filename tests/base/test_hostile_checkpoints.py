@@ -14,7 +14,7 @@ import zipfile
 import pytest
 import torch
 
-from smalti.cli.app import run
+from smalti.cli.main import run
 from smalti.errors import InputError, IntegrityError
 from smalti.inert import open_torch, read_torch, tensors
 from smalti.inert import tree as tree_of_inert

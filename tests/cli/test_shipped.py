@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from smalti.cli.measure import tokenizer_and_media
+from smalti.cli.reconstruct import tokenizer_and_media
 from smalti.data.bundled import film, photos
 from smalti.errors import InputError
 from smalti.weights import IMAGE, VIDEO, shipped

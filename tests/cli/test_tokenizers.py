@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from smalti.cli.tokenizers import find_tokenizer
+from smalti.cli.opening import find_tokenizer
 from smalti.tokenizer import load
 from tests.cli.conftest import assert_one_line
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import media
-from smalti.cli.app import run
+from smalti.cli.main import run
 from smalti.data import open_video, read_clip, read_image
 from smalti.data.bundled import film, photos
 from smalti.recipes import find

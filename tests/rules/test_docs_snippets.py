@@ -8,7 +8,7 @@ import tempfile
 import pytest
 import typer
 
-from smalti.cli import app
+from smalti.cli.main import app
 from smalti.data import (
     ImagesConfig,
     JointConfig,
@@ -70,7 +70,7 @@ def test_python_in_the_docs_runs(code, line, tmp_path, monkeypatch):
 
 
 def verbs():
-    """Every command by its name, as `train` or `bench learn`."""
+    """Every command by its name, as `train` or `compare`."""
     found = {}
     for verb, command in typer.main.get_command(app).commands.items():
         parts = getattr(command, "commands", None)
