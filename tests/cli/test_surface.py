@@ -16,6 +16,7 @@ from smalti.config import parse_yaml
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.recipes import catalogue, find
 from smalti.training.config import TokenizerTraining
+from tests.cli.conftest import assert_one_line
 
 VERBS = tuple(command.name for command in app.registered_commands)
 

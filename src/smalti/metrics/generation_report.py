@@ -19,36 +19,37 @@ class GenerationProtocol(Config):
 
     kind: Literal["generation-protocol"] = "generation-protocol"
     name: str
+    """Name of the protocol."""
     media: Literal["images", "videos"]
-    """What both sets are."""
+    """Media of both sets."""
     reader: str = "rgb24"
-    """What decodes files. Declared, as all up to `sampling`."""
+    """Decoder of the files. From here to `sampling`, fields are declarations if clips are passed as tensors."""
     resize: Literal["none", "lanczos"] = "none"
-    """Kernel that brings a frame to `size`; Pillow's, antialiased. What has that size stays as it is."""
+    """Filter that scales a frame to `size`: Pillow's, antialiased. Frames of that size are not scaled."""
     crop: Literal["none", "center"] = "none"
-    """The middle is taken, in the shape of `size`."""
+    """Crop of a frame: none, or the middle in the aspect of `size`."""
     size: Tuple[int] | None = None
-    """Rows and columns of every frame of both sets."""
+    """Height and width of every frame of both sets."""
     frames: int | None = Field(default=None, ge=1)
-    """Frames of every clip of both sets; None where there are pictures."""
+    """Frames of every clip of both sets; null for images."""
     stride: int = Field(default=1, ge=1)
-    """One frame in so many is taken."""
+    """Distance between the frames of a clip."""
     sampling: Literal["center"] = "center"
-    """Where in its video a clip lies."""
+    """Position of the clip in its video."""
     samples: int | None = Field(default=None, ge=1)
-    """As many generated clips are scored, the first ones; fewer are refused. None: any."""
+    """Number of generated clips that are scored, the first ones; fewer are refused. Null is any number."""
     rounding: Rounding = "round"
-    """How both sets go from [-1, 1] to 0..255; features see uint8 pixels."""
+    """Conversion of both sets from [-1, 1] to 0..255; features see uint8 pixels."""
     features: FeatureName
-    """The network whose features are compared."""
+    """Network whose features are compared."""
     features_digest: str | None = None
-    """sha256 of the file of its weights; None takes what is given, and the report names it."""
+    """Sha256 of the weight file of `features`; null accepts any, and the report states it."""
     inception_splits: int | None = Field(default=None, ge=1)
-    """Parts of the inception score, consecutive by key; logits have no bias (as in the authors' code). None: none."""
+    """Parts of the inception score, consecutive by key; logits have no bias, as in the authors' code. Null: none."""
     precision_recall: int | None = Field(default=3, ge=1)
-    """k of precision and recall: balls reach to the kth nearest neighbour, their edge included. None: neither."""
+    """Nearest neighbour k of precision and recall; balls include their edge. Null takes neither."""
     density_coverage: int | None = Field(default=5, ge=1)
-    """k of density and coverage: the edge is not included. None: neither."""
+    """Nearest neighbour k of density and coverage; balls exclude their edge. Null takes neither."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerationProtocol":

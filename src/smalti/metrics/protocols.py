@@ -11,57 +11,58 @@ from smalti.metrics.pixel import Rounding, WindowName
 
 
 class Protocol(Config):
-    """Everything that a score depends on besides the pictures and the tokenizer."""
+    """Everything that a score depends on besides the images or videos and the tokenizer."""
 
     kind: Literal["protocol"] = "protocol"
     name: str
+    """Name of the protocol."""
     media: Literal["any", "images", "videos"] = "any"
-    """What it is for; other files are refused."""
+    """Media that the protocol is for; others are refused."""
     convention: Literal["magicmaster", "mindone"] | None = None
-    """Whose pipeline makes pixels of files (`smalti.data.conventions`); None: smalti's own, as `resize` and `crop` say.
-    Kept by `smalti eval`; whoever hands in clips keeps to it, for scores are computed from tensors."""
+    """Project whose pipeline makes pixels of files in `smalti eval`; null is smalti's own, with `resize` and `crop`."""
     reader: str = "rgb24"
-    """What decodes files. Declared, as all up to `sampling` where no convention is named."""
+    """Decoder of the files. From here to `sampling`, fields are declarations if clips are passed as tensors."""
     resize: Literal["none", "bilinear", "bicubic", "lanczos", "cv2-bilinear", "cv2-bicubic"] = "none"
-    """Kernel that brings a frame to `size`; Pillow's, antialiased, or OpenCV's."""
+    """Filter that scales a frame to `size`: Pillow's (antialiased), or OpenCV's."""
     crop: Literal["none", "center"] = "none"
-    """The middle square is taken."""
+    """Crop of a frame: none, or the middle square."""
     size: int | None = None
-    """Pixels per side after resize and crop; None keeps the files' own."""
+    """Height and width after resize and crop; null keeps those of the files."""
     frames: int | None = Field(default=None, ge=1)
-    """Frames of a clip of video; None where there are pictures alone, or any number goes."""
+    """Frames of a clip; null for images, or for any number."""
     stride: int = Field(default=1, ge=1)
-    """One frame in so many is taken."""
+    """Distance between the frames of a clip."""
     sampling: Literal["center", "random"] = "center"
-    """Where in its video a clip lies; random places are the same at every run."""
+    """Position of the clip in its video; random positions are the same in every run."""
     samples: int | None = Field(default=None, ge=1)
-    """As many clips are reconstructed, the first ones; fewer are refused. Distances are to all originals. None: any."""
+    """Number of clips that are reconstructed, the first ones; fewer are refused. Null is any number. Distances are to
+    all originals."""
     rounding: Rounding = "round"
-    """How both videos go from [-1, 1] to 0..255; all scores, LPIPS and features too, see the pixels after it."""
+    """Conversion of both videos from [-1, 1] to 0..255, before all scores, LPIPS and features too."""
     original_rounding: Rounding | None = None
-    """Another one for the originals: `round` gives them back as they were on disk."""
+    """Conversion of the originals, if another: `round` gives their pixels back as they were on disk."""
     peak: float = 255.0
-    """Pixels are scored on 0..peak."""
+    """Upper end of the pixel range that is scored."""
     data_range: float = 255.0
-    """The range in the formulas of PSNR and SSIM; peers exist that pass another one than `peak`."""
+    """Range in the formulas of PSNR and SSIM; some projects pass another value than `peak`."""
     psnr_over: Literal["channel", "frame", "clip", "set"] = "frame"
-    """What one squared error is averaged over before the logarithm; the PSNRs are then averaged."""
+    """Unit that the squared error is averaged over before the logarithm; the PSNRs are then averaged."""
     psnr_cap: float = 100.0
-    """No PSNR counts for more, so that identical frames (infinite, counted in the report) leave a mean to speak of."""
+    """Upper bound of every PSNR in dB, so that identical frames, which are counted, leave a finite mean."""
     mean_over: Literal["clips", "frames"] = "clips"
-    """Each clip has the same weight, or each frame."""
+    """Unit that has equal weight in the mean."""
     ssim: WindowName | None = "gaussian-11"
-    """Per RGB channel, averaged; see `smalti.metrics.pixel.ssim`. None leaves it out."""
+    """Window of SSIM, which is averaged over RGB channels; null leaves SSIM out."""
     ms_ssim: bool = True
-    """Also five-scale SSIM, where frames are 176 x 176 or more."""
+    """Whether five-scale SSIM is taken too, for frames of 176 x 176 or more."""
     lpips: Literal["vgg", "alex"] | None = "vgg"
-    """LPIPS v0.1 with this net, per frame; None leaves it out."""
+    """Network of LPIPS v0.1, per frame; null leaves LPIPS out."""
     lpips_digest: str | None = None
-    """sha256 of its weights; None takes what is given, and the report names it."""
+    """Sha256 of the LPIPS weights; null accepts any, and the report states it."""
     features: FeatureName | None = None
-    """The network of the Fréchet distance; None takes none."""
+    """Network of the Fréchet distance; null takes no distance."""
     features_digest: str | None = None
-    """sha256 of the file of its weights; None takes what is given, and the report names it."""
+    """Sha256 of the weight file of `features`; null accepts any, and the report states it."""
 
     @model_validator(mode="after")
     def _whole_levels(self) -> "Protocol":
