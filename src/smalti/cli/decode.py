@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.opening import HUB, open_tokenizer
+from smalti.cli.opening import open_tokenizer
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
 from smalti.errors import ConfigError, InputError
-from smalti.weights import shipped
 
 SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="The folder of a token set.")]
 
@@ -44,7 +43,7 @@ def decode_command(
     for target in jobs.values():
         if target.exists() and not overwrite:
             raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = open_tokenizer(tokenizer or tokenizer_of_set(name), device)
+    model = open_tokenizer(name, device)
     found.check(model)
     done = []
     with bar("decoding", len(jobs)) as advance:
@@ -57,8 +56,3 @@ def decode_command(
                 print(f"{message_line(target)}: {result.width}x{result.height}{length}", flush=True)
     if as_json:
         print_json({"set": tokens, "done": done})
-
-
-def tokenizer_of_set(name: str) -> str:
-    """The tokenizer that a set names: a folder, one that smalti ships, or else a repository of the hub."""
-    return name if Path(name).is_absolute() or shipped(name) else f"{HUB}{name}"

@@ -32,6 +32,6 @@ def inflate_command(
     from smalti.tokenizer import inflate as inflated
 
     strides = integers("--time-strides", time_strides)
-    video = inflated(open_tokenizer(image_tokenizer), strides, time=time, past=past, norm=norm)
+    video = inflated(open_tokenizer(image_tokenizer), strides, time_kernel=time, past_kernel=past, norm=norm)
     video.save(out)
     print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (frames, rows, columns)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smalti.cli.console import print_json
-from smalti.cli.opening import find_tokenizer, open_tokenizer
+from smalti.cli.opening import open_tokenizer
 
 if TYPE_CHECKING:
     from smalti.tokenizer import Tokenizer
@@ -36,6 +36,7 @@ def info_command(
     """
     from smalti.cli.generators import describe_generator, find_generator
     from smalti.cli.sets import describe_set, is_token_set
+    from smalti.tokenizer.open import find_tokenizer
 
     path, run = Path(tokenizer), False
     if path.is_file():
@@ -62,7 +63,7 @@ def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
     bits = math.log2(tokenizer.codebook_size)
     tensors = [*tokenizer.state_dict().values()]
     return {
-        "kind": "image" if tokenizer.config.time == 1 else "video",
+        "kind": "image" if tokenizer.config.time_kernel == 1 else "video",
         "strides": {"time": time, "rows": rows, "columns": columns},
         "quantizer": tokenizer.config.quantizer.kind,
         "levels": list(tokenizer.levels),
@@ -92,7 +93,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def last_lines(run: Path) -> dict[str, Any]:
     """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
-    from smalti.training.checkpoints import checkpoints
+    from smalti.model_folder import checkpoints
 
     found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}
     log = run / "log.jsonl"

@@ -6,7 +6,7 @@ import typer
 
 from smalti.errors import ConfigError
 
-TOKENIZER_HELP = "A tokenizer folder, a run, smalti/tiny-image, smalti/tiny-video, or hf:OWNER/NAME."
+TOKENIZER_HELP = "A tokenizer folder, a run, smalti/tiny-image, smalti/tiny-video, or OWNER/NAME."
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best one if not given.")]

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from smalti.cli.console import bad_as_json, bar, end_with_bad_files, message_line, print_json, say
-from smalti.cli.opening import open_tokenizer, pretrained_name
+from smalti.cli.opening import open_tokenizer
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
 from smalti.errors import BadFile, ConfigError, InputError
-from smalti.weights import IMAGE, VIDEO
 
 if TYPE_CHECKING:
     from smalti.data.list_formats import Listing
@@ -52,7 +51,9 @@ def reconstruct_command(
     """
     tokenizer, inputs = tokenizer_and_media(names)
     jobs = plan(inputs, out, overwrite)
-    wanted = {job: tokenizer or (VIDEO if job.is_video else IMAGE) for job in jobs}
+    from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO
+
+    wanted = {job: tokenizer or (TINY_VIDEO if job.is_video else TINY_IMAGE) for job in jobs}
     models = {name: open_tokenizer(name, device) for name in set(wanted.values())}
     done: list[Reconstructed] = []
     bad: list[BadFile] = []
@@ -79,10 +80,12 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
 
     Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
     """
+    from smalti.tokenizer.open import find_tokenizer
+
     first, *others = names
     media = [Path(name) for name in others]
     try:
-        pretrained_name(first)
+        find_tokenizer(first)
     except InputError as fault:
         if others and not _holds_media(Path(first)):
             raise fault from None
@@ -100,9 +103,9 @@ def _holds_media(path: Path) -> bool:
 
 
 def _media(path: Path) -> "Listing":
-    from smalti.data.images import SUFFIXES as PICTURES
-    from smalti.data.lists import list_files
-    from smalti.data.videos import SUFFIXES as VIDEOS
+    from smalti.data.files import IMAGE_SUFFIXES as PICTURES
+    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
+    from smalti.data.files import list_files
 
     return list_files(path, (*PICTURES, *VIDEOS))
 
@@ -121,7 +124,7 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
     Raises InputError where an input gives nothing, ConfigError where two inputs would make one file, or a file is
     there already and is an input or may not be replaced.
     """
-    from smalti.data.videos import SUFFIXES as VIDEOS
+    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
 
     jobs: dict[Path, Job] = {}
     for given in inputs:

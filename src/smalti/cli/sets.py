@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smalti.cli.console import bar
-from smalti.cli.decode import tokenizer_of_set
 from smalti.cli.opening import open_tokenizer
 from smalti.errors import BadFile, ConfigError, InputError
 
@@ -37,7 +36,7 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
     name = read_made(path).get("tokenizer")
     if name is None:
         raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
-    model = open_tokenizer(tokenizer_of_set(name), question.device)
+    model = open_tokenizer(name, question.device)
     device = next(model.parameters()).device
     scores = Scores(
         protocol,

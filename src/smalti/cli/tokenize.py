@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import message_line, print_json, say
-from smalti.cli.opening import pretrained_name
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption
 from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
 from smalti.errors import InputError
@@ -68,8 +67,9 @@ def tokenize_command(
     """
     flags = {"size": size_of(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
     given = Given(*chosen(data, source, flags, assignments or []), workers, engine, gpus, timeout, memory, resume)
-    name = pretrained_name(tokenizer)
-    summary = make(name, out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
+    from smalti.tokenizer.open import full_name
+
+    summary = make(full_name(tokenizer), out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
     if summary is None:
         return
     _tell(out, summary, as_json)
