@@ -241,8 +241,8 @@ def test_a_report_is_measured_again_alike(command):
 
 def test_a_comparison_of_configs_goes_on_without_a_step(command):
     before = Path("bench/points.jsonl").read_text()
-    _, _, *options = EXPECTED["bench"]["command"]  # of `smalti compare`, which is `smalti compare` now
-    renamed = [option.replace("--variant", "--variant") for option in options]
+    _, _, *options = EXPECTED["bench"]["command"]  # the verb was `bench` + `learn`, the option `contenders`
+    renamed = [option.replace("contender", "variant") if option[:2] == "--" else option for option in options]
     report = json.loads(command("compare", *renamed, "--resume", "--json"))
     assert Path("bench/points.jsonl").read_text() == before
     assert [row["name"] for row in report["contenders"]] == ["frame norm"]
