@@ -19,7 +19,7 @@ from smalti.files import naming_os_errors
 from smalti.video import to_video
 
 OnBad = Callable[[BadFile], None]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Batch(NamedTuple):
@@ -72,7 +72,7 @@ def batches(
     batch is bad, where rows differ in size, and (with workers) where a file takes longer than `timeout` seconds or
     kills its reader: the message names it. ConfigError where there are more ranks than rows.
     """
-    rank, world = check_ranks(part, batch_size)
+    rank, world = check_part(part, batch_size)
     rows_of = _planner(source, seed, batch_size)
     plan = (rows_of(step)[rank::world] for step in count(start_step))
     loaded = _load(_parts(source), plan, seed=seed, workers=workers, timeout=timeout)
@@ -167,7 +167,7 @@ class BadFileLog:
         return True
 
 
-def check_ranks(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
+def check_part(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
     """Return `part`, a (rank, number of ranks). Raises ConfigError where a rank would get no row of a batch."""
     rank, world = part
     if not 0 <= rank < world <= batch_size:
@@ -177,8 +177,8 @@ def check_ranks(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
 
 
 def planned_loader(
-    dataset: Dataset[T], plan: Iterable[Any], workers: int = 0, *, timeout: int | float = 0, reading: Callable[[], str]
-) -> Iterator[T]:
+    dataset: Dataset[_T], plan: Iterable[Any], workers: int = 0, *, timeout: int | float = 0, reading: Callable[[], str]
+) -> Iterator[_T]:
     """Load `dataset[item]` for each item of `plan`, in its order: in `workers` processes, or in this one if 0.
 
     An item stands for a whole batch, so `dataset` stacks its samples itself. The global random generator is not used.
@@ -187,7 +187,7 @@ def planned_loader(
     """
     if workers == 0:
         return (dataset[item] for item in plan)
-    loader: DataLoader[T] = DataLoader(
+    loader: DataLoader[_T] = DataLoader(
         dataset,
         sampler=cast(Any, plan),
         batch_size=None,  # an item of the plan is a whole batch already
@@ -199,7 +199,7 @@ def planned_loader(
     return _naming_worker_faults(loader, timeout, reading)
 
 
-def _naming_worker_faults(loader: Iterable[T], timeout: int | float, reading: Callable[[], str]) -> Iterator[T]:
+def _naming_worker_faults(loader: Iterable[_T], timeout: int | float, reading: Callable[[], str]) -> Iterator[_T]:
     try:
         yield from loader
     except RuntimeError as error:
@@ -213,7 +213,7 @@ def _naming_worker_faults(loader: Iterable[T], timeout: int | float, reading: Ca
         raise
 
 
-def _unchanged(batch: T) -> T:
+def _unchanged(batch: _T) -> _T:
     return batch
 
 
