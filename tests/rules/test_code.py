@@ -12,7 +12,7 @@ FILE_LINES = 500
 FUNCTION_LINES = 60
 """Without signature and docstring."""
 PARAMETERS = 8
-CHECKED = [folder for folder in ("src", "tests", "benchmarks") if (ROOT / folder).is_dir()]
+CHECKED = [folder for folder in ("src", "tests", "benchmarks", "docs") if (ROOT / folder).is_dir()]
 SIZED = modules("src", "benchmarks")
 
 
