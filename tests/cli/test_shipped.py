@@ -5,13 +5,8 @@ import re
 
 import pytest
 
-<<<<<<< HEAD
 from smalti.cli.reconstruct import tokenizer_and_media
-from smalti.data.bundled import film, photos
-=======
-from smalti.cli.measure import tokenizer_and_media
 from smalti.data import bundled
->>>>>>> main
 from smalti.errors import InputError
 from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO, shipped_folder
 from tests.cli.conftest import assert_one_line

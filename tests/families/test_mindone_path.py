@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from benchmarks import media
-<<<<<<< HEAD
 from smalti.cli.main import run
-from smalti.data import open_video, read_clip, read_image
-from smalti.data.bundled import film, photos
-=======
-from smalti.cli.app import run
 from smalti.data import bundled, open_video, read_clip, read_image
->>>>>>> main
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_video

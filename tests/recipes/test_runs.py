@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-<<<<<<< HEAD
 from smalti.cli.main import run
-from smalti.data.bundled import film, photos
-=======
-from smalti.cli.app import run
 from smalti.data import bundled
->>>>>>> main
 from smalti.recipes import catalogue, find
 from smalti.tokenizer import Tokenizer
 
