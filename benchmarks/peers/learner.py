@@ -18,7 +18,7 @@ from smalti.files import load_tensors, save_tensors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage
 from smalti.training.config import OptimizerConfig
-from smalti.training.distributed import update_ema
+from smalti.training.optimizer import update_ema
 
 
 class Shared(NamedTuple):
@@ -60,7 +60,7 @@ class PeerLearner:
         total.backward()
         place = min(round(share * self.shared.steps), self.shared.steps - 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(place, self.shared.steps)
+            group["lr"] = self.settings.lr_at(place, self.shared.steps)
         if self.settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
         self.optimizer.step()

@@ -105,7 +105,7 @@ def test_seeds_differ_in_weights_and_batches(material, tmp_path):
     assert figures(runs[0]) != figures(runs[1])
 
 
-@pytest.mark.parametrize("changes", [(), ("adversary.discriminator={kind: patch, width: 4}", "adversary.lecam=0.1")])
+@pytest.mark.parametrize("changes", [(), ("gan.discriminator={kind: patch, width: 4}", "gan.lecam=0.1")])
 def test_a_race_that_was_stopped_goes_on_with_the_bits_of_an_undisturbed_one(material, tmp_path, changes):
     class Stop(Exception):
         pass
@@ -123,7 +123,7 @@ def test_a_race_that_was_stopped_goes_on_with_the_bits_of_an_undisturbed_one(mat
     whole = run(material, tmp_path / "whole", *entries)
     assert [figures(r) for r in again] == [figures(r) for r in whole]
     for a, b in zip(again, whole, strict=True):
-        assert a.learner.state.average.fingerprint == b.learner.state.average.fingerprint
+        assert a.learner.state.ema.fingerprint == b.learner.state.ema.fingerprint
 
 
 def test_a_budget_of_operations_ends_with_the_step_that_spends_it(material, tmp_path):

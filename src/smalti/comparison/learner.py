@@ -13,9 +13,9 @@ from smalti.losses import Anchors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage
 from smalti.tokenizer.score import round_trip
-from smalti.training import tokenizer_state as states
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 
 STATE = "state.safetensors"
@@ -66,7 +66,7 @@ class Ours:
     def __init__(self, config: TokenizerTraining, device: torch.device, lpips: LPIPS | None = None) -> None:
         """`lpips` takes the place of the network that the config would load once more."""
         self.config = config
-        self.state = states.start(config, World(0, 1, device))
+        self.state = start_tokenizer(config, World(0, 1, device))
         if lpips is not None:
             self.state.lpips = lpips
         self.levels: Sequence[int] = self.state.tokenizer.levels
@@ -79,23 +79,23 @@ class Ours:
         return Learnt(measured.total, measured.psnr, measured.usage)
 
     def kind(self, share: float) -> Hashable:
-        """Whether the adversary plays, and whether its penalty is due."""
-        adversary, place = self.config.adversary, self._place(share)
-        if adversary is None or adversary.share(place) == 0:
+        """Return whether there is a discriminator yet, and whether its penalty is due."""
+        gan, place = self.config.gan, self._place(share)
+        if gan is None or gan.share(place) == 0:
             return None
-        return adversary.penalty != "none" and place % adversary.penalty_every == 0
+        return gan.penalty != "none" and place % gan.penalty_every == 0
 
     def round_trip(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """By the averaged weights."""
-        return round_trip(self.state.average, video)
+        return round_trip(self.state.ema, video)
 
     def save(self, folder: Path) -> None:
         """Weights and moments; the averaged tokenizer beside them is a tokenizer folder of its own."""
         tensors = pack(self._modules(), self._optimizers()) | {"updates": torch.tensor(self.state.updates)}
-        if self.state.opponent is not None and self.state.opponent.anchors is not None:
-            tensors |= {f"anchors/{name}": value for name, value in self.state.opponent.anchors._asdict().items()}
+        if self.state.gan is not None and self.state.gan.anchors is not None:
+            tensors |= {f"anchors/{name}": value for name, value in self.state.gan.anchors._asdict().items()}
         save_tensors(folder / STATE, tensors)
-        self.state.average.save(folder / "tokenizer")
+        self.state.ema.save(folder / "tokenizer")
 
     def load(self, folder: Path) -> None:
         """Restore it."""
@@ -103,20 +103,20 @@ class Ours:
         unpack(tensors, self._modules(), self._optimizers())
         self.state.updates = int(tensors["updates"])
         anchors = {name[len("anchors/") :]: value for name, value in tensors.items() if name.startswith("anchors/")}
-        if self.state.opponent is not None and anchors:
+        if self.state.gan is not None and anchors:
             device = self.state.world.device
-            self.state.opponent.anchors = Anchors(**{name: value.to(device) for name, value in anchors.items()})
+            self.state.gan.anchors = Anchors(**{name: value.to(device) for name, value in anchors.items()})
 
     def _place(self, share: float) -> int:
         return min(round(share * self.config.steps), self.config.steps - 1)
 
     def _modules(self) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = {"tokenizer": self.state.tokenizer, "average": self.state.average}
-        return found if self.state.opponent is None else found | {"discriminator": self.state.opponent.discriminator}
+        found: dict[str, nn.Module] = {"tokenizer": self.state.tokenizer, "average": self.state.ema}
+        return found if self.state.gan is None else found | {"discriminator": self.state.gan.discriminator}
 
     def _optimizers(self) -> dict[str, Optimizer]:
         found = {"of-tokenizer": self.state.optimizer}
-        return found if self.state.opponent is None else found | {"of-discriminator": self.state.opponent.optimizer}
+        return found if self.state.gan is None else found | {"of-discriminator": self.state.gan.optimizer}
 
 
 def pack(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:

@@ -140,17 +140,17 @@ def _losses() -> _Members:
 def _adversaries(medium: Medium, steps: int) -> _Members:
     """Each with the pixel loss of the base, which has none."""
     judges = {
-        "patch": ("adversary.discriminator={kind: patch, width: 32}", "adversary.lecam=0.001"),
+        "patch": ("gan.discriminator={kind: patch, width: 32}", "gan.lecam=0.001"),
         "stylegan2": (
-            "adversary.discriminator={kind: stylegan2, width: 32}",
-            "adversary.penalty=zero_centred",
-            "adversary.penalty_weight=10.0",
-            "adversary.penalty_every=4",
+            "gan.discriminator={kind: stylegan2, width: 32}",
+            "gan.penalty=r1",
+            "gan.penalty_weight=10.0",
+            "gan.penalty_every=4",
         ),
     }
     if medium == "videos":
-        clips = "adversary.discriminator={kind: magvit3d, width: 16, multipliers: [2, 4, 4, 4]}"
-        judges["magvit3d"] = (clips, "adversary.lecam=0.001")
-    place = (f"adversary.start={steps // 4}", f"adversary.ramp={max(1, steps // 10)}")
+        clips = "gan.discriminator={kind: magvit3d, width: 16, multipliers: [2, 4, 4, 4]}"
+        judges["magvit3d"] = (clips, "gan.lecam=0.001")
+    place = (f"gan.start={steps // 4}", f"gan.ramp={max(1, steps // 10)}")
     for name, fields in judges.items():
-        yield name, (*fields, "adversary.weight=0.1", "adversary.adaptive=true", *place)
+        yield name, (*fields, "gan.weight=0.1", "gan.adaptive=true", *place)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.errors import InputError
-from smalti.losses.frame_choice import select_frames
+from smalti.losses.pixel import select_frames
 
 
 class Discriminator(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from smalti.config import Config
 from smalti.discriminators.discriminator import Discriminator, check_size
-from smalti.losses.frame_choice import Frames, select_frames
+from smalti.losses.pixel import Frames, select_frames
 
 
 class PatchConfig(Config):

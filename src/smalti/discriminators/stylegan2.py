@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from smalti.config import Config
 from smalti.discriminators.blur import low_pass
 from smalti.discriminators.discriminator import Discriminator, check_size, grid_mean
-from smalti.losses.frame_choice import Frames, select_frames
-from smalti.losses.pixel import widen
+from smalti.losses.pixel import Frames, select_frames, widen
 
 _GRID = 4
 """The blocks stop at 4x4 positions."""

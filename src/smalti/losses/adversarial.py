@@ -1,4 +1,4 @@
-"""The two players' losses on logits, gradient penalties, LeCAM and the adaptive weight.
+"""GAN losses on logits, gradient penalties, LeCAM and the adaptive weight.
 
 All are functions of tensors, computed in float32 or wider; a logit above 0 says "real".
 """
@@ -47,7 +47,7 @@ def input_gradient_norms(
     return torch.linalg.vector_norm(widen(gradient).flatten(1), dim=1)
 
 
-def zero_centred(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+def r1_penalty(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
     """R1 (Mescheder et al. 2018, arXiv 1801.04406): mean_b ‖∂D/∂x_b‖², with no factor 1/2.
 
     StyleGAN2's gamma is twice this one's weight. A weight from pixels in [0, 1] is four times as large for our
@@ -56,13 +56,13 @@ def zero_centred(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
     return norms.square().mean()
 
 
-def one_centred(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+def gradient_penalty(norms: Float[Tensor, " b"]) -> Float[Tensor, ""]:
     """mean_b (‖∂D/∂x_b‖₂ - 1)² at real samples, without interpolation: MagicMaster's penalty, weight 1."""
     return (norms - 1).square().mean()
 
 
-def lazy(step: int, every: int) -> int:
-    """The factor of a penalty that is computed only at steps divisible by `every`: `every` there, else 0.
+def lazy_factor(step: int, every: int) -> int:
+    """Return the factor of a penalty that is computed only at steps divisible by `every`: `every` there, else 0.
 
     Its mean over steps is 1, so the penalty's weight does not depend on the interval.
     """
@@ -78,7 +78,7 @@ class Anchors(NamedTuple):
     fake: Tensor
 
 
-def follow(
+def update_lecam_ema(
     anchors: Anchors | None, real: Float[Tensor, "*real"], fake: Float[Tensor, "*fake"], decay: float = 0.999
 ) -> Anchors:
     """decay * anchor + (1 - decay) * mean logit, detached, float32. None starts at the means of this batch: zeros
