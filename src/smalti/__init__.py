@@ -14,6 +14,7 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -26,9 +27,20 @@ _HOMES = {
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
     "load": "smalti.tokenizer",
+    "train": "smalti.pipeline.train",
 }
 
-__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "VQGANConfig", "load"]
+__all__ = [
+    "DSQConfig",
+    "FSQConfig",
+    "LFQConfig",
+    "Stream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "VQGANConfig",
+    "load",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
