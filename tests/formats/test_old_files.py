@@ -28,9 +28,9 @@ CLOSE = 1e-3
 
 def load_training(name, tiny=False):
     """Find the config of a recipe's name or of a training file, of whichever kind."""
-    from smalti.cli.runs import find_config
+    from smalti.pipeline.train import find_config
 
-    return find_config(name, tiny)
+    return find_config(name, tiny=tiny)
 
 
 def load_report(path):

@@ -9,6 +9,7 @@ import torch
 
 from smalti.errors import ConfigError
 from smalti.files import read_json, write_json
+from smalti.training.config import TokenizerTraining
 from smalti.version import __version__
 
 ASKED = "asked.json"
@@ -25,11 +26,20 @@ def begin(out: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
     if path.is_file():
         if not resume:
             raise ConfigError(f"{out}: holds a bench already; give --resume to go on with it, or another --out")
-        before = _grown(read_json(path), plain)
+        before = _grown(_present_names(read_json(path)), plain)
         changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
         if changed:
             raise ConfigError(f"{out}: was begun with other {', '.join(changed)}; give the same, or another --out")
     write_json(path, plain)
+
+
+def _present_names(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version wrote, with the field names of today; variants of a benchmark have no config."""
+    configs = {
+        name: TokenizerTraining.parse(plain, where=name).plain() if plain else plain
+        for name, plain in asked["contenders"].items()
+    }
+    return {**asked, "contenders": configs}
 
 
 def _grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
