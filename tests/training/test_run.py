@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
 from smalti.files import sha256
+from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from smalti.training.checkpoints import checkpoints
 from smalti.training.config import TokenizerTraining
 
 SMALL = ["steps=12", "batch_size=2", "save_every=4", "eval_every=6", "sample_every=12", "log_every=3", "data.size=32",

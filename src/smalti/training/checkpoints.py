@@ -1,7 +1,6 @@
 """The checkpoints of a run folder: names, contents, the newest whole one, and old ones."""
 
 import hashlib
-import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -12,11 +11,9 @@ import torch
 
 from smalti.errors import InputError, IntegrityError
 from smalti.files import check_manifest, load_tensors, new_folder, read_json, save_tensors, write_json
-from smalti.model_folder import WEIGHTS
-from smalti.tokenizer import Tokenizer
+from smalti.model_folder import WEIGHTS, checkpoints
 from smalti.training.task import Task
 from smalti.version import __version__
-from smalti.weights import shipped
 
 _FORMAT = 1
 
@@ -24,31 +21,6 @@ _FORMAT = 1
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the folder of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a run folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
-
-
-def tokenizer_folder(path: Path) -> Path:
-    """The folder of a tokenizer: `path` itself, or that of a run, finished or not (its newest checkpoint's).
-
-    Raises InputError where there is none.
-    """
-    newest = [checkpoint / "tokenizer" for checkpoint in reversed(checkpoints(path))]
-    for candidate in (path, path / "tokenizer", *newest):
-        if (candidate / "config.json").is_file():
-            return candidate
-    wanted = "a tokenizer (config.json and model.safetensors) nor a run with a checkpoint (step-*/tokenizer)"
-    raise InputError(f"{path}: holds neither {wanted}")
-
-
-def read_tokenizer(path: Path, device: str | torch.device = "cpu") -> Tokenizer:
-    """The tokenizer of a folder, of a run, or one that smalti ships, by its name. Raises InputError as above."""
-    if not path.is_dir() and shipped(path.as_posix()):
-        return Tokenizer.from_pretrained(path.as_posix(), device=device)
-    return Tokenizer.load(tokenizer_folder(path), device)
 
 
 def digest_of_keys(keys: Iterable[str]) -> str:

@@ -28,8 +28,8 @@ from smalti.generation import (
     task_tokens,
 )
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import load as load_tokenizer
 from smalti.tokens.reader import TokenSet
-from smalti.training.checkpoints import read_tokenizer
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.optimizer import Moments, adamw, wrap_ddp
@@ -84,7 +84,7 @@ def start_generator(config: GeneratorTraining, tokens: TokenSet, world: World) -
         model = config.generator.build()
     tokenizer = None
     if config.tokenizer is not None:
-        tokenizer = read_tokenizer(config.tokenizer, world.device)
+        tokenizer = load_tokenizer(str(config.tokenizer), world.device)
         tokens.check(tokenizer)
     model.to(world.device).train()
     classes = tokens.classes if config.generator.classes else ()

@@ -13,7 +13,7 @@ from smalti.errors import IntegrityError
 from smalti.losses import Anchors
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
-from smalti.training.checkpoints import read_tokenizer
+from smalti.tokenizer import load as load_tokenizer
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.optimizer import Moments, adamw, wrap_ddp
@@ -81,7 +81,7 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         tokenizer = Tokenizer(config.tokenizer)
         discriminator = None if config.gan is None else config.gan.discriminator.build()
     if config.init is not None:
-        initial = read_tokenizer(config.init)
+        initial = load_tokenizer(str(config.init))
         if initial.config != config.tokenizer:
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
         tokenizer.load_state_dict(initial.state_dict())
