@@ -20,10 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import CPU, Operations, child, growth_mb, seconds, turns
+from benchmarks.measure import CPU, child, growth_mb, seconds, turns
 from benchmarks.peers import magicmaster as peer
 from benchmarks.training_step import random_lpips
 from smalti import losses as loss
+from smalti.comparison.flops import count_flops
 from smalti.data.shuffle import sample_rng
 from smalti.discriminators import StyleGAN2Config
 from smalti.recipes.magicmaster import imagenet_row, kinetics_row
@@ -270,9 +271,7 @@ class Cost(NamedTuple):
 def cost(call: Callable[[], object], device: torch.device = CPU) -> Cost:
     """Memory above what was held before the call, and the operations of a second one: counting holds memory too."""
     mb = growth_mb(call, device)
-    with Operations() as operations:
-        call()
-    return Cost(mb, operations.total)
+    return Cost(mb, count_flops(call) / 1e9)
 
 
 def alone(case: str, what: str, who: str) -> Cost:

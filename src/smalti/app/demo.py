@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from smalti.app.page import write_page
+from smalti.app.demo_page import write_page
 from smalti.data import ImagesConfig, VideosConfig, open_video, write_video
 from smalti.data.bundled import film, photos
 from smalti.errors import IntegrityError

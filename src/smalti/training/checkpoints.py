@@ -12,7 +12,7 @@ import torch
 from smalti.errors import InputError, IntegrityError
 from smalti.files import check_manifest, load_tensors, new_folder, read_json, save_tensors, write_json
 from smalti.model_folder import WEIGHTS, checkpoints
-from smalti.training.task import Task
+from smalti.training.task import Savable, Task
 from smalti.version import __version__
 
 _FORMAT = 1
@@ -36,7 +36,7 @@ def save_checkpoint(task: Task, out: Path) -> Path:
     return target
 
 
-def write_state(task: Task, folder: Path) -> None:
+def write_state(task: Savable, folder: Path) -> None:
     """Write all that the next step depends on into a folder that exists."""
     task.export(folder / task.state.config.kind)
     for name, source in task.tensors().items():
@@ -52,7 +52,7 @@ def load_checkpoint(task: Task, folder: Path) -> dict[str, Any]:
     return read_state(task, folder)
 
 
-def read_state(task: Task, folder: Path) -> dict[str, Any]:
+def read_state(task: Savable, folder: Path) -> dict[str, Any]:
     """Put back what `write_state` wrote; return `state.json`. Raises IntegrityError for another format."""
     about = dict(read_json(folder / "state.json"))
     if about.get("format") != _FORMAT:

@@ -69,8 +69,8 @@ class Samples(NamedTuple):
 
 
 @runtime_checkable
-class Task(Protocol):
-    """Something that can be trained."""
+class Savable(Protocol):
+    """Something whose training can be saved and restored."""
 
     @property
     def state(self) -> RunState:
@@ -84,20 +84,25 @@ class Task(Protocol):
     def data_digest(self) -> str:
         """A digest of the data: a resumed run must have the same."""
 
-    @property
-    def data_count(self) -> int:
-        """Samples in the data."""
-
-    def steps(self, folder: Path) -> Iterator[StepResult]:
-        """Train from the present step to the last; lists of files that cannot be read go into the run folder."""
-        ...
-
     def tensors(self) -> Mapping[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
         ...
 
     def export(self, folder: Path) -> None:
         """Write the trained model, with its EMA weights, as a folder that `smalti.load` and the commands read."""
+        ...
+
+
+@runtime_checkable
+class Task(Savable, Protocol):
+    """Something that can be trained by `fit`."""
+
+    @property
+    def data_count(self) -> int:
+        """Samples in the data."""
+
+    def steps(self, folder: Path) -> Iterator[StepResult]:
+        """Train from the present step to the last; lists of files that cannot be read go into the run folder."""
         ...
 
     def validate(self) -> dict[str, float]:
