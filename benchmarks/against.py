@@ -6,9 +6,9 @@
     python -m benchmarks.against check         # each peer forward, backward, and one batch that it learns
 
 A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). What is
-equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the evaluator. Each peer is there twice:
-with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs (`rates`
-tries four), warm-up, cosine, clipping at 1. A comparison that was stopped continues by the same command.
+equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the evaluator. Each peer is there
+twice: with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs
+(`rates` tries four), warm-up, cosine, clipping at 1. A comparison that was stopped continues by the same command.
 """
 
 import argparse
