@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 
 from smalti.config import Config
 from smalti.discriminators import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
-from smalti.discriminators.blur import TAPS, halve, low_pass
-from smalti.discriminators.discriminator import grid_mean
-from smalti.discriminators.patch import norm_groups
-from smalti.discriminators.stylegan2 import EqualisedConv, EqualisedLinear, minibatch_deviation
+from smalti.discriminators.frames import (
+    TAPS,
+    EqualisedConv,
+    EqualisedLinear,
+    grid_mean,
+    halve,
+    low_pass,
+    minibatch_deviation,
+    norm_groups,
+)
 from smalti.errors import ConfigError, InputError
 from smalti.losses import gradient_penalty, input_gradient_norms, r1_penalty
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smalti.discriminators import PatchConfig, StyleGAN2Config
-from smalti.discriminators.stylegan2 import EqualisedConv, EqualisedLinear
+from smalti.discriminators.frames import EqualisedConv, EqualisedLinear
 from smalti.losses import (
     adaptive_weight,
     gradient_penalty,

@@ -9,8 +9,8 @@ from pydantic import Field, Strict, field_validator, model_validator
 from smalti.config import Config, PathField
 from smalti.data import OneKindConfig, SourceConfig
 from smalti.discriminators import DiscriminatorConfig
+from smalti.losses import Frames
 from smalti.losses.perceptual import LPIPSConfig
-from smalti.losses.pixel import Frames
 from smalti.tokenizer import AnyTokenizerConfig
 
 Pair = Annotated[tuple[float, float], Strict(False)]

@@ -1,12 +1,14 @@
-"""A run folder and the loop over steps that fills it, the same for all that is trained."""
+"""A run folder, the loop over steps that fills it, and its log: the same for all that is trained."""
 
 import hashlib
+import json
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
 
 from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
@@ -14,8 +16,9 @@ from smalti.files import lock, remove_leftovers, write_bytes
 from smalti.progress import Progress
 from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
-from smalti.training.run_log import RunLog
-from smalti.training.task import StepResult, Task
+from smalti.training.task import Samples, StepResult, Task
+
+L = TypeVar("L", bound="RunLog")
 
 MAX_SKIPPED = 10
 """Steps in a row that may be skipped for numbers that are not finite, before the run gives up."""
@@ -140,3 +143,64 @@ def collect_signals() -> Iterator[list[int]]:
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
+
+
+class RunLog:
+    """log.jsonl and TensorBoard events; lines of steps after the one resumed from are taken out first."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.first = folder, step
+        self.path = folder / "log.jsonl"
+        self.since = time.monotonic()
+        _truncate(self.path, step)
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
+
+    def __enter__(self: L) -> L:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.events.close()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write a line, which has its `step`."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self.events.add_scalar(name, value, line["step"])
+
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write a line of validation scores, if there are any."""
+        if scores:
+            self.write({"step": step, **{f"validation/{name}": value for name, value in scores.items()}})
+
+    def write_samples(self, step: int, samples: Samples) -> None:
+        """Write `samples/step-N.png` and a line of what else there is, if anything."""
+        if samples.values:
+            self.write({"step": step, **{f"samples/{name}": value for name, value in samples.values.items()}})
+        if samples.image is not None:
+            target = self.folder / "samples" / f"step-{step:08d}.png"
+            target.parent.mkdir(exist_ok=True)
+            samples.image.save(target)
+
+    def steps_per_second(self, step: int) -> float:
+        """Return the rate since the run was started or resumed."""
+        return (step - self.first) / max(1e-9, time.monotonic() - self.since)
+
+
+def _truncate(path: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`, and a line that was cut short by a kill."""
+    if not path.is_file():
+        return
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            if json.loads(text)["step"] <= last_step:
+                lines.append(text)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_bytes(path, "".join(f"{text}\n" for text in lines).encode())

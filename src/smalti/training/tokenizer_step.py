@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smalti import losses as loss
 from smalti.data.shuffle import sample_rng
-from smalti.losses import Anchors
-from smalti.losses.pixel import widen
+from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import Usage
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.optimizer import clip_gradient, update_ema
