@@ -40,9 +40,9 @@ from smalti.comparison import (
     summarise_runs,
     variant_groups,
 )
-from smalti.comparison.data import MediaKind
 from smalti.comparison.manifest import prepare_comparison
 from smalti.data import batches
+from smalti.data.source import Medium
 from smalti.files import read_json, write_json
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.training.config import OptimizerConfig
@@ -52,7 +52,7 @@ SECONDS = 120.0
 """Of each contender by `python -m benchmarks peers`, a first look; the runs that are quoted are longer."""
 
 
-def ours(medium: MediaKind, steps: int) -> list[Variant]:
+def ours(medium: Medium, steps: int) -> list[Variant]:
     """The base, its quantizer exchanged for a peer's, and a network of the shape that the peers have."""
     groups = variant_groups(medium, steps)
     lfq = next(one for one in groups["quantizers"] if one.name == "lfq14")
@@ -70,7 +70,7 @@ def ours(medium: MediaKind, steps: int) -> list[Variant]:
     ]
 
 
-def entries(medium: MediaKind, shared: Shared) -> list[LearnerSource]:
+def entries(medium: Medium, shared: Shared) -> list[LearnerSource]:
     """Return all variants."""
     more = () if shared.lpips is None else (f"weights.lpips={shared.lpips_weight}", "lpips={kind: lpips}")
     trainings = {one.name: one.training(medium, shared.steps, more) for one in ours(medium, shared.steps)}

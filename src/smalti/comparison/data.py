@@ -3,20 +3,18 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from smalti.config import Config, PathField
-from smalti.data import ImagesConfig, Subset, evaluation, source_of
-from smalti.data.bundled import film, photos
+from smalti.data import ImagesConfig, Subset, bundled, evaluation, source_of
 from smalti.data.clips import ClipConfig
 from smalti.data.loader import OnBad
-from smalti.data.source import Source
+from smalti.data.source import Medium, Source
 from smalti.data.views import ScaleField
 from smalti.errors import InputError
 
-MediaKind = Literal["images", "videos"]
 _ONE_IN_FIVE = 51
 """Of 256 values of a byte."""
 _IN_MEMORY = 64
@@ -26,7 +24,7 @@ _IN_MEMORY = 64
 class ComparisonData(Config):
     """The images or videos of a comparison, and their crops."""
 
-    medium: MediaKind = "images"
+    medium: Medium = "images"
     """Kind of media."""
     data: PathField | None = None
     """A folder, list, tar or Parquet file; null takes what smalti ships. A file is wholly in one of the two parts."""
@@ -63,15 +61,15 @@ def is_held_out(key: str) -> bool:
 
 def load_parts(config: ComparisonData) -> DataParts:
     """Return both parts. Raises InputError where one of them is empty, or where they share a name."""
-    bundled = photos if config.medium == "images" else film
-    whole = _source(config, config.data or bundled("train"), training=True)
+    folder_of = bundled.photos if config.medium == "images" else bundled.videos
+    whole = _source(config, config.data or folder_of("train"), training=True)
     names = [whole.key(index) for index in range(len(whole))]
     if config.heldout is None and config.data is not None:
         apart = [index for index, name in enumerate(names) if is_held_out(name)]
         train: Source = Subset(whole, [index for index in range(len(whole)) if index not in set(apart)])
         heldout: Source = Subset(_source(config, config.data, training=False), apart)
     else:
-        train, heldout = whole, _source(config, config.heldout or bundled("heldout"), training=False)
+        train, heldout = whole, _source(config, config.heldout or folder_of("heldout"), training=False)
         if both := {heldout.key(index) for index in range(len(heldout))} & set(names) if config.data else set():
             raise InputError(f"{config.heldout}: {min(both)} and {len(both) - 1} more are in {config.data} as well")
     for purpose, part in (("learn from", train), ("hold back", heldout)):

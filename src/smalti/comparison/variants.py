@@ -4,14 +4,14 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from smalti.comparison.data import MediaKind
 from smalti.config import Config, Tuple
+from smalti.data.source import Medium
 from smalti.errors import ConfigError
 from smalti.recipes import catalogue, find
 from smalti.text import nearest
 from smalti.training.config import TokenizerTraining
 
-BASE: dict[MediaKind, str] = {"images": "tiny", "videos": "tiny-video"}
+BASE: dict[Medium, str] = {"images": "tiny", "videos": "tiny-video"}
 """The recipe that variants change: the backbone, the losses, the optimizer."""
 
 
@@ -24,7 +24,7 @@ class Variant(Config):
     set: Tuple[str] = ()
     """`field=value`, as in `smalti train --set`."""
 
-    def training(self, medium: MediaKind, steps: int, common: tuple[str, ...] = ()) -> TokenizerTraining:
+    def training(self, medium: Medium, steps: int, common: tuple[str, ...] = ()) -> TokenizerTraining:
         """Return the whole config with schedules of `steps` steps; `common` is set for all variants, before its own."""
         base = find(self.recipe or BASE[medium])
         if not isinstance(base, TokenizerTraining):
@@ -77,7 +77,7 @@ def find_variants(text: str, groups: Groups) -> list[Variant]:
     return [variant.replace({"name": label if more else variant.name, "set": (*variant.set, *more)})]
 
 
-def variant_groups(medium: MediaKind, steps: int) -> Groups:
+def variant_groups(medium: Medium, steps: int) -> Groups:
     """Return the named variants for images or videos; a discriminator starts at a quarter of the steps."""
     groups = {
         "quantizers": _quantizers(),
@@ -109,14 +109,14 @@ def _quantizers() -> _Members:
     yield "lfq18-paper", ("tokenizer.quantizer={kind: lfq, bits: 18, temperature: 0.01}", *_PAPER)
 
 
-def _norms(medium: MediaKind) -> _Members:
+def _norms(medium: Medium) -> _Members:
     """The base has one per position; of one frame, `clip` is `frame`."""
     yield "norm-frame", ("tokenizer.norm=frame",)
     if medium == "videos":
         yield "norm-clip", ("tokenizer.norm=clip",)
 
 
-def _adaptive(medium: MediaKind) -> _Members:
+def _adaptive(medium: Medium) -> _Members:
     """Norms of the decoder that the codes modulate: those of the position in the base; pooled over a frame, a clip."""
     yield "adaptive-frame", ("tokenizer.adaptive=frame",)
     if medium == "videos":
@@ -124,7 +124,7 @@ def _adaptive(medium: MediaKind) -> _Members:
     yield "adaptive-none", ("tokenizer.adaptive=none",)
 
 
-def _stems(medium: MediaKind) -> _Members:
+def _stems(medium: Medium) -> _Members:
     """Strides of 8: at one resolution in the base, over two to four here; time is reduced at the innermost stride."""
     time = 1 if medium == "images" else 4
     for patch, width, multipliers in ((4, 48, (1, 2)), (2, 16, (1, 2, 4)), (1, 8, (1, 2, 4, 8))):
@@ -138,7 +138,7 @@ def _losses() -> _Members:
     yield "lpips", ("lpips={kind: lpips}", "weights.lpips=0.1", "lpips_frames=random")
 
 
-def _gans(medium: MediaKind, steps: int) -> _Members:
+def _gans(medium: Medium, steps: int) -> _Members:
     """Each with the pixel loss of the base, which has none."""
     losses = {
         "patch": ("gan.discriminator={kind: patch, width: 32}", "gan.lecam=0.001"),

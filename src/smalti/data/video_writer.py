@@ -1,4 +1,4 @@
-"""Writing film: H.264 in MP4 that plays everywhere, whole or absent."""
+"""Writing video: H.264 in MP4 that plays everywhere, whole or absent."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -14,11 +14,14 @@ from smalti.files import new_file
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
-_SMPTE170M, _LIMITED = 6, 1  # the matrix and range that the RGB to YUV conversion uses; untagged film plays off-colour
+_SMPTE170M, _LIMITED = (
+    6,
+    1,
+)  # the matrix and range that the RGB to YUV conversion uses; untagged video has wrong colours in players
 
 
 def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: int | float, *, crf: int = 18) -> int:
-    """Encode uint8 frames `h w 3`, taken one at a time, as H.264; gives the number of frames.
+    """Encode uint8 frames `h w 3`, taken one at a time, as H.264; return the number of frames.
 
     `crf` 0 is the finest (not lossless: 4:2:0 halves the colour planes), 18 is hard to tell from the source, 51 the
     coarsest. Even sizes are written as yuv420p; odd sizes as yuv444p, so that the size is kept. The file appears at
@@ -54,8 +57,8 @@ def _encode(part: Path, path: Path, frames: Iterable[Tensor | np.ndarray], fps: 
                     stream.codec_context.colorspace, stream.codec_context.color_range = _SMPTE170M, _LIMITED
                 elif pixels.shape[:2] != size:
                     raise InputError(f"{printable(path)}: frame {count} is {pixels.shape[:2]}, the first {size}")
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                planes = picture.reformat(format=stream.pix_fmt, threads=1)  # see decode: threads and forks
+                image = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                planes = image.reformat(format=stream.pix_fmt, threads=1)  # see video_reader: threads and forks
                 planes.pts, planes.time_base = count, 1 / fps
                 container.mux(stream.encode(planes))
                 count += 1

@@ -1,0 +1,77 @@
+"""`smalti train`."""
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smalti.cli.console import bar, print_json, say
+from smalti.cli.info import last_lines
+from smalti.cli.options import DeviceOption, JsonOption
+from smalti.progress import Progress
+
+_LINES = 20
+"""Lines of progress that a whole run writes where nobody watches a bar."""
+
+
+def train_command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="The name of a recipe (see `smalti recipes`), or a .yaml file.")
+    ],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The recipe's small form: minutes on two cores.")] = False,
+    device: DeviceOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same as --set seed=N.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a tokenizer or a token model by a recipe or a config; stop and resume at any step.
+
+    \b
+    Examples:
+      smalti train tiny
+      smalti train image --set data.path=photos --set batch_size=64
+      smalti train image --set data.path=photos --set batch_size=64 --resume
+      smalti train my-run.yaml --out runs/second --seed 2 --device cuda
+      smalti train tiny-generate --set data=video-tokens
+      torchrun --nproc-per-node 8 -m smalti train image --set data.path=photos
+    """
+    from smalti.pipeline.train import default_run, find_config
+    from smalti.pipeline.train import train as train_run
+
+    config = find_config(recipe, tiny=tiny)
+    leads = os.environ.get("RANK", "0") == "0"
+    with bar("training", None) if leads else nullcontext() as advance:
+        result = train_run(
+            config,
+            out or default_run(recipe),
+            set=assignments or (),
+            resume=resume,
+            device=device,
+            seed=seed,
+            progress=None if advance is None else show_steps(advance, quiet=as_json),
+        )
+    if not leads:
+        return
+    if as_json:
+        print_json({"run": result.run, result.kind: result.trained, "steps": result.steps, **last_lines(result.run)})
+    else:
+        print(f"{result.trained}: the {result.kind} after {result.steps:,} steps. See it: smalti info {result.run}")
+
+
+def show_steps(advance: Progress, quiet: bool = False) -> Progress:
+    """Return a callback that moves the bar, and writes a line now and then if there is none, unless `quiet`."""
+    plain = not quiet and not sys.stderr.isatty()
+
+    def progress(done: int, total: int | None = None, note: str = "") -> None:
+        advance(done, total, note)
+        if plain and total is not None and (done % max(1, total // _LINES) == 0 or done == total):
+            say(f"step {done:,} of {total:,}: {note}")
+
+    return progress
