@@ -141,7 +141,7 @@ def test_a_path_says_which_source_it_is(name: str, config: type, count: int, roo
 def test_a_list_of_files_tars_or_tables_says_what_is_in_it(root: Path) -> None:
     for text, kind in (
         ("stills/0.ppm\nstills/1.ppm", "images"),
-        ("video_files/0.mp4,1\nshots/1.mp4,0", "videos"),
+        ("video_files/0.mp4,1\nvideo_files/1.mp4,0", "videos"),
         ("stills-0.tar", "images"),
         ("video_files.parquet", "videos"),
     ):
