@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.reconstruct import reconstruct
+    from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -31,6 +32,7 @@ _HOMES = {
     "decompress": "smalti.pipeline.compress",
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
+    "train": "smalti.pipeline.train",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "decompress",
     "load",
     "reconstruct",
+    "train",
 ]
 
 
