@@ -70,7 +70,7 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: is the input and would be written over; give another name")
     if target.exists() and not overwrite:
-        raise ConfigError(f"{target}: is there already; give --overwrite or another name")
+        raise ConfigError(f"{target}: already exists; pass --overwrite or choose another name")
 
 
 def _line(done: "Compressed") -> str:

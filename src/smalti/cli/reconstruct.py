@@ -142,7 +142,7 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
         if target.resolve() in sources:
             raise ConfigError(f"{target}: is an input and would be written over; give another --out")
         if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
+            raise ConfigError(f"{target}: already exists; pass --overwrite or choose another --out")
     return list(jobs.values())
 
 
