@@ -37,7 +37,7 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
     if name is None:
         raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
     model = open_tokenizer(name, question.device)
-    device = next(model.parameters()).device
+    device = model.device
     scores = Scores(
         protocol,
         lpips=perceptual(protocol, question.lpips, device),
