@@ -1,11 +1,13 @@
 """Inputs to one shard: the one function that every engine calls. What it writes follows from the plan alone."""
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -13,30 +15,91 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.data.images import decode_image
+from smalti.data.parquet import ParquetRows
+from smalti.data.source import Store, open_media
+from smalti.data.tars import TarMembers
 from smalti.data.video_reader import VideoReader
+from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
+from smalti.text import printable
 from smalti.tokenizer import Tokenizer, encode_tiles
 from smalti.tokenizer.reconstruct import TILED_ABOVE
 from smalti.tokenizer.tiles import choose_tile
-from smalti.tokens.media import Item, digest_of, items_of, open_medium, shown
-from smalti.tokens.plan import Plan
-from smalti.tokens.shard import Fault, Report, Row, id_type, write_shard
+from smalti.tokens.plan import Plan, PlannedInput, WorkerConfig
+from smalti.tokens.shard import BadItem, ShardReport, TokenRow, id_type, is_done, write_shard
 from smalti.video import to_video
 
-Watch = Callable[[int, int], None]
-"""Told (item, tokens of the shard so far) before every item and after every chunk of a video; `WRITING` at the end."""
+OnItem = Callable[[int, int], None]
+"""Callback `on_item(item, tokens)` with the number of an item and the tokens of the shard so far: before every item,
+after every chunk of a video, and at the end with `WRITING` as the item."""
 
 WRITING = -1
 
-_PIXELS_AT_ONCE = 1 << 18
-"""Of a chunk of film. Measured on 144 x 256: 4 frames at once take the time of 16, and less than 28."""
+_CHUNK_PIXELS = 1 << 18
+"""Pixels of a chunk of video. Measured on 144 x 256: 4 frames at once take the time of 16, and less than 28."""
 
 
-class _Picture(NamedTuple):
+class WorkProgress(NamedTuple):
+    """Counts of what is done."""
+
+    shards: int
+    """Shards done now or before, of those that are to be done."""
+    items: int
+    """Items of this run."""
+    tokens: int
+    """Tokens of this run."""
+    bad: int
+    """Bad items of this run."""
+
+
+NOTHING_DONE = WorkProgress(0, 0, 0, 0)
+OnWork = Callable[[WorkProgress], None]
+
+
+class Item(NamedTuple):
+    """A medium of a shard, or a tar or table that could not be read."""
+
+    number: int
+    """Place in the shard."""
+    key: str
+    store: Store | None
+    place: int
+    """Index in the store."""
+    label: int | None
+    class_name: str | None
+    path: Path
+    """The file, tar or table."""
+    fault: BadFile | None = None
+
+
+class _Image(NamedTuple):
     item: Item
     pixels: Tensor
     caption: str | None
     digest: bytes
+
+
+def make_shards(plan: Plan, worker: WorkerConfig, shards: Sequence[int], on_work: OnWork) -> None:
+    """Make these shards in this process, one after the other, where a decoder that hangs or crashes ends it all.
+
+    Raises as `make_shard` does, and IntegrityError for another tokenizer than the plan's.
+    """
+    tokenizer = open_tokenizer_of(plan, worker)
+    progress = NOTHING_DONE
+    for shard in shards:
+        before, items = progress, 0
+
+        def on_item(item: int, tokens: int, before: WorkProgress = before) -> None:
+            nonlocal items
+            items = max(items, item)
+            on_work(before._replace(items=before.items + items, tokens=before.tokens + tokens))
+
+        if not is_done(plan, shard):
+            report = make_shard(plan, shard, Path(worker.root), tokenizer, on_item=on_item)
+            counts = before.items + report.listed, before.tokens + report.tokens, before.bad + len(report.bad)
+            progress = WorkProgress(before.shards, *counts)
+        progress = progress._replace(shards=progress.shards + 1)
+        on_work(progress)
 
 
 def make_shard(
@@ -45,30 +108,30 @@ def make_shard(
     root: Path,
     tokenizer: Tokenizer,
     *,
-    avoid: Mapping[int, BadFile] | None = None,
-    watch: Watch | None = None,
-) -> Report:
+    skip: Mapping[int, BadFile] | None = None,
+    on_item: OnItem | None = None,
+) -> ShardReport:
     """Make shard number `shard` of the plan from the inputs below `root`, and write it.
 
-    Items in `avoid` are not touched: their faults, found by whoever saw them kill a process, go into the report.
-    Raises MachineError where the disk refuses, ConfigError for a video and a tokenizer that is not causal where
-    the plan has no clips.
+    Items in `skip` are not touched: their faults, found by whoever saw them kill a process, go into the report. Raises
+    MachineError where the disk refuses, ConfigError for a video and a tokenizer that is not causal where the plan has
+    no clips.
     """
-    maker = _Maker(plan, tokenizer, watch or (lambda item, tokens: None))
+    maker = _ShardMaker(plan, tokenizer, on_item)
     with _fixed_arithmetic(plan.options.threads):
         for item in items_of(plan, shard, root):
-            fault = (avoid or {}).get(item.number)
+            fault = (skip or {}).get(item.number)
             maker.take(item._replace(fault=fault) if fault else item)
         maker.flush()
-    maker.watch(WRITING, maker.tokens)
+    maker.on_item(WRITING, maker.tokens)
     return write_shard(plan, maker.report(shard), maker.rows)
 
 
 def probe_item(
-    plan: Plan, shard: int, root: Path, tokenizer: Tokenizer, number: int, *, watch: Watch | None = None
+    plan: Plan, shard: int, root: Path, tokenizer: Tokenizer, number: int, *, on_item: OnItem | None = None
 ) -> None:
     """Do all that one item of a shard needs, and write nothing: to see whether it can be done at all."""
-    maker = _Maker(plan, tokenizer, watch or (lambda item, tokens: None))
+    maker = _ShardMaker(plan, tokenizer, on_item)
     with _fixed_arithmetic(plan.options.threads):
         for item in items_of(plan, shard, root):
             if item.number == number:
@@ -76,27 +139,93 @@ def probe_item(
         maker.flush()
 
 
+def open_tokenizer_of(plan: Plan, worker: WorkerConfig) -> Tokenizer:
+    """Load the tokenizer of a worker. Raises IntegrityError where it is not that of the plan."""
+    tokenizer = Tokenizer.from_pretrained(worker.tokenizer, device=worker.device)
+    plan.tokenizer_info.check(tokenizer, plan.folder)
+    return tokenizer
+
+
 @torch.inference_mode()
 def warm_up(tokenizer: Tokenizer) -> None:
-    """Encode a grey picture: the first call loads kernels and libraries, for which no item should be blamed."""
+    """Encode a grey image: the first call loads kernels and libraries, for which no item should be blamed."""
     Image.init()
     side = 8 * tokenizer.strides[2]
     tokenizer.encode(torch.zeros(1, 3, 1, side, side, device=next(tokenizer.parameters()).device))
 
 
-class _Maker:
+def items_of(plan: Plan, shard: int, root: Path) -> Iterator[Item]:
+    """Yield the media of a shard in the order of the plan, and one item for a tar or table that cannot be read."""
+    number = 0
+    for given in plan.inputs_of(shard):
+        path = root / given.name
+        try:
+            _check_size(path, given)
+            store = plan.inputs.open(root, given.name)
+        except BadFile as bad:
+            yield Item(number, printable(given.name), None, 0, None, None, path, bad)
+            number += 1
+            continue
+        for index in range(len(store)):
+            label, name = _class_of(store, index, given, plan.classes)
+            yield Item(number, store.key(index), store, index, label, name, path)
+            number += 1
+
+
+def open_medium(media: Path | bytes) -> BinaryIO | BytesIO:
+    """Open a medium for reading. Raises BadFile."""
+    return BytesIO(media) if isinstance(media, bytes) else open_media(media)
+
+
+def media_digest(file: BinaryIO | BytesIO) -> bytes:
+    """Return the sha256 of an open file, and go back to its beginning."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    file.seek(0)
+    return digest.digest()
+
+
+def apply_view(view: ViewConfig, frame: Tensor, key: str) -> Tensor:
+    """Return the crop of an image or frame `h w 3` that a token set shows. Raises BadFile, naming `key`."""
+    unused = torch.Generator().manual_seed(0)  # the views of token sets are not random
+    return torch.from_numpy(view.view((frame.shape[0], frame.shape[1]), unused, key).apply(frame.numpy()))
+
+
+def _class_of(store: Store, index: int, given: PlannedInput, classes: tuple[str, ...]) -> tuple[int | None, str | None]:
+    """Return (number, name) of a medium's class. Names that one tar or table numbers for itself have no number here."""
+    if isinstance(store, TarMembers | ParquetRows):
+        label = store.label(index)
+        if label is None:
+            return None, None
+        return label if store.numbered else None, store.classes[label]
+    return given.label, None if given.label is None else classes[given.label]
+
+
+def _check_size(path: Path, given: PlannedInput) -> None:
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        return  # opening it will raise the error with its reason
+    if size != given.bytes:
+        what = f"had {given.bytes:,} bytes when the plan was made and has {size:,}; bring it back, or make a new set"
+        raise BadFile(printable(path), "changed", what)
+
+
+class _ShardMaker:
     """Gathers the rows of a shard and the faults of what does not become one."""
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer, watch: Watch) -> None:
-        self.plan, self.options, self.tokenizer, self.watch = plan, plan.options, tokenizer, watch
-        self.view, self.kind = plan.options.view, id_type(plan.about.codebook_size)
+    def __init__(self, plan: Plan, tokenizer: Tokenizer, on_item: OnItem | None) -> None:
+        self.plan, self.options, self.tokenizer = plan, plan.options, tokenizer
+        self.on_item = on_item or (lambda item, tokens: None)
+        self.view, self.id_type = plan.options.view, id_type(plan.tokenizer_info.codebook_size)
         self.device = next(tokenizer.parameters()).device
-        self.rows: list[Row] = []
-        self.bad: list[Fault] = []
-        self.skipped: list[Fault] = []
+        self.rows: list[TokenRow] = []
+        self.bad: list[BadItem] = []
+        self.skipped: list[BadItem] = []
         self.listed = 0
-        self.tokens = 0  # for the watch: those of a video that ends badly are counted too
-        self._waiting: list[_Picture] = []
+        self.tokens = 0  # for `on_item`: those of a video that ends badly are counted too
+        self._waiting: list[_Image] = []
 
     def take(self, item: Item) -> None:
         """Add one medium, or its fault."""
@@ -104,15 +233,15 @@ class _Maker:
         try:
             if item.fault is not None:
                 raise item.fault
-            self.watch(item.number, self.tokens)
-            with _unchanged(item), _told(item):
+            self.on_item(item.number, self.tokens)
+            with _unchanged(item), _as_bad_file(item):
                 if self.plan.inputs.is_video(item.key):
                     self.flush()
                     self._add_video(item)
                 else:
-                    self._add_picture(item)
+                    self._add_image(item)
         except BadFile as bad:
-            self.bad.append(Fault.of(item.key, bad))
+            self.bad.append(BadItem.of(item.key, bad))
 
     def flush(self) -> None:
         """Encode the pictures that wait for their batch to fill."""
@@ -120,35 +249,35 @@ class _Maker:
         if not waiting:
             return
         try:
-            with _told(waiting[0].item):
-                ids = self._encode_pictures(torch.stack([picture.pixels for picture in waiting]))
+            with _as_bad_file(waiting[0].item):
+                ids = self._encode_images(torch.stack([picture.pixels for picture in waiting]))
         except BadFile as bad:
             if len(waiting) > 1:
                 told = f"a batch of {len(waiting)} pictures, the first {bad}"
                 raise MachineError(f"{told}; take a smaller batch") from None
-            self.bad.append(Fault.of(waiting[0].item.key, bad))
+            self.bad.append(BadItem.of(waiting[0].item.key, bad))
             return
         for picture, own in zip(waiting, ids, strict=True):
             size = (1, picture.pixels.shape[0], picture.pixels.shape[1])
             self._add(picture.item, own[None], size, picture.caption, picture.digest)
 
-    def report(self, shard: int) -> Report:
+    def report(self, shard: int) -> ShardReport:
         """What has been gathered; the file is not written yet."""
         ok = self.listed - len(self.bad) - len(self.skipped)
         frames = sum(row.size[0] for row in self.rows)
         pixels = sum(row.size[0] * row.size[1] * row.size[2] for row in self.rows)
         tokens = sum(row.ids.size for row in self.rows)
         faults = tuple(self.bad), tuple(self.skipped)
-        return Report(shard, self.listed, ok, len(self.rows), tokens, frames, pixels, 0, "", *faults)
+        return ShardReport(shard, self.listed, ok, len(self.rows), tokens, frames, pixels, 0, "", *faults)
 
-    def _add_picture(self, item: Item) -> None:
+    def _add_image(self, item: Item) -> None:
         assert item.store is not None
         with open_medium(item.store.media(item.place)) as file:
-            digest = digest_of(file)
+            digest = media_digest(file)
             pixels = decode_image(file, item.store.where(item.place), self.options.max_pixels)
         if self._too_small(item, (pixels.shape[0], pixels.shape[1])):
             return
-        picture = _Picture(item, shown(self.view, pixels, item.key), item.store.caption(item.place), digest)
+        picture = _Image(item, apply_view(self.view, pixels, item.key), item.store.caption(item.place), digest)
         if self._waiting and self._waiting[0].pixels.shape != picture.pixels.shape:
             self.flush()
         self._waiting.append(picture)
@@ -161,18 +290,18 @@ class _Maker:
         if options.clip is None and not self.tokenizer.is_causal:
             raise ConfigError(f"{name}: a video, and a tokenizer that is not causal: cut it into clips, with clip 17")
         with open_medium(media) as file:
-            digest = digest_of(file)
+            digest = media_digest(file)
         with VideoReader(media, options.max_pixels, name) as reader:
             if self._too_small(item, reader.size):
                 return
             chosen = options.frames_of(reader.times)
             if len(chosen) < options.min_frames:
-                self.skipped.append(Fault(item.key, "few-frames", f"{len(chosen)} frames, below {options.min_frames}"))
+                self.skipped.append(BadItem(item.key, "few-frames", f"{len(chosen)} frames, below {options.min_frames}"))
                 return
-            caption, rows = item.store.caption(item.place), list[Row]()
+            caption, rows = item.store.caption(item.place), list[TokenRow]()
             pts = np.asarray(reader.pts, np.int64)[chosen]
             fps = options.fps or reader.fps / options.stride
-            frames = (shown(self.view, frame, item.key) for frame in reader.at(chosen))
+            frames = (apply_view(self.view, frame, item.key) for frame in reader.at(chosen))
             kept: deque[Tensor] = deque(maxlen=options.overlap)
             for clip in options.clips_of(len(chosen)):
                 fresh = islice(frames, clip.frames - len(kept) if clip.start else clip.frames)
@@ -188,26 +317,26 @@ class _Maker:
         self.rows.append(self._row(item, ids, size, caption, digest))
         self.tokens += ids.size
 
-    def _row(self, item: Item, ids: np.ndarray, size: tuple[int, int, int], caption: str | None, digest: bytes) -> Row:
+    def _row(self, item: Item, ids: np.ndarray, size: tuple[int, int, int], caption: str | None, digest: bytes) -> TokenRow:
         classes = item.label, item.class_name
-        return Row(item.key, ids, size, None, None, None, 0, *classes, caption, item.key, digest)
+        return TokenRow(item.key, ids, size, None, None, None, 0, *classes, caption, item.key, digest)
 
     def _too_small(self, item: Item, size: tuple[int, int]) -> bool:
         if min(size) >= self.options.min_side:
             return False
         what = f"{size[1]} x {size[0]} pixels, the short side is below {self.options.min_side}"
-        self.skipped.append(Fault(item.key, "small", what))
+        self.skipped.append(BadItem(item.key, "small", what))
         return True
 
     @torch.inference_mode()
-    def _encode_pictures(self, pixels: Tensor) -> np.ndarray:
+    def _encode_images(self, pixels: Tensor) -> np.ndarray:
         """Ids `b h w` of pictures of one size; large ones tile by tile where that changes no token."""
         videos = to_video(pixels[:, None]).to(self.device)
         if pixels.shape[1] * pixels.shape[2] > TILED_ABOVE and self.tokenizer.is_tile_exact:
             ids = encode_tiles(self.tokenizer, videos, choose_tile(self.tokenizer))
         else:
             ids = self.tokenizer.encode(videos)
-        return ids[:, 0].cpu().numpy().astype(self.kind)
+        return ids[:, 0].cpu().numpy().astype(self.id_type)
 
     @torch.inference_mode()
     def _encode_clip(self, frames: Iterable[Tensor], item: Item) -> tuple[np.ndarray, tuple[int, int]]:
@@ -219,7 +348,7 @@ class _Maker:
         if not self.tokenizer.is_causal:
             ids = self.tokenizer.encode(to_video(torch.stack(list(source))).to(self.device))
             self.tokens += ids.numel()
-            return ids[0].cpu().numpy().astype(self.kind), side
+            return ids[0].cpu().numpy().astype(self.id_type), side
         length, parts = _chunk(*side, self.tokenizer.strides[0]), list[np.ndarray]()
 
         def chunks() -> Iterator[Tensor]:
@@ -227,15 +356,15 @@ class _Maker:
                 yield to_video(torch.stack(group)).to(self.device)
 
         for ids in self.tokenizer.encode_stream(chunks()):
-            parts.append(ids[0].cpu().numpy().astype(self.kind))
+            parts.append(ids[0].cpu().numpy().astype(self.id_type))
             self.tokens += ids.numel()
-            self.watch(item.number, self.tokens)
+            self.on_item(item.number, self.tokens)
         return np.concatenate(parts), side
 
 
 def _chunk(height: int, width: int, stride: int) -> int:
     """Frames that are encoded at once; it follows from the size alone, so that ids do."""
-    return stride * max(1, _PIXELS_AT_ONCE // (height * width * stride))
+    return stride * max(1, _CHUNK_PIXELS // (height * width * stride))
 
 
 def _keep(frames: Iterable[Tensor], kept: deque[Tensor]) -> Iterator[Tensor]:
@@ -262,7 +391,7 @@ def _unchanged(item: Item) -> Iterator[None]:
 
 
 @contextmanager
-def _told(item: Item) -> Iterator[None]:
+def _as_bad_file(item: Item) -> Iterator[None]:
     """What the memory or the network refuses becomes the fault of the item."""
     try:
         yield
