@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.data.loader import OnBad, evaluation
-from smalti.data.source import Source
+from smalti.data.source import Source, Subset
 from smalti.errors import BadFile, InputError
 from smalti.metrics import Features, Perceptual, Protocol, Report, Row, Scores
 from smalti.tokenizer.tokenizer import Tokenizer
@@ -23,29 +22,6 @@ class Left(NamedTuple):
 
     number: int
     fault: BadFile
-
-
-class First:
-    """The first samples of a source; itself a `Source`."""
-
-    def __init__(self, source: Source, limit: int | None) -> None:
-        self.source = source
-        self.count = len(source) if limit is None else min(limit, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def key(self, index: int) -> str:
-        """The name of a sample."""
-        return self.source.key(index)
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample."""
-        return self.source.label(index)
-
-    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """The pixels of a sample."""
-        return self.source.load(index, rng)
 
 
 def score(
@@ -67,7 +43,8 @@ def score(
     InputError where every file is bad.
     """
     scores = Scores(protocol, lpips=lpips, features=features, levels=tokenizer.levels)
-    left = score_part(tokenizer, First(source, limit), scores, on_bad=on_bad, progress=progress)
+    first = Subset(source, range(len(source))[:limit])
+    left = score_part(tokenizer, first, scores, on_bad=on_bad, progress=progress)
     return report_of(scores, left)
 
 
