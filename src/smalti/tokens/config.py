@@ -95,8 +95,8 @@ class TokenizeOptions(Config):
         return clip_indices(times, count, fps=self.fps).indices
 
     def clips_of(self, count: int) -> list[Clip]:
-        """Cut `count` chosen frames into clips. Each begins `clip - overlap` frames after the one before, and has a frame
-        that no clip before it has; the last may be shorter."""
+        """Cut `count` chosen frames into clips. Each begins `clip - overlap` frames after the one before, and has a
+        frame that no clip before it has; the last may be shorter."""
         if self.clip is None:
             return [Clip(0, count)]
         starts = range(0, max(1, count - self.overlap), self.clip - self.overlap)
@@ -210,7 +210,9 @@ class ParquetInputs(ParquetConfig, MediaInputs):
 AnyInputs = Annotated[FileInputs | TarInputs | ParquetInputs, Field(discriminator="kind")]
 
 
-def inputs_at(path: str | Path, source: Literal["files", "tars", "parquet"] | None = None) -> FileInputs | TarInputs | ParquetInputs:
+def inputs_at(
+    path: str | Path, source: Literal["files", "tars", "parquet"] | None = None
+) -> FileInputs | TarInputs | ParquetInputs:
     """Return the inputs at a path, of the kind `source`, or else of the kind that suffixes and folders show.
 
     Raises InputError where that is not clear.

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from smalti.config import Config, Triple, Tuple
+from smalti.config import Config
 from smalti.data.list_formats import Listing
 from smalti.errors import ConfigError, InputError, IntegrityError
-from smalti.files import naming_os_errors, remove_leftovers, sha256, write_bytes, write_json
+from smalti.files import remove_leftovers, sha256, write_bytes, write_json
 from smalti.text import printable
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import AnyInputs, TokenizeOptions
 from smalti.tokens.format import (
     open_table,
@@ -36,51 +37,14 @@ PLAN = "plan.json"
 INPUTS = "inputs.parquet"
 PROVENANCE = "provenance.json"
 _FORMER_PROVENANCE = "made.json"
-"""Name of `PROVENANCE` before 2026-12."""
+"""Name of `PROVENANCE` in sets of version 0.1.0."""
 _GROUP_ROWS = 1 << 16
-
-
-class About(Config):
-    """What ids mean: facts of the tokenizer that made them."""
-
-    fingerprint: str
-    """Sha256 of its config and weights."""
-    levels: Tuple[int]
-    codebook_size: int
-    strides: Triple[int]
-    """Frames, rows and columns per token."""
-    digit_order: str = "id = sum of digit[j] * levels[0] * ... * levels[j - 1]: digit 0 is the least significant"
-    padding: str = "the last column, row and frame repeat up to 1 + s*n frames and whole strides"
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "About":
-        """The facts of a tokenizer."""
-        time, rows, columns = tokenizer.strides
-        return cls(
-            fingerprint=tokenizer.fingerprint,
-            levels=tuple(tokenizer.levels),
-            codebook_size=tokenizer.codebook_size,
-            strides=(time, rows, columns),
-        )
-
-    def check(self, tokenizer: Tokenizer, where: object) -> None:
-        """Raise IntegrityError unless `tokenizer` is the one that this is about."""
-        other = About.of(tokenizer)
-        for name in ("levels", "strides"):
-            mine, found = getattr(self, name), getattr(other, name)
-            if mine != found:
-                raise IntegrityError(f"{where}: made by a tokenizer with {name} {mine}, this one has {found}")
-        if self.fingerprint != other.fingerprint:
-            raise IntegrityError(
-                f"{where}: made by the tokenizer {self.fingerprint[:16]}..., this one is {other.fingerprint[:16]}...; "
-                "its ids mean nothing to another one"
-            )
 
 
 class _PlanConfigs(Config):
     """The parts of plan.json that are configs, so that a fault is named by its place."""
 
-    tokenizer: About
+    tokenizer: TokenizerInfo
     options: TokenizeOptions
     inputs: AnyInputs
 
@@ -102,7 +66,7 @@ class Plan(NamedTuple):
     folder: Path
     digest: str
     """Digest of plan.json, which every shard and report names."""
-    tokenizer_info: About
+    tokenizer_info: TokenizerInfo
     """Facts of the tokenizer that makes the ids."""
     options: TokenizeOptions
     inputs: AnyInputs
@@ -194,10 +158,10 @@ def prepare_set(
             remove_leftovers(folder)
     if resume:
         plan, root = load_plan(out), inputs.root_folder()
-        plan.tokenizer_info.check(model, out)
+        plan.tokenizer_info.check(model.info, out)
     else:
         listing = inputs.list_inputs()
-        plan, root = make_plan(out, About.of(model), inputs, listing, options), listing.root
+        plan, root = make_plan(out, model.info, inputs, listing, options), listing.root
     machine = {
         "smalti": __version__,
         "torch": torch.__version__,
@@ -227,7 +191,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def make_plan(folder: Path, tokenizer: About, inputs: AnyInputs, listing: Listing, options: TokenizeOptions) -> Plan:
+def make_plan(
+    folder: Path, tokenizer: TokenizerInfo, inputs: AnyInputs, listing: Listing, options: TokenizeOptions
+) -> Plan:
     """Write the plan into `folder`, or check that the one that is there is the same.
 
     Raises IntegrityError where that was begun with another tokenizer, ConfigError where with other options, InputError

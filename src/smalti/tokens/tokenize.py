@@ -1,6 +1,7 @@
 """Inputs to one shard: the one function that every engine calls. What it writes follows from the plan alone."""
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from smalti.data.tars import TarMembers
 from smalti.data.video_reader import VideoReader
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
+from smalti.progress import Progress
 from smalti.text import printable
 from smalti.tokenizer import Tokenizer, encode_tiles
 from smalti.tokenizer.reconstruct import TILED_ABOVE
@@ -54,6 +56,25 @@ class WorkProgress(NamedTuple):
 
 NOTHING_DONE = WorkProgress(0, 0, 0, 0)
 OnWork = Callable[[WorkProgress], None]
+
+
+def report_to(progress: Progress | None, plan: Plan, shards: Sequence[int]) -> OnWork:
+    """Return a callback that reports to `progress`: files, or shards where it is not known before how many media an
+    input holds; with items and tokens a second as the note."""
+    if progress is None:
+        return lambda work: None
+    by_files = plan.inputs.kind == "files"
+    counts = plan.input_counts() if by_files else []
+    total = sum(counts[shard] for shard in shards) if by_files else len(shards)
+    begin = time.monotonic()
+
+    def on_work(work: WorkProgress) -> None:
+        seconds = max(1e-9, time.monotonic() - begin)
+        rates = f"{work.items / seconds:,.1f} items/s, {work.tokens / seconds:,.0f} tokens/s"
+        note = f"{'files' if by_files else 'shards'}, {rates}{f', {work.bad:,} bad' if work.bad else ''}"
+        progress(work.items if by_files else work.shards, total, note)
+
+    return on_work
 
 
 class Item(NamedTuple):
@@ -142,7 +163,7 @@ def probe_item(
 def open_tokenizer_of(plan: Plan, worker: WorkerConfig) -> Tokenizer:
     """Load the tokenizer of a worker. Raises IntegrityError where it is not that of the plan."""
     tokenizer = Tokenizer.from_pretrained(worker.tokenizer, device=worker.device)
-    plan.tokenizer_info.check(tokenizer, plan.folder)
+    plan.tokenizer_info.check(tokenizer.info, plan.folder)
     return tokenizer
 
 
@@ -244,31 +265,31 @@ class _ShardMaker:
             self.bad.append(BadItem.of(item.key, bad))
 
     def flush(self) -> None:
-        """Encode the pictures that wait for their batch to fill."""
+        """Encode the images that wait for their batch to fill."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
         try:
             with _as_bad_file(waiting[0].item):
-                ids = self._encode_images(torch.stack([picture.pixels for picture in waiting]))
+                ids = self._encode_images(torch.stack([image.pixels for image in waiting]))
         except BadFile as bad:
             if len(waiting) > 1:
-                told = f"a batch of {len(waiting)} pictures, the first {bad}"
-                raise MachineError(f"{told}; take a smaller batch") from None
+                raise MachineError(f"a batch of {len(waiting)} images, the first {bad}; take a smaller batch") from None
             self.bad.append(BadItem.of(waiting[0].item.key, bad))
             return
-        for picture, own in zip(waiting, ids, strict=True):
-            size = (1, picture.pixels.shape[0], picture.pixels.shape[1])
-            self._add(picture.item, own[None], size, picture.caption, picture.digest)
+        for image, image_ids in zip(waiting, ids, strict=True):
+            size = (1, image.pixels.shape[0], image.pixels.shape[1])
+            self.rows.append(self._row(image.item, image_ids[None], size, image.caption, image.digest))
+            self.tokens += image_ids.size
 
     def report(self, shard: int) -> ShardReport:
-        """What has been gathered; the file is not written yet."""
+        """Return the counts of what has been gathered; size and digest of the file follow when it is written."""
         ok = self.listed - len(self.bad) - len(self.skipped)
         frames = sum(row.size[0] for row in self.rows)
         pixels = sum(row.size[0] * row.size[1] * row.size[2] for row in self.rows)
         tokens = sum(row.ids.size for row in self.rows)
-        faults = tuple(self.bad), tuple(self.skipped)
-        return ShardReport(shard, self.listed, ok, len(self.rows), tokens, frames, pixels, 0, "", *faults)
+        left_out = tuple(self.bad), tuple(self.skipped)
+        return ShardReport(shard, self.listed, ok, len(self.rows), tokens, frames, pixels, 0, "", *left_out)
 
     def _add_image(self, item: Item) -> None:
         assert item.store is not None
@@ -277,10 +298,10 @@ class _ShardMaker:
             pixels = decode_image(file, item.store.where(item.place), self.options.max_pixels)
         if self._too_small(item, (pixels.shape[0], pixels.shape[1])):
             return
-        picture = _Image(item, apply_view(self.view, pixels, item.key), item.store.caption(item.place), digest)
-        if self._waiting and self._waiting[0].pixels.shape != picture.pixels.shape:
+        image = _Image(item, apply_view(self.view, pixels, item.key), item.store.caption(item.place), digest)
+        if self._waiting and self._waiting[0].pixels.shape != image.pixels.shape:
             self.flush()
-        self._waiting.append(picture)
+        self._waiting.append(image)
         if len(self._waiting) == self.options.batch:
             self.flush()
 
@@ -294,18 +315,20 @@ class _ShardMaker:
         with VideoReader(media, options.max_pixels, name) as reader:
             if self._too_small(item, reader.size):
                 return
-            chosen = options.frames_of(reader.times)
-            if len(chosen) < options.min_frames:
-                self.skipped.append(BadItem(item.key, "few-frames", f"{len(chosen)} frames, below {options.min_frames}"))
+            numbers = options.frames_of(reader.times)
+            if len(numbers) < options.min_frames:
+                self.skipped.append(
+                    BadItem(item.key, "few-frames", f"{len(numbers)} frames, below {options.min_frames}")
+                )
                 return
             caption, rows = item.store.caption(item.place), list[TokenRow]()
-            pts = np.asarray(reader.pts, np.int64)[chosen]
+            pts = np.asarray(reader.pts, np.int64)[numbers]
             fps = options.fps or reader.fps / options.stride
-            frames = (apply_view(self.view, frame, item.key) for frame in reader.at(chosen))
-            kept: deque[Tensor] = deque(maxlen=options.overlap)
-            for clip in options.clips_of(len(chosen)):
-                fresh = islice(frames, clip.frames - len(kept) if clip.start else clip.frames)
-                ids, side = self._encode_clip(chain(list(kept), _keep(fresh, kept)), item)
+            frames = (apply_view(self.view, frame, item.key) for frame in reader.at(numbers))
+            shared: deque[Tensor] = deque(maxlen=options.overlap)
+            for clip in options.clips_of(len(numbers)):
+                fresh = islice(frames, clip.frames - len(shared) if clip.start else clip.frames)
+                ids, side = self._encode_clip(chain(list(shared), _remember(fresh, shared)), item)
                 row = self._row(item, ids, (clip.frames, *side), caption, digest)
                 key = item.key if options.clip is None else f"{item.key}#{clip.start:06d}"
                 own = pts[clip.start : clip.start + clip.frames]
@@ -313,11 +336,9 @@ class _ShardMaker:
                 rows.append(row._replace(key=key, fps=fps, pts=own, time_base=time_base, start=clip.start))
         self.rows += rows  # all clips of a video, or none
 
-    def _add(self, item: Item, ids: np.ndarray, size: tuple[int, int, int], caption: str | None, digest: bytes) -> None:
-        self.rows.append(self._row(item, ids, size, caption, digest))
-        self.tokens += ids.size
-
-    def _row(self, item: Item, ids: np.ndarray, size: tuple[int, int, int], caption: str | None, digest: bytes) -> TokenRow:
+    def _row(
+        self, item: Item, ids: np.ndarray, size: tuple[int, int, int], caption: str | None, digest: bytes
+    ) -> TokenRow:
         classes = item.label, item.class_name
         return TokenRow(item.key, ids, size, None, None, None, 0, *classes, caption, item.key, digest)
 
@@ -330,7 +351,7 @@ class _ShardMaker:
 
     @torch.inference_mode()
     def _encode_images(self, pixels: Tensor) -> np.ndarray:
-        """Ids `b h w` of pictures of one size; large ones tile by tile where that changes no token."""
+        """Return ids `b h w` of images of one size; large ones go tile by tile where that changes no token."""
         videos = to_video(pixels[:, None]).to(self.device)
         if pixels.shape[1] * pixels.shape[2] > TILED_ABOVE and self.tokenizer.is_tile_exact:
             ids = encode_tiles(self.tokenizer, videos, choose_tile(self.tokenizer))
@@ -340,7 +361,7 @@ class _ShardMaker:
 
     @torch.inference_mode()
     def _encode_clip(self, frames: Iterable[Tensor], item: Item) -> tuple[np.ndarray, tuple[int, int]]:
-        """(ids `t h w`, (rows, columns)) of frames that come one at a time; as a stream where the tokenizer can."""
+        """Return ids `t h w` and (height, width) of frames that come one at a time, as a stream if causal."""
         source = iter(frames)
         first = next(source)
         side = (first.shape[0], first.shape[1])
@@ -363,11 +384,11 @@ class _ShardMaker:
 
 
 def _chunk(height: int, width: int, stride: int) -> int:
-    """Frames that are encoded at once; it follows from the size alone, so that ids do."""
+    """Return how many frames are encoded at once; it follows from the size alone, so that ids do."""
     return stride * max(1, _CHUNK_PIXELS // (height * width * stride))
 
 
-def _keep(frames: Iterable[Tensor], kept: deque[Tensor]) -> Iterator[Tensor]:
+def _keep(frames: Iterable[Tensor], shared: deque[Tensor]) -> Iterator[Tensor]:
     for frame in frames:
         kept.append(frame)
         yield frame
@@ -392,7 +413,7 @@ def _unchanged(item: Item) -> Iterator[None]:
 
 @contextmanager
 def _as_bad_file(item: Item) -> Iterator[None]:
-    """What the memory or the network refuses becomes the fault of the item."""
+    """Turn what the memory or the network refuses into a fault of the item."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -407,7 +428,7 @@ def _as_bad_file(item: Item) -> Iterator[None]:
 
 @contextmanager
 def _fixed_arithmetic(threads: int) -> Iterator[None]:
-    """A fixed number of threads; on a GPU the same kernels each time, in float32 proper."""
+    """Compute with a fixed number of threads; on a GPU with the same kernels each time, in float32 proper."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

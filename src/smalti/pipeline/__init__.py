@@ -1,0 +1,1 @@
+"""The library function behind each command: what it does, without parsing and printing."""
