@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from smalti.tokens.inputs import choose
+from smalti.tokens.options import Options
+from smalti.tokens.run import begin
 
 from benchmarks.measure import child, fastest, peak_mb
 from smalti.data import ImagesConfig, write_video
@@ -21,11 +24,8 @@ from smalti.data.bundled import photos
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 from smalti.tokens.finalize import finish
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
 from smalti.tokens.pool import Limits, Seen, pending, work
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.run import begin
 from smalti.tokens.shard import Report, Row, write_shard
 from smalti.tokens.tokenize import make_shard
 from smalti.video import to_video

@@ -14,6 +14,9 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.decode import decode
+    from smalti.pipeline.export import export
+    from smalti.pipeline.tokenize import tokenize
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -25,10 +28,25 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "decode": "smalti.pipeline.decode",
+    "export": "smalti.pipeline.export",
     "load": "smalti.tokenizer",
+    "tokenize": "smalti.pipeline.tokenize",
 }
 
-__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "VQGANConfig", "load"]
+__all__ = [
+    "DSQConfig",
+    "FSQConfig",
+    "LFQConfig",
+    "Stream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "VQGANConfig",
+    "decode",
+    "export",
+    "load",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:

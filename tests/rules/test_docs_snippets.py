@@ -9,14 +9,14 @@ from typing import get_args
 
 import pytest
 import typer
+from smalti.tokens.inputs import AnyInputs
+from smalti.tokens.options import Options
 
 from smalti.cli import app
 from smalti.config import Config
 from smalti.errors import ConfigError
 from smalti.metrics import GenerationProtocol, Protocol
 from smalti.recipes import catalogue, find
-from smalti.tokens.inputs import AnyInputs
-from smalti.tokens.options import Options
 from smalti.training.config import RESUMABLE
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules

@@ -8,16 +8,15 @@ import typer
 
 from smalti.cli import asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
-from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, pretrained_name
+from smalti.cli.tokenizing import LineProgress, size_of
 from smalti.errors import BadFile, ConfigError, InputError
-from smalti.weights import shipped
 
 if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
     from smalti.cli.listing import Question
     from smalti.metrics import Row
-    from smalti.tokens.finalize import Summary
+    from smalti.tokens.finalize import SetSummary
 
 _SHOWN = 20
 """Bad files that are named on stderr; the rest stand in bad_files.jsonl."""
@@ -25,7 +24,7 @@ _SHOWN = 20
 SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="The folder of a token set.")]
 
 
-def tokenize(
+def tokenize_command(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
     data: asked.Data,
     out: asked.Out,
@@ -63,18 +62,43 @@ def tokenize(
       smalti tokenize runs/tiny hf:owner/name --out tokens --set inputs.caption=text
       smalti tokenize runs/tiny tars --out tokens --engine ray --gpus 0.25
     """
-    flags = {"size": size_of(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
-    given = Given(*chosen(data, source, flags, assignments or []), workers, engine, gpus, timeout, memory, resume)
-    name = pretrained_name(tokenizer)
-    summary = make(name, out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
-    if summary is None:
+    from smalti.pipeline.tokenize import tokenize
+
+    with bar("tokenizing", None) as advance:
+        summary = tokenize(
+            pretrained_name(tokenizer),
+            data,
+            out,
+            size=size_of(size),
+            fps=fps,
+            clip=clip,
+            overlap=overlap,
+            batch=batch,
+            source=source,
+            set=assignments or [],
+            workers=workers,
+            shard=shard,
+            engine=engine,
+            gpus=gpus,
+            timeout=timeout,
+            memory=memory,
+            resume=resume,
+            plan_only=plan_only,
+            device=device,
+            progress=LineProgress(advance, quiet=as_json),
+        )
+    for note in summary.notes:
+        say(f"note: {one_line(note)}")
+    if plan_only and not as_json:
+        what = f"{summary.inputs:,} inputs in {summary.planned_shards:,} shards"
+        print(f"{out}: {what}; run the same without --plan-only")
         return
-    _tell(out, summary, as_json)
+    _print_summary(out, summary, as_json)
 
 
-def _tell(out: Path, summary: "Summary", as_json: bool) -> None:
-    """The summary, and the end with code 3 where files were left out."""
-    from smalti.tokens.finalize import faults
+def _print_summary(out: Path, summary: "SetSummary", as_json: bool) -> None:
+    """Print the summary, and end with exit code 3 where files were left out."""
+    from smalti.tokens.finalize import bad_item_lines
 
     if as_json:
         print_json({"set": out, "finished": summary.is_whole, **summary._asdict()})
@@ -83,16 +107,17 @@ def _tell(out: Path, summary: "Summary", as_json: bool) -> None:
         what = f"{summary.rows:,} rows, {summary.tokens:,} tokens, {summary.bytes / 1e6:,.1f} MB"
         print(f"{out}: {counts}; {what}")
         if not summary.is_whole:
-            print(f"{summary.shards:,} of {summary.of:,} shards are done; the set is whole when the others are")
+            counts = f"{summary.shards:,} of {summary.planned_shards:,} shards are done"
+            print(f"{counts}; the set is whole when the others are")
     if summary.bad:
-        for fault in faults(out, _SHOWN):
+        for fault in bad_item_lines(out, _SHOWN):
             say(f"left out: {one_line(fault)}")
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.codes.items())
         say(f"error: {summary.bad:,} of {summary.listed:,} are left out ({codes}); the rest is done")
         raise typer.Exit(InputError.exit_code)
 
 
-def decode(
+def decode_command(
     tokens: SetArgument,
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     rows: Annotated[str | None, typer.Option(metavar="A:B", help="These rows alone, as 0:10 or 7.")] = None,
@@ -109,35 +134,29 @@ def decode(
       smalti decode photo-tokens --out seen --rows 0:10
       smalti decode film-tokens --out seen --key film.mp4 --tokenizer runs/video
     """
-    from smalti.tokens.decode import choose_rows, decode_row, targets
-    from smalti.tokens.finalize import read_made
-    from smalti.tokens.reader import TokenSet
+    from smalti.pipeline.decode import decode
 
-    found = TokenSet(tokens)
-    name = tokenizer or read_made(tokens).get("tokenizer")
-    if name is None:
-        raise InputError(f"{tokens}: does not say where its tokenizer is; give --tokenizer")
-    chosen = choose_rows(found, rows, keys or [])
-    jobs = targets(found, chosen, out)
-    for target in jobs.values():
-        if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = open_tokenizer(tokenizer or _named(name), device)
-    found.check(model)
-    done = []
-    with bar("decoding", len(jobs)) as advance:
-        for number, (index, target) in enumerate(jobs.items(), start=1):
-            result = decode_row(model, found.row(index), target)
-            done.append({**result._asdict(), "row": index})
-            advance(number)
-            if not as_json:
-                length = "" if result.fps is None else f", {result.frames:,} frames at {result.fps:.4g}/s"
-                print(f"{one_line(target)}: {result.width}x{result.height}{length}", flush=True)
+    name = None if tokenizer is None else pretrained_name(tokenizer)
+    with bar("decoding", None) as advance:
+        rows_written = decode(
+            tokens,
+            out,
+            rows=rows,
+            key=keys or [],
+            tokenizer=name,
+            overwrite=overwrite,
+            device=device,
+            progress=advance,
+        )
     if as_json:
-        print_json({"set": tokens, "done": done})
+        print_json({"set": tokens, "done": [row._asdict() for row in rows_written]})
+        return
+    for row in rows_written:
+        length = "" if row.fps is None else f", {row.frames:,} frames at {row.fps:.4g}/s"
+        print(f"{one_line(row.path)}: {row.width}x{row.height}{length}")
 
 
-def export(
+def export_command(
     tokens: SetArgument,
     out: Annotated[Path, typer.Option(help="The folder to write; it must not be there.")],
     as_json: JsonOption = False,
@@ -151,10 +170,9 @@ def export(
     Examples:
       smalti export photo-tokens --out photo-npy
     """
-    from smalti.tokens.export import export_npy
-    from smalti.tokens.reader import TokenSet
+    from smalti.pipeline.export import export
 
-    metadata = export_npy(TokenSet(tokens), out)
+    metadata = export(tokens, out)
     if as_json:
         print_json({"out": out, **metadata})
     else:
@@ -170,7 +188,7 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
     """`smalti eval` of a token set: decoded rows against their originals below `data`."""
     from smalti.cli.evaluation import Answer, features_of, perceptual
     from smalti.metrics import Scores, by_name
-    from smalti.tokens.finalize import read_made
+    from smalti.pipeline.decode import open_set_tokenizer
     from smalti.tokens.reader import TokenSet
     from smalti.tokens.score import Asked, score_set
 
@@ -180,16 +198,13 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
     for option, value in (("--size", question.size), ("--root", question.root), ("--statistics", question.statistics)):
         if value is not None:
             raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
-    name = read_made(path).get("tokenizer")
-    if name is None:
-        raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
-    model = open_tokenizer(_named(name), question.device)
+    model = open_set_tokenizer(tokens, device=question.device)
     device = next(model.parameters()).device
     scores = Scores(
         protocol,
         lpips=perceptual(protocol, question.lpips, device),
         features=features_of(protocol, question.features, device),
-        levels=tokens.about.levels,
+        levels=tokens.tokenizer_info.levels,
     )
     wanted, done = Asked(question.limit, question.frames or Asked().frames), 0
     root = data if data.is_dir() else data.parent
@@ -204,24 +219,19 @@ def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
     return Answer(report, bad, [])
 
 
-def _named(name: str) -> str:
-    """The tokenizer that a set names: a folder, one that smalti ships, or else a repository of the hub."""
-    return name if Path(name).is_absolute() or shipped(name) else f"{HUB}{name}"
-
-
 def describe_set(path: Path) -> dict[str, Any]:
     """Everything there is to say about a token set, as plain data; of one that is not finished, how far it is."""
-    from smalti.tokens.finalize import DATASET, read_made, summarize
-    from smalti.tokens.plan import load_plan
+    from smalti.tokens.finalize import DATASET, summarize_set
+    from smalti.tokens.plan import load_plan, read_provenance
     from smalti.tokens.reader import TokenSet
 
     finished = (path / DATASET).is_file()
     if finished:
         found = TokenSet(path)
-        about, options, totals = found.about, found.options, found.totals
+        about, options, totals = found.tokenizer_info, found.options, found.totals
     else:
         plan = load_plan(path)
-        about, options, totals = plan.about, plan.options, summarize(plan)._asdict()
+        about, options, totals = plan.tokenizer_info, plan.options, summarize_set(plan)._asdict()
     tokens = totals["tokens"]
     return {
         "kind": "token set",
@@ -231,5 +241,5 @@ def describe_set(path: Path) -> dict[str, Any]:
         "codebook_bits": math.log2(about.codebook_size),
         "tokenizer": about.plain(),
         "options": options.plain(),
-        "made": read_made(path),
+        "provenance": read_provenance(path),
     }

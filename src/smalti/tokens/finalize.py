@@ -61,8 +61,21 @@ def summarize_set(plan: Plan) -> SetSummary:
         totals.update({name: counts[name] for name in ("listed", "ok", "rows", "tokens", "frames", "pixels", "bytes")})
         totals.update({"bad": len(report.bad), "skipped": len(report.skipped)})
         codes.update(item.code for item in (*report.bad, *report.skipped))
-    numbers = {name: totals[name] for name in _TOTALS if name != "codes"}
-    return SetSummary(done, plan.shards, plan.listed, codes=dict(sorted(codes.items())), **numbers)
+    return SetSummary(
+        shards=done,
+        planned_shards=plan.shards,
+        inputs=plan.listed,
+        listed=totals["listed"],
+        ok=totals["ok"],
+        bad=totals["bad"],
+        skipped=totals["skipped"],
+        codes=dict(sorted(codes.items())),
+        rows=totals["rows"],
+        tokens=totals["tokens"],
+        frames=totals["frames"],
+        pixels=totals["pixels"],
+        bytes=totals["bytes"],
+    )
 
 
 def finish_set(plan: Plan) -> SetSummary:
@@ -109,7 +122,7 @@ def _reports(plan: Plan) -> Iterator[ShardReport]:
             yield report
 
 
-def _card(plan: Plan, summary: Summary) -> str:
+def _card(plan: Plan, summary: SetSummary) -> str:
     info, content = plan.tokenizer_info, f"{summary.rows:,} rows, {summary.tokens:,} tokens"
     return f"""---
 configs:

@@ -388,9 +388,10 @@ def _chunk(height: int, width: int, stride: int) -> int:
     return stride * max(1, _CHUNK_PIXELS // (height * width * stride))
 
 
-def _keep(frames: Iterable[Tensor], shared: deque[Tensor]) -> Iterator[Tensor]:
+def _remember(frames: Iterable[Tensor], last: deque[Tensor]) -> Iterator[Tensor]:
+    """Yield the frames and keep the last ones for the next clip."""
     for frame in frames:
-        kept.append(frame)
+        last.append(frame)
         yield frame
 
 

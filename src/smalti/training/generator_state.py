@@ -128,7 +128,9 @@ def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> Generato
     model.to(world.device).train()
     classes = tokens.classes if config.generator.classes else ()
     fps = next((row.fps for row in tokens), None)
-    origin = Origin(tokenizer=tokens.about.fingerprint, strides=tokens.about.strides, classes=classes, fps=fps)
+    origin = Origin(
+        tokenizer=tokens.tokenizer_info.fingerprint, strides=tokens.tokenizer_info.strides, classes=classes, fps=fps
+    )
     return GeneratorState(
         config=config,
         world=world,
@@ -158,7 +160,7 @@ def run_generator(
     with join_world(device) as world:
         rows = GridRows(config.data, config.generator)
         held = None if config.validation is None else GridRows(config.validation, config.generator)
-        if held is not None and held.tokens.about != rows.tokens.about:
+        if held is not None and held.tokens.tokenizer_info != rows.tokens.tokenizer_info:
             raise IntegrityError(f"{config.validation}: made by another tokenizer than {config.data}")
         state = start(config, rows.tokens, world)
         if world.leads:
