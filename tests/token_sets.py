@@ -34,7 +34,9 @@ def save_tokenizer(folder: Path, seed: int = 0, **config: object) -> Path:
     """A small video tokenizer of strides 2 x 4 x 4, random but for its seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        Tokenizer(TokenizerConfig(**{**SMALL, "strides": ((2, 2),), "time": 2, "patch": 2, **config})).save(folder)
+        Tokenizer(TokenizerConfig(**{**SMALL, "strides": ((2, 2),), "time_kernel": 2, "patch": 2, **config})).save(
+            folder
+        )
     return folder
 
 
@@ -63,7 +65,7 @@ def make_set(
 
 def prepare(tokenizer: Path, data: Path, out: Path, options: TokenizeOptions, *, resume: bool = False) -> PreparedSet:
     """Plan a token set, for tests that do the work step by step."""
-    return prepare_set(str(tokenizer), inputs_at(data), out, options, resume=resume)
+    return prepare_set(tokenizer, inputs_at(data), out, options, resume=resume)
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -173,7 +173,7 @@ def measure_folders(originals: Path, made: Path, question: Question) -> Answer |
 def _prepare(target: str, data: Path, question: Question, device: torch.device) -> Ready:
     protocol = by_name(question.protocol)
     model = open_tokenizer(target, str(device))
-    clips = clips_of(data, protocol, question, is_image_model=model.config.time == 1)
+    clips = clips_of(data, protocol, question, is_image_model=model.config.time_kernel == 1)
     lpips = perceptual(protocol, question.lpips, device)
     features = features_of(protocol, question.features, device)
     key = _key(clips, features, question)

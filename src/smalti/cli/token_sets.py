@@ -8,7 +8,7 @@ import typer
 
 from smalti.cli import asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, pretrained_name
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption
 from smalti.cli.tokenizing import LineProgress, size_of
 from smalti.errors import BadFile, ConfigError, InputError
 
@@ -66,7 +66,7 @@ def tokenize_command(
 
     with bar("tokenizing", None) as advance:
         summary = tokenize(
-            pretrained_name(tokenizer),
+            tokenizer,
             data,
             out,
             size=size_of(size),
@@ -136,14 +136,13 @@ def decode_command(
     """
     from smalti.pipeline.decode import decode
 
-    name = None if tokenizer is None else pretrained_name(tokenizer)
     with bar("decoding", None) as advance:
         rows_written = decode(
             tokens,
             out,
             rows=rows,
             key=keys or [],
-            tokenizer=name,
+            tokenizer=tokenizer,
             overwrite=overwrite,
             device=device,
             progress=advance,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from smalti.data.videos import write_video
 from smalti.errors import ConfigError, InputError
 from smalti.progress import Progress
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import Tokenizer, load
 from smalti.tokenizer.reconstruct import write_png
 from smalti.tokens.decode import decode_frames
 from smalti.tokens.plan import PROVENANCE, read_provenance
@@ -82,7 +82,7 @@ def open_set_tokenizer(tokens: TokenSet, name: str | Path | None = None, device:
     name = name or read_provenance(tokens.path).get("tokenizer")
     if name is None:
         raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give --tokenizer")
-    return Tokenizer.from_pretrained(str(name), device=pick_device(device))
+    return load(name, pick_device(device))
 
 
 def write_row(tokenizer: Tokenizer, row: TokenRow, target: Path) -> None:

@@ -83,8 +83,7 @@ def tokenize(
     config = _TokenizeConfig(inputs=inputs_at(data, source), options=options).override(set)
     remote = "cuda" if engine == "ray" and gpus else None  # this machine may have no GPU
     place = remote or (device if device is not None and ":" in device else pick_device(device).type)
-    name = str(Path(tokenizer).absolute()) if Path(tokenizer).is_dir() else str(tokenizer)
-    plan, worker, notes = prepare_set(name, config.inputs, Path(out), config.options, device=place, resume=resume)
+    plan, worker, notes = prepare_set(tokenizer, config.inputs, Path(out), config.options, device=place, resume=resume)
     if plan_only:
         return summarize_set(plan)._replace(notes=notes)
     shards = pending_shards(plan, part)

@@ -20,7 +20,8 @@ from smalti.data.list_formats import Listing
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import remove_leftovers, sha256, write_bytes, write_json
 from smalti.text import printable
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import load
+from smalti.tokenizer.open import full_name
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import AnyInputs, TokenizeOptions
 from smalti.tokens.format import (
@@ -123,7 +124,7 @@ class WorkerConfig(NamedTuple):
     root: str
     """Folder of the inputs on this machine."""
     tokenizer: str
-    """Folder of the tokenizer, or its name on the hub."""
+    """Name of the tokenizer, that holds from any working folder."""
     device: str = "cpu"
 
 
@@ -137,7 +138,7 @@ class PreparedSet(NamedTuple):
 
 
 def prepare_set(
-    tokenizer: str,
+    tokenizer: str | Path,
     inputs: AnyInputs,
     out: Path,
     options: TokenizeOptions,
@@ -148,20 +149,21 @@ def prepare_set(
     """Plan the token set at `out`, or check that the one that is there was begun with the same.
 
     With `resume` the plan that is there is taken as it is and the inputs are not listed again, which saves time where
-    there are millions of them. `tokenizer` is a folder, or the name of a repository of the hub. Raises as `make_plan`
-    does, and InputError where there are no inputs.
+    there are millions of them. `tokenizer` is a name, as `smalti.load` takes it. Raises as `load` and `make_plan` do,
+    and InputError where there are no inputs.
     """
     pyarrow_version()
-    model = Tokenizer.from_pretrained(tokenizer)
+    tokenizer = full_name(tokenizer)
+    info = load(tokenizer).info
     if out.is_dir():
         for folder in (out, out / "data", out / "reports"):
             remove_leftovers(folder)
     if resume:
         plan, root = load_plan(out), inputs.root_folder()
-        plan.tokenizer_info.check(model.info, out)
+        plan.tokenizer_info.check(info, out)
     else:
         listing = inputs.list_inputs()
-        plan, root = make_plan(out, model.info, inputs, listing, options), listing.root
+        plan, root = make_plan(out, info, inputs, listing, options), listing.root
     machine = {
         "smalti": __version__,
         "torch": torch.__version__,

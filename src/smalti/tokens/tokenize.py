@@ -24,7 +24,7 @@ from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
 from smalti.progress import Progress
 from smalti.text import printable
-from smalti.tokenizer import Tokenizer, encode_tiles
+from smalti.tokenizer import Tokenizer, encode_tiles, load
 from smalti.tokenizer.reconstruct import TILED_ABOVE
 from smalti.tokenizer.tiles import choose_tile
 from smalti.tokens.plan import Plan, PlannedInput, WorkerConfig
@@ -162,7 +162,7 @@ def probe_item(
 
 def open_tokenizer_of(plan: Plan, worker: WorkerConfig) -> Tokenizer:
     """Load the tokenizer of a worker. Raises IntegrityError where it is not that of the plan."""
-    tokenizer = Tokenizer.from_pretrained(worker.tokenizer, device=worker.device)
+    tokenizer = load(worker.tokenizer, worker.device)
     plan.tokenizer_info.check(tokenizer.info, plan.folder)
     return tokenizer
 
