@@ -70,7 +70,7 @@ def test_functions_have_few_parameters_and_no_tunnels():
             names = [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
             count = len([name for name in names if name not in ("self", "cls")])
             by_option = path.is_relative_to(PACKAGE / "cli") or f.name in smalti.__all__
-                if count > PARAMETERS and not by_option:
+            if count > PARAMETERS and not by_option:
                 many.append(f"{place(path, f)} {f.name} has {count} parameters, at most {PARAMETERS}")
             if f.args.kwarg is not None:
                 many.append(f"{place(path, f)} {f.name} takes **{f.args.kwarg.arg}: name its parameters")

@@ -12,8 +12,7 @@ from smalti.cli.listing import Question
 from smalti.cli.terminal import bar
 from smalti.data import evaluation, source_of
 from smalti.data.clips import ClipConfig
-from smalti.data.detect import Medium
-from smalti.data.source import Subset
+from smalti.data.source import Medium, Subset
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import write_bytes
 from smalti.metrics import (

@@ -8,7 +8,7 @@ from typing import Literal
 from smalti.config import Config
 from smalti.errors import ConfigError
 from smalti.progress import Progress
-from smalti.tokens.config import AnyInputs, TokenizeOptions, inputs_at
+from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
 from smalti.tokens.finalize import SetSummary, finish_set, summarize_set
 from smalti.tokens.plan import prepare_set
 from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
@@ -19,7 +19,7 @@ from smalti.training.distributed import pick_device
 class _TokenizeConfig(Config):
     """The two configs of a token set, so that `set` reaches the fields of both."""
 
-    inputs: AnyInputs
+    inputs: MediaInputs
     options: TokenizeOptions
 
 

@@ -1,28 +1,30 @@
 """The choices that decide which tokens come out: how media are encoded, and which files they come from."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
-from smalti.config import Config, PathField
+from smalti.config import Config
 from smalti.data.clips import clip_indices
-from smalti.data.detect import Packing, packing_of
-from smalti.data.images import SUFFIXES as IMAGE_SUFFIXES
+from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileStore
 from smalti.data.list_formats import Listing
-from smalti.data.lists import FilesConfig, Listed
-from smalti.data.parquet import ParquetConfig, ParquetRows
-from smalti.data.source import MAX_PIXELS, Store
-from smalti.data.tars import TarMembers, TarsConfig
-from smalti.data.videos import SUFFIXES as VIDEO_SUFFIXES
-from smalti.data.views import Cut, Filter, SizeField, ViewConfig
+from smalti.data.packing import MediaConfig, Packing, packing_of
+from smalti.data.parquet import ParquetStore
+from smalti.data.source import MAX_PIXELS, Medium, suffix_of
+from smalti.data.tars import TarStore
+from smalti.data.views import CropOrder, Filter, SizeField, ViewConfig
 from smalti.errors import BadFile, InputError
 from smalti.text import printable
 
-_PLACES = {"path", "root", "limit"}
-"""Fields that say where the inputs are; another machine may have them elsewhere."""
+_IDENTITY: dict[Packing, tuple[str, ...]] = {
+    "files": ("class_folders", "format"),
+    "tars": ("member",),
+    "parquet": ("match", "revision", "label", "column", "caption"),
+}
+"""Fields beside `kind` and `media` that decide which tokens come out, in their order in `plan.json`."""
 
 
 class Clip(NamedTuple):
@@ -41,7 +43,7 @@ class TokenizeOptions(Config):
     """Height and width of the center crop, or one number for a square; null keeps the size of each file. `--size`"""
     resize: Filter = "lanczos"
     """Filter that scales, as in `ViewConfig`."""
-    cut: Cut = "together"
+    cut: CropOrder = "together"
     """Order of cropping and scaling, as in `ViewConfig`."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Largest number of pixels of an image or frame; larger ones are bad files."""
@@ -81,7 +83,12 @@ class TokenizeOptions(Config):
     def view(self) -> ViewConfig:
         """The view of an image or frame: the center crop, never mirrored."""
         return ViewConfig(
-            size=self.size, crop="center", flip=False, resize=self.resize, cut=self.cut, max_pixels=self.max_pixels
+            size=self.size,
+            crop="center",
+            flip=False,
+            resize=self.resize,
+            crop_order=self.cut,
+            max_pixels=self.max_pixels,
         )
 
     def frames_of(self, times: Sequence[float]) -> list[int]:
@@ -103,34 +110,26 @@ class TokenizeOptions(Config):
         return [Clip(start, min(self.clip, count - start)) for start in starts]
 
 
-class MediaInputs(Config):
-    """The fields and methods that all kinds of inputs share."""
+class MediaInputs(MediaConfig):
+    """The inputs of a token set: media files, tars or Parquet files, each opened when its shard is made."""
 
-    kind: str
-    path: PathField
-    """Folder, list, tar, table or file, as each kind says."""
-    media: Literal["images", "videos"] | None = None
+    kind: Packing
+    """Kind of the inputs: media files, tars or Parquet files. `--from`"""
+    media: Medium | None = None
     """Restriction to images or to videos; null takes both."""
+    caption: str | None = None
+    """Column of captions. For Parquet files."""
 
-    def list_inputs(self) -> Listing:
-        """List the inputs. Raises InputError where there are none."""
-        raise NotImplementedError
+    @model_validator(mode="before")
+    @classmethod
+    def _packing_is_kind(cls, data: Any) -> Any:
+        return {"packing": data.get("kind"), **data} if isinstance(data, Mapping) else data
 
-    def root_folder(self) -> Path:
-        """Return the root of the listing without listing anything."""
-        path = self.path
-        while "{" in path.name:
-            path = path.parent
-        return path if path.is_dir() else path.parent
-
-    def open(self, root: Path, name: str) -> Store:
-        """Open the media of one input. Raises BadFile for a tar or table that cannot be read."""
-        raise NotImplementedError
-
-    def is_video(self, key: str) -> bool:
-        """Return whether a medium of this key is a video."""
-        suffix = os.path.splitext(key)[1].lower()  # noqa: PTH122 - a key, not a path
-        return self.media == "videos" or (self.media is None and suffix in VIDEO_SUFFIXES)
+    @model_validator(mode="after")
+    def _one_packing(self) -> "MediaInputs":
+        if self.packing != self.kind:
+            raise ValueError(f"kind {self.kind} and packing {self.packing} differ: set kind alone")
+        return self
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -138,91 +137,48 @@ class MediaInputs(Config):
         own = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
         return (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) if self.media is None else own[self.media]
 
-    def identity(self) -> dict[str, Any]:
-        """Return the fields that decide which tokens come out: all but the places of the inputs."""
-        return {name: value for name, value in self.plain().items() if name not in _PLACES}
-
-
-class FileInputs(FilesConfig, MediaInputs):
-    """A folder, a list or one file; each file is an input. A `.txt` of the same name beside it is its caption."""
-
-    kind: Literal["files"] = "files"
-
     def list_inputs(self) -> Listing:
-        """List the files as `smalti.data` does. Raises InputError as it does."""
-        return self.listing(self.suffixes)
+        """List the inputs. Raises InputError where there are none."""
+        return self.listing(self.suffixes)[1]
 
     def root_folder(self) -> Path:
-        """Return the root of the listing without listing anything."""
-        return self.root if self.root is not None and not self.path.is_dir() else super().root_folder()
+        """Return the root of the listing without listing anything; for a data set of the hub, its download."""
+        if self.path.as_posix().startswith("hf:"):
+            return self.list_inputs().root
+        if self.kind == "files" and self.root is not None and not self.path.is_dir():
+            return self.root
+        path = self.path
+        while "{" in path.name:
+            path = path.parent
+        return path if path.is_dir() else path.parent
 
-    def open(self, root: Path, name: str) -> Listed:
-        """Return the file as a store of one."""
-        return Listed(Listing(root, (name,)))
-
-
-class TarInputs(TarsConfig, MediaInputs):
-    """WebDataset tars; each tar is an input, opened when its shard is made."""
-
-    kind: Literal["tars"] = "tars"
-
-    def list_inputs(self) -> Listing:
-        """List the tars. Raises InputError where there are none."""
-        return Listing(*self.tars())
-
-    def open(self, root: Path, name: str) -> TarMembers:
-        """Open the members of a tar. Raises BadFile where it cannot be read."""
+    def open(self, root: Path, name: str) -> FileStore | TarStore | ParquetStore:
+        """Open the media of one input. Raises BadFile for a tar or table that cannot be read."""
         try:
-            return TarMembers(root, [name], self.suffixes, self.member)
-        except InputError as error:
-            raise _bad_container(name, error, root) from None
-
-
-class ParquetInputs(ParquetConfig, MediaInputs):
-    """Parquet files of images or videos, local or on the hub; each file is an input."""
-
-    kind: Literal["parquet"] = "parquet"
-    column: str = "image"
-    """Column of media: bytes, or {bytes, path}. It holds videos if it is called `video` or `media` is `videos`."""
-    caption: str | None = None
-    """Column of captions."""
-
-    def list_inputs(self) -> Listing:
-        """List the tables. Raises InputError where there are none."""
-        return Listing(*self.files())
-
-    def root_folder(self) -> Path:
-        """Return the root of the listing; for a data set of the hub, the folder of its download."""
-        return self.list_inputs().root if self.path.as_posix().startswith("hf:") else super().root_folder()
-
-    def open(self, root: Path, name: str) -> ParquetRows:
-        """Open the rows of a table. Raises BadFile where it cannot be read."""
-        try:
-            return ParquetRows(root, [name], self.column, self.label, self.caption)
-        except InputError as error:
-            raise _bad_container(name, error, root) from None
+            if self.kind == "tars":
+                return TarStore(root, [name], self.suffixes, self.member)
+            if self.kind == "parquet":
+                return ParquetStore(root, [name], self.column or "image", self.label, self.caption)
+        except InputError as error:  # without the place of the data on this machine
+            what = str(error).replace(f"{printable(root)}{os.sep}", "")
+            raise BadFile(printable(name), "container", what) from None
+        return FileStore(Listing(root, (name,)))
 
     def is_video(self, key: str) -> bool:
-        """Return whether the column holds videos."""
-        return self.media == "videos" or (self.media is None and self.column == "video")
+        """Return whether a medium of this key is a video: by its suffix, or by the name of its column."""
+        if self.media is not None:
+            return self.media == "videos"
+        return self.column == "video" if self.kind == "parquet" else suffix_of(key) in VIDEO_SUFFIXES
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide which tokens come out: all but the places of the inputs."""
+        plain = {**self.plain(), "column": self.column or "image"}
+        return {name: plain[name] for name in ("kind", "media", *_IDENTITY[self.kind])}
 
 
-AnyInputs = Annotated[FileInputs | TarInputs | ParquetInputs, Field(discriminator="kind")]
-
-
-def inputs_at(
-    path: str | Path, source: Literal["files", "tars", "parquet"] | None = None
-) -> FileInputs | TarInputs | ParquetInputs:
-    """Return the inputs at a path, of the kind `source`, or else of the kind that suffixes and folders show.
+def inputs_at(path: str | Path, kind: Packing | None = None) -> MediaInputs:
+    """Return the inputs at a path, of the given kind, or else of the one that suffixes and folders show.
 
     Raises InputError where that is not clear.
     """
-    kinds: dict[str, type[FileInputs | TarInputs | ParquetInputs]]
-    kinds = {"files": FileInputs, "tars": TarInputs, "parquet": ParquetInputs}
-    detected: dict[Packing, str] = {"media": "files", "tars": "tars", "Parquet files": "parquet"}
-    return kinds[source or detected[packing_of(Path(path))[0]]](path=Path(path))
-
-
-def _bad_container(name: str, error: InputError, root: Path) -> BadFile:
-    """Return the fault of a tar or table as a whole, without the place of the data on this machine."""
-    return BadFile(printable(name), "container", str(error).replace(f"{printable(root)}{os.sep}", ""))
+    return MediaInputs(kind=kind or packing_of(Path(path))[0], path=Path(path))

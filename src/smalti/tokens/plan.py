@@ -23,7 +23,7 @@ from smalti.text import printable
 from smalti.tokenizer import load
 from smalti.tokenizer.open import full_name
 from smalti.tokenizer_info import TokenizerInfo
-from smalti.tokens.config import AnyInputs, TokenizeOptions
+from smalti.tokens.config import MediaInputs, TokenizeOptions
 from smalti.tokens.format import (
     open_table,
     pyarrow_version,
@@ -47,7 +47,7 @@ class _PlanConfigs(Config):
 
     tokenizer: TokenizerInfo
     options: TokenizeOptions
-    inputs: AnyInputs
+    inputs: MediaInputs
 
 
 class PlannedInput(NamedTuple):
@@ -70,7 +70,7 @@ class Plan(NamedTuple):
     tokenizer_info: TokenizerInfo
     """Facts of the tokenizer that makes the ids."""
     options: TokenizeOptions
-    inputs: AnyInputs
+    inputs: MediaInputs
     classes: tuple[str, ...]
     """Names of the classes."""
     listed: int
@@ -139,7 +139,7 @@ class PreparedSet(NamedTuple):
 
 def prepare_set(
     tokenizer: str | Path,
-    inputs: AnyInputs,
+    inputs: MediaInputs,
     out: Path,
     options: TokenizeOptions,
     *,
@@ -194,7 +194,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def make_plan(
-    folder: Path, tokenizer: TokenizerInfo, inputs: AnyInputs, listing: Listing, options: TokenizeOptions
+    folder: Path, tokenizer: TokenizerInfo, inputs: MediaInputs, listing: Listing, options: TokenizeOptions
 ) -> Plan:
     """Write the plan into `folder`, or check that the one that is there is the same.
 

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.data.images import decode_image
-from smalti.data.parquet import ParquetRows
+from smalti.data.parquet import ParquetStore
 from smalti.data.source import Store, open_media
-from smalti.data.tars import TarMembers
+from smalti.data.tars import TarStore
 from smalti.data.video_reader import VideoReader
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
@@ -215,7 +215,7 @@ def apply_view(view: ViewConfig, frame: Tensor, key: str) -> Tensor:
 
 def _class_of(store: Store, index: int, given: PlannedInput, classes: tuple[str, ...]) -> tuple[int | None, str | None]:
     """Return (number, name) of a medium's class. Names that one tar or table numbers for itself have no number here."""
-    if isinstance(store, TarMembers | ParquetRows):
+    if isinstance(store, TarStore | ParquetStore):
         label = store.label(index)
         if label is None:
             return None, None
