@@ -14,8 +14,10 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
     from smalti.pipeline.export import export
+    from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.tokenize import tokenize
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
@@ -28,9 +30,12 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
+    "decompress": "smalti.pipeline.compress",
     "export": "smalti.pipeline.export",
     "load": "smalti.tokenizer",
+    "reconstruct": "smalti.pipeline.reconstruct",
     "tokenize": "smalti.pipeline.tokenize",
 }
 
@@ -42,9 +47,12 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "compress",
     "decode",
+    "decompress",
     "export",
     "load",
+    "reconstruct",
     "tokenize",
 ]
 

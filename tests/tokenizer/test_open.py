@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import smalti
 from smalti.cli import main
-from smalti.codec.codec import about
+from smalti.codec.codec import read_info
 from smalti.data.bundled import photos
 from smalti.recipes import find
 from smalti.tokens.reader import TokenSet
@@ -45,7 +45,7 @@ def doors(name, scratch):
     yield "load", smalti.load(name).fingerprint
     yield "info", json.loads(verb("info", name, "--json"))["fingerprint"]
     verb("compress", photo, scratch / "a.smt", "--tokenizer", name, "--device", "cpu")
-    yield "compress", about(scratch / "a.smt").head.tokenizer
+    yield "compress", read_info(scratch / "a.smt").head.tokenizer
     verb("tokenize", name, photo, "--out", scratch / "set", "--size", "32", "--workers", "0", "--device", "cpu")
     yield "tokenize", TokenSet(scratch / "set").about.fingerprint
     verb("decode", scratch / "set", "--out", scratch / "decoded", "--device", "cpu")  # by the name in the set

@@ -23,9 +23,8 @@ from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.metrics import SMALTI, Scores
 from smalti.pipeline.decode import choose_rows, target_name
 from smalti.tokens.config import Clip, TokenizeOptions
-from smalti.tokens.decode import decode_frames
 from smalti.tokens.plan import cut_into_shards
-from smalti.tokens.reader import TokenSet
+from smalti.tokens.reader import TokenSet, decode_row
 from smalti.tokens.score import Asked, score_set
 from smalti.tokens.shard import TokenRow, id_type, shard_bytes
 from smalti.video import to_video
@@ -50,8 +49,8 @@ def made(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(picture(height, width, i), "PNG"))
     (work / "data" / "cat" / "1.txt").write_text("a cat, café\n", encoding="utf-8")
-    for frames in (1, 2, 9):
-        film(work / "data" / "dog" / f"film-{frames}.mp4", frames, 18, 26, fps=24000 / 1001)
+    for count in (1, 2, 9):
+        film(work / "data" / "dog" / f"film-{count}.mp4", count, 18, 26, fps=24000 / 1001)
     tokenizer = save_tokenizer(work / "tokenizer")
     make_set(tokenizer, work / "data", work / "tokens", options=TokenizeOptions(shard_files=2))
     return Made(work / "tokens", work / "data", tokenizer)
@@ -164,7 +163,7 @@ def test_another_tokenizer_is_refused_by_its_fingerprint_and_other_levels_by_nam
     row = tokens.row(0)
     broken = row._replace(ids=np.full_like(row.ids, 64_000))
     with pytest.raises(ValueError, match="outside"):
-        list(decode_frames(smalti.load(made.tokenizer), broken))
+        list(decode_row(smalti.load(made.tokenizer), broken))
 
 
 def test_a_set_does_not_depend_on_where_the_data_are(made, tmp_path):

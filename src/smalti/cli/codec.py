@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.terminal import bar, one_line, print_json
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption
 from smalti.errors import ConfigError
 
 if TYPE_CHECKING:
     from smalti.codec.codec import Compressed
 
-SUFFIX = ".smt"
 TokenizerOption = Annotated[str, typer.Option(metavar="TOKENIZER", help=TOKENIZER_HELP)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 
@@ -44,21 +43,19 @@ def compress(
       smalti compress film.mp4 film.smt --tokenizer runs/video --group 49
       smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
     """
-    from smalti.codec.codec import compress_image, compress_video
-    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
+    from smalti.pipeline.compress import compress as compress_media
 
-    _check_target(source, target, overwrite)
-    if target.suffix.lower() != SUFFIX:
-        raise ConfigError(f"{target}: compressed files are written as {SUFFIX}")
-    is_video = source.suffix.lower() in VIDEOS
-    if group is not None and not is_video:
-        raise ConfigError(f"{source}: --group cuts videos, and this is a picture")
-    tokens = open_tokenizer(tokenizer, device)
-    if is_video:
-        with bar(one_line(source.name), None) as advance:
-            done = compress_video(tokens, source, target, model=model, group=group, progress=advance)
-    else:
-        done = compress_image(tokens, source, target, model=model)
+    with bar(one_line(source.name), None) as advance:
+        done = compress_media(
+            source,
+            target,
+            tokenizer,
+            model=model,
+            group=group,
+            overwrite=overwrite,
+            device=device,
+            progress=advance,
+        )
     if as_json:
         print_json(done._asdict())
     else:
@@ -87,13 +84,13 @@ def decompress(
       smalti decompress film.smt part.mp4 --tokenizer runs/video --frames 100:200
       smalti decompress photo.smt photo.png --tokenizer runs/image
     """
-    from smalti.codec.codec import decompress as decompressed
+    from smalti.pipeline.compress import decompress as decompress_media
 
-    wanted = None if frames is None else frame_range(frames)
-    _check_target(source, target, overwrite)
-    tokens = open_tokenizer(tokenizer, device)
+    part = None if frames is None else frame_range(frames)
     with bar(one_line(source.name), None) as advance:
-        done = decompressed(tokens, source, target, frames=wanted, progress=advance)
+        done = decompress_media(
+            source, target, tokenizer, frames=part, overwrite=overwrite, device=device, progress=advance
+        )
     if as_json:
         print_json(done._asdict())
         return
@@ -107,13 +104,6 @@ def frame_range(text: str) -> tuple[int, int | None]:
     if not colon or not all(part.isdecimal() or not part for part in (first, end)):
         raise ConfigError(f"--frames {text}: expected A:B, the first frame and the one after the last, as in 100:200")
     return int(first or 0), int(end) if end else None
-
-
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if target.resolve() == source.resolve():
-        raise ConfigError(f"{target}: is the input and would be written over; give another name")
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target}: is there already; give --overwrite or another name")
 
 
 def _line(done: "Compressed") -> str:

@@ -3,21 +3,19 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption
 from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
     from smalti.cli.evaluation import Answer
     from smalti.cli.generated import GenerationAnswer
     from smalti.cli.listing import Question
-    from smalti.data.list_formats import Listing
-    from smalti.tokenizer import Tokenizer
-    from smalti.tokenizer.reconstruct import Progress, Reconstructed
+    from smalti.pipeline.reconstruct import Reconstructed
 
 
 Targets = Annotated[
@@ -150,32 +148,32 @@ def reconstruct(
       smalti reconstruct runs/video film.mp4 clips/ --out seen --only --json
       smalti reconstruct imported-k600 film.mp4 --out seen --clip 17
     """
-    tokenizer, inputs = tokenizer_and_media(names)
-    jobs = plan(inputs, out, overwrite)
-    from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO
+    from smalti.pipeline.reconstruct import reconstruct as reconstruct_media
 
-    wanted = {job: tokenizer or (TINY_VIDEO if job.is_video else TINY_IMAGE) for job in jobs}
-    models = {name: open_tokenizer(name, device) for name in set(wanted.values())}
-    done: list[Reconstructed] = []
-    bad: list[BadFile] = []
-    for number, job in enumerate(jobs, start=1):
-        with bar(f"{one_line(job.source.name)} ({number} of {len(jobs)})", None) as advance:
-            try:
-                result = _reconstruct(models[wanted[job]], job, side_by_side, clip, advance)
-            except BadFile as fault:
-                bad.append(fault)
-                result = None
-        if result is None:
-            say(f"left out: {one_line(bad[-1])}")
-            continue
-        done.append(result)
-        if not as_json:
+    tokenizer, inputs = tokenizer_and_media(names)
+
+    def on_file(result: "Reconstructed | BadFile") -> None:
+        if isinstance(result, BadFile):
+            say(f"left out: {one_line(result)}")
+        elif not as_json:
             print(_line(result), flush=True)
+
+    with bar("reconstructing", None) as advance:
+        outputs = reconstruct_media(
+            tokenizer,
+            inputs,
+            out,
+            side_by_side=side_by_side,
+            overwrite=overwrite,
+            clip=clip,
+            device=device,
+            progress=advance,
+            on_file=on_file,
+        )
     if as_json:
-        faults = [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in bad]
-        print_json({"listed": len(jobs), "done": [_row(result) for result in done], "bad": faults})
-    if bad:
-        _say_bad(bad, len(done), named=True)
+        print_json(outputs.plain())
+    if outputs.bad:
+        _say_bad(outputs.bad, len(outputs.done), named=True)
 
 
 def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
@@ -183,10 +181,13 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
 
     Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
     """
+    from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
     from smalti.tokenizer.open import find_tokenizer
 
     first, *others = names
     media = [Path(name) for name in others]
+    if Path(first).suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not Path(first).is_dir():
+        return None, [Path(first), *media]
     try:
         find_tokenizer(first)
     except InputError as fault:
@@ -199,64 +200,12 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
 
 
 def _holds_media(path: Path) -> bool:
+    from smalti.pipeline.outputs import list_media
+
     try:
-        return bool(_media(path).files)
+        return bool(list_media(path))
     except InputError:
         return False
-
-
-def _media(path: Path) -> "Listing":
-    from smalti.data.files import IMAGE_SUFFIXES as PICTURES
-    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
-    from smalti.data.files import list_files
-
-    return list_files(path, (*PICTURES, *VIDEOS))
-
-
-class Job(NamedTuple):
-    """One file to reconstruct."""
-
-    source: Path
-    target: Path
-    is_video: bool
-
-
-def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
-    """Which file becomes which, checked before any work: below `out`, by the name in its folder, as PNG or MP4.
-
-    Raises InputError where an input gives nothing, ConfigError where two inputs would make one file, or a file is
-    there already and is an input or may not be replaced.
-    """
-    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
-
-    jobs: dict[Path, Job] = {}
-    for given in inputs:
-        listing = _media(given)
-        for file in listing.files:
-            source = listing.root / file
-            is_video = source.suffix.lower() in VIDEOS
-            name = Path(file).name if Path(file).is_absolute() else file
-            target = out / Path(name).with_suffix(".mp4" if is_video else ".png")
-            if target in jobs:
-                raise ConfigError(f"{source} and {jobs[target].source} would both become {target}; take them in turn")
-            jobs[target] = Job(source, target, is_video)
-    sources = {job.source.resolve() for job in jobs.values()}
-    for target in jobs:
-        if target.resolve() in sources:
-            raise ConfigError(f"{target}: is an input and would be written over; give another --out")
-        if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    return list(jobs.values())
-
-
-def _reconstruct(
-    model: "Tokenizer", job: Job, side_by_side: bool, clip: int | None, progress: "Progress"
-) -> "Reconstructed":
-    from smalti.tokenizer.reconstruct import reconstruct_image, reconstruct_video
-
-    if job.is_video:
-        return reconstruct_video(model, job.source, job.target, side_by_side=side_by_side, clip=clip, progress=progress)
-    return reconstruct_image(model, job.source, job.target, side_by_side=side_by_side)
 
 
 def _line(result: "Reconstructed") -> str:
@@ -264,10 +213,6 @@ def _line(result: "Reconstructed") -> str:
     cost = f"{result.tokens:,} tokens, {result.bits_per_pixel:.4f} bits per pixel"
     near = f"PSNR {result.psnr:.2f} dB, {result.seconds:.1f} s"
     return f"{one_line(result.path)}: {result.width}x{result.height}{length}, {cost}, {near}"
-
-
-def _row(result: "Reconstructed") -> dict[str, Any]:
-    return {**result._asdict(), "source": str(result.source), "path": str(result.path)}
 
 
 def _say_bad(bad: Sequence[BadFile], good: int, named: bool = False) -> None:

@@ -19,11 +19,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the
 
 
 def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
-    """The tokenizer that the user names, on the device of that name, or on the best there is."""
-    from smalti.tokenizer import load
-    from smalti.training.distributed import pick_device
+    """Load the tokenizer of that name on `device`, or on the best there is."""
+    from smalti.pipeline import tokenizers
 
-    return load(name, pick_device(device))
+    return tokenizers.open_tokenizer(name, device)
 
 
 def info(
@@ -92,10 +91,10 @@ def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    """What a compressed file is, by its head and its seek table."""
-    from smalti.codec.codec import about
+    """Describe a compressed file by its head and its seek table."""
+    from smalti.codec.codec import read_info
 
-    return about(path).plain()
+    return read_info(path).plain()
 
 
 def last_lines(run: Path) -> dict[str, Any]:

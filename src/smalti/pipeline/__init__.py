@@ -1,1 +1,1 @@
-"""The library function behind each command: what it does, without parsing and printing."""
+"""The library function behind each command, by the command's name and with its options."""

@@ -4,19 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from smalti.data.videos import write_video
+from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
+from smalti.pipeline.outputs import check_targets
+from smalti.pipeline.tokenizers import open_tokenizer
 from smalti.progress import Progress
-from smalti.tokenizer import Tokenizer, load
-from smalti.tokenizer.reconstruct import write_png
-from smalti.tokens.decode import decode_frames
+from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import PROVENANCE, read_provenance
-from smalti.tokens.reader import TokenSet
-from smalti.tokens.shard import TokenRow
-from smalti.training.distributed import pick_device
-
-_CRF = 12
-"""As in `smalti reconstruct`: what is seen should be the tokenizer's loss, not the video codec's."""
+from smalti.tokens.reader import TokenSet, decode_row
 
 
 class DecodedRow(NamedTuple):
@@ -61,37 +56,28 @@ def decode(
     """
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
-    for target in targets.values():
-        if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = tokenizer if isinstance(tokenizer, Tokenizer) else open_set_tokenizer(tokens, tokenizer, device)
+    check_targets(targets.values(), overwrite=overwrite)
+    model = open_set_tokenizer(tokens, tokenizer, device)
     tokens.check(model)
     written = []
     for index, target in targets.items():
         row = tokens.row(index)
-        write_row(model, row, target)
+        write_media(target, decode_row(model, row), row.fps)
         written.append(DecodedRow(row.key, target, *row.size, row.fps, index))
         if progress is not None:
             progress(len(written), len(targets), row.key)
     return written
 
 
-def open_set_tokenizer(tokens: TokenSet, name: str | Path | None = None, device: str | None = None) -> Tokenizer:
-    """Load the tokenizer `name`, or else the one that the set says it was made with. Raises InputError where it does
-    not say."""
-    name = name or read_provenance(tokens.path).get("tokenizer")
-    if name is None:
+def open_set_tokenizer(
+    tokens: TokenSet, tokenizer: Tokenizer | str | Path | None = None, device: str | None = None
+) -> Tokenizer:
+    """Load a tokenizer, by default the one that the set says it was made with. Raises InputError where it does not
+    say."""
+    tokenizer = read_provenance(tokens.path).get("tokenizer") if tokenizer is None else tokenizer
+    if tokenizer is None:
         raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give --tokenizer")
-    return load(name, pick_device(device))
-
-
-def write_row(tokenizer: Tokenizer, row: TokenRow, target: Path) -> None:
-    """Write a row as PNG, or as MP4 at its frame rate; whole or not at all."""
-    frames = decode_frames(tokenizer, row)
-    if row.fps is None:
-        write_png(target, next(frames))
-    else:
-        write_video(target, frames, row.fps, crf=_CRF)
+    return open_tokenizer(tokenizer, device)
 
 
 def choose_rows(tokens: TokenSet, rows: str | Sequence[int] | None, keys: Sequence[str]) -> list[int]:

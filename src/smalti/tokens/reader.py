@@ -17,6 +17,7 @@ from torch import Tensor
 from smalti.errors import InputError, IntegrityError
 from smalti.files import sha256
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.frames import ids_to_frames, ids_to_image
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.finalize import DATASET
@@ -217,6 +218,18 @@ class TokenSet:
             order = np.argsort(hashes, kind="stable")
             self._keys = hashes[order], order
         return self._keys
+
+
+def decode_row(tokenizer: Tokenizer, row: TokenRow) -> Iterator[Tensor]:
+    """Decode the frames of a row, uint8 `h w 3`, in memory that does not grow where the tokenizer is causal.
+
+    Raises ValueError for an id that the tokenizer does not have.
+    """
+    ids, (count, height, width) = row.tensor()[None], row.size
+    if count == 1:
+        yield ids_to_image(tokenizer, ids, (height, width))
+    else:
+        yield from ids_to_frames(tokenizer, [(count, ids)], (height, width))
 
 
 def _hash(key: str) -> int:

@@ -14,9 +14,8 @@ from smalti.errors import BadFile
 from smalti.metrics import Report, Scores
 from smalti.metrics import Row as Score
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.decode import decode_frames
 from smalti.tokens.plan import load_plan
-from smalti.tokens.reader import TokenSet
+from smalti.tokens.reader import TokenSet, decode_row
 from smalti.tokens.shard import TokenRow
 from smalti.tokens.tokenize import Item, apply_view, items_of, media_digest, open_medium
 from smalti.video import to_video
@@ -50,7 +49,7 @@ def score_set(
     time = tokens.tokenizer_info.strides[0]
     for row, original in islice(_pairs(tokens, root, asked.frames, on_bad or (lambda bad: None)), asked.rows):
         count = len(original)
-        made = torch.stack(list(islice(decode_frames(tokenizer, row), count)))
+        made = torch.stack(list(islice(decode_row(tokenizer, row), count)))
         ids = row.tensor()[None, : 1 + -(-(count - 1) // time)]
         score = scores.add(row.key, to_video(original), to_video(made), ids)
         if progress is not None:

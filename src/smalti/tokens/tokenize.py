@@ -24,12 +24,10 @@ from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
 from smalti.progress import Progress
 from smalti.text import printable
-from smalti.tokenizer import Tokenizer, encode_tiles, load
-from smalti.tokenizer.reconstruct import TILED_ABOVE
-from smalti.tokenizer.tiles import choose_tile
+from smalti.tokenizer import Tokenizer, load
+from smalti.tokenizer.frames import frames_to_ids, images_to_ids
 from smalti.tokens.plan import Plan, PlannedInput, WorkerConfig
 from smalti.tokens.shard import BadItem, ShardReport, TokenRow, id_type, is_done, write_shard
-from smalti.video import to_video
 
 OnItem = Callable[[int, int], None]
 """Callback `on_item(item, tokens)` with the number of an item and the tokens of the shard so far: before every item,
@@ -172,7 +170,7 @@ def warm_up(tokenizer: Tokenizer) -> None:
     """Encode a grey image: the first call loads kernels and libraries, for which no item should be blamed."""
     Image.init()
     side = 8 * tokenizer.strides[2]
-    tokenizer.encode(torch.zeros(1, 3, 1, side, side, device=next(tokenizer.parameters()).device))
+    tokenizer.encode(torch.zeros(1, 3, 1, side, side, device=tokenizer.device))
 
 
 def items_of(plan: Plan, shard: int, root: Path) -> Iterator[Item]:
@@ -240,7 +238,6 @@ class _ShardMaker:
         self.plan, self.options, self.tokenizer = plan, plan.options, tokenizer
         self.on_item = on_item or (lambda item, tokens: None)
         self.view, self.id_type = plan.options.view, id_type(plan.tokenizer_info.codebook_size)
-        self.device = next(tokenizer.parameters()).device
         self.rows: list[TokenRow] = []
         self.bad: list[BadItem] = []
         self.skipped: list[BadItem] = []
@@ -349,43 +346,19 @@ class _ShardMaker:
         self.skipped.append(BadItem(item.key, "small", what))
         return True
 
-    @torch.inference_mode()
     def _encode_images(self, pixels: Tensor) -> np.ndarray:
-        """Return ids `b h w` of images of one size; large ones go tile by tile where that changes no token."""
-        videos = to_video(pixels[:, None]).to(self.device)
-        if pixels.shape[1] * pixels.shape[2] > TILED_ABOVE and self.tokenizer.is_tile_exact:
-            ids = encode_tiles(self.tokenizer, videos, choose_tile(self.tokenizer))
-        else:
-            ids = self.tokenizer.encode(videos)
-        return ids[:, 0].cpu().numpy().astype(self.id_type)
+        """Encode images of one size to ids `b h w`."""
+        return images_to_ids(self.tokenizer, pixels)[:, 0].cpu().numpy().astype(self.id_type)
 
-    @torch.inference_mode()
     def _encode_clip(self, frames: Iterable[Tensor], item: Item) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return ids `t h w` and (height, width) of frames that come one at a time, as a stream if causal."""
-        source = iter(frames)
+        """Encode frames that come one at a time to (ids `t h w`, (height, width))."""
+        source, parts = iter(frames), list[np.ndarray]()
         first = next(source)
-        side = (first.shape[0], first.shape[1])
-        source = chain([first], source)
-        if not self.tokenizer.is_causal:
-            ids = self.tokenizer.encode(to_video(torch.stack(list(source))).to(self.device))
-            self.tokens += ids.numel()
-            return ids[0].cpu().numpy().astype(self.id_type), side
-        length, parts = _chunk(*side, self.tokenizer.strides[0]), list[np.ndarray]()
-
-        def chunks() -> Iterator[Tensor]:
-            while group := list(islice(source, length)):
-                yield to_video(torch.stack(group)).to(self.device)
-
-        for ids in self.tokenizer.encode_stream(chunks()):
+        for ids in frames_to_ids(self.tokenizer, chain([first], source), pixels=_CHUNK_PIXELS):
             parts.append(ids[0].cpu().numpy().astype(self.id_type))
             self.tokens += ids.numel()
             self.on_item(item.number, self.tokens)
-        return np.concatenate(parts), side
-
-
-def _chunk(height: int, width: int, stride: int) -> int:
-    """Return how many frames are encoded at once; it follows from the size alone, so that ids do."""
-    return stride * max(1, _CHUNK_PIXELS // (height * width * stride))
+        return np.concatenate(parts), (first.shape[0], first.shape[1])
 
 
 def _remember(frames: Iterable[Tensor], last: deque[Tensor]) -> Iterator[Tensor]:
