@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from smalti.errors import InputError, IntegrityError, MachineError
-from smalti.inert import open_torch, read_program
+from smalti.foreign import read_checkpoint, read_program, tensors
 from smalti.metrics.conv_graph import Branches, Conv, Pool, convolutions, run, shapes
 from smalti.metrics.features import Features
 from smalti.metrics.i3d import by_order
@@ -220,7 +220,7 @@ def test_a_torchscript_file_of_other_names_is_read_by_the_order_of_its_graph(way
     program = torch.jit.script(port) if way == "script" else torch.jit.trace(port, torch.zeros(1, 3, 7, 7, 7))
     path = tmp_path / "i3d_torchscript.pt"
     torch.jit.save(program, path)
-    found = by_order(open_torch(path).tensors(), read_program(path))
+    found = by_order(tensors(read_checkpoint(path)), read_program(path))
     assert {name: tuple(value.shape) for name, value in found.items()} == I3D.shapes
     assert torch.equal(found["logits.conv3d.weight"], port.classifier.weight)
     assert torch.equal(found["Mixed_5c.b3b.conv3d.weight"], port.trunk[-1].filter.weight)
@@ -234,7 +234,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
     whole = weights(I3D)
     renamed = {name.replace("conv3d", "filter"): value for name, value in whole.items()}
     assert by_order(renamed, program).keys() == I3D.shapes.keys()
-    for tensors, text in [
+    for others, text in [
         ({}, program),
         (renamed, ""),
         (renamed, program + program.replace("0.001", "1e-05")),
@@ -242,7 +242,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
         ({name: value for name, value in renamed.items() if name != "Mixed_3b.b0.bn.running_var"}, program),
     ]:
         with pytest.raises(IntegrityError, match=r"no I3D that can be told from its tensors .* save its weights as"):
-            by_order(tensors, text)
+            by_order(others, text)
 
 
 def test_a_torchscript_program_is_text_and_other_files_have_none(tmp_path):

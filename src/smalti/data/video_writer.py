@@ -1,7 +1,6 @@
 """Writing images as PNG and videos as H.264 in MP4 that plays everywhere, whole or absent."""
 
 import io
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.errors import ConfigError, InputError, MachineError
-from smalti.files import naming_os_errors, write_bytes
+from smalti.files import new_file, write_bytes
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -56,15 +55,8 @@ def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: in
         raise ConfigError(f"{printable(path)}: video is written as one of {', '.join(WRITTEN_SUFFIXES)}")
     if not fps > 0:
         raise ConfigError(f"{printable(path)}: fps is {fps}, it must be above 0")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with naming_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            count = _encode(part, path, frames, Fraction(fps).limit_denominator(100_000), crf)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    return count
+    with new_file(path) as file:  # FFmpeg opens it by its name: it reads what it wrote to put the index first
+        return _encode(Path(file.name), path, frames, Fraction(fps).limit_denominator(100_000), crf)
 
 
 def _encode(part: Path, path: Path, frames: Iterable[Tensor | np.ndarray], fps: Fraction, crf: int) -> int:
