@@ -13,7 +13,7 @@ FILE_LINES = 500
 FUNCTION_LINES = 60
 """Without signature and docstring."""
 PARAMETERS = 8
-CHECKED = [folder for folder in ("src", "tests", "benchmarks") if (ROOT / folder).is_dir()]
+CHECKED = [folder for folder in ("src", "tests", "benchmarks", "docs") if (ROOT / folder).is_dir()]
 SIZED = modules("src", "benchmarks")
 
 
@@ -93,7 +93,7 @@ HEAVY = {"torch", "numpy", "matplotlib", "av", "torchmetrics", "tensorboard", "p
 HELP = """
 import sys
 sys.argv = ["smalti", "--help"]
-from smalti.cli import main
+from smalti.cli.main import main
 try:
     main()
 except SystemExit as end:

@@ -13,9 +13,9 @@ import torch
 import typer
 from torch import Tensor
 
+from smalti.cli.console import bar
 from smalti.cli.listing import Clips, Question, clips_of
-from smalti.cli.terminal import bar
-from smalti.cli.tokenizers import open_tokenizer
+from smalti.cli.opening import open_tokenizer
 from smalti.data import read_image
 from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.files import write_bytes

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from smalti.cli.console import bar
 from smalti.cli.listing import Question
-from smalti.cli.terminal import bar
 from smalti.data import evaluation, source_of
 from smalti.data.clips import ClipConfig
 from smalti.data.source import Medium, Subset

@@ -17,7 +17,10 @@ from smalti.files import new_file, write_bytes
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
-_SMPTE170M, _LIMITED = 6, 1  # the matrix and range that the RGB to YUV conversion uses; untagged film plays off-colour
+_SMPTE170M, _LIMITED = (
+    6,
+    1,
+)  # the matrix and range that the RGB to YUV conversion uses; untagged video has wrong colours in players
 
 _MEDIA_CRF = 12
 """Finer than the usual 18: what is visible should be the tokenizer's loss, not the video codec's."""
@@ -42,7 +45,7 @@ def write_png(path: Path, image: UInt8[Tensor, "h w 3"]) -> None:
 
 
 def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: int | float, *, crf: int = 18) -> int:
-    """Encode uint8 frames `h w 3`, taken one at a time, as H.264; gives the number of frames.
+    """Encode uint8 frames `h w 3`, taken one at a time, as H.264; return the number of frames.
 
     `crf` 0 is the finest (not lossless: 4:2:0 halves the colour planes), 18 is hard to tell from the source, 51 the
     coarsest. Even sizes are written as yuv420p; odd sizes as yuv444p, so that the size is kept. The file appears at
@@ -78,8 +81,8 @@ def _encode(part: Path, path: Path, frames: Iterable[Tensor | np.ndarray], fps: 
                     stream.codec_context.colorspace, stream.codec_context.color_range = _SMPTE170M, _LIMITED
                 elif pixels.shape[:2] != size:
                     raise InputError(f"{printable(path)}: frame {count} is {pixels.shape[:2]}, the first {size}")
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                planes = picture.reformat(format=stream.pix_fmt, threads=1)  # see decode: threads and forks
+                image = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                planes = image.reformat(format=stream.pix_fmt, threads=1)  # see video_reader: threads and forks
                 planes.pts, planes.time_base = count, 1 / fps
                 container.mux(stream.encode(planes))
                 count += 1

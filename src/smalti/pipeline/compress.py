@@ -5,8 +5,8 @@ from pathlib import Path
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
 from smalti.errors import ConfigError
+from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
-from smalti.pipeline.tokenizers import open_tokenizer
 from smalti.progress import Progress
 from smalti.text import printable
 from smalti.tokenizer.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ def compress(
     check_targets([target], [source], overwrite=overwrite, other="another name")
     if target.suffix.lower() != SUFFIX:
         raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
-    return compress_file(open_tokenizer(tokenizer, device), source, target, model=model, group=group, progress=progress)
+    return compress_file(as_tokenizer(tokenizer, device), source, target, model=model, group=group, progress=progress)
 
 
 def decompress(
@@ -61,4 +61,4 @@ def decompress(
     """
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
-    return decompress_file(open_tokenizer(tokenizer, device), source, target, frames=frames, progress=progress)
+    return decompress_file(as_tokenizer(tokenizer, device), source, target, frames=frames, progress=progress)

@@ -1,6 +1,6 @@
 """Turn rows of a token set back into files: the library function behind `smalti decode`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ def decode(
     overwrite: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
+    on_row: Callable[[DecodedRow], None] | None = None,
 ) -> list[DecodedRow]:
     """Write rows of a token set below `out`, images as PNG and videos as MP4 at their frame rate.
 
@@ -50,6 +51,7 @@ def decode(
         overwrite: replace files that are there.
         device: device of a tokenizer that is loaded here; None takes the best there is.
         progress: called after each row.
+        on_row: called with each file that was written.
 
     Raises ConfigError where a file is there already, InputError for keys that the set does not have, IntegrityError
     for another tokenizer than the set's.
@@ -66,6 +68,8 @@ def decode(
         written.append(DecodedRow(row.key, target, *row.size, row.fps, index))
         if progress is not None:
             progress(len(written), len(targets), row.key)
+        if on_row is not None:
+            on_row(written[-1])
     return written
 
 

@@ -17,8 +17,8 @@ from smalti.data.videos import open_video
 from smalti.errors import BadFile
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
+from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import Outputs, media_jobs
-from smalti.pipeline.tokenizers import open_tokenizer
 from smalti.progress import Progress
 from smalti.tokenizer.frames import check_causal, ids_to_image, images_to_ids, reconstruct_frames
 from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO
@@ -69,9 +69,9 @@ def reconstruct(
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}
     if tokenizer is not None:
-        models = dict.fromkeys(kinds, open_tokenizer(tokenizer, device))
+        models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device))
     else:
-        models = {is_video: open_tokenizer(TINY_VIDEO if is_video else TINY_IMAGE, device) for is_video in kinds}
+        models = {is_video: as_tokenizer(TINY_VIDEO if is_video else TINY_IMAGE, device) for is_video in kinds}
     outputs = Outputs[Reconstructed](len(jobs), [], [])
     for number, job in enumerate(jobs, start=1):
         note = f"{job.source.name} ({number} of {len(jobs)})"

@@ -20,9 +20,9 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import ids_to_frames, ids_to_image
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import TokenizeOptions
-from smalti.tokens.finalize import DATASET
+from smalti.tokens.finalize import DATASET, summarize_set
 from smalti.tokens.format import open_table, pyarrow_version, read_digest_json, read_group
-from smalti.tokens.plan import PLAN
+from smalti.tokens.plan import PLAN, Plan, load_plan, read_provenance
 from smalti.tokens.shard import TokenRow, shard_schema
 
 if TYPE_CHECKING:
@@ -230,6 +230,29 @@ def decode_row(tokenizer: Tokenizer, row: TokenRow) -> Iterator[Tensor]:
         yield ids_to_image(tokenizer, ids, (height, width))
     else:
         yield from ids_to_frames(tokenizer, [(count, ids)], (height, width))
+
+
+def is_token_set(path: Path) -> bool:
+    """Return whether a folder is a token set, finished or begun."""
+    return (path / PLAN).is_file() or (path / DATASET).is_file()
+
+
+def describe_set(path: Path) -> dict[str, Any]:
+    """Describe a token set as plain data; if it is not finished, with how far it is."""
+    finished = (path / DATASET).is_file()
+    content: TokenSet | Plan = TokenSet(path) if finished else load_plan(path)
+    totals = content.totals if isinstance(content, TokenSet) else summarize_set(content)._asdict()
+    info, tokens = content.tokenizer_info, totals["tokens"]
+    return {
+        "kind": "token set",
+        "finished": finished,
+        **totals,
+        "bits_per_token": 8 * totals["bytes"] / tokens if tokens else None,
+        "codebook_bits": math.log2(info.codebook_size),
+        "tokenizer": info.plain(),
+        "options": content.options.plain(),
+        "provenance": read_provenance(path),
+    }
 
 
 def _hash(key: str) -> int:

@@ -1,0 +1,66 @@
+"""`smalti compress`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from smalti.cli.console import bar, message_line, print_json
+from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, TokenizerOption
+
+if TYPE_CHECKING:
+    from smalti.codec.codec import Compressed
+
+
+def compress_command(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image or a video.")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .smt file to write.")],
+    tokenizer: TokenizerOption,
+    model: Annotated[
+        Literal["adaptive", "static", "uniform"], typer.Option(help="How ids are coded; see docs/codec.md.")
+    ] = "adaptive",
+    group: Annotated[
+        int | None,
+        typer.Option(min=1, help="Start a new group every N frames, where decoding can start."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an image or a video as a small file of entropy-coded tokens.
+
+    \b
+    The file says what it is, holds a seek table, and a digest over every byte.
+    Reading it back needs the same tokenizer. Sound is left out.
+
+    \b
+    Examples:
+      smalti compress clip.mp4 clip.smt --tokenizer runs/video
+      smalti compress clip.mp4 clip.smt --tokenizer runs/video --group 49
+      smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
+    """
+    from smalti.pipeline.compress import compress
+
+    with bar(message_line(source.name), None) as progress:
+        written = compress(
+            source,
+            target,
+            tokenizer,
+            model=model,
+            group=group,
+            overwrite=overwrite,
+            device=device,
+            progress=progress,
+        )
+    if as_json:
+        print_json(written._asdict())
+    else:
+        print(_line(written))
+
+
+def _line(file: "Compressed") -> str:
+    length = "" if file.fps is None else f", {file.frames:,} frames at {file.fps:.4g}/s"
+    size = f"{file.bytes:,} bytes, ideal {file.ideal_bytes:,.0f}, uniform {file.uniform_bytes:,.0f}"
+    cost = f"{file.bits_per_pixel:.4f} bits per pixel, 1/{file.ratio:.3g} of the source"
+    shape = f"{file.width}x{file.height}{length}, {file.tokens:,} tokens"
+    return f"{message_line(file.path)}: {shape}, {size}, {cost}, {file.seconds:.1f} s"

@@ -1,0 +1,112 @@
+"""`smalti reconstruct`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smalti.cli.console import bar, end_with_bad_files, message_line, print_json, say
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
+from smalti.errors import BadFile, InputError
+
+if TYPE_CHECKING:
+    from smalti.pipeline.reconstruct import Reconstructed
+
+
+def reconstruct_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="[TOKENIZER] INPUT...", help=f"{TOKENIZER_HELP} Then files or folders of media."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("reconstructed"),
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side/--only", help="Original and reconstruction in one file, or only the latter.")
+    ] = True,
+    overwrite: OverwriteOption = False,
+    clip: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut video into clips of N frames; for non-causal tokenizers."),
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode and decode images and videos, at their own size and length.
+
+    \b
+    Images become PNG and videos MP4 at the frame rate of the source. Videos
+    are streamed: memory does not grow with their length. Without a tokenizer,
+    smalti's own small ones: smalti/tiny-image for images, smalti/tiny-video
+    for videos.
+
+    \b
+    Examples:
+      smalti reconstruct photo.jpg
+      smalti reconstruct runs/tiny photo.jpg --out decoded
+      smalti reconstruct runs/video clip.mp4 clips/ --out decoded --only --json
+      smalti reconstruct imported-k600 clip.mp4 --out decoded --clip 17
+    """
+    from smalti.pipeline.reconstruct import reconstruct
+
+    tokenizer, inputs = tokenizer_and_media(names)
+
+    def on_file(result: "Reconstructed | BadFile") -> None:
+        if isinstance(result, BadFile):
+            say(f"left out: {message_line(result)}")
+        elif not as_json:
+            print(_line(result), flush=True)
+
+    with bar("reconstructing", None) as progress:
+        outputs = reconstruct(
+            tokenizer,
+            inputs,
+            out,
+            side_by_side=side_by_side,
+            overwrite=overwrite,
+            clip=clip,
+            device=device,
+            progress=progress,
+            on_file=on_file,
+        )
+    if as_json:
+        print_json(outputs.plain())
+    end_with_bad_files(outputs.bad, len(outputs.done), named=True)
+
+
+def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
+    """Take `[TOKENIZER] INPUT...` apart: the first name is media if it is an image, a video or a folder of some.
+
+    Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
+    """
+    from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+    from smalti.tokenizer.open import find_tokenizer
+
+    first, *others = names
+    media = [Path(name) for name in others]
+    if Path(first).suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not Path(first).is_dir():
+        return None, [Path(first), *media]
+    try:
+        find_tokenizer(first)
+    except InputError as fault:
+        if others and not _holds_media(Path(first)):
+            raise fault from None
+        return None, [Path(first), *media]
+    if not others:
+        raise InputError(f"{first}: is a tokenizer; name the images and videos to reconstruct after it")
+    return first, media
+
+
+def _holds_media(path: Path) -> bool:
+    from smalti.pipeline.outputs import list_media
+
+    try:
+        return bool(list_media(path))
+    except InputError:
+        return False
+
+
+def _line(result: "Reconstructed") -> str:
+    length = "" if result.fps is None else f", {result.frames:,} frames at {result.fps:.4g}/s"
+    cost = f"{result.tokens:,} tokens, {result.bits_per_pixel:.4f} bits per pixel"
+    near = f"PSNR {result.psnr:.2f} dB, {result.seconds:.1f} s"
+    return f"{message_line(result.path)}: {result.width}x{result.height}{length}, {cost}, {near}"
