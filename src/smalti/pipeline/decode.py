@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
+from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
-from smalti.pipeline.tokenizers import open_tokenizer
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import PROVENANCE, read_provenance
@@ -81,7 +81,7 @@ def open_set_tokenizer(
     tokenizer = read_provenance(tokens.path).get("tokenizer") if tokenizer is None else tokenizer
     if tokenizer is None:
         raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give --tokenizer")
-    return open_tokenizer(tokenizer, device)
+    return as_tokenizer(tokenizer, device)
 
 
 def choose_rows(tokens: TokenSet, rows: str | Sequence[int] | None, keys: Sequence[str]) -> list[int]:
