@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smalti.pipeline.export import export
     from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.tokenize import tokenize
+    from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -37,6 +38,7 @@ _HOMES = {
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
     "tokenize": "smalti.pipeline.tokenize",
+    "train": "smalti.pipeline.train",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "reconstruct",
     "tokenize",
+    "train",
 ]
 
 
