@@ -23,7 +23,7 @@ import contextlib, io, json, sys
 from pathlib import Path
 import torch
 import smalti
-from smalti.cli import main
+from smalti.cli.main import main
 from smalti.codec.codec import read_info
 from smalti.data.bundled import photos
 from smalti.recipes import find
