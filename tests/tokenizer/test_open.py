@@ -29,7 +29,7 @@ from smalti.data.bundled import photos
 from smalti.recipes import find
 from smalti.tokens.reader import TokenSet
 from smalti.training.distributed import World
-from smalti.training.tokenizer_state import start
+from smalti.training.tokenizer_state import start_tokenizer
 
 def verb(*words):
     out = io.StringIO()
@@ -51,7 +51,7 @@ def doors(name, scratch):
     verb("decode", scratch / "set", "--out", scratch / "decoded", "--device", "cpu")  # by the name in the set
     config = find("tiny", tiny=True).override([f"init={name}", "lpips=null"])
     config = config.replace({"tokenizer": smalti.load(name).config})
-    yield "init", start(config, World(0, 1, torch.device("cpu"))).tokenizer.fingerprint
+    yield "init", start_tokenizer(config, World(0, 1, torch.device("cpu"))).tokenizer.fingerprint
     done = json.loads(verb("reconstruct", name, photo, "--out", scratch / "out", "--json", "--device", "cpu"))["done"]
     yield "reconstruct", done[0]["psnr"]
 

@@ -53,7 +53,7 @@ def decode(
         progress: called after each row.
         on_row: called with each file that was written.
 
-    Raises ConfigError where a file is there already, InputError for keys that the set does not have, IntegrityError
+    Raises ConfigError where a file exists already, InputError for keys that the set does not have, IntegrityError
     for another tokenizer than the set's.
     """
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
