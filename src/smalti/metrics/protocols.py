@@ -1,91 +1,133 @@
-"""Named conventions. A figure means little without its own: they move SSIM of one picture from .64 to .81."""
+"""Named conventions. A figure means little without its own: they move the SSIM of one image from .64 to .81."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from smalti.config import Config
+from smalti.config import Config, Tuple
 from smalti.errors import ConfigError
 from smalti.metrics.features import FeatureName
 from smalti.metrics.pixel import Rounding, WindowName
 
 
-class Protocol(Config):
-    """Everything that a score depends on besides the pictures and the tokenizer."""
+class MediaProtocol(Config):
+    """How files become pixels, and pixels features: the fields that all protocols have."""
 
-    kind: Literal["protocol"] = "protocol"
+    kind: str
     name: str
     media: Literal["any", "images", "videos"] = "any"
-    """What it is for; other files are refused."""
-    convention: Literal["magicmaster", "mindone"] | None = None
-    """Whose pipeline makes pixels of files (`smalti.data.conventions`); None: smalti's own, as `resize` and `crop` say.
-    Kept by `smalti eval`; whoever hands in clips keeps to it, for scores are computed from tensors."""
+    """Media that it is for; other files are refused."""
     reader: str = "rgb24"
-    """What decodes files. Declared, as all up to `sampling` where no convention is named."""
+    """Decoder of files. Declared only, like all fields up to `sampling` unless the protocol names a convention."""
     resize: Literal["none", "bilinear", "bicubic", "lanczos", "cv2-bilinear", "cv2-bicubic"] = "none"
     """Kernel that brings a frame to `size`; Pillow's, antialiased, or OpenCV's."""
     crop: Literal["none", "center"] = "none"
-    """The middle square is taken."""
-    size: int | None = None
-    """Pixels per side after resize and crop; None keeps the files' own."""
+    """Whether the centre is cut out in the shape of `size`."""
     frames: int | None = Field(default=None, ge=1)
-    """Frames of a clip of video; None where there are pictures alone, or any number goes."""
+    """Frames of a clip of video; None for images, or where any number is allowed."""
     stride: int = Field(default=1, ge=1)
-    """One frame in so many is taken."""
+    """Every `stride`-th frame of the video is used."""
     sampling: Literal["center", "random"] = "center"
-    """Where in its video a clip lies; random places are the same at every run."""
+    """Where in its video a clip lies; random places are the same in every run."""
     samples: int | None = Field(default=None, ge=1)
-    """As many clips are reconstructed, the first ones; fewer are refused. Distances are to all originals. None: any."""
+    """Number of clips that are scored, the first ones; fewer are refused. None: any number."""
     rounding: Rounding = "round"
-    """How both videos go from [-1, 1] to 0..255; all scores, LPIPS and features too, see the pixels after it."""
+    """How videos go from [-1, 1] to 0..255; all scores, LPIPS and features too, see the pixels after it."""
+    features: FeatureName | None = None
+    """Network of the Fréchet distance; None: no distance."""
+    features_digest: str | None = None
+    """sha256 of the file of its weights; None accepts any, and the report names it."""
+
+    @model_validator(mode="after")
+    def _rounded_for_features(self) -> "MediaProtocol":
+        if self.features is not None and "none" in self._roundings():
+            raise ValueError("features are taken of uint8 pixels: set rounding to round or floor")
+        return self
+
+    def _roundings(self) -> tuple[Rounding | None, ...]:
+        return (self.rounding,)
+
+
+class Protocol(MediaProtocol):
+    """All that a score of reconstructions depends on besides the files and the tokenizer."""
+
+    kind: Literal["protocol"] = "protocol"
+    convention: Literal["magicmaster", "mindone"] | None = None
+    """Project whose pipeline turns files into pixels (`smalti.data.conventions`); None: smalti's own, as `resize` and
+    `crop` say. `smalti eval` follows it; callers that pass clips must do so too, for scores see only tensors."""
+    size: int | None = None
+    """Pixels per side after resize and crop; None: the size of the file."""
     original_rounding: Rounding | None = None
-    """Another one for the originals: `round` gives them back as they were on disk."""
+    """Another rounding for the originals: `round` restores them as they were on disk. None: `rounding`."""
     peak: float = 255.0
     """Pixels are scored on 0..peak."""
     data_range: float = 255.0
-    """The range in the formulas of PSNR and SSIM; peers exist that pass another one than `peak`."""
+    """Range in the formulas of PSNR and SSIM; some projects pass another one than `peak`."""
     psnr_over: Literal["channel", "frame", "clip", "set"] = "frame"
     """What one squared error is averaged over before the logarithm; the PSNRs are then averaged."""
     psnr_cap: float = 100.0
-    """No PSNR counts for more, so that identical frames (infinite, counted in the report) leave a mean to speak of."""
+    """Largest PSNR in dB, so that identical frames (infinite, counted in the report) leave a finite mean."""
     mean_over: Literal["clips", "frames"] = "clips"
-    """Each clip has the same weight, or each frame."""
+    """Whether each clip has the same weight, or each frame."""
     ssim: WindowName | None = "gaussian-11"
-    """Per RGB channel, averaged; see `smalti.metrics.pixel.ssim`. None leaves it out."""
+    """Window of SSIM per RGB channel, averaged; see `smalti.metrics.pixel.ssim`. None: no SSIM."""
     ms_ssim: bool = True
-    """Also five-scale SSIM, where frames are 176 x 176 or more."""
+    """Whether to compute five-scale SSIM, for frames of 176 x 176 or more."""
     lpips: Literal["vgg", "alex"] | None = "vgg"
-    """LPIPS v0.1 with this net, per frame; None leaves it out."""
+    """Network of LPIPS v0.1, per frame; None: no LPIPS."""
     lpips_digest: str | None = None
-    """sha256 of its weights; None takes what is given, and the report names it."""
-    features: FeatureName | None = None
-    """The network of the Fréchet distance; None takes none."""
-    features_digest: str | None = None
-    """sha256 of the file of its weights; None takes what is given, and the report names it."""
+    """sha256 of its weights; None accepts any, and the report names it."""
+
+    def _roundings(self) -> tuple[Rounding | None, ...]:
+        return (self.rounding, self.original_rounding)
+
+
+class GenerationProtocol(MediaProtocol):
+    """All that a score of a generated set depends on besides the two sets."""
+
+    kind: Literal["generation-protocol"] = "generation-protocol"
+    media: Literal["images", "videos"]
+    """Media of both sets."""
+    resize: Literal["none", "lanczos"] = "none"
+    """Kernel that brings a frame to `size`; Pillow's, antialiased. A frame of that size stays as it is."""
+    size: Tuple[int] | None = None
+    """Height and width of every frame of both sets; None: those of the first clip."""
+    sampling: Literal["center"] = "center"
+    """Where in its video a clip lies."""
+    features: FeatureName
+    """Network whose features are compared."""
+    inception_splits: int | None = Field(default=None, ge=1)
+    """Parts of the inception score, consecutive by key; logits without bias as in the authors' code. None: no score."""
+    precision_recall: int | None = Field(default=3, ge=1)
+    """k of precision and recall: neighbourhoods reach to the kth nearest, edge included. None: neither."""
+    density_coverage: int | None = Field(default=5, ge=1)
+    """k of density and coverage: the edge is not included. None: neither."""
 
     @model_validator(mode="after")
-    def _whole_levels(self) -> "Protocol":
-        if self.features is not None and "none" in (self.rounding, self.original_rounding):
-            raise ValueError("features are taken of uint8 pixels: set rounding to round or floor")
+    def _inception_for_its_score(self) -> "GenerationProtocol":
+        if self.inception_splits is not None and self.features != "inception":
+            raise ValueError("the inception score is of the features of inception: set inception_splits to null")
         return self
 
 
 SMALTI = Protocol(name="smalti")
+"""PSNR, SSIM, MS-SSIM and LPIPS, each as its authors define it."""
 
 SMALTI_FRECHET = Protocol(name="smalti-frechet", features="efficientnet-lite0")
-"""With a Fréchet distance whose network a package installs. No FID."""
+"""The same and a Fréchet distance with a network that pip installs; no FID."""
 
 SMALTI_FID = Protocol(name="smalti-fid", features="inception")
-"""With rFID of any number of frames, pixels rounded."""
+"""The same and rFID of any number of frames, pixels rounded."""
 
 SMALTI_FVD = Protocol(name="smalti-fvd", media="videos", frames=16, features="i3d")
-"""With rFVD of any number of clips, pixels rounded; 16 frames as StyleGAN-V takes, another number may be asked for."""
+"""The same and rFVD of any number of clips, pixels rounded; 16 frames as in StyleGAN-V, or any other number."""
 
 _TRUNCATED = Protocol(name="", rounding="floor", crop="center", size=128, ssim=None, ms_ssim=False, lpips=None)
 
 MAGICMASTER_PSNR = _TRUNCATED.replace({"name": "magicmaster-psnr", "convention": "magicmaster", "media": "images",
                                        "resize": "bilinear", "original_rounding": "round"})  # fmt: skip
-"""MagicMaster's pictures, truncated to uint8, one error over a picture (it has a class for this and no config)."""
+"""MagicMaster's PSNR of images, truncated to uint8, one error per image (it has a class for this and no config)."""
 
 MAGICMASTER_FID = MAGICMASTER_PSNR.replace({"name": "magicmaster-fid", "samples": 50_000, "features": "inception"})
 """MagicMaster's FID-50k: ImageNet's validation list through its pipeline, EMA weights, pytorch-fid's Inception."""
@@ -100,29 +142,49 @@ MINDONE_PSNR = _TRUNCATED.replace(
     {"name": "mindone-psnr", "convention": "mindone", "media": "videos", "resize": "cv2-bicubic", "frames": 17,
      "sampling": "random", "mean_over": "frames", "ssim": "uniform-7"}
 )  # fmt: skip
-"""mindone's magvit example on video: PSNR and SSIM of scikit-image on truncated uint8, clips from anywhere."""
+"""mindone's magvit example on video: PSNR and SSIM of scikit-image on truncated uint8, clips from random places."""
 
 MINDONE_PSNR_IMAGES = MINDONE_PSNR.replace(
     {"name": "mindone-psnr-images", "media": "images", "frames": None, "sampling": "center", "psnr_over": "channel"}
 )
-"""The same on pictures, where that code takes each colour channel for a frame."""
+"""The same on images, where that code treats each colour channel as a frame."""
 
 OPEN_MAGVIT2 = Protocol(
     name="open-magvit2", rounding="floor", peak=1.0, data_range=1.0, ssim="uniform-7", ms_ssim=False, lpips="alex"
 )
 """Open-MAGVIT2's image evaluation: scikit-image with data_range 1 on pixels scaled to [0, 1]."""
 
-NAMED = (
+PROTOCOLS = (
     *(SMALTI, SMALTI_FRECHET, SMALTI_FID, SMALTI_FVD),
     *(MAGICMASTER_PSNR, MAGICMASTER_FID, MAGICMASTER_FVD),
     *(MINDONE_PSNR, MINDONE_PSNR_IMAGES, OPEN_MAGVIT2),
 )
-"""All that have a name on the command line."""
+"""Protocols of reconstructions that have a name on the command line."""
+
+SMALTI_GFID = GenerationProtocol(name="smalti-gfid", media="images", features="inception", inception_splits=10)
+"""gFID and the inception score of any number of images; precision and the others of the same 2,048 features."""
+
+SMALTI_GFVD = GenerationProtocol(name="smalti-gfvd", media="videos", frames=16, features="i3d")
+"""gFVD of any number of clips; 16 frames as in StyleGAN-V, or any other number."""
+
+SMALTI_GENERATION = GenerationProtocol(name="smalti-generation", media="images", features="efficientnet-lite0")
+"""Scores of images with a network that pip installs; no FID."""
+
+SMALTI_GENERATION_VIDEO = GenerationProtocol(
+    name="smalti-generation-video", media="videos", frames=16, features="efficientnet-lite0-video"
+)
+"""Scores of clips with such a network, half of what they show and half of how they move; no FVD."""
+
+GENERATION_PROTOCOLS = (SMALTI_GFID, SMALTI_GFVD, SMALTI_GENERATION, SMALTI_GENERATION_VIDEO)
+"""Protocols of generated sets that have a name on the command line."""
+
+_P = TypeVar("_P", bound=MediaProtocol)
 
 
-def by_name(name: str) -> Protocol:
-    """The protocol of that name. Raises ConfigError that lists the names."""
-    for protocol in NAMED:
+def find_protocol(name: str, protocols: Sequence[_P]) -> _P:
+    """Return the protocol of that name. Raises ConfigError that lists the names."""
+    for protocol in protocols:
         if protocol.name == name:
             return protocol
-    raise ConfigError(f"no protocol is called {name!r}; there are: {', '.join(p.name for p in NAMED)}")
+    listed = ", ".join(protocol.name for protocol in protocols)
+    raise ConfigError(f"no protocol is called {name!r} here; there are: {listed}")

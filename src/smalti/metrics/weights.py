@@ -10,8 +10,7 @@ from torch import Tensor
 from smalti.errors import IntegrityError, MachineError
 from smalti.files import cache_folder, load_tensors, naming_os_errors, sha256
 from smalti.inert import open_torch, read_program
-from smalti.metrics.efficientnet import EFFICIENTNET
-from smalti.metrics.efficientnet_video import EFFICIENTNET_VIDEO
+from smalti.metrics.efficientnet import EFFICIENTNET, EFFICIENTNET_VIDEO
 from smalti.metrics.features import FeatureName, Features, Network
 from smalti.metrics.i3d import I3D
 from smalti.metrics.inception import INCEPTION
