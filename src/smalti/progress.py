@@ -8,4 +8,4 @@ class Progress(Protocol):
     """A callback of long work, called after each piece: `progress(done, total, note)`."""
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Take note that `done` of `total` pieces are done (None: how many there are is not known), with a few words."""
+        """Take note that `done` of `total` pieces are done (None: not known), with a few words."""

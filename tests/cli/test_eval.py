@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-from smalti.data import ImagesConfig, evaluation, read_image
+from smalti.data import ImagesConfig, Subset, evaluation, read_image
 from smalti.data.bundled import film as films
 from smalti.data.bundled import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Report, evaluate
 from smalti.tokenizer import load
-from smalti.tokenizer.score import First, score
+from smalti.tokenizer.score import score
 from tests.cli.conftest import assert_one_line
 from tests.packing import cells, pack, table
 
@@ -23,7 +23,7 @@ def source(folder, size=32):
 
 def test_score_is_evaluate_over_the_source(image_tokenizer):
     tokenizer, clips = load(image_tokenizer), source(photos("heldout"))
-    videos = [(batch.keys[0], batch.video) for batch in evaluation(First(clips, 3))]
+    videos = [(batch.keys[0], batch.video) for batch in evaluation(Subset(clips, range(3)))]
     report = score(tokenizer, clips, SMALTI, limit=3)
     with torch.no_grad():
         same = evaluate(lambda video: tokenizer(video)[:2], videos, SMALTI, levels=tokenizer.levels)

@@ -4,13 +4,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from smalti.data import ImagesConfig
+from smalti.data import ImagesConfig, Subset
 from smalti.data.bundled import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Features, Scores
 from smalti.metrics.serialize import scores_of, tensors_of
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokenizer.score import First, report_of, score, score_part
+from smalti.tokenizer.score import report_of, score, score_part
 from tests.metrics.test_distance import NETWORK
 
 PROTOCOL = SMALTI.replace({"lpips": None, "features": "efficientnet-lite0"})
@@ -50,7 +50,7 @@ def in_parts(tokenizer, source, world, protocol=PROTOCOL):
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("limit", [None, 4, 1])
 def test_any_number_of_parts_gives_the_report_of_one(tokenizer, source, world, limit):
-    clips = First(source, limit)
+    clips = Subset(source, range(len(source))[:limit])
     found, seen, left = in_parts(tokenizer, clips, world)
     one = score(tokenizer, source, PROTOCOL, limit=limit, features=FEATURES)
     assert seen == [i for i in range(len(clips)) if i not in (2, 4)]

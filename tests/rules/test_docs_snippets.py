@@ -1,41 +1,23 @@
 """The documents run: their Python, their options, their training commands; and what they name is there."""
 
+import importlib.util
 import re
 import runpy
 import shlex
 import tempfile
+from typing import get_args
 
 import pytest
 import typer
 
 from smalti.cli import app
-from smalti.data import (
-    ImagesConfig,
-    JointConfig,
-    ParquetImagesConfig,
-    ParquetVideosConfig,
-    TarImagesConfig,
-    TarVideosConfig,
-    VideosConfig,
-)
-from smalti.discriminators import Magvit3DConfig, PatchConfig, StyleGAN2Config
+from smalti.config import Config
 from smalti.errors import ConfigError
-from smalti.generation import (
-    AutoregressiveConfig,
-    GuidanceConfig,
-    LossConfig,
-    MaskedConfig,
-    PaintingTask,
-    SamplingConfig,
-)
 from smalti.metrics import GenerationProtocol, Protocol
-from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
-from smalti.recipes import find
-from smalti.tokenizer import TokenizerConfig
-from smalti.tokens.inputs import Files, Tables, Tars
+from smalti.recipes import catalogue, find
+from smalti.tokens.inputs import AnyInputs
 from smalti.tokens.options import Options
-from smalti.training.config import RESUMABLE, AdversaryConfig, OptimizerConfig, TokenizerTraining
-from smalti.training.generator_config import GeneratorTraining, TaskShare
+from smalti.training.config import RESUMABLE
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
 
@@ -110,31 +92,51 @@ def test_tests_that_the_docs_name_are_there():
     assert not missing, missing
 
 
-FIELDS = {
-    "training.md": (TokenizerTraining, OptimizerConfig, AdversaryConfig, PatchConfig, StyleGAN2Config, Magvit3DConfig),
-    "data.md": (
-        *(ImagesConfig, VideosConfig, JointConfig, TarImagesConfig, TarVideosConfig),
-        *(ParquetImagesConfig, ParquetVideosConfig),
-    ),
-    "architecture.md": (TokenizerConfig,),
-    "quantizers.md": (LFQConfig, FSQConfig, DSQConfig),
-    "metrics.md": (Protocol, GenerationProtocol),
-    "generation.md": (
-        *(MaskedConfig, AutoregressiveConfig, LossConfig, SamplingConfig, GuidanceConfig, PaintingTask),
-        *(GeneratorTraining, TaskShare),
-    ),
-    "tokens.md": (Options, Files, Tars, Tables),
-}
+BUILD = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_the_docs_name_every_field(name):
-    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def build():
+    """`docs/build.py` as a module."""
+    module = importlib.util.module_from_spec(BUILD)
+    BUILD.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_parts_of_the_docs_equal_the_code(build, capsys):
+    assert build.main(check=True) == 0, capsys.readouterr().err
+
+
+def test_a_marker_of_no_class_is_one_line_with_page_and_marker(build, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- fields: FSQConfg -->\n<!-- end -->\n")
+    with pytest.raises(build.DocsError) as error:
+        build.built(page)
+    assert str(error.value) == (
+        "docs/page.md: <!-- fields: FSQConfg -->: no config class FSQConfg in smalti; did you mean FSQConfig?"
+    )
+    page.write_text("<!-- fields: FSQConfig -->\n")
+    with pytest.raises(build.DocsError, match=r"docs/page.md: <!-- fields: FSQConfig -->: a marker without"):
+        build.built(page)
+
+
+def configs_in(annotation):
+    """The config classes that an annotation names, and those that their fields name."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return {annotation}.union(*(configs_in(info.annotation) for info in annotation.model_fields.values()))
+    return set().union(*map(configs_in, get_args(annotation)))
+
+
+def test_every_field_that_a_user_sets_is_in_a_table():
+    recipes = {type(recipe.config()) for recipe in catalogue()}
+    written = set().union(*map(configs_in, (*recipes, Protocol, GenerationProtocol, Options, AnyInputs)))
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    tables = set(re.findall(r"<!-- fields: (\w+) -->", texts))
     missing = [
         f"{config.__name__}.{field}"
-        for config in FIELDS[name]
+        for config in sorted(written, key=lambda config: config.__name__)
         for field in config.model_fields
-        if field != "kind" and f"`{field}`" not in text
+        if field != "kind" and not any(b.__name__ in tables and field in b.model_fields for b in config.__mro__[:-2])
     ]
     assert not missing, missing
 

@@ -13,6 +13,7 @@ from smalti.cli.terminal import bar
 from smalti.data import evaluation, source_of
 from smalti.data.clips import ClipConfig
 from smalti.data.detect import Medium
+from smalti.data.source import Subset
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import write_bytes
 from smalti.metrics import (
@@ -23,7 +24,6 @@ from smalti.metrics import (
     generation_by_name,
     score_generated,
 )
-from smalti.tokenizer.score import First
 from smalti.training.distributed import pick_device
 from smalti.video import to_uint8
 
@@ -56,7 +56,7 @@ class GenerationAnswer(NamedTuple):
 class Reading:
     """The clips of one set, and what cannot be read of it."""
 
-    def __init__(self, source: First) -> None:
+    def __init__(self, source: Subset) -> None:
         self.source = source
         self.bad: list[BadFile] = []
         self.shown: list[Tensor] = []
@@ -118,13 +118,14 @@ def _source(
     *,
     root: Path | None = None,
     limit: int | None = None,
-) -> First:
+) -> Subset:
     """The clips of a set. Raises InputError where it holds none of the protocol's kind."""
     config = source_of(path, size=size, frames=protocol.frames, prefer=protocol.media, root=root)
     medium: Medium = "videos" if isinstance(config, ClipConfig) else "images"
     if medium != protocol.media:
         raise InputError(f"{path}: holds {medium}, protocol {protocol.name} is for {protocol.media}")
-    return First(config.build(), limit)
+    source = config.build()
+    return Subset(source, range(len(source))[:limit])
 
 
 def _size_of_first(path: Path, protocol: GenerationProtocol) -> tuple[int, int]:

@@ -14,10 +14,9 @@ from smalti.data import (
 )
 from smalti.data.clips import ClipConfig
 from smalti.data.detect import Medium
-from smalti.data.source import Store
+from smalti.data.source import Store, Subset
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.metrics import Protocol
-from smalti.tokenizer.score import First
 
 SIZE, FRAMES = 128, 17
 """Where neither the user nor the protocol says another."""
@@ -41,7 +40,7 @@ class Question(NamedTuple):
 class Clips(NamedTuple):
     """A source, and the protocol that says how it was made."""
 
-    source: First
+    source: Subset
     protocol: Protocol
     data: dict[str, Any]
     """The config of the source, without what is of this machine alone."""
@@ -78,7 +77,7 @@ def clips_of(data: Path, protocol: Protocol, asked: Question, *, is_image_model:
     if protocol.media not in ("any", medium):
         raise InputError(f"{data}: holds {medium}, protocol {protocol.name} is for {protocol.media}")
     built = config.build()
-    source = First(built, asked.limit)
+    source = Subset(built, range(len(built))[: asked.limit])
     if protocol.samples is not None and len(source) < protocol.samples:
         raise InputError(
             f"{data}: lists {len(source):,} files, protocol {protocol.name} asks for {protocol.samples:,}; give the "

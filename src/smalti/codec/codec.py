@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smalti.codec.entropy import Model, encode_ids
 from smalti.codec.format import Head, Origin, Reader, Writer
-from smalti.codec.frames import check_tokenizer, decode_blocks, encode_blocks, encode_picture, head_for
+from smalti.codec.frames import decode_blocks, encode_blocks, encode_picture, head_for
 from smalti.data.images import read_image
 from smalti.data.source import open_media
 from smalti.data.videos import open_video, write_video
@@ -164,7 +164,7 @@ def decode_frames(
     name = printable(path)
     with _opened(path) as reader:
         head, entries = reader.head, reader.table()
-        check_tokenizer(tokenizer, head, name)
+        head.info.check(tokenizer.info, name)
         count = entries[-1].start + entries[-1].frames
         last = count if end is None else end
         if not 0 <= first < last <= count:
@@ -185,7 +185,7 @@ def decode_stream(tokenizer: Tokenizer, file: Origin, name: str) -> Iterator[UIn
     are named by. Raises as `decode_frames` does.
     """
     reader = Reader(file, name)
-    check_tokenizer(tokenizer, reader.head, name)
+    reader.head.info.check(tokenizer.info, name)
     yield from decode_blocks(tokenizer, reader.blocks(), reader.head, name)
 
 

@@ -23,6 +23,7 @@ from smalti.data.source import MAX_PIXELS
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import failpoint
 from smalti.quantize.scalar import LARGEST_CODEBOOK
+from smalti.tokenizer_info import TokenizerInfo
 from smalti.version import __version__
 from smalti.video import legal_size
 
@@ -79,6 +80,12 @@ class Head(Config):
         if (self.rate is None) != (self.kind == "picture") or (self.rate is not None and min(self.rate) < 1):
             raise ValueError(f"rate {self.rate} does not suit a {self.kind}")
         return self
+
+    @property
+    def info(self) -> TokenizerInfo:
+        """Facts of the tokenizer that made the ids."""
+        size = math.prod(self.levels)
+        return TokenizerInfo(fingerprint=self.tokenizer, levels=self.levels, codebook_size=size, strides=self.strides)
 
     @property
     def grid(self) -> tuple[int, int]:

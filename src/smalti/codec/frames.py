@@ -38,16 +38,6 @@ def head_for(tokenizer: Tokenizer, size: tuple[int, int], rate: Fraction | None,
     return head if rate is None else head.replace({"block": max(1, BLOCK_TOKENS // (rows * columns))})
 
 
-def check_tokenizer(tokenizer: Tokenizer, head: Head, name: str) -> None:
-    """Raise IntegrityError, naming the file, for ids that another tokenizer made."""
-    if tokenizer.fingerprint != head.tokenizer:
-        what = f"was made by tokenizer {head.tokenizer[:12]}, this is {tokenizer.fingerprint[:12]}"
-        raise IntegrityError(f"{name}: {what}; give the one that made it")
-    if (tokenizer.levels, tokenizer.strides) != (head.levels, head.strides):
-        what = f"has levels {list(head.levels)} and strides {list(head.strides)}"
-        raise IntegrityError(f"{name}: {what}, its tokenizer {list(tokenizer.levels)} and {list(tokenizer.strides)}")
-
-
 @torch.inference_mode()
 def encode_picture(tokenizer: Tokenizer, frame: UInt8[Tensor, "h w 3"]) -> Int[Tensor, "1 1 h2 w2"]:
     """The ids of a picture, tile by tile where it is large and that changes no token."""

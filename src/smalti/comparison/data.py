@@ -1,12 +1,9 @@
 """What contenders learn from and what they are measured on: two parts of one set that never mix, fixed by digest."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.config import Config, PathField
@@ -14,7 +11,7 @@ from smalti.data import ImagesConfig, evaluation, source_of
 from smalti.data.bundled import film, photos
 from smalti.data.clips import ClipConfig
 from smalti.data.loader import OnBad
-from smalti.data.source import Source
+from smalti.data.source import Source, Subset
 from smalti.data.views import ScaleField
 from smalti.errors import InputError
 
@@ -44,29 +41,6 @@ class Media(Config):
     """Clips to measure on, at most: the first ones by the digests of their names."""
 
 
-class Chosen:
-    """Some samples of a source, in the order given; itself a `Source`."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source = source
-        self.indices = tuple(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def key(self, index: int) -> str:
-        """The name of a sample."""
-        return self.source.key(self.indices[index])
-
-    def label(self, index: int) -> int | None:
-        """The class of a sample."""
-        return self.source.label(self.indices[index])
-
-    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """The pixels of a sample."""
-        return self.source.load(self.indices[index], rng)
-
-
 class Material(NamedTuple):
     """Both parts, ready."""
 
@@ -91,8 +65,8 @@ def gather(media: Media) -> Material:
     names = [whole.key(index) for index in range(len(whole))]
     if media.heldout is None and media.data is not None:
         apart = [index for index, name in enumerate(names) if held_out(name)]
-        train: Source = Chosen(whole, [index for index in range(len(whole)) if index not in set(apart)])
-        measured: Source = Chosen(_source(media, media.data, training=False), apart)
+        train: Source = Subset(whole, [index for index in range(len(whole)) if index not in set(apart)])
+        measured: Source = Subset(_source(media, media.data, training=False), apart)
     else:
         train, measured = whole, _source(media, media.heldout or shipped("heldout"), training=False)
         if both := {measured.key(index) for index in range(len(measured))} & set(names) if media.data else set():
@@ -101,7 +75,7 @@ def gather(media: Media) -> Material:
         if not len(part):
             raise InputError(f"{media.data}: {len(names)} files leave none to {name}; give more, or --heldout")
     order = sorted(range(len(measured)), key=lambda index: hashlib.sha256(measured.key(index).encode()).digest())
-    first = Chosen(measured, order[: media.limit])
+    first = Subset(measured, order[: media.limit])
     bad: dict[str, str] = {}
     clips = [(batch.keys[0], batch.video) for batch in evaluation(first, on_bad=noted(bad))]
     about = {

@@ -6,7 +6,7 @@ from smalti.data.images import Images, ImagesConfig, read_image
 from smalti.data.loader import BadFileLog, Batch, batches, evaluation
 from smalti.data.mixture import Joint, JointConfig
 from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig
-from smalti.data.source import Source
+from smalti.data.source import Source, Subset
 from smalti.data.tars import TarImagesConfig, TarVideosConfig
 from smalti.data.videos import Videos, VideosConfig, open_video, read_clip, write_video
 
@@ -22,6 +22,7 @@ __all__ = [
     "ParquetVideosConfig",
     "Source",
     "SourceConfig",
+    "Subset",
     "TarImagesConfig",
     "TarVideosConfig",
     "Videos",

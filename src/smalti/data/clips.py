@@ -54,23 +54,23 @@ def _strided(count: int, frames: int, stride: int, start: int, short: Short) -> 
 
 
 class ClipConfig(ViewConfig):
-    """What a sample shows of a video: one clip, with one view for all its frames."""
+    """The clip that a sample shows of a video, with one crop and one flip for all its frames."""
 
     size: SizeField = 128
-    """Rows and columns of a sample, one number for a square. `null`: each video as it is."""
+    """Height and width of a sample, or one number for a square; null keeps the size of each video."""
     frames: int | None = Field(default=17, ge=1)
-    """Frames of a clip. `null`: all frames of the file, in memory."""
+    """Frames of a clip; null takes all frames of the file, in memory."""
     stride: int = Field(default=1, ge=1)
-    """Take every n-th frame of the file."""
+    """Distance between the frames of a clip, in frames of the file."""
     fps: float | None = Field(default=None, gt=0)
-    """Take frames at this rate, by time stamps, instead of a stride."""
+    """Frame rate of a clip, by time stamps, instead of a stride."""
     sampling: Literal["random", "center", "first"] = "random"
-    """Where in the video the clip lies. `center`: as many frames before it as after it, or one fewer."""
+    """Position of the clip in the video; `center` has as many frames before it as after it, or one fewer."""
     tail: int = Field(default=0, ge=0)
-    """With `sampling` random: keep clear of so many frames at the end, where the video is long enough."""
+    """Frames at the end of the video that a random clip avoids, if the video is long enough."""
     short: Short = "repeat"
-    """A video that is too short repeats its last frame, starts again (`loop`), is spread over the clip evenly
-    (`spread`), or is a bad file with the code `short` (`skip`)."""
+    """Treatment of a video that is too short: its last frame is repeated, it starts again (`loop`), it is spread over
+    the clip evenly (`spread`), or it is a bad file with the code `short` (`skip`)."""
 
     @model_validator(mode="after")
     def _one_rate(self) -> "ClipConfig":

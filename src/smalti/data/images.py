@@ -115,7 +115,7 @@ class ImagesConfig(ViewConfig, FilesConfig):
 
     kind: Literal["images"] = "images"
     in_memory: int = Field(default=0, ge=0)
-    """Keep this many pictures decoded, those met first; for sets that are read many times and fit."""
+    """Number of decoded images that are kept in memory, for small sets that are read many times."""
 
     def build(self) -> "Images":
         """List the files. Raises InputError where there are none, or the list has faults."""

@@ -54,13 +54,13 @@ class FilesConfig(Config):
     path: PathField
     """A folder (searched to the bottom), a list file (.txt, .csv, .tsv, .lst, .json), or one media file."""
     root: PathField | None = None
-    """Where the paths of a list start; its own folder if not given."""
+    """Folder that the paths of a list are relative to; null is the folder of the list."""
     class_folders: bool = False
-    """The first folder of a file's path is its class, where no list says another."""
+    """Whether the first folder below `path` is the class of a file, unless a list gives another."""
     format: ListFormat = "auto"
-    """What a list file is: `list`, `imagenet-json`, `k600`, `ucf101`, `mindone-csv`, or told by its content."""
+    """Format of a list file; `auto` detects it by its content."""
     limit: int = Field(default=20_000_000, ge=1)
-    """At most this many files are listed."""
+    """Largest number of files that are listed."""
 
     def listing(self, suffixes: Sequence[str]) -> Listing:
         """The files, as `list_files` lists them."""

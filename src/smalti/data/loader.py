@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from smalti.files import naming_os_errors
 from smalti.video import to_video
 
 OnBad = Callable[[BadFile], None]
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -71,11 +72,7 @@ def batches(
     batch is bad, where rows differ in size, and (with workers) where a file takes longer than `timeout` seconds or
     kills its reader: the message names it. ConfigError where there are more ranks than rows.
     """
-    rank, world = part
-    if not 0 <= rank < world:
-        raise ConfigError(f"rank {rank} of {world} ranks: ranks are numbered from 0")
-    if batch_size < world:
-        raise ConfigError(f"a batch of {batch_size} for {world} ranks: give batch_size of {world} or more")
+    rank, world = check_ranks(part, batch_size)
     rows_of = _planner(source, seed, batch_size)
     plan = (rows_of(step)[rank::world] for step in count(start_step))
     loaded = _load(_parts(source), plan, seed=seed, workers=workers, timeout=timeout)
@@ -170,6 +167,56 @@ class BadFileLog:
         return True
 
 
+def check_ranks(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
+    """Return `part`, a (rank, number of ranks). Raises ConfigError where a rank would get no row of a batch."""
+    rank, world = part
+    if not 0 <= rank < world <= batch_size:
+        what = f"ranks count from 0, and each needs a row: give batch_size of {world} or more"
+        raise ConfigError(f"rank {rank} of {world} in batches of {batch_size}: {what}")
+    return part
+
+
+def planned_loader(
+    dataset: Dataset[T], plan: Iterable[Any], workers: int = 0, *, timeout: int | float = 0, reading: Callable[[], str]
+) -> Iterator[T]:
+    """Load `dataset[item]` for each item of `plan`, in its order: in `workers` processes, or in this one if 0.
+
+    An item stands for a whole batch, so `dataset` stacks its samples itself. The global random generator is not used.
+    With workers, raises InputError where an item takes longer than `timeout` seconds (0: no limit) or kills its
+    reader; `reading` names what is being read at that moment.
+    """
+    if workers == 0:
+        return (dataset[item] for item in plan)
+    loader: DataLoader[T] = DataLoader(
+        dataset,
+        sampler=cast(Any, plan),
+        batch_size=None,  # an item of the plan is a whole batch already
+        num_workers=workers,
+        collate_fn=cast(Any, _unchanged),
+        timeout=timeout,
+        generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not drawn from
+    )
+    return _naming_worker_faults(loader, timeout, reading)
+
+
+def _naming_worker_faults(loader: Iterable[T], timeout: int | float, reading: Callable[[], str]) -> Iterator[T]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        text = str(error)
+        if "timed out" in text:
+            raise InputError(
+                f"no batch in {timeout:g} s while reading {reading()}; take it out, or wait longer"
+            ) from None
+        if "DataLoader worker" in text:
+            raise InputError(f"a reader died while reading {reading()}; take it out ({text.splitlines()[0]})") from None
+        raise
+
+
+def _unchanged(batch: T) -> T:
+    return batch
+
+
 def _parts(source: Source | Joint) -> tuple[Source, ...]:
     return (source.images, source.videos) if isinstance(source, Joint) else (source,)
 
@@ -233,42 +280,10 @@ def _load(
     parts: Sequence[Source], plan: Iterable[list[_Row]], *, seed: int, workers: int, timeout: int | float
 ) -> Iterator[_Loaded]:
     reader = _Reader(parts, seed, workers)
-    loaded = (reader[rows] for rows in plan) if workers == 0 else _load_in_workers(reader, plan, workers, timeout)
-    for rows in loaded:
+    for rows in planned_loader(reader, plan, workers, timeout=timeout, reading=reader.names):
         if rows.fault is not None:
             raise rows.fault
         yield rows
-
-
-def _load_in_workers(
-    reader: _Reader, plan: Iterable[list[_Row]], workers: int, timeout: int | float
-) -> Iterator[_Loaded]:
-    loader: DataLoader[_Loaded] = DataLoader(
-        reader,
-        sampler=cast(Any, plan),
-        batch_size=None,  # a row of the plan is a whole batch already
-        num_workers=workers,
-        collate_fn=cast(Any, _unchanged),
-        timeout=timeout,
-        generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not drawn from
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        text = str(error)
-        if "timed out" in text:
-            raise InputError(
-                f"no batch in {timeout:g} s while reading {reader.names()}; take it out, or wait longer"
-            ) from None
-        if "DataLoader worker" in text:
-            raise InputError(
-                f"a reader died while reading {reader.names()}; take it out ({text.splitlines()[0]})"
-            ) from None
-        raise
-
-
-def _unchanged(loaded: _Loaded) -> _Loaded:
-    return loaded
 
 
 def _bytes(path: str) -> int | None:

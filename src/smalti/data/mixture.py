@@ -31,17 +31,17 @@ AnyVideosConfig = VideosConfig | TarVideosConfig | ParquetVideosConfig
 
 
 class JointConfig(Config):
-    """Train on pictures and film in turn."""
+    """Batches of images and batches of clips in turn, from two sources."""
 
     kind: Literal["joint"] = "joint"
     images: Annotated[AnyImagesConfig, Field(discriminator="kind"), _kind("images")]
-    """The pictures: `images` if no kind is given, `tar-images` or `parquet-images`."""
+    """Source of images; without a `kind` it is `images`."""
     videos: Annotated[AnyVideosConfig, Field(discriminator="kind"), _kind("videos")]
-    """The clips: `videos` if no kind is given, `tar-videos` or `parquet-videos`."""
+    """Source of clips; without a `kind` it is `videos`."""
     share: float = Field(default=0.2, ge=0, le=1)
-    """The part of the steps whose batch is pictures."""
+    """Share of the steps whose batch is images."""
     images_per_clip: int = Field(default=1, ge=1)
-    """A batch of pictures is this many times as large as a batch of clips."""
+    """Size of a batch of images, relative to a batch of clips."""
 
     def build(self) -> "Joint":
         """List the files of both. Raises InputError as they do."""

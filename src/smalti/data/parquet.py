@@ -227,13 +227,13 @@ class ParquetConfig(Config):
     path: PathField
     """A .parquet file, a folder of them (searched to the bottom), or `hf:owner/name`, a data set of the hub."""
     match: str = "*.parquet"
-    """Of a folder, the files whose path below it fits this pattern, as `data/train-*.parquet`."""
+    """Pattern of the files of a folder, by their path below it, as `data/train-*.parquet`."""
     revision: str | None = None
-    """Of a data set of the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a data set of the hub."""
     label: str = "label"
-    """The column of classes, whole numbers or names."""
+    """Column of classes, whole numbers or names."""
     limit: int = Field(default=1_000_000, ge=1)
-    """At most this many Parquet files are listed."""
+    """Largest number of Parquet files that are listed."""
 
     def files(self) -> tuple[Path, tuple[str, ...]]:
         """(folder, Parquet files below it); a data set of the hub is downloaded. Raises InputError."""
@@ -257,7 +257,7 @@ class ParquetImagesConfig(ViewConfig, ParquetConfig):
 
     kind: Literal["parquet-images"] = "parquet-images"
     column: str = "image"
-    """The column of pictures: bytes, or {bytes, path}."""
+    """Column of images: bytes, or {bytes, path}."""
 
     def build(self) -> Images:
         """Read the footers and the classes. Raises InputError with the faults of each file."""
@@ -269,7 +269,7 @@ class ParquetVideosConfig(ClipConfig, ParquetConfig):
 
     kind: Literal["parquet-videos"] = "parquet-videos"
     column: str = "video"
-    """The column of videos: bytes, or {bytes, path}."""
+    """Column of videos: bytes, or {bytes, path}."""
 
     def build(self) -> Videos:
         """Read the footers and the classes. Raises InputError with the faults of each file."""

@@ -1,6 +1,7 @@
 """What every source of samples keeps, and the checks that come before a media file is opened."""
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -36,6 +37,29 @@ class Source(Protocol):
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
         """The pixels of a sample (an image has t = 1); `rng` decides its augmentation. Raises BadFile."""
         ...
+
+
+class Subset:
+    """Samples `indices` of a source, in that order; itself a `Source`. The first n are `range(len(source))[:n]`."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def key(self, index: int) -> str:
+        """The name of a sample."""
+        return self.source.key(self.indices[index])
+
+    def label(self, index: int) -> int | None:
+        """The class of a sample, or None."""
+        return self.source.label(self.indices[index])
+
+    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
+        """The pixels of a sample. Raises BadFile."""
+        return self.source.load(self.indices[index], rng)
 
 
 @runtime_checkable

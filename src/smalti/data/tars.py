@@ -212,10 +212,10 @@ class TarsConfig(Config):
     path: PathField
     """A tar, a folder of tars (searched to the bottom), or a pattern such as `train-{0000..0146}.tar`."""
     member: str | None = None
-    """Which file of a sample is read, by what follows the first dot of its name (`jpg`, `left.png`); needed where a
-    sample has several."""
+    """File of a sample that is read, by what follows the first dot of its name (`jpg`, `left.png`); needed if a sample
+    has several."""
     limit: int = Field(default=1_000_000, ge=1)
-    """At most this many tars are listed."""
+    """Largest number of tars that are listed."""
 
     def tars(self) -> tuple[Path, tuple[str, ...]]:
         """(folder, tars below it). Raises InputError where there are none."""

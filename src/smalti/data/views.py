@@ -74,24 +74,25 @@ def _scale_and_cut(frame: np.ndarray, size: tuple[int, int], columns: slice, res
 
 
 class ViewConfig(Config):
-    """What a sample shows of a picture, or of each frame of a clip."""
+    """The view of an image, or of each frame of a clip: crop, size, flip."""
 
     size: SizeField = 256
-    """Rows and columns of a sample, one number for a square. `null`: each picture as it is."""
+    """Height and width of a sample, or one number for a square; null keeps the size of each image."""
     crop: Crop = "random"
-    """`random`: a box of `scale` times the largest one, anywhere. `center`: the largest box, in the middle."""
+    """Crop of the aspect of `size`: `random` has `scale` times the sides of the largest one and lies anywhere, `center`
+    is the largest one in the middle."""
     cut: Cut = "together"
-    """`together`: box and scaling in one step, with fractions of a pixel. `before`: whole pixels are cut, then scaled.
-    `after`: the whole picture is scaled until the box has `size`, then whole pixels are cut."""
+    """Order of cropping and scaling: `together` in one step, with fractions of a pixel; `before` crops whole pixels,
+    then scales; `after` scales the whole image until the crop has `size`, then crops whole pixels."""
     scale: ScaleField = (0.5, 1.0)
-    """The range of the sides of a random box, as a part of the largest box."""
+    """Range of the sides of a random crop, relative to the largest crop."""
     flip: bool = True
-    """Mirror one sample in two."""
+    """Whether one sample in two is mirrored."""
     resize: Filter = "lanczos"
-    """The filter that scales. The first three are Pillow's, antialiased; `cv2-bilinear` and `cv2-bicubic` are
-    OpenCV's, which alias, and need `cut` before or after."""
+    """Filter that scales: Pillow's (antialiased), or OpenCV's `cv2-bilinear` and `cv2-bicubic`, which alias and need
+    `cut` before or after."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Larger pictures and frames are bad files."""
+    """Largest number of pixels of an image or frame, by its header; larger ones are bad files."""
 
     @model_validator(mode="after")
     def _whole_pixels(self) -> "ViewConfig":

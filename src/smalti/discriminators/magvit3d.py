@@ -22,12 +22,12 @@ class Magvit3DConfig(Config):
     width: int = Field(default=128, ge=1)
     """Channels of the first layer."""
     multipliers: Tuple[Annotated[int, Field(ge=1)]] = Field(default=(2, 4, 4, 4, 4), min_length=1)
-    """One block per entry, of width * multiplier channels; each halves time, height and width."""
+    """Channels of each block as multiples of `width`; each block halves time, height and width."""
     grid: int = Field(default=4, ge=1)
-    """The head averages over time and over grid x grid cells before its linear layers, so any size works. 4 with
-    five blocks is the paper's flattening at 17x128x128, where 1x4x4 positions are left; 1 is a global mean."""
+    """Side of the grid of cells that the head averages over before its linear layers, so that any size works. 4 with
+    five blocks is the paper's flattening at 17 x 128 x 128; 1 is a global mean."""
     frames: Literal["clip"] = "clip"
-    """A sample is a whole clip."""
+    """Frames that the discriminator is trained on: the whole clip."""
 
     def build(self) -> "Magvit3DDiscriminator":
         """The discriminator; weights ~ Kaiming normal for slope 0.2 from torch's global rng, biases 0."""

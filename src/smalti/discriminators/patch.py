@@ -17,14 +17,14 @@ class PatchConfig(Config):
 
     kind: Literal["patch"] = "patch"
     width: int = Field(default=64, ge=1)
-    """Channels of the first layer; stage i has width * min(2^i, 8)."""
+    """Channels of the first layer; stage i has `width` * min(2^i, 8) channels."""
     stages: int = Field(default=2, ge=1, le=8)
     """Stages after the first layer; all but the last halve the frame."""
     norm: Literal["batch", "group", "none"] = "group"
-    """`group`: up to 32 groups, over one frame. `batch` mixes the samples of a batch and keeps running
-    averages, which is unstable with the small batches of video; it is here for MagicMaster's recipes."""
+    """Norm after each convolution: up to 32 groups over one frame (`group`), over the batch (`batch`; MagicMaster's,
+    unstable with the small batches of video), or none."""
     frames: Frames = "random"
-    """Which frames of a clip it is trained on."""
+    """Frames of a clip that the discriminator is trained on: one at random, or all."""
 
     def build(self) -> "PatchDiscriminator":
         """The discriminator, with convolutions ~ N(0, 0.02) and norm weights ~ N(1, 0.02) from torch's global rng."""

@@ -25,17 +25,16 @@ class StyleGAN2Config(Config):
 
     kind: Literal["stylegan2"] = "stylegan2"
     size: Literal[8, 16, 32, 64, 128, 256, 512, 1024] = 128
-    """Height and width it is made for: log2(size) - 2 blocks. Other frames of at least size / 4 work too: the last
-    map is then averaged over 4x4 cells."""
+    """Height and width of the frames: log2(size) - 2 blocks. Other frames of at least size / 4 work too: the last map
+    is then averaged over 4x4 cells."""
     channel_multiplier: int = Field(default=2, ge=1)
-    """Channels at a resolution r: min(width, 16384 * channel_multiplier / r)."""
+    """Factor of the channels: min(`width`, 16384 * `channel_multiplier` / r) at resolution r."""
     width: int = Field(default=512, ge=1)
-    """The largest number of channels."""
+    """Largest number of channels."""
     group: int = Field(default=4, ge=1)
-    """Samples whose deviation from each other is shown to the last layers; 1 switches it off. A batch of n samples
-    is cut in groups of the largest divisor of n that is at most this."""
+    """Samples per group of the minibatch deviation, reduced to a divisor of the batch size; 1 switches it off."""
     frames: Frames = "random"
-    """Which frames of a clip it is trained on."""
+    """Frames of a clip that the discriminator is trained on: one at random, or all."""
 
     def channels(self, resolution: int) -> int:
         """Channels of the maps at a resolution."""

@@ -27,7 +27,7 @@ class AutoregressiveConfig(NetworkConfig):
 
     kind: Literal["autoregressive"] = "autoregressive"
     part_layers: int = Field(2, ge=0)
-    """Blocks that predict the parts of a token one after the other; 0: all at once, as if independent."""
+    """Blocks that predict the parts of a token one after the other; 0 predicts all at once, as if independent."""
 
     def sized(self, size: SizeName) -> "AutoregressiveConfig":
         """A copy with the width, depth and heads of S, B, L or H."""

@@ -42,24 +42,28 @@ class NetworkConfig(Config):
     levels: Tuple[int]
     """Values of each digit of an id, as the token set gives them."""
     groups: Tuple[Tuple[int]] | None = None
-    """Digits of each part; null shares them out evenly, among as few groups as keep parts within 8,192 values."""
+    """Digits of each part (sub-token); null makes as few even groups as keep every part within 8,192 values."""
     grid: Triple[int]
-    """Latent frames, rows and columns."""
+    """Latent frames, height and width."""
     classes: int = Field(0, ge=0)
-    """Labels are 0 .. classes - 1; 0 is a model without classes."""
+    """Number of classes, with labels from 0; 0 is a model without classes."""
     tasks: Tuple[TaskKind] = ()
-    """Tasks that the model is told apart by a token of their own; none is no such token."""
+    """Tasks that have a token of their own."""
     width: int = Field(1024, ge=1)
+    """Channels of the transformer."""
     depth: int = Field(24, ge=1)
+    """Number of transformer blocks."""
     heads: int = Field(16, ge=1)
+    """Number of attention heads."""
     position: Literal["learned", "rotary"] = "learned"
-    """A learned vector for each cell of the grid, or rotations on three axes, which take any grid."""
+    """Position encoding: a learned vector for each cell of the grid, or rotations on the axes t, h, w, which take any
+    grid."""
     qk_norm: bool = True
-    """Root-mean-square norms of queries and keys, which keep logits of attention small in half precision."""
+    """Whether queries and keys have RMS norms, which keep attention logits small in half precision."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Of embeddings and residual branches, where a generator is passed."""
+    """Dropout of embeddings and residual branches, active when a random generator is passed."""
     part_layers: int = Field(0, ge=0)
-    """Blocks that predict the parts of a token one after the other, each knowing those before; 0: all at once."""
+    """Blocks that predict the parts of a token one after the other; 0 predicts all at once, as if independent."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "NetworkConfig":

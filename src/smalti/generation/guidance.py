@@ -23,11 +23,13 @@ class GuidanceConfig(Config):
     """
 
     scale: float = Field(0.0, ge=0, le=1e4)
+    """Guidance scale: conditional + scale * (conditional - unconditional). 0 is the conditional model."""
     schedule: Literal["constant", "power_cosine"] = "constant"
+    """Scale over the steps: constant, or scale * (1 - cos(pi * progress^power)) / 2."""
     power: float = Field(2.5, gt=0, le=100)
-    """Of power_cosine, scale * (1 - cos(pi * progress^power)) / 2: 0 at first, when little is known."""
+    """Exponent of `power_cosine`; the larger, the later guidance begins."""
     negligible: float = Field(0.01, ge=0, lt=1)
-    """Where the schedule is below this share of `scale` it counts as 0, and the unconditional half is not computed."""
+    """Share of `scale` below which the schedule counts as 0 and the unconditional half is not computed."""
 
     def at(self, progress: float) -> float:
         """The scale at a progress in [0, 1): the share of steps already made."""

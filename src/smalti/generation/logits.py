@@ -17,12 +17,13 @@ class DrawConfig(Config):
     """How a token is drawn from its logits."""
 
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Of the logits; 0 takes the most likely (greedy)."""
+    """Temperature of the logits; 0 takes the most likely value (greedy)."""
     top_k: int | None = Field(None, ge=1)
-    """Draw among the k most likely alone; of equal logits, those that stand first."""
+    """Number of most likely values to sample from; among equal logits the first ones count."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Draw among the fewest most likely whose probabilities sum to at least this."""
+    """Probability mass to sample from: the fewest most likely values that reach it."""
     guidance: GuidanceConfig = GuidanceConfig()
+    """Classifier-free guidance; off by default."""
 
 
 def keyed(seed: int, sample: int, step: int) -> torch.Generator:

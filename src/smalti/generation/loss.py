@@ -25,13 +25,13 @@ class LossConfig(Config):
     """The loss of a generator. MAGVIT-v2 has the defaults; MaskBit has schedule arccos and visible 1."""
 
     schedule: Schedule = "cosine"
-    """Of the masked share, at a progress that is uniform and drawn for each sample."""
+    """Masked share as a function of a progress that is uniform in [0, 1), sampled for each row."""
     smoothing: float = Field(0.1, ge=0, lt=1)
-    """(1 - this) * -log p(true) + this * mean over all values of -log p."""
+    """Label smoothing s: (1 - s) * -log p(true) + s * mean over all values of -log p."""
     class_drop: float = Field(0.1, ge=0, le=1)
-    """How often a sample is shown without its class, for guidance."""
+    """Probability that a row is shown without its class, for guidance."""
     visible: float = Field(0.0, ge=0)
-    """Weight of entries that are not masked, beside 1 of those that are."""
+    """Weight of entries that are not masked, relative to those that are."""
 
 
 class Chances(NamedTuple):

@@ -12,6 +12,7 @@ from smalti.generation.autoregressive import AutoregressiveConfig, Autoregressiv
 from smalti.generation.transformer import MaskedConfig, MaskedTransformer
 from smalti.model_folder import described, precision, read_model, write_model
 from smalti.text import nearest
+from smalti.tokenizer_info import check_fingerprint
 from smalti.version import __version__
 
 
@@ -29,11 +30,7 @@ class Origin(Config):
 
     def check(self, tokenizer: str, where: object) -> None:
         """Raise IntegrityError unless `tokenizer` is the fingerprint of the one whose ids the generator draws."""
-        if tokenizer != self.tokenizer:
-            raise IntegrityError(
-                f"{where}: draws ids of the tokenizer {self.tokenizer[:16]}..., this one is {tokenizer[:16]}...; its "
-                "ids mean nothing to another one"
-            )
+        check_fingerprint(self.tokenizer, tokenizer, where)
 
     def label(self, name: str, count: int) -> int:
         """The number of a class, by name or number. Raises ConfigError with the nearest name."""

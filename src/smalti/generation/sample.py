@@ -29,13 +29,14 @@ class SamplingConfig(DrawConfig):
     """Parallel decoding. MAGVIT-v2: 12 to 64 steps, noise 15 to 32, guidance power_cosine up to 25."""
 
     steps: int = Field(12, ge=1)
-    """Passes of the model; of more steps than there are masked entries, each fills one."""
+    """Passes of the model; at most one per masked entry."""
     schedule: Schedule = "cosine"
+    """Share of entries that stay masked, by progress."""
     order: Literal["confidence", "halton", "random"] = "confidence"
-    """What is filled first: what the model is surest of, cells far apart, or any."""
+    """Order of filling: most confident first, cells far apart (`halton`), or random."""
     noise: float = Field(4.5, ge=0, le=1e6)
-    """Of confidence: Gumbel noise of this scale is added to the log probability, and falls to 0 over the steps (the
-    papers' choice temperature)."""
+    """Scale of the Gumbel noise on the log probability (the sum over parts) in the order `confidence`, which falls to 0
+    over the steps; the papers' choice temperature."""
 
 
 class Progress(NamedTuple):

@@ -43,7 +43,7 @@ class PredictionTask(Config):
 
     kind: Literal["prediction"] = "prediction"
     frames: int = Field(1, ge=1)
-    """1 (BAIR) or 5 (Kinetics-600) in the papers."""
+    """Number of known frames at the beginning; the papers have 1 (BAIR) and 5 (Kinetics-600)."""
 
     def given(self, size: Grid) -> Bool[Tensor, "t h w"]:
         """The first frames. Raises ConfigError if none is left to predict."""
@@ -83,7 +83,10 @@ class PaintingTask(Config):
     """
 
     kind: Literal["outpainting", "inpainting"]
+    """Whether the surroundings of the box are generated (`outpainting`) or its inside (`inpainting`)."""
     region: Literal["central", "vertical", "horizontal", "moving"] = "central"
+    """Position of the box: the middle in both directions, the middle columns, the middle rows, or columns that move to
+    the right over the clip."""
 
     def box(self, size: Grid) -> Bool[Tensor, "t h w"]:
         """True inside the box, which leaves a quarter of a side, rounded down, on each side of it."""

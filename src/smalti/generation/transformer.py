@@ -19,9 +19,9 @@ class MaskedConfig(NetworkConfig):
 
     kind: Literal["masked"] = "masked"
     unit: Unit = Field("token")
-    """What is masked, in training and in sampling: tokens, or each part on its own."""
+    """Unit of masking in training and sampling: a whole token, or each part on its own (MaskBit)."""
     hints: bool = False
-    """Masked cells may show the token of a condition in place of the mask (COMMIT, MAGVIT)."""
+    """Whether masked cells may show the token of a condition in place of the mask (COMMIT, MAGVIT)."""
 
     def sized(self, size: SizeName) -> "MaskedConfig":
         """A copy with the width, depth and heads of S, B, L or H."""

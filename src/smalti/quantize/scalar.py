@@ -40,10 +40,10 @@ class ScalarQuantizerConfig(Config):
     """The fields that every scalar quantizer has."""
 
     temperature: float = Field(1.0, gt=0)
-    """Of the soft digits in the entropies: p(digit) ~ exp(-(z - value)^2 / temperature). The paper's LFQ uses 0.01,
-    where the entropy has no gradient once |z| > 0.03; at 1 it still pulls on |z| = 1."""
+    """Temperature of the soft digits in the entropies: p(digit) ~ exp(-(z - value)^2 / temperature). The paper's LFQ
+    has 0.01, where the entropy has no gradient once |z| > 0.03; at 1 it still pulls at |z| = 1."""
     losses: Tuple[LossName] = ()
-    """Which losses `forward` returns."""
+    """Losses that `forward` returns, unweighted."""
 
     @property
     def digit_levels(self) -> tuple[int, ...]:

@@ -26,52 +26,55 @@ class TokenizerConfig(Config):
 
     kind: Literal["causal-cnn"] = "causal-cnn"
     quantizer: QuantizerConfig = FSQConfig()
+    """Quantizer of the latents; its levels decide the codebook size."""
     width: int = Field(64, ge=1)
     """Channels of the first level."""
     multipliers: Tuple[int] = (1, 2, 4)
-    """Channels of each level, in widths, from the pixels inwards."""
+    """Channels of each level as multiples of `width`, from the pixels inwards."""
     strides: Tuple[Stride] = ((1, 2), (1, 2))
-    """(time, space) stride between one level and the next; one fewer than levels."""
+    """(time, space) stride between one level and the next; one entry fewer than `multipliers`."""
     depth: Depth = 2
-    """Residual blocks per level in the encoder; one number, or one for each level."""
+    """Residual blocks per level in the encoder: one number for all levels, or one for each."""
     decoder_depth: Depth = 3
-    """Residual blocks per level in the decoder, which has the harder part."""
+    """Residual blocks per level in the decoder, which has the harder task: one number, or one for each level."""
     middle: int = Field(2, ge=0)
-    """More residual blocks at the latent resolution, in each half."""
+    """Additional residual blocks at the latent resolution, in the encoder and in the decoder."""
     patch: int = Field(1, ge=1)
-    """Side of the squares of pixels that the stem turns into channels."""
+    """Side of the pixel patches that are folded into channels before the first convolution."""
     stem_kernel: int = Field(3, ge=1)
-    """Side of the first convolution (MAGVIT-v2: 3; MagicMaster: 7)."""
+    """Kernel size of the first convolution in space (MAGVIT-v2: 3; MagicMaster: 7)."""
     stem_time: int | None = Field(None, ge=1)
-    """Frames that the first convolution sees; null is `time` (MagicMaster: 7)."""
+    """Kernel size of the first convolution in time; null is `time` (MagicMaster: 7)."""
     code_kernel: int = Field(3, ge=1)
-    """Side of the decoder's first convolution, which takes in the codes; 1 sees one frame (MagicMaster)."""
+    """Kernel size of the decoder's first convolution, in space and time; 1 is pointwise (MagicMaster)."""
     head_kernel: int = Field(3, ge=1)
-    """Side of the last convolution (MAGVIT-v2: 3; MagicMaster: 1)."""
+    """Kernel size of the last convolution in space (MAGVIT-v2: 3; MagicMaster: 1)."""
     head_time: int | None = Field(None, ge=1)
-    """Frames that the last convolution sees; null is `time` (MagicMaster: 1)."""
+    """Kernel size of the last convolution in time; null is `time` (MagicMaster: 1)."""
     norm: NormKind = "position"
+    """Statistics of the norms: over the channels of one position, or over groups of channels of one frame or one clip.
+    Only `clip` is not causal, and only `position` is tile-exact."""
     groups: int = Field(32, ge=1)
-    """Groups of channels of the norms `frame` and `clip`, or the largest number below that divides both it and the
-    channels. In a narrow network as much fewer as it is narrower: groups of one channel lose the colour of a frame."""
+    """Groups of channels in the norms `frame` and `clip`, reduced to a common divisor with the channels. Use fewer in a
+    narrow network: with one channel per group the frame loses its mean colour."""
     final_norm: bool = True
-    """A norm and a SiLU before the latents and before the pixels (MagicMaster has neither)."""
+    """Whether a norm and a SiLU precede the latents and the pixels (MagicMaster: false)."""
     adaptive: AdaptiveKind = "position"
-    """Norms at the head of each decoder level modulated by the codes: by those of the position, by their mean over the
+    """Modulation of the norm at the head of each decoder level: by the codes of the position, by their mean over the
     frame or over the clip (MagicMaster), or none (mindone)."""
     adaptive_source: Literal["codes", "first"] = "codes"
-    """What modulates: the codes, or the output of the decoder's first convolution (MagicMaster)."""
+    """Source of the modulation: the codes, or the output of the decoder's first convolution (MagicMaster)."""
     activate_upsample: bool = False
-    """A SiLU between an upsampling convolution and its shuffle (MagicMaster)."""
+    """Whether a SiLU stands between an upsampling convolution and its depth-to-space (MagicMaster: true)."""
     bias: bool = True
-    """Convolutions have biases; without, only the decoder's first has (mindone)."""
+    """Whether convolutions have biases; if false, only the decoder's first one has (mindone)."""
     time: int = Field(1, ge=1)
-    """Frames that a causal convolution sees: 1 for images, 3 for video."""
+    """Kernel size of the causal convolutions in time: 1 for images, 3 for video."""
     past: PastKernel = "point"
-    """Kernels of the past frames: 1x1, or as large as that of the current frame."""
+    """Kernel of the past frames in space: 1x1 (`point`), or as large as that of the current frame (`full`)."""
     start: Start = "repeat"
-    """What stands before the first frame: itself, zeros, or grey frames that complete its group and pass through the
-    whole network (MagicMaster, mindone)."""
+    """Padding before the first frame: the frame itself (`repeat`), zeros in every layer (`zero`), or mid-grey frames
+    that pass through the whole network (`grey`; MagicMaster, mindone)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TokenizerConfig":
@@ -155,14 +158,15 @@ class VQGANConfig(Config):
 
     kind: Literal["vqgan"] = "vqgan"
     quantizer: QuantizerConfig = FSQConfig()
+    """Quantizer of the latents; its levels decide the codebook size."""
     width: int = Field(128, ge=1)
     """Channels of the first level."""
     multipliers: Tuple[int] = (1, 1, 2, 2, 4)
-    """Channels of each level, in widths, from the pixels inwards; rows and columns halve between levels."""
+    """Channels of each level as multiples of `width`, from the pixels inwards; each further level halves the sides."""
     depth: int = Field(2, ge=1)
-    """Residual blocks per level in the encoder; those of the innermost level have attention after each."""
+    """Residual blocks per level in the encoder, each followed by attention at the innermost level."""
     decoder_depth: int = Field(3, ge=1)
-    """The same in the decoder."""
+    """Residual blocks per level in the decoder, each followed by attention at the innermost level."""
     latent: int = Field(256, ge=1)
     """Channels between the networks and the quantizer's projections."""
 

@@ -3,39 +3,15 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from smalti.data.loader import OnBad, evaluation
-from smalti.data.source import Source
+from smalti.data.source import Source, Subset
 from smalti.errors import BadFile
 from smalti.metrics import Features, Pair, Perceptual, Protocol, Report, Scores
 from smalti.metrics.evaluate import OnScores
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import size_of
-
-
-class First:
-    """The first samples of a source; itself a `Source`."""
-
-    def __init__(self, source: Source, limit: int | None) -> None:
-        self.source = source
-        self.count = len(source) if limit is None else min(limit, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def key(self, index: int) -> str:
-        """Return the name of a sample."""
-        return self.source.key(index)
-
-    def label(self, index: int) -> int | None:
-        """Return the class of a sample."""
-        return self.source.label(index)
-
-    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """Return the pixels of a sample."""
-        return self.source.load(index, rng)
 
 
 def score_tokenizer(
@@ -61,7 +37,8 @@ def score_tokenizer(
         if on_bad is not None:
             on_bad(bad)
 
-    pairs = pairs_of_tokenizer(tokenizer, First(source, limit), samples=protocol.samples, on_bad=note)
+    first = Subset(source, range(len(source))[:limit])
+    pairs = pairs_of_tokenizer(tokenizer, first, samples=protocol.samples, on_bad=note)
     scores.update(pairs, progress)
     return scores.report()
 

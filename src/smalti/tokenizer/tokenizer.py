@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from smalti.nn.stream import Stream
 from smalti.tokenizer.config import AnyTokenizerConfig
 from smalti.tokenizer.storage import Stored
+from smalti.tokenizer_info import TokenizerInfo
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
 
@@ -43,6 +44,16 @@ class Tokenizer(Stored, nn.Module):
         """Whether ids and pixels up to a frame are independent of what comes after it."""
         self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""
+
+    @property
+    def info(self) -> TokenizerInfo:
+        """Facts that give the ids their meaning, the fingerprint among them."""
+        return TokenizerInfo(
+            fingerprint=self.fingerprint,
+            levels=tuple(self.levels),
+            codebook_size=self.codebook_size,
+            strides=self.strides,
+        )
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
         """Encode and decode, with gradients; the reconstruction has the size of the video."""

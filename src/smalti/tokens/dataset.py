@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from smalti.data.loader import check_ranks, planned_loader
 from smalti.data.shuffle import Order
-from smalti.errors import ConfigError, InputError
+from smalti.errors import InputError
 from smalti.tokens.reader import CACHE, TokenSet
 
 
@@ -92,23 +93,9 @@ def token_batches(
     .... So ranks, workers and restarts change nothing, and the only state is the step. Raises InputError where rows
     differ in shape, ConfigError where there are more ranks than rows of a batch.
     """
-    rank, world = part
-    if not 0 <= rank < world <= batch_size:
-        raise ConfigError(f"rank {rank} of {world} in batches of {batch_size}: ranks count from 0, each needs a row")
+    rank, world = check_ranks(part, batch_size)
     order = rows.order(seed)
     plan = (
         (step, [order(step * batch_size + i)[1] for i in range(rank, batch_size, world)]) for step in count(start_step)
     )
-    loader: DataLoader[TokenBatch] = DataLoader(
-        _Steps(rows),
-        sampler=cast(Any, plan),
-        batch_size=None,  # an entry of the plan is a whole batch already
-        num_workers=workers,
-        collate_fn=cast(Any, _unchanged),
-        generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not drawn from
-    )
-    return iter(loader)
-
-
-def _unchanged(batch: TokenBatch) -> TokenBatch:
-    return batch
+    return planned_loader(_Steps(rows), plan, workers, reading=lambda: str(rows.tokens.path))

@@ -40,8 +40,9 @@ class Inputs(Config):
 
     kind: str
     path: PathField
+    """Folder, list, tar, table or file, as each kind says."""
     media: Media | None = None
-    """Take the pictures alone, or the videos alone."""
+    """Restriction to images or to videos; null takes both."""
 
     def find(self) -> Found:
         """List the inputs. Raises InputError where there are none."""
@@ -114,9 +115,9 @@ class Tables(ParquetConfig, Inputs):
 
     kind: Literal["parquet"] = "parquet"
     column: str = "image"
-    """The column of media: bytes, or {bytes, path}. Of the name `video`, or with `media` videos, it holds film."""
+    """Column of media: bytes, or {bytes, path}. It holds videos if it is called `video` or `media` is `videos`."""
     caption: str | None = None
-    """The column of captions."""
+    """Column of captions."""
 
     def find(self) -> Found:
         """List the tables. Raises InputError where there are none."""

@@ -23,33 +23,34 @@ class Options(Config):
     """How media become tokens. Whatever is here is part of the plan: another value is another token set."""
 
     size: SizeField = None
-    """Rows and columns: the picture is scaled, and its middle cut. `null`: every medium at its own size."""
+    """Height and width of the center crop, or one number for a square; null keeps the size of each file. `--size`"""
     resize: Filter = "lanczos"
-    """The filter that scales."""
+    """Filter that scales, as in `ViewConfig`."""
     cut: Cut = "together"
-    """How the middle is cut, as in `ViewConfig`."""
+    """Order of cropping and scaling, as in `ViewConfig`."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Larger pictures and frames are bad files."""
+    """Largest number of pixels of an image or frame; larger ones are bad files."""
     min_side: int = Field(default=0, ge=0)
-    """Skip media whose short side is smaller."""
+    """Smallest short side in pixels; smaller media are skipped, and counted."""
     min_frames: int = Field(default=1, ge=1)
-    """Skip videos that have fewer frames after `stride` or `fps`."""
+    """Smallest number of frames after `stride` or `fps`; shorter videos are skipped, and counted."""
     stride: int = Field(default=1, ge=1)
-    """Take every n-th frame of a video."""
+    """Distance between the frames of a video that are encoded."""
     fps: float | None = Field(default=None, gt=0)
-    """Take frames at this rate, by their time stamps, instead of a stride."""
+    """Frame rate at which a video is encoded, by time stamps, instead of a stride. `--fps`"""
     clip: int | None = Field(default=None, ge=1)
-    """Cut videos into clips of this many frames, each a row of its own. `null`: a video is one row."""
+    """Frames of a clip: videos are cut into clips, each a row encoded on its own, the last one maybe shorter. Null
+    makes one row of a video. `--clip`"""
     overlap: int = Field(default=0, ge=0)
-    """Frames that a clip shares with the one before."""
+    """Frames that a clip shares with the one before. `--overlap`"""
     batch: int = Field(default=1, ge=1)
-    """Pictures of one size that are encoded together, in the order of the plan; above 1 for a GPU's sake."""
+    """Images of one size that are encoded together, in the order of the plan; above 1 for GPUs. `--batch`"""
     threads: int = Field(default=1, ge=1)
-    """Threads of one worker: sums on another number of threads may differ in their last bit."""
+    """Threads per worker; with another number, sums may differ in their last bit."""
     shard_files: int = Field(default=4096, ge=1)
-    """At most this many inputs make a shard,"""
+    """Largest number of inputs in a shard."""
     shard_bytes: int = Field(default=1 << 30, ge=1)
-    """and no more than this many bytes of them, unless it is one alone."""
+    """Largest number of input bytes in a shard; one larger input gets a shard of its own."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Options":

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smalti.config import Config, Triple, Tuple
+from smalti.config import Config
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import sha256, write_bytes
 from smalti.text import printable
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.inputs import AnyInputs, Found
 from smalti.tokens.options import Options, cut_into_shards
 from smalti.tokens.parquet import need_pyarrow, open_table, read_group, table_bytes
@@ -27,47 +27,10 @@ INPUTS = "inputs.parquet"
 _GROUP = 1 << 16
 
 
-class About(Config):
-    """What ids mean: facts of the tokenizer that made them."""
-
-    fingerprint: str
-    """Sha256 of its config and weights."""
-    levels: Tuple[int]
-    codebook_size: int
-    strides: Triple[int]
-    """Frames, rows and columns per token."""
-    digit_order: str = "id = sum of digit[j] * levels[0] * ... * levels[j - 1]: digit 0 is the least significant"
-    padding: str = "the last column, row and frame repeat up to 1 + s*n frames and whole strides"
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "About":
-        """The facts of a tokenizer."""
-        time, rows, columns = tokenizer.strides
-        return cls(
-            fingerprint=tokenizer.fingerprint,
-            levels=tuple(tokenizer.levels),
-            codebook_size=tokenizer.codebook_size,
-            strides=(time, rows, columns),
-        )
-
-    def check(self, tokenizer: Tokenizer, where: object) -> None:
-        """Raise IntegrityError unless `tokenizer` is the one that this is about."""
-        other = About.of(tokenizer)
-        for name in ("levels", "strides"):
-            mine, found = getattr(self, name), getattr(other, name)
-            if mine != found:
-                raise IntegrityError(f"{where}: made by a tokenizer with {name} {mine}, this one has {found}")
-        if self.fingerprint != other.fingerprint:
-            raise IntegrityError(
-                f"{where}: made by the tokenizer {self.fingerprint[:16]}..., this one is {other.fingerprint[:16]}...; "
-                "its ids mean nothing to another one"
-            )
-
-
 class _Named(Config):
     """The parts of plan.json that are configs, so that a fault is named by its place."""
 
-    tokenizer: About
+    tokenizer: TokenizerInfo
     options: Options
     inputs: AnyInputs
 
@@ -87,7 +50,7 @@ class Plan(NamedTuple):
 
     folder: Path
     digest: str
-    about: About
+    about: TokenizerInfo
     options: Options
     inputs: AnyInputs
     classes: tuple[str, ...]
@@ -133,7 +96,7 @@ class Plan(NamedTuple):
         return found
 
 
-def make_plan(folder: Path, about: About, inputs: AnyInputs, found: Found, options: Options) -> Plan:
+def make_plan(folder: Path, about: TokenizerInfo, inputs: AnyInputs, found: Found, options: Options) -> Plan:
     """Write the plan into `folder`, or check that the one that is there is the same.
 
     Raises IntegrityError where that was begun with another tokenizer, ConfigError where with other options, InputError

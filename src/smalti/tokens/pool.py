@@ -87,7 +87,7 @@ def _work_here(plan: Plan, job: Job, shards: Sequence[int], tell: Watch) -> None
     from smalti.tokens.tokenize import make_shard
 
     tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
-    plan.about.check(tokenizer, plan.folder)
+    plan.about.check(tokenizer.info, plan.folder)
     seen = Seen(0, 0, 0, 0)
     for shard in shards:
         before, items = seen, 0

@@ -17,10 +17,11 @@ from torch import Tensor
 from smalti.errors import InputError, IntegrityError
 from smalti.files import sha256
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.finalize import DATASET
 from smalti.tokens.options import Options
 from smalti.tokens.parquet import need_pyarrow, open_table, read_group
-from smalti.tokens.plan import PLAN, About
+from smalti.tokens.plan import PLAN
 from smalti.tokens.sealed import read_sealed
 from smalti.tokens.shard import Row, schema
 
@@ -64,7 +65,7 @@ class TokenSet:
             raise InputError(f"{self.path}: {what}")
         data = read_sealed(self.path / DATASET, "token set")
         where = str(self.path / DATASET)
-        self.about = About.parse(data["tokenizer"], where)
+        self.about = TokenizerInfo.parse(data["tokenizer"], where)
         """The tokenizer that the ids belong to."""
         self.options = Options.parse(data["options"], where)
         self.classes: tuple[str, ...] = tuple(data["classes"])
@@ -123,7 +124,7 @@ class TokenSet:
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise IntegrityError unless `tokenizer` is the one that made the set."""
-        self.about.check(tokenizer, self.path)
+        self.about.check(tokenizer.info, self.path)
 
     def check_all(self) -> None:
         """Check every shard against its digest. Raises IntegrityError, naming the file."""
@@ -223,7 +224,7 @@ def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _check_footer(path: Path, table: "pq.ParquetFile", plan: str, shard: int, about: About) -> None:
+def _check_footer(path: Path, table: "pq.ParquetFile", plan: str, shard: int, about: TokenizerInfo) -> None:
     """The file must say that it is this shard of this set, and have the columns of one."""
     try:
         found = json.loads((table.metadata.metadata or {})[b"smalti"])

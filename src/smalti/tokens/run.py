@@ -13,7 +13,7 @@ from smalti.tokens.finalize import read_made, write_made
 from smalti.tokens.inputs import AnyInputs
 from smalti.tokens.options import Options
 from smalti.tokens.parquet import need_pyarrow
-from smalti.tokens.plan import About, Plan, load_plan, make_plan
+from smalti.tokens.plan import Plan, load_plan, make_plan
 from smalti.tokens.worker import Job
 from smalti.version import __version__
 
@@ -43,11 +43,11 @@ def begin(
             remove_leftovers(folder)
     if resume:
         plan = load_plan(out)
-        plan.about.check(model, out)
+        plan.about.check(model.info, out)
         root = inputs.place()
     else:
         found = inputs.find()
-        plan, root = make_plan(out, About.of(model), inputs, found, options), found.root
+        plan, root = make_plan(out, model.info, inputs, found, options), found.root
     facts = {
         "smalti": __version__,
         "torch": torch.__version__,

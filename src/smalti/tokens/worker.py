@@ -66,7 +66,7 @@ def serve(job: Job, say: Say) -> None:
 
     plan, root = load_plan(Path(job.folder)), Path(job.root)
     tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
-    plan.about.check(tokenizer, plan.folder)
+    plan.about.check(tokenizer.info, plan.folder)
 
     warm_up(tokenizer)
 

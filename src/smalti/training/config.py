@@ -19,15 +19,19 @@ class OptimizerConfig(Config):
     """AdamW, a linear warm-up, then cosine or constant. Weight decay is on matrices and kernels only."""
 
     lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
     betas: Pair = (0.9, 0.99)
+    """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay, applied to matrices and kernels only."""
     warmup: int = Field(100, ge=0)
-    """Steps from 0 to `lr`."""
+    """Steps of the linear warm-up from 0 to `lr`."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: a cosine down to `final`, or constant."""
     final: float = Field(0.02, ge=0, le=1)
-    """The share of `lr` that the cosine ends at."""
+    """Learning rate at the end of the cosine, as a share of `lr`."""
     clip: float | None = Field(1.0, gt=0)
-    """Largest norm of the whole gradient; null leaves it."""
+    """Largest norm of the whole gradient; null switches clipping off."""
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step in [0, steps)."""
@@ -40,28 +44,34 @@ class OptimizerConfig(Config):
 
 
 class AdversaryConfig(Config):
-    """The other player: its network, its loss, and how much of it reaches the tokenizer."""
+    """The GAN loss: the discriminator, the adversarial loss, its weight and its regularisers."""
 
     discriminator: DiscriminatorConfig
+    """Discriminator: `patch` and `stylegan2` see frames, `magvit3d` sees clips."""
     loss: Literal["hinge", "non_saturating"] = "hinge"
+    """Adversarial loss of both networks."""
     weight: float = Field(0.1, ge=0)
-    """Of the adversarial loss; with `adaptive`, of the ratio of the two gradients at the last layer."""
+    """Weight of the adversarial loss; with `adaptive`, a factor of the ratio of the two gradients at the last layer."""
     adaptive: bool = False
+    """Whether the weight is `weight` * norm of the other losses' gradient / norm of the adversarial gradient, both at
+    the decoder's last layer."""
     order: Literal["together", "alternate"] = "together"
-    """Both players move at once, or the discriminator first and the tokenizer then against the new one (MagicMaster,
-    VQGAN): one more pass of the discriminator over the fakes, and no `accumulate`."""
+    """Updates of the two networks: both from one forward, or the discriminator first and then the tokenizer against the
+    updated one (MagicMaster, VQGAN), which costs another discriminator pass and needs `accumulate` 1."""
     start: int = Field(0, ge=0)
-    """The step at which it begins to play."""
+    """First step with a discriminator."""
     ramp: int = Field(0, ge=0)
-    """Steps over which its weight then rises to the whole."""
+    """Steps after `start` over which the adversarial weight rises linearly to its full value."""
     penalty: Literal["none", "zero_centred", "one_centred"] = "none"
-    """On the discriminator's gradient at real samples: R1, or MagicMaster's (norm - 1)^2."""
+    """Penalty on the discriminator's gradient at real samples: R1 (`zero_centred`), or MagicMaster's (norm - 1)^2."""
     penalty_weight: float = Field(1.0, ge=0)
+    """Weight of the penalty. For R1, a weight published for pixels in [0, 1] is four times as large here."""
     penalty_every: int = Field(1, ge=1)
-    """Compute the penalty at every n-th step, n times as heavy."""
+    """Steps between two penalties; each is then as many times as heavy."""
     lecam: float = Field(0.0, ge=0)
-    """Weight of the LeCAM regulariser."""
+    """Weight of the LeCAM regulariser (MAGVIT-v2: 0.001)."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), schedule="constant", weight_decay=0.0)
+    """Optimizer of the discriminator."""
 
     def share(self, step: int) -> float:
         """How much of `weight` holds at a step: 0 before `start`, then up to 1 along the ramp."""
@@ -71,53 +81,67 @@ class AdversaryConfig(Config):
 
 
 class TokenizerTraining(Config):
-    """A tokenizer's training run. `batch_size` is global: over all ranks and accumulated parts."""
+    """A tokenizer's training run. `batch_size` is global: over all ranks and micro-batches."""
 
     kind: Literal["tokenizer"] = "tokenizer"
     tokenizer: AnyTokenizerConfig
+    """Architecture of the tokenizer."""
     data: SourceConfig
+    """Training data: a source of any kind."""
     validation: OneKindConfig | None = None
-    """Held-out data, measured every `eval_every` steps with the averaged weights."""
+    """Held-out images or videos, scored every `eval_every` steps with the EMA weights under the protocol `smalti`
+    without LPIPS."""
     validation_limit: int = Field(32, ge=1)
-    """At most so many clips of it."""
+    """Largest number of clips of `validation` that are scored."""
     init: PathField | None = None
-    """A tokenizer or run folder to start from (an inflated one, for instance), or `smalti/tiny-image` or
-    `smalti/tiny-video`; null starts from random weights."""
+    """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
+    `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
     steps: int = Field(ge=1)
+    """Number of training steps."""
     batch_size: int = Field(16, ge=1)
+    """Global batch size, over all ranks and micro-batches."""
     accumulate: int = Field(1, ge=1)
-    """Parts that a batch is computed in, one after the other."""
+    """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`."""
     seed: int = Field(0, ge=0)
+    """Seed of weights, data order, crops and choice of frames."""
     weights: dict[str, float]
-    """Loss name -> weight: `l1`, `l2` on [-1, 1] pixels, `lpips`, and those of the quantizer. Every loss that is
-    computed needs a weight and every weight a loss."""
+    """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, and those of the quantizer. Every loss that
+    is computed needs a weight and every weight a loss."""
     entropy_boost: float = Field(0.0, ge=0)
-    """The entropies' weights start at (1 + this) times their value and fall to it linearly (MAGVIT-v2: 2)."""
+    """Boost b of the entropies' weights, annealed linearly from (1 + b) times to 1 times their value (MAGVIT-v2: 2)."""
     entropy_boost_steps: int = Field(2000, ge=1)
+    """Steps over which the entropies' weights are annealed."""
     lpips: LPIPSConfig | None = None
+    """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""
     lpips_frames: Frames = "all"
+    """Frames of a clip that LPIPS is computed on: all, or one at random."""
     adversary: AdversaryConfig | None = None
+    """GAN loss; null trains without a discriminator."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer of the tokenizer."""
     ema: float = Field(0.999, ge=0, lt=1)
-    """Decay of the averaged weights, those that are measured and kept; 0 keeps the weights themselves."""
+    """Decay of the EMA weights, which are evaluated and exported; 0 uses the weights themselves."""
     ema_rise: Literal["ratio", "exponential", "none"] = "ratio"
-    """How the decay rises to `ema` with the updates n: as (1 + n) / (10 + n), as 1 - exp(-n / 2000) (mindone), or it is
-    `ema` from the start (MagicMaster)."""
+    """Rise of the decay to `ema` with the number of updates n: (1 + n) / (10 + n) for `ratio`, 1 - exp(-n / 2000) for
+    `exponential` (mindone), or none (MagicMaster)."""
     ema_start: int = Field(0, ge=0)
-    """Until so many updates the averaged weights are the weights themselves (MagicMaster: 2,000 to 200,000)."""
+    """Updates before the EMA starts; until then its weights are those of the model (MagicMaster: 2,000 to 200,000)."""
     ema_moves: int = Field(1, ge=1)
-    """Moves of the averaged weights at an update; `ema_rise` counts them (mindone: one for each accumulated part)."""
+    """EMA updates per optimizer step, which `ema_rise` counts (mindone: 16, one for each micro-batch)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions; parameters, norms, quantizer and losses stay float32."""
+    """Data type of the convolutions; parameters, norms, quantizer and losses stay float32."""
     workers: int = Field(0, ge=0)
-    """Processes that read data, per rank."""
+    """Data loading processes per rank."""
     log_every: int = Field(10, ge=1)
+    """Steps between lines of the log."""
     save_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
-    """Checkpoints to keep: the newest ones."""
+    """Number of newest checkpoints to keep."""
     sample_every: int = Field(500, ge=1)
-    """Steps between pictures of reconstructions."""
+    """Steps between sample images of reconstructions."""
     eval_every: int = Field(500, ge=1)
+    """Steps between validations."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TokenizerTraining":

@@ -19,11 +19,12 @@ from smalti.training.config import OptimizerConfig
 
 
 class TaskShare(Config):
-    """A task, and how often a batch is of it."""
+    """A task and its share of the batches."""
 
     task: TaskConfig
+    """The task."""
     share: float = Field(1.0, gt=0)
-    """Beside the shares of the other tasks; they need not sum to 1."""
+    """Relative frequency of the task; the shares need not sum to 1."""
 
 
 class GeneratorTraining(Config):
@@ -31,36 +32,50 @@ class GeneratorTraining(Config):
 
     kind: Literal["generator"] = "generator"
     generator: GeneratorConfig
+    """Architecture of the token model: masked or autoregressive."""
     data: PathField
-    """A finished token set, whose rows all have the shape `generator.grid`."""
+    """A finished token set, held in memory at 2 to 8 bytes a token. Rows of another shape than `generator.grid` (the
+    short last clip of a video) are left out."""
     validation: PathField | None = None
-    """A held-out token set of the same tokenizer, measured under fixed masks with the averaged weights."""
+    """A held-out token set of the same tokenizer, scored with the EMA weights under the first task: bits per token with
+    0.25, 0.5, 0.75 and all tokens masked (autoregressive: over all tokens)."""
     validation_limit: int = Field(256, ge=1)
-    """At most so many rows of it."""
+    """Largest number of rows of `validation` that are scored."""
     tokenizer: PathField | None = None
-    """The tokenizer of the set, its run, or the name of one that smalti ships: draws pictures of samples, and makes the
-    conditions of tasks that hint."""
+    """Tokenizer of the token set: a folder, a run, or the name of one that ships with the package. Needed for sample
+    images, and for tasks with hints."""
     tasks: Tuple[TaskShare] = (TaskShare(task=GenerationTask()),)
-    """Every batch is of one task."""
+    """Tasks and their shares. Every batch is of one task, chosen by (seed, step)."""
     loss: LossConfig = LossConfig()
+    """Loss: masking schedule, label smoothing, class dropout."""
     sampling: SamplingConfig = SamplingConfig()
-    """Of the samples in the log."""
+    """Sampling of the sample images in the log."""
     steps: int = Field(ge=1)
+    """Number of training steps."""
     batch_size: int = Field(256, ge=1)
+    """Global batch size, over all ranks."""
     seed: int = Field(0, ge=0)
+    """Seed of weights, data order, tasks, masks and dropped classes."""
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=1e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup=5_000, final=0.0
     )
+    """Optimizer of the token model."""
     ema: float = Field(0.9999, ge=0, lt=1)
-    """Decay of the averaged weights, those that are measured and kept; it rises as (1 + n) / (10 + n)."""
+    """Decay of the EMA weights, which are evaluated, sampled from and exported; it rises as (1 + n) / (10 + n)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; parameters, norms and losses stay float32."""
+    """Data type of the matrix products; parameters, norms and losses stay float32."""
     workers: int = Field(0, ge=0)
+    """Data loading processes per rank."""
     log_every: int = Field(10, ge=1)
+    """Steps between lines of the log."""
     save_every: int = Field(1_000, ge=1)
+    """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep."""
     sample_every: int = Field(1_000, ge=1)
+    """Steps between sample images."""
     eval_every: int = Field(1_000, ge=1)
+    """Steps between validations."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "GeneratorTraining":
