@@ -20,7 +20,7 @@ from smalti.recipes import DEMO_STEPS
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.fit import Watch
 from smalti.training.tokenizer_run import run
@@ -65,15 +65,15 @@ def run_demo(
     with stage("Training an image tokenizer on the photographs that smalti ships"):
         image = train("image", image_config)
     with stage("Measuring it on photographs that it has never seen"):
-        on_photos = score(image, PHOTOS.build(), SMALTI)
+        on_photos = score_tokenizer(image, PHOTOS.build(), SMALTI)
     with stage("Inflating it to a video tokenizer, and measuring that on unseen shots"):
         inflated = inflate(image, tuple(t for t, _ in video_config.tokenizer.strides), time=video_config.tokenizer.time)
         inflated.save(out / "inflated", replace=True)
-        before = score(inflated, SHOTS.build(), SMALTI)
+        before = score_tokenizer(inflated, SHOTS.build(), SMALTI)
     with stage("Fine-tuning it on film"):
         video = train("video", video_config.model_copy(update={"init": out / "inflated"}))
     with stage("Measuring it again"):
-        on_shots = score(video, SHOTS.build(), SMALTI)
+        on_shots = score_tokenizer(video, SHOTS.build(), SMALTI)
     with stage("Turning a shot into integers, and the integers alone back into a film"):
         codec = _there_and_back(video, out)
     with stage("Drawing"):

@@ -58,7 +58,7 @@ def _smalti(
 
 app.command("demo", short_help="See the whole way on real media, in minutes.")(runs.demo)
 app.command("train", short_help="Train a tokenizer or a token model.")(runs.train)
-app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(measure.evaluate)
+app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(measure.eval_command)
 app.command("reconstruct", short_help="Pictures and videos to tokens and back.")(measure.reconstruct)
 app.command("tokenize", short_help="Pictures and video to a token set.")(token_sets.tokenize)
 app.command("decode", short_help="Rows of a token set to PNG and MP4.")(token_sets.decode)

@@ -13,9 +13,6 @@ from smalti.errors import BadFile, ConfigError, InputError
 from smalti.weights import IMAGE, VIDEO
 
 if TYPE_CHECKING:
-    from smalti.cli.evaluation import Answer
-    from smalti.cli.generated import GenerationAnswer
-    from smalti.cli.listing import Question
     from smalti.data.list_formats import Listing
     from smalti.tokenizer import Tokenizer
     from smalti.tokenizer.reconstruct import Progress, Reconstructed
@@ -32,7 +29,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N clips."
 Real = Annotated[Path | None, typer.Option(help="Real media, as --data takes them, to compare generated ones with.")]
 
 
-def evaluate(
+def eval_command(
     targets: Targets,
     data: Annotated[Path | None, typer.Option(help="A folder, list, file, tar or Parquet table of media.")] = None,
     against: Annotated[Path | None, typer.Option(help="A folder of pictures to compare with TARGET.")] = None,
@@ -78,45 +75,37 @@ def evaluate(
       smalti eval made-0 made-1 --real film --protocol smalti-generation-video
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
-    from smalti.cli.listing import Question
+    from smalti.pipeline.evaluate import evaluate, is_token_set
 
-    question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
-    answer = _measure(targets, Sides(data, against, real), question)
-    if answer is None:  # a rank that the leading one speaks for
+    if data is not None and against is None and real is None and len(targets) == 1:
+        targets = targets if is_token_set(Path(targets[0])) else [pretrained_name(targets[0])]
+    with bar("evaluating", None) as advance:
+        result = evaluate(
+            targets,
+            data,
+            against=against,
+            real=real,
+            protocol=protocol,
+            limit=limit,
+            size=size,
+            frames=frames,
+            root=root,
+            lpips=lpips,
+            features=features,
+            statistics=statistics,
+            device=device,
+            progress=advance,
+        )
+    if result is None:  # only the first rank prints
         return
     if out is not None:
-        answer.write(out)
+        result.write(out)
     if as_json:
-        print(answer.report.to_json(), end="")
+        print(result.report.to_json(), end="")
     else:
-        print(answer.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
-    if answer.bad:
-        _say_bad(answer.bad, answer.good)
-
-
-class Sides(NamedTuple):
-    """With what the targets are measured or compared; one is given."""
-
-    data: Path | None
-    against: Path | None
-    real: Path | None
-
-
-def _measure(targets: list[str], sides: Sides, question: "Question") -> "Answer | GenerationAnswer | None":
-    from smalti.cli.evaluation import measure
-    from smalti.cli.generated import measure_generated
-    from smalti.cli.token_sets import is_token_set, measure_set
-
-    if sides.real is not None:
-        if sides.data is not None or sides.against is not None:
-            raise ConfigError("eval: --real is the other side already; leave out --data and --against")
-        return measure_generated(targets, sides.real, question)
-    target = targets[0]
-    if len(targets) > 1:
-        raise ConfigError(f"eval: {len(targets)} targets ({' '.join(targets)}); several go with --real alone")
-    if sides.data is None or sides.against is not None or not is_token_set(Path(target)):
-        return measure(target, sides.data, sides.against, question)
-    return measure_set(Path(target), sides.data, question)
+        print(result.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
+    if result.bad:
+        _say_bad(result.bad, result.clips)
 
 
 def reconstruct(

@@ -8,15 +8,11 @@ import typer
 
 from smalti.cli import asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
 from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
-from smalti.errors import BadFile, ConfigError, InputError
-from smalti.weights import shipped
+from smalti.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from smalti.cli.evaluation import Answer
-    from smalti.cli.listing import Question
-    from smalti.metrics import Row
     from smalti.tokens.finalize import Summary
 
 _SHOWN = 20
@@ -159,49 +155,6 @@ def export(
         print_json({"out": out, **metadata})
     else:
         print(f"{out}: {metadata['rows']:,} rows, {metadata['tokens']:,} tokens as {metadata['type']}")
-
-
-def is_token_set(path: Path) -> bool:
-    """Whether a folder is a token set, finished or begun."""
-    return (path / "plan.json").is_file() or (path / "dataset.json").is_file()
-
-
-def measure_set(path: Path, data: Path, question: "Question") -> "Answer":
-    """`smalti eval` of a token set: decoded rows against their originals below `data`."""
-    from smalti.cli.evaluation import Answer, features_of, perceptual
-    from smalti.metrics import Scores, by_name
-    from smalti.tokens.finalize import read_made
-    from smalti.tokens.reader import TokenSet
-    from smalti.tokens.score import Asked, score_set
-
-    protocol, tokens, bad = by_name(question.protocol), TokenSet(path), list[BadFile]()
-    if protocol.convention is not None:
-        raise ConfigError(f"--protocol {protocol.name} reads files in its own way; a token set holds what was encoded")
-    for option, value in (("--size", question.size), ("--root", question.root), ("--statistics", question.statistics)):
-        if value is not None:
-            raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
-    name = read_made(path).get("tokenizer")
-    if name is None:
-        raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
-    model = open_tokenizer(_named(name), question.device)
-    device = next(model.parameters()).device
-    scores = Scores(
-        protocol,
-        lpips=perceptual(protocol, question.lpips, device),
-        features=features_of(protocol, question.features, device),
-        levels=tokens.about.levels,
-    )
-    wanted, done = Asked(question.limit, question.frames or Asked().frames), 0
-    root = data if data.is_dir() else data.parent
-    with bar("measuring", question.limit or len(tokens)) as advance:
-
-        def progress(score: "Row") -> None:
-            nonlocal done
-            done += 1
-            advance(done, note=f"PSNR {score.psnr:.2f}")
-
-        report = score_set(model, tokens, root, scores, asked=wanted, on_bad=bad.append, progress=progress)
-    return Answer(report, bad, [])
 
 
 def _named(name: str) -> str:

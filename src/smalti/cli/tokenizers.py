@@ -66,7 +66,8 @@ def info(
       smalti info runs/tiny-generate
     """
     from smalti.cli.generators import describe_generator, find_generator
-    from smalti.cli.token_sets import describe_set, is_token_set
+    from smalti.cli.token_sets import describe_set
+    from smalti.pipeline.evaluate import is_token_set
 
     path, run = Path(tokenizer), False
     if path.is_file():

@@ -9,8 +9,18 @@ from torch import Tensor
 from smalti.comparison.learner import Learner
 from smalti.config import Config
 from smalti.errors import MachineError
-from smalti.losses.perceptual import LPIPSConfig
-from smalti.metrics import SMALTI_FRECHET, Features, Moments, Perceptual, Protocol, Scores, Usage, find_features
+from smalti.metrics import (
+    SMALTI_FRECHET,
+    Features,
+    Moments,
+    Perceptual,
+    Protocol,
+    Scores,
+    Usage,
+    find_features,
+    find_lpips,
+    pairs_of,
+)
 
 PROTOCOL = SMALTI_FRECHET.replace({"name": "smalti-learn", "lpips": "alex"})
 """LPIPS with AlexNet: not the network that contenders may train with, and a tenth of its time."""
@@ -35,7 +45,7 @@ class Point(Config):
     tokens: int
     distinct: int
     expected_distinct: float
-    """What as many even draws would show."""
+    """Different codes expected in a uniform sample of the same size."""
     codebook_size: int
     perplexity: float
     bits_per_pixel: float
@@ -83,8 +93,7 @@ class Judge:
         absent: dict[str, str] = {}
         lpips = features = None
         try:
-            network = LPIPSConfig(net="alex").build().to(device)
-            lpips = Perceptual(network, "alex", network.digest)
+            lpips = find_lpips("alex", device=device)
         except MachineError as fault:
             absent["lpips"] = str(fault)
         try:
@@ -101,12 +110,10 @@ class Judge:
     def score(self, learner: Learner) -> Scored | None:
         """The figures of a learner; None where a reconstruction is not finite."""
         scores = self._scores(learner.levels)
-        for key, video in self.heldout:
-            with torch.no_grad():
-                made, ids = learner.round_trip(video)
-            if not bool(made.isfinite().all()):
+        for pair in pairs_of(learner.round_trip, self.heldout):
+            if pair.reconstruction is None or not bool(pair.reconstruction.isfinite().all()):
                 return None
-            scores.add(key, video, made.float().cpu(), ids.cpu())
+            scores.update([pair])
         report = scores.report()
         assert scores.usage is not None
         frechet = None if report.frechet is None else report.frechet.distance

@@ -30,7 +30,7 @@ from smalti.metrics.protocols import (
     find_protocol,
 )
 from smalti.metrics.report import ClipScores, GenerationReport, Report
-from smalti.metrics.weights import find_features, read_features
+from smalti.metrics.weights import find_features, find_lpips, read_features
 
 __all__ = [
     "GENERATION_PROTOCOLS",
@@ -67,6 +67,7 @@ __all__ = [
     "difference",
     "evaluate_pairs",
     "find_features",
+    "find_lpips",
     "find_protocol",
     "frechet_distance",
     "inception_score",

@@ -25,6 +25,8 @@ class MediaProtocol(Config):
     """Filter that scales a frame to `size`: Pillow's (antialiased), or OpenCV's."""
     crop: Literal["none", "center"] = "none"
     """Crop of a frame: none, or the middle in the aspect of `size`."""
+    size: int | Tuple[int] | None = None
+    """Height and width after resize and crop."""
     frames: int | None = Field(default=None, ge=1)
     """Frames of a clip; null for images, or for any number."""
     stride: int = Field(default=1, ge=1)

@@ -44,9 +44,6 @@ class Frechet(Config):
 class ScoreReport(Config):
     """Output that all reports share: JSON, and a table for the terminal."""
 
-    absent: dict[str, str] = Field(default_factory=dict)
-    """Reasons for missing scores and clips that were left out: {name: reason}."""
-
     def to_json(self) -> str:
         """Return strict JSON; `parse(json.loads(text))` of the same class reads it back to an equal report."""
         return json.dumps(self.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -105,6 +102,8 @@ class Report(ScoreReport):
     ms_ssim: float | None = None
     lpips: float | None = None
     frechet: Frechet | None = None
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Reasons for missing scores and clips that were left out: {name: reason}."""
     codebook: CodebookUse | None = None
     rows: Tuple[ClipScores]
 
@@ -185,6 +184,8 @@ class GenerationReport(ScoreReport):
     """The protocol in full, with the digest of the weights that were used."""
     real: int
     """Number of real clips, or images."""
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Reasons for real clips that were left out: {name: reason}."""
     sets: Tuple[GeneratedSet]
     spread: dict[str, ScoreStats]
     """Statistics of the scores that every set has."""

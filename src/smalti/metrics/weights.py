@@ -4,14 +4,17 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from smalti.errors import IntegrityError, MachineError
 from smalti.files import cache_folder, load_tensors, naming_os_errors, sha256
 from smalti.inert import open_torch, read_program
+from smalti.losses.perceptual import LPIPSConfig
 from smalti.metrics.efficientnet import EFFICIENTNET, EFFICIENTNET_VIDEO
-from smalti.metrics.features import FeatureName, Features, Network
+from smalti.metrics.features import FeatureName, Features, Network, Perceptual
 from smalti.metrics.i3d import I3D
 from smalti.metrics.inception import INCEPTION
 
@@ -79,3 +82,15 @@ def _tensors(network: Network, path: Path) -> dict[str, Tensor]:
     if network.renamed is None or network.shapes.keys() <= found.keys():
         return found
     return network.renamed(found, read_program(path))
+
+
+def find_lpips(
+    net: Literal["vgg", "alex"], weights: Path | None = None, device: torch.device | None = None
+) -> Perceptual:
+    """Load LPIPS v0.1 on a device from `weights`, or from wherever they are installed. Raises as `LPIPSConfig.build`."""
+    network = LPIPSConfig(net=net, weights=weights).build().to(device)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return network(a.to(device), b.to(device)).cpu()
+
+    return Perceptual(distance, network.net, network.digest)

@@ -12,7 +12,7 @@ from smalti.data import BadFileLog, JointConfig, evaluation
 from smalti.files import write_bytes
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
-from smalti.tokenizer.score import round_trip, score
+from smalti.tokenizer.score import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.tokenizer_state import TrainState
 from smalti.training.tokenizer_step import Measured
@@ -91,7 +91,9 @@ class RunLog(Lines):
         """Score the averaged weights on the held-out data under the default protocol."""
         if state.config.validation is None or not self.leads:
             return
-        report = score(state.average, state.config.validation.build(), SMALTI, limit=state.config.validation_limit)
+        report = score_tokenizer(
+            state.average, state.config.validation.build(), SMALTI, limit=state.config.validation_limit
+        )
         scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
         line = {f"validation/{name}": value for name, value in scores.items() if value is not None}
         self.append({"step": state.step, **line})
