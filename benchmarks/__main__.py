@@ -19,6 +19,7 @@ from benchmarks import (
     streaming,
     tokens,
     training_step,
+    walk,
 )
 from benchmarks.measure import write
 
@@ -41,6 +42,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "sampling": sampling.measure,
     "rate_distortion": rate_distortion.measure,
     "tokens": tokens.measure,
+    "walk": walk.measure,
 }
 
 
