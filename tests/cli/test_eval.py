@@ -11,6 +11,7 @@ from smalti.data.bundled import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Report, evaluate_pairs, pairs_of
 from smalti.tokenizer import load
+from smalti.tokenizer.score import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.packing import cells, pack, table
 

@@ -75,10 +75,8 @@ def eval_command(
       smalti eval made-0 made-1 --real film --protocol smalti-generation-video
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
-    from smalti.pipeline.evaluate import evaluate, is_token_set
+    from smalti.pipeline.evaluate import evaluate
 
-    if data is not None and against is None and real is None and len(targets) == 1:
-        targets = targets if is_token_set(Path(targets[0])) else [pretrained_name(targets[0])]
     with bar("evaluating", None) as advance:
         result = evaluate(
             targets,

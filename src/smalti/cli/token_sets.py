@@ -8,9 +8,10 @@ import typer
 
 from smalti.cli import asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
+from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
 from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
 from smalti.errors import ConfigError, InputError
+from smalti.weights import shipped
 
 if TYPE_CHECKING:
     from smalti.tokens.finalize import Summary

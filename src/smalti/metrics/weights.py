@@ -87,7 +87,7 @@ def _tensors(network: Network, path: Path) -> dict[str, Tensor]:
 def find_lpips(
     net: Literal["vgg", "alex"], weights: Path | None = None, device: torch.device | None = None
 ) -> Perceptual:
-    """Load LPIPS v0.1 on a device from `weights`, or from wherever they are installed. Raises as `LPIPSConfig.build`."""
+    """Load LPIPS v0.1 from `weights`, or from wherever they are installed. Raises as `LPIPSConfig.build` does."""
     network = LPIPSConfig(net=net, weights=weights).build().to(device)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
