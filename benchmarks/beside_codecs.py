@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import rate_distortion as rd
 from smalti.data import source_of
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import Tokenizer, load
 from smalti.video import to_uint8, to_video
 
 
@@ -41,7 +41,7 @@ def measure(name: str, clips: Mapping[str, Tensor]) -> list[rd.Point]:
     """All points: the tokenizer's, and those of every codec at its settings."""
     still = all(len(frames) == 1 for frames in clips.values())
     media = "pictures" if still else "film"
-    found = [rd.point(media, "smalti", name, by_ids(Tokenizer.from_pretrained(name)), clips)]
+    found = [rd.point(media, "smalti", name, by_ids(load(name)), clips)]
     if still:
         found += rd.of_still_codecs(media, clips)
     found += rd.of_video_codecs(media, clips)

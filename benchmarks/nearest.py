@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import evaluation, read_image, source_of
 from smalti.metrics.contact_sheet import contact_sheet
+from smalti.tokenizer import load
 from smalti.video import to_uint8, to_video
 
 COPY = 25.0
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     samples = {path: to_video(read_image(path)) for path in sorted(asked.drawn.glob("*/*.png"))}
     size = next(iter(samples.values())).shape[-1]
-    tokenizer = open_tokenizer(asked.tokenizer)
+    tokenizer = load(asked.tokenizer)
     named = pictures(asked.train, size)
     train = torch.cat([tokenizer.decode(tokenizer.encode(video)).clamp(-1, 1) for _, video in named])
     found = {path: nearest(video, train) for path, video in samples.items()}

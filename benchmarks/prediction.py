@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.cli.tokenizers import open_tokenizer
 from smalti.data import read_clip
 from smalti.data.videos import write_video
 from smalti.generation import hold
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.metrics import SMALTI_GENERATION_VIDEO, find_features, score_generated
 from smalti.metrics.contact_sheet import contact_sheet
+from smalti.tokenizer import load
 from smalti.video import to_uint8, to_video
 
 ROWS, COLUMNS, FPS = 72, 128, 8
@@ -151,7 +151,7 @@ def score(true: Path, made: Path, lpips: Path | None, sheet: Path | None) -> Non
 @torch.inference_mode()
 def bound(true: Path, name: str, lpips: Path | None) -> None:
     """Print how far the true clips are from themselves after the tokenizer, as they are and held."""
-    distance, tokenizer = LPIPSConfig(net="alex", weights=lpips).build(), open_tokenizer(name)
+    distance, tokenizer = LPIPSConfig(net="alex", weights=lpips).build(), load(name)
     rows = []
     for clip in _clips(true).values():
         again = tokenizer.decode(tokenizer.encode(clip)).clamp(-1, 1)

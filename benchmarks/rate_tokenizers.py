@@ -55,7 +55,7 @@ def trained() -> Mapping[str, Path]:
     for name, image in VIDEOS.items():
         start = ROOT / f"{name}-start"
         if not start.is_dir():
-            inflate(Tokenizer.load(folders[image]), (4,), time=4).save(start)
+            inflate(Tokenizer.load(folders[image]), (4,), time_kernel=4).save(start)
         folders[name] = _run(name, video_training(name, start))
     return folders
 

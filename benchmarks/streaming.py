@@ -19,7 +19,14 @@ RUNS = 3
 """Of each length; the least peak counts, since the allocator's scatter of 5 MB only ever adds."""
 SIDE, CHUNK = 128, 8
 CONFIG = TokenizerConfig(
-    width=32, multipliers=(1, 2, 2), strides=((1, 2), (2, 2)), patch=4, time=3, depth=1, decoder_depth=1, middle=1
+    width=32,
+    multipliers=(1, 2, 2),
+    strides=((1, 2), (2, 2)),
+    patch=4,
+    time_kernel=3,
+    depth=1,
+    decoder_depth=1,
+    middle=1,
 )
 
 

@@ -33,7 +33,9 @@ from smalti.video import to_video
 PICTURES = 8
 FRAMES = (300, 30_000)
 ROWS, LENGTH, CODES = 4096, 256, 64_000
-SMALL = TokenizerConfig(width=16, multipliers=(1, 2), strides=((4, 2),), patch=4, time=4, depth=1, decoder_depth=1)
+SMALL = TokenizerConfig(
+    width=16, multipliers=(1, 2), strides=((4, 2),), patch=4, time_kernel=4, depth=1, decoder_depth=1
+)
 
 
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
@@ -168,7 +170,7 @@ def _synthetic_set(folder: Path, ids: np.ndarray) -> TokenSet:
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(data)
-    _saved(SMALL.replace({"time": 1, "strides": ((1, 2),)}), folder.parent / "tokenizer")
+    _saved(SMALL.replace({"time_kernel": 1, "strides": ((1, 2),)}), folder.parent / "tokenizer")
     plan = begin(str(folder.parent / "tokenizer"), choose(str(data)), folder, Options()).plan
     rows = [
         Row(

@@ -33,7 +33,9 @@ def save_tokenizer(folder: Path, seed: int = 0, **config: object) -> Path:
     """A small video tokenizer of strides 2 x 4 x 4, random but for its seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        Tokenizer(TokenizerConfig(**{**SMALL, "strides": ((2, 2),), "time": 2, "patch": 2, **config})).save(folder)
+        Tokenizer(TokenizerConfig(**{**SMALL, "strides": ((2, 2),), "time_kernel": 2, "patch": 2, **config})).save(
+            folder
+        )
     return folder
 
 

@@ -1,6 +1,12 @@
-"""A model as a folder, `config.json` + `model.safetensors`: the layout of the Hugging Face hub."""
+"""A model as a folder, `config.json` + `model.safetensors`, which is the layout of the Hugging Face hub.
 
-from collections.abc import Mapping
+A run folder has its finished model in a folder named by its kind (`tokenizer`, `generator`), and one in each
+checkpoint `step-*`.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,34 +33,34 @@ CONFIG = "config.json"
 
 
 class ModelFiles(NamedTuple):
-    """What a model's folder holds."""
+    """Contents of a model's folder."""
 
     folder: Path
     plain: dict[str, Any]
-    """The sections of config.json that describe the model."""
+    """Sections of config.json that describe the model."""
     tensors: dict[str, Tensor]
     fingerprint: str
 
     def check(self, sections: Mapping[str, Config]) -> None:
         """Raise IntegrityError unless these sections, as parsed, and the weights are those that were written."""
-        if described(sections, self.tensors) != self.fingerprint:
+        if fingerprint_of(sections, self.tensors) != self.fingerprint:
             raise IntegrityError(f"{self.folder}: the weights or the config have changed since they were written")
 
     @property
     def config_path(self) -> Path:
-        """For messages."""
+        """Path of config.json, for messages."""
         return self.folder / CONFIG
 
-    def fill(self, model: nn.Module) -> None:
+    def load_into(self, model: nn.Module) -> None:
         """Load the weights into a model, which must have them all and no others (`load_strictly`)."""
         load_strictly(model, self.tensors, self.folder / WEIGHTS)
 
 
-def described(sections: Mapping[str, Config], tensors: Mapping[str, Tensor]) -> str:
-    """The fingerprint of a model: of its one section itself, or of all its sections by name, and of its weights."""
-    found = {name: config.essence() for name, config in sections.items()}
-    (first, *others) = found.values()
-    return fingerprint(found if others else first, tensors)
+def fingerprint_of(sections: Mapping[str, Config], tensors: Mapping[str, Tensor]) -> str:
+    """Compute the fingerprint of a model: of its one section itself, or of all sections by name, and of its weights."""
+    essences = {name: config.essence() for name, config in sections.items()}
+    (first, *others) = essences.values()
+    return fingerprint(essences if others else first, tensors)
 
 
 def write_model(path: Path, model: nn.Module, sections: Mapping[str, Config], *, replace: bool = False) -> None:
@@ -62,8 +68,8 @@ def write_model(path: Path, model: nn.Module, sections: Mapping[str, Config], *,
     tensors = model.state_dict()
     with new_folder(path, replace=replace) as folder:
         save_tensors(folder / WEIGHTS, tensors)
-        about = {"format": FORMAT_VERSION, "smalti": __version__, "fingerprint": described(sections, tensors)}
-        write_json(folder / CONFIG, about | {name: config.plain() for name, config in sections.items()})
+        facts = {"format": FORMAT_VERSION, "smalti": __version__, "fingerprint": fingerprint_of(sections, tensors)}
+        write_json(folder / CONFIG, facts | {name: config.plain() for name, config in sections.items()})
 
 
 def read_model(path: Path, kind: str, sections: tuple[str, ...]) -> ModelFiles:
@@ -74,38 +80,73 @@ def read_model(path: Path, kind: str, sections: tuple[str, ...]) -> ModelFiles:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; a {kind} is a folder with {CONFIG} and {WEIGHTS}")
-    about = read_json(path / CONFIG)
-    if not isinstance(about, dict) or any(name not in about for name in sections):
+    facts = read_json(path / CONFIG)
+    if not isinstance(facts, dict) or any(name not in facts for name in sections):
         raise IntegrityError(f"{path / CONFIG}: not the config of a smalti {kind}")
-    if about.get("format") != FORMAT_VERSION:
+    if facts.get("format") != FORMAT_VERSION:
         raise IntegrityError(
-            f"{path / CONFIG}: format {about.get('format')} by smalti {about.get('smalti')}; "
+            f"{path / CONFIG}: format {facts.get('format')} by smalti {facts.get('smalti')}; "
             f"this is smalti {__version__}, which reads format {FORMAT_VERSION}: update smalti"
         )
     tensors = load_tensors(path / WEIGHTS)
     if (path / MANIFEST).is_file():
         check_manifest(path, extra=True)
-    return ModelFiles(path, {name: about[name] for name in sections}, tensors, str(about.get("fingerprint")))
+    return ModelFiles(path, {name: facts[name] for name in sections}, tensors, str(facts.get("fingerprint")))
 
 
-def precision(tensors: Mapping[str, Tensor], apart: str | None = None) -> torch.dtype:
-    """The number type of the tensors, but for names that begin with `apart`; float32 where they have several."""
+def checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints in a run folder, oldest first."""
+    return sorted(path for path in run.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+
+
+def find_model(path: Path, kind: str) -> Path | None:
+    """Find the folder of a model of a kind: `path` itself, or in a run folder the finished one or the newest
+    checkpoint's. Returns None where there is none."""
+    inside = [checkpoint / kind for checkpoint in reversed(checkpoints(path))]
+    for folder in (path, path / kind, *inside):
+        if (folder / CONFIG).is_file() and (folder != path or _is_of_kind(folder, kind)):
+            return folder
+    return None
+
+
+def _is_of_kind(folder: Path, kind: str) -> bool:
+    facts = read_json(folder / CONFIG)
+    return isinstance(facts, dict) and kind in facts
+
+
+def dtype_of(tensors: Mapping[str, Tensor], apart: str | None = None) -> torch.dtype:
+    """Return the number type of the tensors, without names that begin with `apart`; float32 where they have several."""
     chosen = [t for name, t in tensors.items() if apart is None or not name.startswith(apart)]
-    found = {t.dtype for t in chosen if t.is_floating_point()}
-    return found.pop() if len(found) == 1 else torch.float32
+    dtypes = {t.dtype for t in chosen if t.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights; IntegrityError with counts and first names of what is missing, unexpected, of another shape or
+    """Load weights; IntegrityError with counts and first names of those missing, unexpected, of another shape or
     type."""
-    wanted = model.state_dict()
+    own = model.state_dict()
     faults = {
-        "missing": sorted(wanted.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - wanted.keys()),
-        "of another shape": sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape),
-        "of another type": sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].dtype != tensors[n].dtype),
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape),
+        "of another type": sorted(n for n in own.keys() & tensors.keys() if own[n].dtype != tensors[n].dtype),
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names)
-        raise IntegrityError(f"{path}: does not fit its config: {told}")
+        text = "; ".join(f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names)
+        raise IntegrityError(f"{path}: does not fit its config: {text}")
     model.load_state_dict(dict(tensors))
+
+
+def upload_model(save: Callable[[Path], None], repository: str, *, private: bool = False) -> str:
+    """Upload the folder that `save` writes to a repository of the Hugging Face hub, created if need be.
+
+    Returns its address.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    hub.create_repo(repository, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        save(folder)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder))

@@ -109,7 +109,7 @@ def test_yaml_is_read_alike_by_readers_of_yaml_1_1(plan):
     "config",
     [
         TokenizerConfig(),
-        TokenizerConfig(quantizer=LFQConfig(bits=9), time=3, strides=((1, 2), (2, 2)), past="full"),
+        TokenizerConfig(quantizer=LFQConfig(bits=9), time_kernel=3, strides=((1, 2), (2, 2)), past_kernel="full"),
         TokenizerConfig(quantizer=DSQConfig(levels=(8, 5)), multipliers=(1,), strides=(), norm="clip"),
     ],
 )

@@ -13,7 +13,9 @@ from smalti.video import to_uint8, to_video
 @pytest.mark.parametrize(("frames", "side"), [(1, 16), (1, 36), (9, 24)])
 def test_bits_are_those_of_the_ids_and_frames_those_of_the_tokenizer(frames, side):
     torch.manual_seed(0)
-    tokenizer = Tokenizer(TokenizerConfig(width=8, patch=4, multipliers=(1, 2), strides=((4, 2),), time=4)).eval()
+    tokenizer = Tokenizer(
+        TokenizerConfig(width=8, patch=4, multipliers=(1, 2), strides=((4, 2),), time_kernel=4)
+    ).eval()
     shown = torch.randint(0, 256, (frames, side, side, 3), dtype=torch.uint8)
     size, made = by_ids(tokenizer)(shown)
     tokens = (1 + math.ceil((frames - 1) / 4)) * math.ceil(side / 8) ** 2

@@ -50,13 +50,13 @@ def image_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def video_tokenizer(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("video") / "tokenizer", strides=((2, 2),), time=2)
+    return save(tmp_path_factory.mktemp("video") / "tokenizer", strides=((2, 2),), time_kernel=2)
 
 
 @pytest.fixture(scope="session")
 def clip_tokenizer(tmp_path_factory):
     """Not causal."""
-    return save(tmp_path_factory.mktemp("clip") / "tokenizer", strides=((2, 2),), time=2, norm="clip")
+    return save(tmp_path_factory.mktemp("clip") / "tokenizer", strides=((2, 2),), time_kernel=2, norm="clip")
 
 
 def moving(frames, height, width):

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from smalti.cli.tokenizers import find_tokenizer
 from smalti.tokenizer import load
+from smalti.tokenizer.open import find_tokenizer
 from tests.cli.conftest import assert_one_line
 
 
@@ -64,7 +64,7 @@ def test_inflate_makes_a_video_tokenizer(smalti, image_tokenizer, tmp_path):
     assert (ended.code, ended.err) == (0, "")
     about = json.loads(smalti("info", tmp_path / "video", "--json").out)
     assert about["strides"] == {"time": 2, "rows": 2, "columns": 2}
-    assert (about["config"]["time"], about["config"]["past"]) == (3, "full")
+    assert (about["config"]["time_kernel"], about["config"]["past_kernel"]) == (3, "full")
     assert_one_line(smalti(*command), 2, "is there already")
 
 

@@ -181,7 +181,7 @@ def test_parameters_are_as_many_as_published_less_those_that_never_run(listing, 
 
 def test_three_dimensional_models_are_labelled_not_causal_and_two_dimensional_ones_are_image_models():
     video, image = (recognised(listed(f"magicmaster_{d}d", 0.25), (8, 8, 8, 5, 5, 5)).config for d in (3, 2))
-    assert (video.is_causal, video.time, video.total_strides) == (False, 3, (4, 8, 8))
+    assert (video.is_causal, video.time_kernel, video.total_strides) == (False, 3, (4, 8, 8))
     assert (image.is_causal, image.is_tile_exact, image.total_strides) == (True, False, (1, 8, 8))
 
 

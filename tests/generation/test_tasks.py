@@ -85,7 +85,7 @@ def test_known_tokens_are_those_of_the_whole_video(task):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = TokenizerConfig(
-            width=8, patch=2, multipliers=(1, 2), strides=((2, 2),), depth=1, decoder_depth=1, middle=0, time=2
+            width=8, patch=2, multipliers=(1, 2), strides=((2, 2),), depth=1, decoder_depth=1, middle=0, time_kernel=2
         )
         tokenizer = Tokenizer(config).double().eval()
         for parameter in tokenizer.encoder.parameters():

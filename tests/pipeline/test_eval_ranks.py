@@ -22,7 +22,7 @@ SMALL = {"width": 8, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "mid
 def tokenizer(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("video") / "tokenizer"
-    Tokenizer(TokenizerConfig(**SMALL, strides=((2, 2),), time=2)).save(folder)
+    Tokenizer(TokenizerConfig(**SMALL, strides=((2, 2),), time_kernel=2)).save(folder)
     return folder
 
 

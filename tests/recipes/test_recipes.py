@@ -93,7 +93,7 @@ def test_what_all_of_magicmasters_runs_share(name):
 @pytest.mark.parametrize("name", MAGICMASTER)
 def test_the_averages_of_magicmasters_runs_start_late_and_have_their_whole_decay_at_once(name):
     config = find(name)
-    start = 20_000 if config.tokenizer.time == 1 else 200_000 if "-d128-" in name else 2_000
+    start = 20_000 if config.tokenizer.time_kernel == 1 else 200_000 if "-d128-" in name else 2_000
     decay = 0.9999 if "vqgan-patch" in name else 0.9998
     assert [config.ema_decay(n) for n in (0, start - 1, start, 10**7)] == [0.0, 0.0, decay, decay]
 
@@ -170,7 +170,7 @@ def test_inflation_leads_to_the_video_recipes():
         image = Tokenizer(find(source, tiny=True).tokenizer)
         for norm, settings in ((None, []), ("clip", ["tokenizer.norm=clip"])):
             wanted = find(name, tiny=True).override(settings).tokenizer
-            assert inflate(image, strides, time=3, past="full", norm=norm).config == wanted
+            assert inflate(image, strides, time_kernel=3, past_kernel="full", norm=norm).config == wanted
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,7 +29,7 @@ def image_tokenizer(norm="position", quantizer=None, start="repeat", seed=0):
 @pytest.mark.parametrize("start", ["repeat", "zero", "grey"])
 def test_without_time_strides_every_frame_is_reconstructed_as_an_image(norm, past, start):
     image = image_tokenizer(norm, start=start)
-    video = inflate(image, (1, 1), past=past)
+    video = inflate(image, (1, 1), past_kernel=past)
     film = clip(7)
     with torch.no_grad():
         frames = [image(film[:, :, t : t + 1]) for t in range(7)]
@@ -42,7 +42,7 @@ def test_without_time_strides_every_frame_is_reconstructed_as_an_image(norm, pas
 @pytest.mark.parametrize("time_strides", [(2, 2), (1, 2), (1, 4), (2, 1)])
 def test_with_time_strides_latents_are_those_of_every_sth_frame(quantizer, time_strides):
     image = image_tokenizer(quantizer=quantizer)
-    video = inflate(image, time_strides, time=4)
+    video = inflate(image, time_strides, time_kernel=4)
     s, film = video.strides[0], clip(9)
     with torch.no_grad():
         ids = video.encode(film)
@@ -57,7 +57,7 @@ def test_with_time_strides_latents_are_those_of_every_sth_frame(quantizer, time_
 @pytest.mark.parametrize("start", ["repeat", "zero", "grey"])
 def test_norms_over_the_clip_keep_stills_unless_grey_frames_enter_the_statistics(start):
     image, picture = image_tokenizer("frame", start=start), clip(1)
-    video = inflate(image, (2, 2), past="full", norm="clip")
+    video = inflate(image, (2, 2), past_kernel="full", norm="clip")
     with torch.no_grad():
         wanted = image(picture)
         for frames in (1, 5, 9):
@@ -74,7 +74,7 @@ def test_what_cannot_be_inflated_exactly_is_refused():
     for wrong, said in [
         (lambda: inflate(image_tokenizer("clip"), (1, 2)), "norm='clip'"),
         (lambda: inflate(image_tokenizer(), (2,)), "2 time strides"),
-        (lambda: inflate(image_tokenizer(), (1, 4), time=3), "time stride cannot exceed"),
+        (lambda: inflate(image_tokenizer(), (1, 4), time_kernel=3), "time stride cannot exceed"),
         (lambda: inflate(inflate(image_tokenizer(), (1, 2)), (1, 2)), "already"),
     ]:
         with pytest.raises(ConfigError, match=said):

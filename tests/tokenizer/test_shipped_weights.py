@@ -1,7 +1,6 @@
 """The tokenizers that come with smalti: they load by name without a network, from files of half precision."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +9,9 @@ from safetensors.torch import load_file
 import smalti
 from smalti.errors import InputError
 from smalti.tokenizer import Tokenizer
-from smalti.training.checkpoints import read_tokenizer
-from smalti.weights import IMAGE, VIDEO, shipped
+from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO, full_name, shipped_folder
 
-NAMES = (IMAGE, VIDEO)
+NAMES = (TINY_IMAGE, TINY_VIDEO)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,14 +21,14 @@ def test_a_shipped_tokenizer_loads_by_name_without_a_network(name, monkeypatch, 
     tokenizer = smalti.load(name)
     assert {p.dtype for p in tokenizer.parameters()} == {torch.float32}
     assert tokenizer.codebook_size == 64_000
-    assert (tokenizer.config.time > 1) == (name == VIDEO)
-    again = read_tokenizer(Path(name))
+    assert (tokenizer.config.time_kernel > 1) == (name == TINY_VIDEO)
+    again = smalti.load(full_name(name))
     assert again.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_file_is_small_and_its_halves_are_the_weights(name):
-    folder = shipped(name)
+    folder = shipped_folder(name)
     file = folder / "model.safetensors"
     assert file.stat().st_size < 8e6
     halves, whole = load_file(file), smalti.load(name).state_dict()
@@ -40,6 +38,6 @@ def test_a_shipped_file_is_small_and_its_halves_are_the_weights(name):
 
 
 def test_a_name_that_is_not_shipped_is_none():
-    assert shipped("smalti/large") is None
+    assert shipped_folder("smalti/large") is None
     with pytest.raises(InputError):
-        read_tokenizer(shipped(IMAGE).parent / "none")
+        smalti.load(shipped_folder(TINY_IMAGE).parent / "none")

@@ -22,7 +22,7 @@ QUANTIZERS = [LFQConfig(bits=5), FSQConfig(levels=(8, 5, 5, 5)), DSQConfig(level
 
 
 def make(quantizer: QuantizerConfig, **fields: object) -> Tokenizer:
-    small = {"width": 4, "multipliers": (1, 2), "strides": ((2, 2),), "depth": 1, "decoder_depth": 1, "time": 3}
+    small = {"width": 4, "multipliers": (1, 2), "strides": ((2, 2),), "depth": 1, "decoder_depth": 1, "time_kernel": 3}
     tokenizer = Tokenizer(TokenizerConfig(quantizer=quantizer, **{**small, "middle": 0, **fields}))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -175,14 +175,14 @@ DEFAULTS = {
     **{"width": 64, "multipliers": [1, 2, 4], "strides": [[1, 2], [1, 2]], "depth": 2, "decoder_depth": 3, "middle": 2},
     **{"patch": 1, "stem_kernel": 3, "stem_time": None, "code_kernel": 3, "head_kernel": 3, "head_time": None},
     **{"norm": "position", "groups": 32, "final_norm": True, "adaptive": "position", "adaptive_source": "codes"},
-    **{"activate_upsample": False, "bias": True, "time": 1, "past": "point", "start": "repeat"},
+    **{"activate_upsample": False, "bias": True, "time_kernel": 1, "past_kernel": "point", "start": "repeat"},
 }
 
 
 def test_fingerprints_of_this_format_stay():
     """These stand in token sets. A default that changes would give two meanings to one fingerprint: it may not."""
     assert fingerprint(TokenizerConfig().essence(), {}) == PLAIN
-    named = TokenizerConfig(quantizer=LFQConfig(bits=18), width=96, patch=8, time=4, strides=((4, 1), (1, 1)))
+    named = TokenizerConfig(quantizer=LFQConfig(bits=18), width=96, patch=8, time_kernel=4, strides=((4, 1), (1, 1)))
     assert fingerprint(named.essence(), {"weight": torch.arange(6.0).reshape(2, 3)}) == NAMED
     assert {name: TokenizerConfig().plain()[name] for name in DEFAULTS} == DEFAULTS
 

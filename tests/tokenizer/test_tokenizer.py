@@ -14,24 +14,48 @@ from smalti.tokenizer import Tokenizer, TokenizerConfig, decode_tiles, encode_ti
 QUANTIZERS = [LFQConfig(bits=18), FSQConfig(), FSQConfig(levels=(8, 8, 5, 4, 4, 3)), DSQConfig()]
 SMALL = {"width": 8, "depth": 1, "decoder_depth": 1, "middle": 1}
 PLANS = {
-    "paper": {"multipliers": (1, 2, 2, 4), "strides": ((1, 2), (2, 2), (2, 2)), "time": 3, "past": "full"},
-    "patch": {"multipliers": (1, 2, 3), "strides": ((2, 2), (2, 1)), "patch": 4, "time": 3, "past": "point"},
-    "zero": {"multipliers": (1, 2), "strides": ((2, 2),), "patch": 2, "time": 2, "past": "full", "start": "zero"},
-    "image": {"multipliers": (1, 2), "strides": ((1, 2),), "patch": 2, "time": 1},
+    "paper": {
+        "multipliers": (1, 2, 2, 4),
+        "strides": ((1, 2), (2, 2), (2, 2)),
+        "time_kernel": 3,
+        "past_kernel": "full",
+    },
+    "patch": {
+        "multipliers": (1, 2, 3),
+        "strides": ((2, 2), (2, 1)),
+        "patch": 4,
+        "time_kernel": 3,
+        "past_kernel": "point",
+    },
+    "zero": {
+        "multipliers": (1, 2),
+        "strides": ((2, 2),),
+        "patch": 2,
+        "time_kernel": 2,
+        "past_kernel": "full",
+        "start": "zero",
+    },
+    "image": {"multipliers": (1, 2), "strides": ((1, 2),), "patch": 2, "time_kernel": 1},
     "grey": {
-        **{"multipliers": (1, 2, 2), "strides": ((1, 2), (2, 2)), "time": 3, "past": "full", "start": "grey"},
+        **{
+            "multipliers": (1, 2, 2),
+            "strides": ((1, 2), (2, 2)),
+            "time_kernel": 3,
+            "past_kernel": "full",
+            "start": "grey",
+        },
         **{"stem_kernel": 5, "stem_time": 5, "head_kernel": 1, "head_time": 1, "code_kernel": 1, "final_norm": False},
         **{"adaptive_source": "first", "activate_upsample": True, "depth": (1, 0, 2), "decoder_depth": (0, 1, 1)},
     },
     "plain": {
         "multipliers": (1, 2),
         "strides": ((4, 2),),
-        "time": 4,
+        "time_kernel": 4,
         "start": "grey",
         "bias": False,
         "adaptive": "none",
     },
-    "pooled": {"multipliers": (1, 2), "strides": ((2, 2),), "time": 3, "adaptive": "frame"},
+    "pooled": {"multipliers": (1, 2), "strides": ((2, 2),), "time_kernel": 3, "adaptive": "frame"},
 }
 
 

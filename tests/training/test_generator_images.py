@@ -10,8 +10,8 @@ from smalti.data import read_image
 from smalti.data.bundled import photos
 from smalti.files import sha256
 from smalti.generation import Generator
+from smalti.model_folder import checkpoints
 from smalti.tokens.reader import TokenSet
-from smalti.training.checkpoints import checkpoints
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_state import run_generator
 from tests.token_sets import save_tokenizer
@@ -25,7 +25,7 @@ PAINTING = ("outpainting", "inpainting")
 def made(tmp_path_factory):
     """A picture tokenizer of strides 8 x 8, and a set of 32 x 32 pictures in folders of three classes."""
     folder = tmp_path_factory.mktemp("pictures")
-    save_tokenizer(folder / "tokenizer", strides=((1, 2),), time=1, patch=4)
+    save_tokenizer(folder / "tokenizer", strides=((1, 2),), time_kernel=1, patch=4)
     for number, photo in enumerate(sorted(photos("train").iterdir())[:12]):
         target = folder / "photos" / CLASSES[number % 3] / photo.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from smalti.training.checkpoints import checkpoints
+from smalti.model_folder import checkpoints
 from tests.training.test_generator_images import config_of as picture_config
 from tests.training.test_generator_images import made as pictures  # noqa: F401 - a fixture
 from tests.training.test_generator_run import config_of as video_config

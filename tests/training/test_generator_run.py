@@ -18,9 +18,9 @@ from smalti.data.videos import read_clip
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import sha256
 from smalti.generation import Generator, MaskedConfig, PaintingTask
+from smalti.model_folder import checkpoints
 from smalti.tokens.options import Options
 from smalti.tokens.reader import TokenSet
-from smalti.training.checkpoints import checkpoints
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_state import run_generator, task_of
 from tests.token_sets import make_set, save_tokenizer
@@ -40,7 +40,7 @@ CHILD = (
 def made(tmp_path_factory):
     """A tokenizer of strides 4 x 8 x 8, and sets of 9-frame clips of the film: training and held-out."""
     folder = tmp_path_factory.mktemp("made")
-    save_tokenizer(folder / "tokenizer", strides=((4, 2),), time=4, patch=4)
+    save_tokenizer(folder / "tokenizer", strides=((4, 2),), time_kernel=4, patch=4)
     for part in ("train", "heldout"):
         make_set(folder / "tokenizer", film(part), folder / part, options=Options(size=32, clip=9))
     return folder
@@ -155,7 +155,7 @@ def test_a_model_that_does_not_fit_the_set_names_the_field_to_set(made, tmp_path
 
 
 def test_another_tokenizer_than_that_of_the_set_is_refused(made, tmp_path):
-    other = save_tokenizer(tmp_path / "other", seed=1, strides=((4, 2),), time=4, patch=4)
+    other = save_tokenizer(tmp_path / "other", seed=1, strides=((4, 2),), time_kernel=4, patch=4)
     with pytest.raises(IntegrityError, match="made by the tokenizer"):
         run_generator(config_of(made, tokenizer=str(other)), tmp_path / "run", device="cpu")
     assert torch.get_num_threads() >= 1
@@ -252,7 +252,7 @@ def test_longer_video_goes_on_window_after_window(made, undisturbed, tmp_path):
 def test_what_cannot_be_drawn_is_one_line(made, undisturbed, tmp_path, monkeypatch, capsys, options, code, message):
     monkeypatch.chdir(tmp_path)
     clip_of(tmp_path)
-    save_tokenizer(tmp_path / "other", seed=1, strides=((4, 2),), time=4, patch=4)
+    save_tokenizer(tmp_path / "other", seed=1, strides=((4, 2),), time_kernel=4, patch=4)
     frame = torch.zeros(32, 48, 3, dtype=torch.uint8)
     write_video(tmp_path / "wide.mp4", iter([frame] * 9), 24.0)
     write_video(tmp_path / "short.mp4", iter([frame[:, :32]] * 3), 24.0)

@@ -25,8 +25,8 @@ SMALL = {
 }
 PLANS = {
     "image": TokenizerConfig(**SMALL | {"strides": ((1, 2),), "norm": "frame", "adaptive": "frame"}),
-    "point": TokenizerConfig(**SMALL, time=3),
-    "full": TokenizerConfig(**SMALL, time=3, past="full", start="grey", norm="frame"),
+    "point": TokenizerConfig(**SMALL, time_kernel=3),
+    "full": TokenizerConfig(**SMALL, time_kernel=3, past_kernel="full", start="grey", norm="frame"),
 }
 
 

@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from smalti.files import sha256
+from smalti.model_folder import checkpoints
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from smalti.training.checkpoints import checkpoints
 
 # As smalti.training.tokenizer_run.run does, and it writes down which samples each step of this rank had.
 LOOP = """

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
 from smalti.files import sha256
+from smalti.model_folder import checkpoints
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from smalti.training.checkpoints import checkpoints
 from smalti.training.config import TokenizerTraining
 from smalti.training.tokenizer_run import run
 

@@ -20,7 +20,7 @@ from smalti.training.distributed import update_ema
 from smalti.training.tokenizer_step import accumulate, step
 
 MODEL = TokenizerConfig(
-    width=8, depth=1, decoder_depth=1, middle=1, patch=2, multipliers=(1, 2), strides=((2, 2),), time=3,
+    width=8, depth=1, decoder_depth=1, middle=1, patch=2, multipliers=(1, 2), strides=((2, 2),), time_kernel=3,
     quantizer=LFQConfig(bits=6),
 )  # fmt: skip
 LFQ_WEIGHTS = {"l1": 0.7, "l2": 1.3, "token_entropy": 0.1, "batch_entropy": -0.1, "commitment": 0.25}

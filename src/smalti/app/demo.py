@@ -67,7 +67,8 @@ def run_demo(
     with stage("Measuring it on photographs that it has never seen"):
         on_photos = score_tokenizer(image, PHOTOS.build(), SMALTI)
     with stage("Inflating it to a video tokenizer, and measuring that on unseen shots"):
-        inflated = inflate(image, tuple(t for t, _ in video_config.tokenizer.strides), time=video_config.tokenizer.time)
+        config = video_config.tokenizer
+        inflated = inflate(image, tuple(t for t, _ in config.strides), time_kernel=config.time_kernel)
         inflated.save(out / "inflated", replace=True)
         before = score_tokenizer(inflated, SHOTS.build(), SMALTI)
     with stage("Fine-tuning it on film"):

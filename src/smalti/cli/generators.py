@@ -12,21 +12,9 @@ if TYPE_CHECKING:
 
 def find_generator(name: str) -> Path | None:
     """The folder of a generator: `name` itself, or that of a run, finished or not; None where there is none."""
-    from smalti.training.checkpoints import checkpoints
+    from smalti.model_folder import find_model
 
-    folder = Path(name)
-    newest = [checkpoint / "generator" for checkpoint in reversed(checkpoints(folder))]
-    for candidate in (folder / "generator", *newest):
-        if (candidate / "config.json").is_file():
-            return candidate
-    config = folder / "config.json"
-    if config.is_file():
-        from smalti.files import read_json
-
-        about = read_json(config)
-        if isinstance(about, dict) and "generator" in about:
-            return folder
-    return None
+    return find_model(Path(name), "generator")
 
 
 def open_generator(name: str, device: str | None) -> "tuple[Generator, Path]":

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
 from smalti.errors import BadFile, ConfigError, InputError
-from smalti.weights import IMAGE, VIDEO
 
 if TYPE_CHECKING:
     from smalti.data.list_formats import Listing
@@ -140,7 +139,9 @@ def reconstruct(
     """
     tokenizer, inputs = tokenizer_and_media(names)
     jobs = plan(inputs, out, overwrite)
-    wanted = {job: tokenizer or (VIDEO if job.is_video else IMAGE) for job in jobs}
+    from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO
+
+    wanted = {job: tokenizer or (TINY_VIDEO if job.is_video else TINY_IMAGE) for job in jobs}
     models = {name: open_tokenizer(name, device) for name in set(wanted.values())}
     done: list[Reconstructed] = []
     bad: list[BadFile] = []
@@ -169,10 +170,12 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
 
     Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
     """
+    from smalti.tokenizer.open import find_tokenizer
+
     first, *others = names
     media = [Path(name) for name in others]
     try:
-        pretrained_name(first)
+        find_tokenizer(first)
     except InputError as fault:
         if others and not _holds_media(Path(first)):
             raise fault from None

@@ -8,10 +8,9 @@ import typer
 
 from smalti.cli import asked
 from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import HUB, TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer, pretrained_name
+from smalti.cli.tokenizers import TOKENIZER_HELP, DeviceOption, JsonOption, open_tokenizer
 from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
 from smalti.errors import ConfigError, InputError
-from smalti.weights import shipped
 
 if TYPE_CHECKING:
     from smalti.tokens.finalize import Summary
@@ -62,8 +61,9 @@ def tokenize(
     """
     flags = {"size": size_of(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
     given = Given(*chosen(data, source, flags, assignments or []), workers, engine, gpus, timeout, memory, resume)
-    name = pretrained_name(tokenizer)
-    summary = make(name, out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
+    from smalti.tokenizer.open import full_name
+
+    summary = make(full_name(tokenizer), out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
     if summary is None:
         return
     _tell(out, summary, as_json)
@@ -119,7 +119,7 @@ def decode(
     for target in jobs.values():
         if target.exists() and not overwrite:
             raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = open_tokenizer(tokenizer or _named(name), device)
+    model = open_tokenizer(name, device)
     found.check(model)
     done = []
     with bar("decoding", len(jobs)) as advance:
@@ -156,11 +156,6 @@ def export(
         print_json({"out": out, **metadata})
     else:
         print(f"{out}: {metadata['rows']:,} rows, {metadata['tokens']:,} tokens as {metadata['type']}")
-
-
-def _named(name: str) -> str:
-    """The tokenizer that a set names: a folder, one that smalti ships, or else a repository of the hub."""
-    return name if Path(name).is_absolute() or shipped(name) else f"{HUB}{name}"
 
 
 def describe_set(path: Path) -> dict[str, Any]:

@@ -8,46 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from smalti.cli.terminal import print_json
-from smalti.errors import ConfigError, InputError
-from smalti.weights import IMAGE, VIDEO, shipped
+from smalti.errors import ConfigError
 
 if TYPE_CHECKING:
     from smalti.tokenizer import Tokenizer
 
-HUB = "hf:"
-TOKENIZER_HELP = "A tokenizer folder, a run folder, smalti/tiny-image, smalti/tiny-video, or hf:OWNER/NAME."
+TOKENIZER_HELP = "A tokenizer folder, a run folder, smalti/tiny-image, smalti/tiny-video, or OWNER/NAME on the hub."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best there is if not given.")]
 
 
-def find_tokenizer(name: str) -> Path:
-    """The folder of a tokenizer: `name` itself, or that of a run, finished or not (its newest checkpoint's).
-
-    Raises InputError where there is none.
-    """
-    from smalti.training.checkpoints import tokenizer_folder
-
-    folder = Path(name)
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "no such folder"
-        known = f"a tokenizer folder, a run folder, {IMAGE}, {VIDEO}, or {HUB}OWNER/NAME for the hub"
-        raise InputError(f"{name}: {what}; give {known}")
-    return tokenizer_folder(folder)
-
-
-def pretrained_name(name: str) -> str:
-    """The tokenizer that the user names as `Tokenizer.from_pretrained` takes it, from any working folder."""
-    if name.startswith(HUB):
-        return name.removeprefix(HUB)
-    return name if shipped(name) else str(find_tokenizer(name).absolute())
-
-
 def open_tokenizer(name: str, device: str | None = "cpu") -> "Tokenizer":
     """The tokenizer that the user names, on the device of that name, or on the best there is."""
-    from smalti.tokenizer import Tokenizer
+    from smalti.tokenizer import load
     from smalti.training.distributed import pick_device
 
-    return Tokenizer.from_pretrained(pretrained_name(name), device=pick_device(device))
+    return load(name, pick_device(device))
 
 
 def info(
@@ -68,6 +44,7 @@ def info(
     from smalti.cli.generators import describe_generator, find_generator
     from smalti.cli.token_sets import describe_set
     from smalti.pipeline.evaluate import is_token_set
+    from smalti.tokenizer.open import find_tokenizer
 
     path, run = Path(tokenizer), False
     if path.is_file():
@@ -94,7 +71,7 @@ def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
     bits = math.log2(tokenizer.codebook_size)
     tensors = [*tokenizer.state_dict().values()]
     return {
-        "kind": "image" if tokenizer.config.time == 1 else "video",
+        "kind": "image" if tokenizer.config.time_kernel == 1 else "video",
         "strides": {"time": time, "rows": rows, "columns": columns},
         "quantizer": tokenizer.config.quantizer.kind,
         "levels": list(tokenizer.levels),
@@ -124,7 +101,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def last_lines(run: Path) -> dict[str, Any]:
     """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
-    from smalti.training.checkpoints import checkpoints
+    from smalti.model_folder import checkpoints
 
     found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}
     log = run / "log.jsonl"
@@ -160,7 +137,7 @@ def inflate(
     from smalti.tokenizer import inflate as inflated
 
     strides = _numbers("--time-strides", time_strides)
-    video = inflated(open_tokenizer(image_tokenizer), strides, time=time, past=past, norm=norm)
+    video = inflated(open_tokenizer(image_tokenizer), strides, time_kernel=time, past_kernel=past, norm=norm)
     video.save(out)
     print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (frames, rows, columns)")
 

@@ -9,6 +9,7 @@ import torch
 
 from smalti.errors import ConfigError
 from smalti.files import read_json, write_json
+from smalti.training.config import TokenizerTraining
 from smalti.version import __version__
 
 ASKED = "asked.json"
@@ -25,11 +26,17 @@ def begin(out: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
     if path.is_file():
         if not resume:
             raise ConfigError(f"{out}: holds a bench already; give --resume to go on with it, or another --out")
-        before = _grown(read_json(path), plain)
+        before = _grown(_in_present_names(read_json(path), str(path)), plain)
         changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
         if changed:
             raise ConfigError(f"{out}: was begun with other {', '.join(changed)}; give the same, or another --out")
     write_json(path, plain)
+
+
+def _in_present_names(before: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what an earlier version wrote with the names that fields of configs have now."""
+    configs = {name: TokenizerTraining.parse(config, where).plain() for name, config in before["contenders"].items()}
+    return {**before, "contenders": configs}
 
 
 def _grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def recognise(shapes: Shapes, levels: tuple[int, ...] | None, where: str) -> Fou
         adaptive="none" if "adaptive" not in kinds else "clip" if video else "frame",
         adaptive_source="first",
         activate_upsample=True,
-        time=3 if video else 1,
-        past="full",
+        time_kernel=3 if video else 1,
+        past_kernel="full",
         start="grey" if video else "repeat",
     )
     links = [

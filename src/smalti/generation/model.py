@@ -10,7 +10,7 @@ from smalti.config import Config, Triple, Tuple
 from smalti.errors import ConfigError, IntegrityError
 from smalti.generation.autoregressive import AutoregressiveConfig, AutoregressiveTransformer
 from smalti.generation.transformer import MaskedConfig, MaskedTransformer
-from smalti.model_folder import described, precision, read_model, write_model
+from smalti.model_folder import dtype_of, fingerprint_of, read_model, write_model
 from smalti.text import nearest
 from smalti.tokenizer_info import check_fingerprint
 from smalti.version import __version__
@@ -64,7 +64,7 @@ class Generator(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """The sha256 of config, origin and weights."""
-        return described(self.sections, self.model.state_dict())
+        return fingerprint_of(self.sections, self.model.state_dict())
 
     @property
     def hints(self) -> bool:
@@ -90,6 +90,6 @@ class Generator(NamedTuple):
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
         found.check({"generator": named.generator, "origin": named.origin})
-        model = named.generator.build().to(precision(found.tensors))
-        found.fill(model)
+        model = named.generator.build().to(dtype_of(found.tensors))
+        found.load_into(model)
         return cls(model.to(device).eval(), named.origin)

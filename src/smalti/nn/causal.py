@@ -30,7 +30,7 @@ class Window(NamedTuple):
     """Kernels of the past frames: as large as that of the current frame, or 1x1."""
     start: Start = "repeat"
     """What stands before the first frame: itself, or zeros. With `grey`, a video comes with frames of its own in front
-    that complete its first group (see `smalti.tokenizer.encoder`): groups are whole from the start, s*n -> n, and zeros
+    that complete its first group (see `smalti.tokenizer.cnn`): groups are whole from the start, s*n -> n, and zeros
     stand before them (MagicMaster, mindone)."""
 
 

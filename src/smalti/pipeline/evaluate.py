@@ -52,7 +52,6 @@ from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer, load
 from smalti.tokenizer.score import pairs_of_tokenizer
-from smalti.training.checkpoints import tokenizer_folder
 from smalti.training.distributed import World, join_world, pick_device
 from smalti.video import to_uint8, to_video
 
@@ -217,7 +216,7 @@ def _evaluate_tokenizer(
 
 def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOptions, device: torch.device) -> _Ready:
     protocol = find_protocol(options.protocol, PROTOCOLS)
-    tokenizer = target.to(device) if isinstance(target, Tokenizer) else _open(target, device)
+    tokenizer = target.to(device) if isinstance(target, Tokenizer) else load(target, device=device)
     clips = clips_of(data, protocol, options, is_image_model=tokenizer.config.time == 1)
     lpips = _find_lpips(protocol, options.lpips, device)
     features = _find_features(protocol, options.features, device)
@@ -268,7 +267,7 @@ def _evaluate_token_set(
     if name is None:
         raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
     device = pick_device(options.device)
-    tokenizer = _open(name, device)
+    tokenizer = load(name, device=device)
     scores = _scores(protocol, options, device, tokens.about.levels)
     pairs = pairs_of_token_set(
         tokenizer,
@@ -306,14 +305,6 @@ def _evaluate_generated(
         folders, real, protocol, features, limit=options.limit, root=options.root, previews=_PREVIEWS, progress=progress
     )
     return Evaluation(*result)
-
-
-def _open(name: str | Path, device: torch.device) -> Tokenizer:
-    """Load a tokenizer by its name: a folder, a run folder, a shipped one, or a repository of the hub."""
-    folder = Path(name)
-    if folder.exists():
-        name = tokenizer_folder(folder).absolute()
-    return load(str(name).removeprefix("hf:"), device=device)
 
 
 def _scores(

@@ -52,8 +52,8 @@ def video_tokenizer(quantizer: QuantizerConfig, width: int = 64) -> TokenizerCon
             "head_time": 1,
             "norm": "clip",
             "adaptive": "clip",
-            "time": 3,
-            "past": "full",
+            "time_kernel": 3,
+            "past_kernel": "full",
             "start": "grey",
         }
     )
@@ -149,7 +149,7 @@ def _training(
         ema_rise="none",
         ema_start=average[1],
         precision=precision,
-        workers=12 if tokenizer.time > 1 else 4,
+        workers=12 if tokenizer.time_kernel > 1 else 4,
         log_every=100,
         save_every=10_000,
         sample_every=10_000,

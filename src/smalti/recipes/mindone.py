@@ -38,7 +38,7 @@ def tokenizer() -> TokenizerConfig:
 def video_tokenizer() -> TokenizerConfig:
     """VQVAE-3d: 349,247,488 parameters. It is what `smalti inflate --time-strides 2,2,1` makes of VQVAE-2d."""
     strides = tuple((time, 2) for time in TIME_STRIDES)
-    return tokenizer().replace({"time": 3, "past": "full", "strides": strides})
+    return tokenizer().replace({"time_kernel": 3, "past_kernel": "full", "strides": strides})
 
 
 def image() -> TokenizerTraining:

@@ -15,7 +15,7 @@ def shrink(full: TokenizerTraining, steps: int = 40) -> TokenizerTraining:
 
     Everything else is as it was: quantizer, norms, strides, losses, adversary, optimizers, averaging, transforms.
     """
-    is_video = full.tokenizer.time > 1
+    is_video = full.tokenizer.time_kernel > 1
     changes: dict[str, object] = {
         "tokenizer": _tokenizer(full.tokenizer),
         "data": full.data.replace(_data(is_video, "train")),

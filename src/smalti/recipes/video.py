@@ -11,7 +11,7 @@ from smalti.training.config import OptimizerConfig, TokenizerTraining
 
 def small_video_tokenizer() -> TokenizerConfig:
     """The small image tokenizer, inflated: 4x8x8 strides; the taps of past frames are 1x1."""
-    return small_image_tokenizer().replace({"time": 4, "strides": ((4, 1),)})
+    return small_image_tokenizer().replace({"time_kernel": 4, "strides": ((4, 1),)})
 
 
 def tiny_video(steps: int = 200) -> TokenizerTraining:
@@ -36,7 +36,7 @@ def video() -> TokenizerTraining:
     base = image()
     return base.replace(
         {
-            "tokenizer": base.tokenizer.replace({"time": 4, "strides": ((4, 2),)}),
+            "tokenizer": base.tokenizer.replace({"time_kernel": 4, "strides": ((4, 2),)}),
             "data": VideosConfig(path=FOLDER, size=128, frames=17),
             "batch_size": 64,
             "lpips_frames": "random",
@@ -57,7 +57,7 @@ def paper_video() -> TokenizerTraining:
     optimizer = base.optimizer.replace({"warmup": 2_000})
     return base.replace(
         {
-            "tokenizer": base.tokenizer.replace({"time": 3, "past": "full", "strides": late}),
+            "tokenizer": base.tokenizer.replace({"time_kernel": 3, "past_kernel": "full", "strides": late}),
             "data": VideosConfig(path=FOLDER, size=128, frames=17),
             "steps": 190 * (KINETICS_600 // 256),
             "lpips_frames": "random",

@@ -1,11 +1,11 @@
 """The tokenizer: an encoder, a scalar quantizer and a decoder."""
 
-from smalti.tokenizer.config import AnyTokenizerConfig, TokenizerConfig, VQGANConfig
+from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.inflate import inflate
+from smalti.tokenizer.open import load
 from smalti.tokenizer.tiles import decode_tiles, encode_tiles
-from smalti.tokenizer.tokenizer import Reconstruction, Tokenizer
-
-load = Tokenizer.from_pretrained
+from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
+from smalti.tokenizer.vqgan import VQGANConfig
 
 __all__ = [
     "AnyTokenizerConfig",

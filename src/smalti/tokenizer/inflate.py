@@ -5,7 +5,7 @@ import torch
 from smalti.errors import ConfigError
 from smalti.nn.causal import PastKernel
 from smalti.nn.norm import NormKind
-from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.tokenizer import Tokenizer
 
 
@@ -13,8 +13,8 @@ def inflate(
     image: Tokenizer,
     time_strides: tuple[int, ...],
     *,
-    time: int = 3,
-    past: PastKernel | None = None,
+    time_kernel: int = 3,
+    past_kernel: PastKernel | None = None,
     norm: NormKind | None = None,
 ) -> Tokenizer:
     """A video tokenizer with the weights of `image`: its 2-D kernels become the taps of the current frame, and the taps
@@ -33,8 +33,8 @@ def inflate(
     old = image.config
     if not isinstance(old, TokenizerConfig):
         raise ConfigError(f"inflate: a tokenizer of kind {old.kind!r} has no video form; train one of kind causal-cnn")
-    if old.time != 1:
-        raise ConfigError(f"inflate: this is a video tokenizer already (time={old.time})")
+    if old.time_kernel != 1:
+        raise ConfigError(f"inflate: this is a video tokenizer already (time_kernel={old.time_kernel})")
     if not image.is_causal and norm is None:
         raise ConfigError(
             f"inflate: norm={old.norm!r} mixes the frames of a clip; inflation is exact for position, frame"
@@ -42,10 +42,10 @@ def inflate(
     if len(time_strides) != len(old.strides):
         raise ConfigError(f"inflate: {len(old.strides)} time strides are needed (found {len(time_strides)})")
     strides = tuple((t, s) for t, (_, s) in zip(time_strides, old.strides, strict=True))
-    changes: dict[str, object] = {"time": time, "strides": strides}
-    changes |= {name: value for name, value in (("past", past), ("norm", norm)) if value is not None}
+    changes: dict[str, object] = {"time_kernel": time_kernel, "strides": strides}
+    changes |= {name: value for name, value in (("past_kernel", past_kernel), ("norm", norm)) if value is not None}
     config = TokenizerConfig.parse({**old.plain(), **changes}, where="inflate")
-    video = Tokenizer(config).to(next(image.parameters()).dtype)
+    video = Tokenizer(config).to(image.dtype)
     weights = video.state_dict()
     with torch.no_grad():
         for name, weight in image.state_dict().items():

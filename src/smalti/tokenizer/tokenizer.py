@@ -1,29 +1,43 @@
 """The tokenizer: pixels -> latents -> ids -> latents -> pixels, whole, streamed, or tile by tile."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
+from smalti.config import Config
+from smalti.errors import ConfigError, IntegrityError
+from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
-from smalti.tokenizer.config import AnyTokenizerConfig
-from smalti.tokenizer.storage import Stored
+from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import TokenizerInfo
+from smalti.version import __version__
 from smalti.video import crop_to, legal_size, pad_to, size_of
+
+AnyTokenizerConfig = Annotated[TokenizerConfig | VQGANConfig, Field(discriminator="kind")]
+
+
+class _ConfigFile(Config):
+    """The section of config.json that says what to build, so that a fault in it is named by its place in the file."""
+
+    tokenizer: AnyTokenizerConfig
 
 
 class Reconstruction(NamedTuple):
-    """All that training needs of one forward pass."""
+    """Result of a forward pass, with gradients."""
 
     video: Float[Tensor, "b 3 t h w"]
     ids: Int[Tensor, "b t2 h2 w2"]
     losses: Mapping[str, Tensor]
-    """The quantizer's, unweighted."""
+    """Losses of the quantizer, unweighted."""
 
 
-class Tokenizer(Stored, nn.Module):
+class Tokenizer(nn.Module):
     """An encoder, a scalar quantizer and a decoder. A video is `b 3 t h w` in [-1, 1]; an image has t = 1.
 
     Any height, width and length is taken: a video is padded at the right, the bottom and the end by repeating its last
@@ -37,13 +51,28 @@ class Tokenizer(Stored, nn.Module):
         networks = config.networks(self.quantizer.dim)
         self.encoder, self.decoder = networks[0], networks[1]
         self.strides = config.total_strides
-        """Frames, rows and columns per token."""
+        """Frames, height and width in pixels of one token."""
         self.levels = self.quantizer.levels
         self.codebook_size = self.quantizer.codebook_size
         self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
         self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.decoder.last_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights; the quantizer's is never less than float32."""
+        return self.decoder.last_weight.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of config and weights: token sets name it, and a file is checked against it when it is read."""
+        return fingerprint_of({"tokenizer": self.config}, self.state_dict())
 
     @property
     def info(self) -> TokenizerInfo:
@@ -54,6 +83,42 @@ class Tokenizer(Stored, nn.Module):
             codebook_size=self.codebook_size,
             strides=self.strides,
         )
+
+    def __repr__(self) -> str:
+        medium = "image" if self.config.time_kernel == 1 else "video"
+        sizes = f"{'x'.join(map(str, self.strides))} pixels a token, {self.codebook_size:,} codes"
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        where = f"{parameters:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+        return f"{medium} tokenizer: {sizes}, {where}\n{super().__repr__()}"
+
+    def save(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
+        write_model(Path(path), self, {"tokenizer": self.config}, replace=replace)
+
+    save_pretrained = save
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Tokenizer":
+        """Read a folder that `save` wrote, with the number type that it had. Runs no code from it.
+
+        `smalti.load` takes other names than folders too. Raises InputError if the folder is not there, IntegrityError
+        if one bit of it differs from what was written. Other files may lie beside it (a model card); without a
+        manifest, the fingerprint alone is checked.
+        """
+        files = read_model(Path(path), "tokenizer", ("tokenizer",))
+        try:
+            config = _ConfigFile.parse(files.plain, where=str(files.config_path)).tokenizer
+        except ConfigError as error:
+            raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
+        files.check({"tokenizer": config})
+        # A quantizer may have a number type of its own (see `ScalarQuantizer._apply`).
+        tokenizer = cls(config).to(dtype_of(files.tensors, apart="quantizer."))
+        files.load_into(tokenizer)
+        return tokenizer.to(device).eval()
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
+        return upload_model(self.save, repository, private=private)
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
         """Encode and decode, with gradients; the reconstruction has the size of the video."""
@@ -132,13 +197,13 @@ class Tokenizer(Stored, nn.Module):
         """`b c t h w` as `t b c h w` in the type of the weights, with the channels last in memory.
 
         That is up to 1.2 times as fast on a CPU, what a GPU's matrix units want, and always the same order in memory,
-        so that equal codes give equal bits. Some image models keep their rows together on a CPU.
+        so that equal codes give equal bits. Some image models are faster with contiguous memory on a CPU.
         """
         frames = x.permute(2, 0, 1, 3, 4)
-        rows = self.config.rows_on_cpu and x.device.type == "cpu"
-        order = torch.contiguous_format if rows else torch.channels_last
-        pictures = frames.flatten(0, 1).to(self.decoder.last_weight.dtype, memory_format=order)
-        return pictures.unflatten(0, frames.shape[:2])
+        contiguous = self.config.is_contiguous_on_cpu and x.device.type == "cpu"
+        order = torch.contiguous_format if contiguous else torch.channels_last
+        images = frames.flatten(0, 1).to(self.dtype, memory_format=order)
+        return images.unflatten(0, frames.shape[:2])
 
     def _check_causal(self) -> None:
         if not self.is_causal:

@@ -83,10 +83,10 @@ def work(plan: Plan, job: Job, shards: Sequence[int], limits: Limits, watch: Wat
 
 
 def _work_here(plan: Plan, job: Job, shards: Sequence[int], tell: Watch) -> None:
-    from smalti.tokenizer import Tokenizer
+    from smalti.tokenizer import load
     from smalti.tokens.tokenize import make_shard
 
-    tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
+    tokenizer = load(job.tokenizer, job.device)
     plan.about.check(tokenizer.info, plan.folder)
     seen = Seen(0, 0, 0, 0)
     for shard in shards:

@@ -8,7 +8,7 @@ import torch
 
 from smalti.files import remove_leftovers
 from smalti.text import printable
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import load
 from smalti.tokens.finalize import read_made, write_made
 from smalti.tokens.inputs import AnyInputs
 from smalti.tokens.options import Options
@@ -37,7 +37,7 @@ def begin(
     does, and InputError where there are no inputs.
     """
     need_pyarrow()
-    model = Tokenizer.from_pretrained(tokenizer)
+    model = load(tokenizer)
     if out.is_dir():
         for folder in (out, out / "data", out / "reports"):
             remove_leftovers(folder)

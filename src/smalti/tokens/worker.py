@@ -60,12 +60,12 @@ def main() -> None:
 
 def serve(job: Job, say: Say) -> None:
     """Follow the orders `{"shard", "avoid"}` and `{"shard", "probe"}` on the standard input."""
-    from smalti.tokenizer import Tokenizer
+    from smalti.tokenizer import load
     from smalti.tokens.plan import load_plan
     from smalti.tokens.tokenize import make_shard, probe_item, warm_up
 
     plan, root = load_plan(Path(job.folder)), Path(job.root)
-    tokenizer = Tokenizer.from_pretrained(job.tokenizer, device=job.device)
+    tokenizer = load(job.tokenizer, job.device)
     plan.about.check(tokenizer.info, plan.folder)
 
     warm_up(tokenizer)

@@ -1,7 +1,6 @@
 """The checkpoints of a run folder: their names, what they say of themselves, the newest whole one, and old ones."""
 
 import hashlib
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,9 +11,8 @@ import torch
 
 from smalti.errors import InputError, IntegrityError
 from smalti.files import check_manifest, read_json, write_json
-from smalti.tokenizer import Tokenizer
+from smalti.model_folder import checkpoints
 from smalti.version import __version__
-from smalti.weights import shipped
 
 _FORMAT = 1
 
@@ -22,31 +20,6 @@ _FORMAT = 1
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
     return folder / f"step-{step:08d}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
-
-
-def tokenizer_folder(path: Path) -> Path:
-    """The folder of a tokenizer: `path` itself, or that of a run, finished or not (its newest checkpoint's).
-
-    Raises InputError where there is none.
-    """
-    newest = [checkpoint / "tokenizer" for checkpoint in reversed(checkpoints(path))]
-    for candidate in (path, path / "tokenizer", *newest):
-        if (candidate / "config.json").is_file():
-            return candidate
-    wanted = "a tokenizer (config.json and model.safetensors) nor a run with a checkpoint (step-*/tokenizer)"
-    raise InputError(f"{path}: holds neither {wanted}")
-
-
-def read_tokenizer(path: Path, device: str | torch.device = "cpu") -> Tokenizer:
-    """The tokenizer of a folder, of a run, or one that smalti ships, by its name. Raises InputError as above."""
-    if not path.is_dir() and shipped(path.as_posix()):
-        return Tokenizer.from_pretrained(path.as_posix(), device=device)
-    return Tokenizer.load(tokenizer_folder(path), device)
 
 
 def digest_of(keys: list[str]) -> str:

@@ -39,13 +39,13 @@ from smalti.generation import (
 )
 from smalti.model_folder import WEIGHTS
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import load as load_tokenizer
 from smalti.tokens.dataset import TokenBatch, TokenDataset, token_batches
 from smalti.tokens.reader import TokenSet
 from smalti.training.checkpoints import (
     checkpoint_path,
     keep_newest,
     read_about,
-    read_tokenizer,
     resume_newest,
     write_about,
 )
@@ -123,7 +123,7 @@ def start(config: GeneratorTraining, tokens: TokenSet, world: World) -> Generato
         model = config.generator.build()
     tokenizer = None
     if config.tokenizer is not None:
-        tokenizer = read_tokenizer(config.tokenizer, world.device)
+        tokenizer = load_tokenizer(str(config.tokenizer), world.device)
         tokens.check(tokenizer)
     model.to(world.device).train()
     classes = tokens.classes if config.generator.classes else ()

@@ -15,7 +15,8 @@ from smalti.files import load_tensors, new_folder, save_tensors
 from smalti.losses import Anchors
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
-from smalti.training.checkpoints import checkpoint_path, read_about, read_tokenizer, write_about
+from smalti.tokenizer import load as load_tokenizer
+from smalti.training.checkpoints import checkpoint_path, read_about, write_about
 from smalti.training.config import AdversaryConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.optimizer import adamw, flatten, shared, unflatten
@@ -61,7 +62,7 @@ def start(config: TokenizerTraining, world: World) -> TrainState:
         tokenizer = Tokenizer(config.tokenizer)
         discriminator = None if config.adversary is None else config.adversary.discriminator.build()
     if config.init is not None:
-        given = read_tokenizer(config.init)
+        given = load_tokenizer(str(config.init))
         if given.config != config.tokenizer:
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
         tokenizer.load_state_dict(given.state_dict())
