@@ -217,7 +217,7 @@ def _evaluate_tokenizer(
 def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOptions, device: torch.device) -> _Ready:
     protocol = find_protocol(options.protocol, PROTOCOLS)
     tokenizer = target.to(device) if isinstance(target, Tokenizer) else load(target, device=device)
-    clips = clips_of(data, protocol, options, is_image_model=tokenizer.config.time == 1)
+    clips = clips_of(data, protocol, options, is_image_model=tokenizer.config.time_kernel == 1)
     lpips = _find_lpips(protocol, options.lpips, device)
     features = _find_features(protocol, options.features, device)
     key = _statistics_key(clips, features, options)
