@@ -22,8 +22,7 @@ import numpy as np
 from PIL import Image
 
 from smalti.data import open_video, read_image
-from smalti.data.images import SUFFIXES
-from smalti.data.lists import list_files
+from smalti.data.files import IMAGE_SUFFIXES, list_files
 
 ROWS, COLUMNS = 240, 320
 GROUPS, TEST_GROUPS = 25, 7
@@ -173,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if (asked.out / "ucf101").exists() or (asked.out / "ImageNet").exists():
         parser.error(f"{asked.out}: holds a layout already; give another folder")
-    for name in list_files(asked.photos, SUFFIXES).files:
+    for name in list_files(asked.photos, IMAGE_SUFFIXES).files:
         save(
             scaled(read_image(asked.photos / name).numpy(), SHORT_SIDE),
             asked.out,

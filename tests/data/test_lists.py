@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from smalti.data import ImagesConfig, VideosConfig, magicmaster_images, magicmaster_videos, mindone_images
 from smalti.data.bundled import film, photos
-from smalti.data.classes import Classes, number_classes
+from smalti.data.files import list_files
 from smalti.data.list_formats import Listing, read_list
-from smalti.data.lists import list_files
+from smalti.data.source import Classes, number_classes
 from smalti.errors import InputError
 from smalti.text import printable
 

@@ -40,8 +40,8 @@ PLAIN = {
     "empty classes": ("a.jpg,\nb.jpg, ", "2 bad rows: row 1 has an empty class; row 2 has an empty class"),
     "a class": ("a.jpg\nb.jpg,x", "1 bad rows: row 2 has a class, unlike row 1"),
     "commas": ("a.jpg\nc,d.jpg,x", "1 bad rows: row 2 has 3 fields, not path and class; put a name with commas in"),
-    "quotes": ('a.jpg\n"b.jpg', "1 bad rows: row 2 is no line of CSV; mend its quotes"),
-    "text after quotes": ('"a.jpg"x', "1 bad rows: row 1 is no line of CSV; mend its quotes"),
+    "quotes": ('a.jpg\n"b.jpg', "1 bad rows: row 2 is no line of CSV; correct its quotes"),
+    "text after quotes": ('"a.jpg"x', "1 bad rows: row 1 is no line of CSV; correct its quotes"),
     "empty": ("", "the list names no files"),
     "header alone": ("path,label\n", "the list names no files"),
     "a header below": ("a.jpg\npath", "1 bad rows: row 2: no such file path"),
@@ -50,7 +50,7 @@ PLAIN = {
     "no UTF-8": (b"\xff.jpg", r"1 bad rows: row 1: no such file \xff.jpg"),
     "a huge name": ("x" * 5000, "1 bad rows: row 1: no such file xxx"),
     "a huge field": ("x" * 200_000, "1 bad rows: row 1 is no line of CSV"),
-    "negative": ("a.jpg,-1\nb.jpg,2", "class -1 is no class number (0 to 1,000,000); mend it"),
+    "negative": ("a.jpg,-1\nb.jpg,2", "class -1 is no class number (0 to 1,000,000); correct it"),
     "too large": ("a.jpg,1000001", "class 1000001 is no class number"),
     "many": (
         "\n" * 9,
@@ -123,7 +123,7 @@ CSV = {
     "header alone": ("path,caption\n", "the list names no files"),
     "empty": ("", "the list names no files"),
     "blank": ("path\na.jpg\n\n,caption\n", "2 bad rows: row 3 is blank; row 4 is blank"),
-    "quotes": ('path\n"a.jpg\n', "1 bad rows: row 2 is no line of CSV; mend its quotes"),
+    "quotes": ('path\n"a.jpg\n', "1 bad rows: row 2 is no line of CSV; correct its quotes"),
     "missing": ("path,n\nc,d.jpg\n", "1 bad rows: row 2: no such file c"),
     "doubled": ("path\na.jpg,1\na.jpg,2\n", "1 bad rows: row 3 repeats row 2 (a.jpg)"),
 }
@@ -137,7 +137,10 @@ def test_faults_of_mindones_csv(name: str, root: Path) -> None:
 
 YOYO = "YoYo/v_YoYo_g01_c01.avi"
 UCF101 = {
-    "no UCF-101": (f"{UCF} 1\na.jpg 1\n", "1 bad rows: row 2: not Class/v_Class_g01_c01.avi, as UCF-101 has it; mend"),
+    "no UCF-101": (
+        f"{UCF} 1\na.jpg 1\n",
+        "1 bad rows: row 2: not Class/v_Class_g01_c01.avi, as UCF-101 has it; correct",
+    ),
     "blank": (f"{UCF} 1\n\n", "1 bad rows: row 2 is blank"),
     "missing": (f"{UCF} 1\nYoYo/v_YoYo_g09_c01.avi 2", "1 bad rows: row 2: no such file YoYo/v_YoYo_g09_c01.avi"),
     "doubled": (f"{UCF} 1\n{UCF} 1", f"1 bad rows: row 2 repeats row 1 ({UCF})"),

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import ImagesConfig, ParquetImagesConfig, ParquetVideosConfig, VideosConfig
+from smalti.data import ImagesConfig, VideosConfig
 from smalti.data.bundled import film
-from smalti.data.parquet import ParquetRows
+from smalti.data.parquet import ParquetStore
 from tests.packing import cells, picture, table
 
 
@@ -22,8 +22,8 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def config(path: Path, **fields: object) -> ParquetImagesConfig:
-    return ParquetImagesConfig.parse({"path": path, "size": None, "flip": False, **fields})
+def config(path: Path, **fields: object) -> ImagesConfig:
+    return ImagesConfig.parse({"path": path, "size": None, "flip": False, **fields})
 
 
 def pictures(count: int, name: str = "") -> list[bytes]:
@@ -91,7 +91,7 @@ def test_any_cut_into_files_and_row_groups_gives_every_row_once(files: list[list
                     writer.write_table(pa.table({"image": pa.array(rows, pa.binary())}))
                     expected += [f"{number}.parquet/{row + i}" for i in range(size)]
                     row += size
-        store = ParquetRows(Path(name), [f"{i}.parquet" for i in range(len(files))], "image", "label")
+        store = ParquetStore(Path(name), [f"{i}.parquet" for i in range(len(files))], "image", "label")
         assert [store.key(i) for i in range(len(store))] == expected
         for index in reversed(range(len(store))):
             assert store.media(index).decode() == expected[index].replace(".parquet", "")
@@ -102,7 +102,7 @@ def test_videos_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", {"video": cells([shot.read_bytes() for shot in shots])})
     fields = {"frames": 5, "size": 24, "stride": 2}
     packed, loose = (
-        ParquetVideosConfig(path=path, **fields).build(),
+        VideosConfig(path=path, **fields).build(),
         VideosConfig(path=film("heldout"), **fields).build(),
     )
     assert len(packed) == len(loose) == 4
@@ -146,11 +146,11 @@ def test_a_row_group_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
 
 OFFLINE = """
 from pathlib import Path
-from smalti.data import ParquetImagesConfig
+from smalti.data import ImagesConfig
 from smalti.errors import SmaltiError
 for path, revision in (("hf:me/flowers", None), ("hf:me/flowers", "v1"), ("hf:me/others", None), ("hf:no name", None)):
     try:
-        source = ParquetImagesConfig(path=Path(path), revision=revision, match="data/train-*.parquet").build()
+        source = ImagesConfig(path=Path(path), revision=revision, match="data/train-*.parquet").build()
         print(path, revision, len(source), source.key(0))
     except SmaltiError as error:
         print(type(error).__name__, error)

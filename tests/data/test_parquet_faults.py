@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from contextlib import suppress
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from smalti.data import ParquetImagesConfig, ParquetVideosConfig, evaluation
+from smalti.data import ImagesConfig, VideosConfig, evaluation
 from smalti.errors import BadFile, InputError, MachineError
 from tests.packing import cells, picture, table
 
@@ -20,7 +20,7 @@ def good(path: Path, **columns: object) -> Path:
     return table(path, {"image": cells([picture("1"), picture("2"), picture("3")]), "label": [0, 1, 1], **columns})
 
 
-def refused(path: Path, kind: type = ParquetImagesConfig, **fields: object) -> str:
+def refused(path: Path, kind: type = ImagesConfig, **fields: object) -> str:
     with pytest.raises(InputError) as caught:
         kind.parse({"path": path, **fields}).build()
     message = str(caught.value)
@@ -68,7 +68,7 @@ COLUMNS = {
     "floats": ({"label": [0.5, 1.0, 2.0]}, {}, "column 'label' holds double, not whole numbers or names; set `label`"),
     "lists": ({"label": [[1], [2], [3]]}, {}, "column 'label' holds list<"),
     "bools": ({"label": [True] * 3}, {}, "column 'label' holds bool, not whole numbers or names; set `label`"),
-    "below 0": ({"label": [-2, 0, 0]}, {}, "class -2 is no class number (0 to 1,000,000); mend it"),
+    "below 0": ({"label": [-2, 0, 0]}, {}, "class -2 is no class number (0 to 1,000,000); correct it"),
     "some hidden": ({"label": [0, -1, None]}, {}, "2 of 3 samples have no class, the first is a.parquet/1; give all"),
     "bad text": (
         {"label": pa.Array.from_buffers(pa.string(), 3, pa.array([b"\xff"] * 3).buffers())},
@@ -98,7 +98,7 @@ def test_odd_metadata_give_no_names(metadata: bytes, tmp_path: Path) -> None:
 
     made = pa.table({"image": cells([picture("1")]), "label": [1]})
     pq.write_table(made.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet")
-    assert ParquetImagesConfig(path=tmp_path / "a.parquet").build().classes == ("0", "1")
+    assert ImagesConfig(path=tmp_path / "a.parquet").build().classes == ("0", "1")
 
 
 def test_all_faults_of_all_files_are_counted(tmp_path: Path) -> None:
@@ -119,13 +119,13 @@ def test_all_faults_of_all_files_are_counted(tmp_path: Path) -> None:
 def test_a_pattern_that_nothing_fits_is_refused(tmp_path: Path) -> None:
     good(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"no file fits 'train-\*', as a\.parquet"):
-        ParquetImagesConfig(path=tmp_path, match="train-*").build()
+        ImagesConfig(path=tmp_path, match="train-*").build()
 
 
 def test_cells_without_a_picture_are_bad_files(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", {"image": cells([picture("1"), None, b"", b"no picture"])})
     faults: list[BadFile] = []
-    source = ParquetImagesConfig(path=path, size=8).build()
+    source = ImagesConfig(path=path, size=8).build()
     assert [batch.keys[0] for batch in evaluation(source, on_bad=faults.append)] == ["a.parquet/0"]
     assert [(fault.code, fault.path) for fault in faults] == [
         ("empty", f"{path} row 1"),
@@ -136,13 +136,13 @@ def test_cells_without_a_picture_are_bad_files(tmp_path: Path) -> None:
     videos = table(tmp_path / "b.parquet", {"video": pa.array([b"no video", None], pa.binary())})
     for index, code in enumerate(("format", "empty")):
         with pytest.raises(BadFile, match=f"row {index}") as caught:
-            ParquetVideosConfig(path=videos).build().load(index, torch.Generator())
+            VideosConfig(path=videos).build().load(index, torch.Generator())
         assert caught.value.code == code
 
 
 def test_a_file_that_changed_since_it_was_listed_gives_bad_files(tmp_path: Path) -> None:
     path = good(tmp_path / "a.parquet")
-    source = ParquetImagesConfig(path=path).build()
+    source = ImagesConfig(path=path).build()
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(BadFile, match=r"row 0: its row group cannot be read \(.*\); copy the file again") as caught:
         source.load(0, torch.Generator())
@@ -154,20 +154,33 @@ def test_a_file_that_changed_since_it_was_listed_gives_bad_files(tmp_path: Path)
 
 def test_flipped_bits_give_samples_or_one_line_and_nothing_else(tmp_path: Path) -> None:
     whole = good(tmp_path / "a.parquet").read_bytes()
+    config = ImagesConfig(path=tmp_path / "a.parquet", size=8, max_pixels=10_000)
+    written = [config.build().load(index, torch.Generator()) for index in range(3)]
     generator = np.random.default_rng(0)
+    outcomes: Counter[str] = Counter()
     for _ in range(300):
         broken = bytearray(whole)
         broken[generator.integers(len(whole))] ^= 1 << generator.integers(8)
         (tmp_path / "a.parquet").write_bytes(broken)
-        with suppress(InputError):
-            source = ParquetImagesConfig(path=tmp_path / "a.parquet", size=8, max_pixels=10_000).build()
-            for index in range(min(3, len(source))):
-                with suppress(BadFile):
-                    source.load(index, torch.Generator())
+        try:
+            source = config.build()
+        except InputError:
+            outcomes["refused"] += 1
+            continue
+        for index in range(min(3, len(source))):
+            try:
+                pixels = source.load(index, torch.Generator())
+            except BadFile:
+                outcomes["bad file"] += 1
+            else:
+                outcomes["as written" if torch.equal(pixels, written[index]) else "other pixels"] += 1
+    assert outcomes["refused"] > 20, outcomes
+    assert outcomes["bad file"] > 20, outcomes
+    assert outcomes["as written"] > 100, outcomes
 
 
 def test_without_pyarrow_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = good(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as Python does for a module that is not there
     with pytest.raises(MachineError, match=r"pip install 'smalti\[parquet\]'"):
-        ParquetImagesConfig(path=path).build()
+        ImagesConfig(path=path).build()

@@ -69,7 +69,9 @@ def test_opencvs_filters_alias_and_pillows_do_not() -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::8] = 255
     shown = {
-        filter: ViewConfig(size=32, crop="center", flip=False, cut="before", resize=filter).view((256, 256), rng())
+        filter: ViewConfig(size=32, crop="center", flip=False, crop_order="before", resize=filter).view(
+            (256, 256), rng()
+        )
         for filter in ("bilinear", *FILTERS)
     }
     means = {filter: view.apply(stripes).mean() for filter, view in shown.items()}
@@ -85,7 +87,7 @@ SIDES = st.integers(1, 300)
 @settings(max_examples=80, deadline=None)
 def test_whole_pixels_are_cut_inside_the_picture(h: int, w: int, rows: int, columns: int, seed: int, cut: str) -> None:
     for crop in ("random", "center"):
-        config = ViewConfig(size=(rows, columns), crop=crop, scale=(0.3, 1.0), cut=cut, resize="cv2-bilinear")
+        config = ViewConfig(size=(rows, columns), crop=crop, scale=(0.3, 1.0), crop_order=cut, resize="cv2-bilinear")
         view = config.view((h, w), rng(seed))
         left, top, right, bottom = view.box
         height, width = (h, w) if view.scaled is None else view.scaled
@@ -98,12 +100,12 @@ def test_whole_pixels_are_cut_inside_the_picture(h: int, w: int, rows: int, colu
 
 
 def test_opencvs_filters_need_whole_pixels() -> None:
-    with pytest.raises(ConfigError, match="set cut to before or after"):
+    with pytest.raises(ConfigError, match="set crop_order to before or after"):
         ImagesConfig.parse({"path": "x", "resize": "cv2-bicubic"})
 
 
 def test_a_thin_picture_that_would_be_scaled_to_a_bomb_is_a_bad_file() -> None:
-    config = ViewConfig(size=128, crop="center", cut="after", resize="cv2-bicubic")
+    config = ViewConfig(size=128, crop="center", crop_order="after", resize="cv2-bicubic")
     with pytest.raises(BadFile, match="would be scaled to 1280000 x 128 pixels") as caught:
         config.view((1, 10_000), rng(), "thin.png")
     assert (caught.value.code, caught.value.path) == ("bomb", "thin.png")

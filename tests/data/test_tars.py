@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import ImagesConfig, TarImagesConfig, TarVideosConfig, VideosConfig
+from smalti.data import ImagesConfig, VideosConfig
 from smalti.data.bundled import film
-from smalti.data.tar_headers import Member, read_members
+from smalti.data.tars import Member, read_members
 from smalti.text import printable
 from tests.packing import pack, picture
 
@@ -36,8 +36,8 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def config(path: Path, **fields: object) -> TarImagesConfig:
-    return TarImagesConfig.parse({"path": path, "size": None, "flip": False, **fields})
+def config(path: Path, **fields: object) -> ImagesConfig:
+    return ImagesConfig.parse({"path": path, "size": None, "flip": False, **fields})
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -159,7 +159,7 @@ def test_videos_of_a_tar_are_those_of_its_files(tmp_path: Path) -> None:
     shots = sorted(film("heldout").iterdir())
     members = {shot.name: shot.read_bytes() for shot in shots}
     fields = {"frames": 5, "size": 24, "stride": 2}
-    packed = TarVideosConfig(path=pack(tmp_path / "a.tar", {**members, "x.jpg": b"of another kind"}), **fields).build()
+    packed = VideosConfig(path=pack(tmp_path / "a.tar", {**members, "x.jpg": b"of another kind"}), **fields).build()
     loose = VideosConfig(path=film("heldout"), **fields).build()
     assert len(packed) == len(loose) == 4
     assert all(torch.equal(packed.load(i, rng(i)), loose.load(i, rng(i))) for i in range(4))

@@ -7,21 +7,21 @@ import lzma
 import os
 import tarfile
 import time
-from contextlib import suppress
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from smalti.data import TarImagesConfig, TarVideosConfig, evaluation
+from smalti.data import ImagesConfig, VideosConfig, evaluation
 from smalti.errors import BadFile, InputError
 from tests.packing import pack, picture
 
 GOOD = {"1.ppm": picture("1"), "1.cls": b"0", "2.ppm": picture("2"), "2.cls": b"1"}
 
 
-def refused(path: Path, kind: type = TarImagesConfig, **fields: object) -> str:
+def refused(path: Path, kind: type = ImagesConfig, **fields: object) -> str:
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(InputError) as caught:
         kind.parse({"path": path, **fields}).build()
@@ -51,7 +51,7 @@ def test_a_tar_cut_before_its_end_mark_is_refused_wherever_it_is_cut(tmp_path: P
         message = refused(tmp_path / "a.tar")
         assert "(cut off)" in message or "no header at byte" in message
     (tmp_path / "a.tar").write_bytes(whole[: end + 512])
-    assert len(TarImagesConfig(path=tmp_path / "a.tar").build()) == 2
+    assert len(ImagesConfig(path=tmp_path / "a.tar").build()) == 2
 
 
 def test_joined_tars_are_refused(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ NOTES = {
     ),
     "a bool": ({"3.json": b"true"}, "sample 3: its json at byte 4,608 has no whole number or name as class"),
     "half a character": ({"3.json": b'"\\ud800"'}, "sample 3: its json at byte 4,608 is no line of text"),
-    "below 0": ({"3.json": b"-1"}, "a.tar: class -1 is no class number (0 to 1,000,000); mend it"),
+    "below 0": ({"3.json": b"-1"}, "a.tar: class -1 is no class number (0 to 1,000,000); correct it"),
     "no note": ({}, "a.tar: 1 of 3 samples have no class, the first is a.tar/3.ppm; give all a class, or none"),
 }
 
@@ -143,7 +143,7 @@ def test_wrong_and_missing_classes_are_named_by_sample(name: str, tmp_path: Path
 MEDIA = {
     "several": ({"1.ppm": b"", "1.png": b""}, {}, "sample 1: has several media (png, ppm); set `member` to one"),
     "under longer names": ({"1.a.ppm": b"", "1.b.ppm": b""}, {}, "sample 1: has a.ppm, b.ppm; set `member` to one"),
-    "a class without": ({"1.cls": b"1"}, {}, "sample 1: has no picture or video (there are: cls)"),
+    "a class without": ({"1.cls": b"1"}, {}, "sample 1: has no image or video (there are: cls)"),
     "another member": ({"1.ppm": b"", "1.txt": b""}, {"member": "png"}, "sample 1: has no .png (there are: ppm, txt)"),
     "none": ({"1.mp4": b"x"}, {}, "a.tar: no sample has a file of any of .jpg .jpeg"),
     "no members": ({}, {}, "a.tar: no sample has a file of any of .jpg .jpeg"),
@@ -196,7 +196,7 @@ def test_wrong_patterns_are_refused(pattern: str, message: str, tmp_path: Path) 
 
 def test_a_tar_that_changed_since_it_was_listed_gives_bad_files(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", {**GOOD, "3.ppm": b"", "3.cls": b"1", "4.ppm": b"no picture", "4.cls": b"1"})
-    source = TarImagesConfig(path=path, size=8).build()
+    source = ImagesConfig(path=path, size=8).build()
     faults: list[BadFile] = []
     assert [batch.keys[0] for batch in evaluation(source, on_bad=faults.append)] == ["a.tar/1.ppm", "a.tar/2.ppm"]
     assert [(fault.code, fault.path) for fault in faults] == [
@@ -216,7 +216,7 @@ def test_a_tar_that_changed_since_it_was_listed_gives_bad_files(tmp_path: Path) 
 
 def test_videos_that_cannot_be_decoded_are_named_by_member(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", {"1.mp4": b"no video at all" * 99, "2.mp4": b""})
-    source = TarVideosConfig(path=path).build()
+    source = VideosConfig(path=path).build()
     for index, code in enumerate(("format", "empty")):
         with pytest.raises(BadFile, match=rf"a\.tar/{index + 1}\.mp4 at byte") as caught:
             source.load(index, torch.Generator())
@@ -224,16 +224,25 @@ def test_videos_that_cannot_be_decoded_are_named_by_member(tmp_path: Path) -> No
 
 
 def test_flipped_bits_give_samples_or_one_line_and_nothing_else(tmp_path: Path) -> None:
-    members = {"d/" + "n" * 110 + ".ppm": picture("1"), "é.ppm": picture("2"), "é.cls": b"1"}
+    name = "d/" + "n" * 110
+    members = {f"{name}.ppm": picture("1"), f"{name}.cls": b"0", "é.ppm": picture("2"), "é.cls": b"1"}
     whole = pack(tmp_path / "a.tar", members, tarfile.PAX_FORMAT).read_bytes()
+    written = ImagesConfig(path=tmp_path / "a.tar", size=8).build().load(0, torch.Generator())
     generator = np.random.default_rng(0)
-    for _ in range(300):
+    outcomes: Counter[str] = Counter()
+    for trial in range(300):
         broken = bytearray(whole)
-        for place in generator.integers(len(whole), size=3):
+        for place in generator.integers(len(whole), size=1 + trial % 3):
             broken[place] ^= 1 << generator.integers(8)
         (tmp_path / "a.tar").write_bytes(broken)
-        with suppress(InputError):
-            TarImagesConfig(path=tmp_path / "a.tar", size=8).build().load(0, torch.Generator())
+        try:
+            pixels = ImagesConfig(path=tmp_path / "a.tar", size=8).build().load(0, torch.Generator())
+        except InputError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["as written" if torch.equal(pixels, written) else "other pixels"] += 1
+    assert outcomes["refused"] > 20, outcomes
+    assert outcomes["as written"] > 20, outcomes
 
 
 @pytest.mark.parametrize("field", ["1e3", "-5", "", "99999999999999999999", "5x"])

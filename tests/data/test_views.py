@@ -13,7 +13,7 @@ from PIL import Image
 from smalti.config import load_yaml
 from smalti.data import ImagesConfig, JointConfig, VideosConfig, evaluation, open_video, read_image
 from smalti.data.bundled import film, photos
-from smalti.data.lists import list_files, read_list
+from smalti.data.files import list_files, read_list
 from smalti.data.views import ViewConfig
 from smalti.errors import ConfigError, InputError
 
@@ -234,7 +234,7 @@ def test_pictures_kept_in_memory_are_the_pictures_on_disk() -> None:
     for _ in range(2):
         for index in (0, 1, 2, 3, 4):
             assert torch.equal(once.load(index, rng(index)), kept.load(index, rng(index)))
-    assert len(kept._kept) == 3
+    assert len(kept._decoded) == 3
     whole = ImagesConfig(path=photos("train"), size=None, crop="center", flip=False, in_memory=1).build()
     whole.load(0, rng()).zero_()  # what a caller does to a sample does not reach the kept picture
     assert whole.load(0, rng()).any()

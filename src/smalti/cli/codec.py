@@ -45,7 +45,7 @@ def compress(
       smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
     """
     from smalti.codec.codec import compress_image, compress_video
-    from smalti.data.videos import SUFFIXES as VIDEOS
+    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
 
     _check_target(source, target, overwrite)
     if target.suffix.lower() != SUFFIX:

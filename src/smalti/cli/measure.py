@@ -193,9 +193,9 @@ def _holds_media(path: Path) -> bool:
 
 
 def _media(path: Path) -> "Listing":
-    from smalti.data.images import SUFFIXES as PICTURES
-    from smalti.data.lists import list_files
-    from smalti.data.videos import SUFFIXES as VIDEOS
+    from smalti.data.files import IMAGE_SUFFIXES as PICTURES
+    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
+    from smalti.data.files import list_files
 
     return list_files(path, (*PICTURES, *VIDEOS))
 
@@ -214,7 +214,7 @@ def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
     Raises InputError where an input gives nothing, ConfigError where two inputs would make one file, or a file is
     there already and is an input or may not be replaced.
     """
-    from smalti.data.videos import SUFFIXES as VIDEOS
+    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
 
     jobs: dict[Path, Job] = {}
     for given in inputs:

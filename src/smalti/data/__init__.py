@@ -1,13 +1,11 @@
-"""Data: photographs and film from folders, lists, tars and tables, as batches that depend on (seed, step) alone."""
+"""Data: images and videos of folders, lists, tars and Parquet files, as batches that depend on (seed, step) alone."""
 
 from smalti.data.conventions import magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
 from smalti.data.detect import OneKindConfig, SourceConfig, source_of
 from smalti.data.images import Images, ImagesConfig, read_image
 from smalti.data.loader import BadFileLog, Batch, batches, evaluation
 from smalti.data.mixture import Joint, JointConfig
-from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig
 from smalti.data.source import Source, Subset
-from smalti.data.tars import TarImagesConfig, TarVideosConfig
 from smalti.data.videos import Videos, VideosConfig, open_video, read_clip, write_video
 
 __all__ = [
@@ -18,13 +16,9 @@ __all__ = [
     "Joint",
     "JointConfig",
     "OneKindConfig",
-    "ParquetImagesConfig",
-    "ParquetVideosConfig",
     "Source",
     "SourceConfig",
     "Subset",
-    "TarImagesConfig",
-    "TarVideosConfig",
     "Videos",
     "VideosConfig",
     "batches",

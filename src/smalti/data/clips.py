@@ -1,4 +1,4 @@
-"""Which frames of a video a clip shows."""
+"""The frames of a video that make a clip."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Short = Literal["repeat", "loop", "spread", "skip"]
 
 
 class ClipIndices(NamedTuple):
-    """Which frames make a clip, and whether the video was long enough for it."""
+    """The frames of a clip, and whether the video was too short for it."""
 
     indices: list[int]
     is_short: bool
@@ -22,7 +22,7 @@ class ClipIndices(NamedTuple):
 def clip_indices(
     times: Sequence[float], frames: int, *, stride: int = 1, fps: int | float | None = None, place: int | float = 0.0
 ) -> ClipIndices:
-    """The frame numbers of a clip of `frames` frames, `place` of the way (0 to 1) along the room that is left.
+    """Choose the frame numbers of a clip of `frames` frames, `place` of the way (0 to 1) along the room that is left.
 
     Without `fps`: s, s + stride, s + 2 stride, ... With it: the frames nearest to t, t + 1/fps, ... by their `times`
     (seconds, rising), never by number, so that a variable frame rate does no harm. A video that is too short repeats
@@ -39,12 +39,12 @@ def clip_indices(
 
 
 def _pick(places: int, place: float) -> int:
-    """One of `places` places, 0 where there are none, for a number in [0, 1]."""
+    """Return one of `places` places, 0 where there are none, for a number in [0, 1]."""
     return max(0, min(places - 1, int(place * places)))
 
 
 def _strided(count: int, frames: int, stride: int, start: int, short: Short) -> ClipIndices:
-    """Frames start, start + stride, ... of `count`; beyond the last one as `short` says."""
+    """Return frames start, start + stride, ... of `count`; beyond the last one as `short` says."""
     indices = [start + i * stride for i in range(frames)]
     if indices[-1] < count:
         return ClipIndices(indices, False)
@@ -80,15 +80,15 @@ class ClipConfig(ViewConfig):
             raise ValueError("tail, and short loop or spread, count frames: they go with stride, not with fps")
         return self
 
-    def clip(self, times: Sequence[float], drawn: float) -> ClipIndices:
-        """The frames of a video whose frames have these times; `drawn`, in [0, 1), places a random clip."""
+    def clip(self, times: Sequence[float], random_place: float) -> ClipIndices:
+        """Choose the frames of a video with these frame times; `random_place`, in [0, 1), places a random clip."""
         if self.frames is None:
             return ClipIndices(list(range(0, len(times), self.stride)), False)
         if self.fps is not None:
-            place = {"random": drawn, "center": 0.5, "first": 0.0}[self.sampling]
+            place = {"random": random_place, "center": 0.5, "first": 0.0}[self.sampling]
             return clip_indices(times, self.frames, fps=self.fps, place=place)
         places = len(times) - (self.frames - 1) * self.stride  # where a clip may start; less than 1: too short
-        start = {"random": _pick(places - self.tail, drawn), "center": max(0, places - 1) // 2, "first": 0}
+        start = {"random": _pick(places - self.tail, random_place), "center": max(0, places - 1) // 2, "first": 0}
         return _strided(len(times), self.frames, self.stride, start[self.sampling], self.short)
 
 

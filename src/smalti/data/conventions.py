@@ -17,7 +17,14 @@ def magicmaster_images(path: Path, size: int = 128, *, root: Path | None = None)
     list; `root` is where the paths of the list start (the folder of the list, if not given).
     """
     return ImagesConfig(
-        path=path, root=root, size=size, crop="center", cut="before", flip=False, resize="bilinear", scale=(1.0, 1.0)
+        path=path,
+        root=root,
+        size=size,
+        crop="center",
+        crop_order="before",
+        flip=False,
+        resize="bilinear",
+        scale=(1.0, 1.0),
     )
 
 
@@ -39,7 +46,7 @@ def magicmaster_videos(path: Path, size: int = 128, *, train: bool, root: Path |
         short="loop",
         size=size,
         crop="center",
-        cut="before",
+        crop_order="before",
         flip=False,
         resize="cv2-bilinear",
         scale=(1.0, 1.0),
@@ -60,7 +67,7 @@ def mindone_images(
         format="mindone-csv" if path.suffix.lower() == ".csv" else "auto",
         size=size,
         crop="random" if random_crop else "center",
-        cut="after",
+        crop_order="after",
         flip=flip,
         resize="cv2-bicubic",
         scale=(1.0, 1.0),
@@ -94,7 +101,7 @@ def mindone_videos(
         short="spread",
         size=size,
         crop="random" if random_crop else "center",
-        cut="after",
+        crop_order="after",
         flip=flip,
         resize="cv2-bicubic",
         scale=(1.0, 1.0),

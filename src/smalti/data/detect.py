@@ -1,39 +1,28 @@
 """All kinds of sources as one type, and the one that a path asks for."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from smalti.data.images import SUFFIXES as PICTURES
+from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from smalti.data.images import ImagesConfig
-from smalti.data.lists import list_files
-from smalti.data.mixture import AnyImagesConfig, AnyVideosConfig, JointConfig
-from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig, column_names
-from smalti.data.tars import TarImagesConfig, TarVideosConfig, suffixes_in
-from smalti.data.videos import SUFFIXES as VIDEOS
+from smalti.data.mixture import JointConfig
+from smalti.data.packing import packing_of, read_former_kind
+from smalti.data.parquet import column_names
+from smalti.data.source import Medium
+from smalti.data.tars import suffixes_in
 from smalti.data.videos import VideosConfig
 from smalti.data.views import SizeField
 from smalti.errors import InputError
 from smalti.text import one_line, printable
 
-OneKindConfig = Annotated[AnyImagesConfig | AnyVideosConfig, Field(discriminator="kind")]
-"""A source of pictures alone, or of clips alone; each `build()`s its `Source`."""
-SourceConfig = Annotated[AnyImagesConfig | AnyVideosConfig | JointConfig, Field(discriminator="kind")]
+OneKindConfig = Annotated[ImagesConfig | VideosConfig, Field(discriminator="kind"), BeforeValidator(read_former_kind)]
+"""A source of images alone, or of clips alone; each `build()`s its `Source`."""
+SourceConfig = Annotated[
+    ImagesConfig | VideosConfig | JointConfig, Field(discriminator="kind"), BeforeValidator(read_former_kind)
+]
 """Any source of samples; each `build()`s its `Source`."""
-
-Medium = Literal["images", "videos"]
-Packing = Literal["media", "tars", "Parquet files"]
-
-_CONFIGS: dict[tuple[Packing, Medium], type[AnyImagesConfig | AnyVideosConfig]] = {
-    ("media", "images"): ImagesConfig,
-    ("media", "videos"): VideosConfig,
-    ("tars", "images"): TarImagesConfig,
-    ("tars", "videos"): TarVideosConfig,
-    ("Parquet files", "images"): ParquetImagesConfig,
-    ("Parquet files", "videos"): ParquetVideosConfig,
-}
 
 
 def source_of(
@@ -43,76 +32,43 @@ def source_of(
     frames: int | None = 17,
     prefer: Medium = "videos",
     root: Path | None = None,
-) -> OneKindConfig:
-    """The config that shows what `path` holds as it is, for measuring and tokenizing: middle, unmirrored, in order.
+) -> ImagesConfig | VideosConfig:
+    """Return the config that reads `path` as it is, for measuring and tokenizing: center crop, no flip, in order.
 
-    `path` is a folder, list or file of pictures, videos, tars or Parquet files, a pattern of tars
-    (`val-{000..049}.tar`), or `hf:owner/name`. Suffixes say what it is (a GIF counts as a picture), and in Parquet
-    the columns `image` and `video`; where pictures and videos are there, those of `prefer` are taken. A clip is the
-    middle `frames` frames (None: all of them), and a shorter video is a bad file. `root` is where the paths of a list
-    start. `replace` gives a copy with other fields. Raises InputError where there is nothing to read, or tars or tables
-    lie among other media.
+    `path` is a folder, list or file of images, videos, tars or Parquet files, a pattern of tars
+    (`val-{000..049}.tar`), or `hf:owner/name`. Suffixes tell the medium (a GIF counts as an image), and in Parquet
+    files the columns `image` and `video`; where images and videos are there, those of `prefer` are taken. A clip is
+    the middle `frames` frames (None: all of them), and a shorter video is a bad file. `root` is the folder that the
+    paths of a list are relative to. `replace` gives a copy with other fields. Raises InputError where there is nothing
+    to read, or tars or Parquet files lie among other media.
     """
-    packing, found = _look(path, root)
-    if not found:
-        raise InputError(f"{printable(path)}: no pictures and no videos, by their suffixes; name the kind in a config")
-    medium = prefer if prefer in found else found[0]
-    fields = {"path": path, "size": size, "crop": "center", "flip": False}
-    if packing == "media":
-        fields |= {"root": root}
-    if medium == "videos":
-        fields |= {"frames": frames, "sampling": "center", "short": "skip"}
-    return _CONFIGS[packing, medium].parse(fields, where="source_of")
-
-
-def packing_of(path: Path, root: Path | None = None) -> tuple[Packing, set[str]]:
-    """How the media of `path` are packed, and the suffixes of its files where a folder, list or file has told.
-
-    Raises InputError where tars or tables lie among other media.
-    """
-    if path.as_posix().startswith("hf:"):
-        return "Parquet files", set()
-    if "{" in str(path) and not os.path.lexists(path):
-        return "tars", set()
-    files = list_files(path, tuple(dict.fromkeys((*PICTURES, *VIDEOS, ".tar", ".parquet"))), root=root).files
-    suffixes = {os.path.splitext(file)[1].lower() for file in files}  # noqa: PTH122 - names stay text
-    packed = suffixes & {".tar", ".parquet"}
-    if packed and len(suffixes) > 1:
-        listed = one_line(" ".join(sorted(suffixes)))
-        raise InputError(f"{printable(path)}: holds files of several kinds ({listed}); give those of one kind")
-    if packed:
-        return "tars" if ".tar" in packed else "Parquet files", suffixes
-    return "media", suffixes
-
-
-def _look(path: Path, root: Path | None) -> tuple[Packing, list[Medium]]:
-    """(how the media of `path` are packed, which media there are)."""
     packing, suffixes = packing_of(path, root)
-    if packing == "media":
-        return packing, _media(suffixes)
-    return packing, _media_of_tars(path) if packing == "tars" else _media_of_columns(path)
+    if packing == "files":
+        media = _media_of(suffixes)
+    else:
+        listing = ImagesConfig(path=path, root=root, packing=packing).listing(())[1]
+        files = [listing.root / file for file in listing.files]
+        tars = (_media_of(suffixes_in(tar)) for tar in files)
+        media = next(filter(None, tars), []) if packing == "tars" else _media_of_columns(files[0])
+    if not media:
+        raise InputError(f"{printable(path)}: no images and no videos, by their suffixes; name the kind in a config")
+    fields: dict[str, object] = {"path": path, "root": root, "size": size, "crop": "center", "flip": False}
+    if (prefer if prefer in media else media[0]) == "images":
+        return ImagesConfig.parse(fields, where="source_of")
+    fields |= {"frames": frames, "sampling": "center", "short": "skip"}
+    return VideosConfig.parse(fields, where="source_of")
 
 
-def _media(suffixes: set[str]) -> list[Medium]:
-    known: dict[Medium, set[str]] = {"images": set(PICTURES), "videos": set(VIDEOS) - set(PICTURES)}
+def _media_of(suffixes: set[str]) -> list[Medium]:
+    known: dict[Medium, set[str]] = {"images": set(IMAGE_SUFFIXES), "videos": set(VIDEO_SUFFIXES) - set(IMAGE_SUFFIXES)}
     return [medium for medium, own in known.items() if own & suffixes]
 
 
-def _media_of_tars(path: Path) -> list[Medium]:
-    """Those of the first tar that has any."""
-    root, tars = TarImagesConfig(path=path).tars()
-    return next((media for tar in tars if (media := _media(suffixes_in(root / tar)))), [])
-
-
-def _media_of_columns(path: Path) -> list[Medium]:
-    """Those of the columns of the first Parquet file."""
-    root, files = ParquetImagesConfig(path=path).files()
-    names = column_names(root / files[0])
+def _media_of_columns(file: Path) -> list[Medium]:
+    names = column_names(file)
     known: dict[Medium, str] = {"images": "image", "videos": "video"}
     media = [medium for medium, name in known.items() if name in names]
     if not media:
-        there = one_line(", ".join(names))
-        raise InputError(
-            f"{printable(root / files[0])}: no column image or video (there are: {there}); name it in a config"
-        )
+        listed = one_line(", ".join(names))
+        raise InputError(f"{printable(file)}: no column image or video (there are: {listed}); name it in a config")
     return media

@@ -1,4 +1,4 @@
-"""Photographs: one robust reader for every common format, and a folder or list of them as a source."""
+"""Images: one robust reader for every common format, and the images of a path as a source."""
 
 import warnings
 from io import BytesIO
@@ -12,16 +12,14 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from smalti.data.lists import FilesConfig, Listed
-from smalti.data.source import MAX_PIXELS, Store, Stored, open_media
+from smalti.data.packing import MediaConfig
+from smalti.data.source import MAX_PIXELS, Store, StoreSource, open_media
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile
 from smalti.text import one_line, printable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
-"""What is read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""
-
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
+"""Formats that are read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -36,9 +34,9 @@ _UPRIGHT = {
 
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
-    """Read a picture as 8-bit RGB, upright.
+    """Read an image as 8-bit RGB, upright.
 
-    The format is told by content: JPEG, PNG, WebP, AVIF, BMP, TIFF, GIF (first frame), PPM. Rules:
+    The format is detected by content: JPEG, PNG, WebP, AVIF, BMP, TIFF, GIF (first frame), PPM. Rules:
 
     - transparent pixels are laid on white, so that hidden colours do not show;
     - 16-bit samples v become round(v / 257); 32-bit and float samples are refused, for their white is not known;
@@ -56,7 +54,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
 
 
 def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
-    """The picture in an open file, as `read_image` reads it; faults name it by `name`."""
+    """Decode the image in an open file, as `read_image` does; faults name it by `name`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is common and harmless; damage of the pixels raises
         try:
@@ -64,7 +62,7 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
         except BadFile:
             raise
         except UnidentifiedImageError:
-            raise BadFile(name, "format", f"not a whole file of any of {', '.join(FORMATS)}") from None
+            raise BadFile(name, "format", f"not a whole file of any of {', '.join(IMAGE_FORMATS)}") from None
         except Image.DecompressionBombError as error:
             raise BadFile(name, "bomb", f"too many pixels: {one_line(error)}") from None
         except (
@@ -77,74 +75,74 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
 
 
 def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
-    with Image.open(file, formats=FORMATS) as picture:
-        width, height = picture.size
+    with Image.open(file, formats=IMAGE_FORMATS) as image:
+        width, height = image.size
         if width * height > max_pixels:
             raise BadFile(name, "bomb", f"declares {width} x {height} pixels, at most {max_pixels:,} are read")
-        picture.load()
+        image.load()
         try:
-            turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
         except Exception:  # damaged EXIF does not touch the pixels
             turn = None
-        rgb = _to_rgb(name, picture)
+        rgb = _to_rgb(name, image)
     if turn is not None:
         rgb = rgb.transpose(turn)
     return np.array(rgb)
 
 
-def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
-    mode, transparency = picture.mode, picture.info.get("transparency")
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
-        samples = np.asarray(picture).astype(np.int64)
+def _to_rgb(name: str, image: Image.Image) -> Image.Image:
+    mode, transparency = image.mode, image.info.get("transparency")
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        samples = np.asarray(image).astype(np.int64)
         levels = ((samples + 128) // 257).clip(0, 255).astype(np.uint8)  # round(v / 257) in integers
         if isinstance(transparency, int):
             levels[samples == transparency] = 255
         return Image.fromarray(levels).convert("RGB")
     if mode in ("RGB", "L", "1", "P") and transparency is None:
-        return picture.convert("RGB")
+        return image.convert("RGB")
     if mode in ("RGB", "L", "1", "P", "PA", "LA", "La", "RGBA", "RGBa"):
-        layer = picture.convert("RGBA") if mode not in ("La",) else picture.convert("LA").convert("RGBA")
+        layer = image.convert("RGBA") if mode not in ("La",) else image.convert("LA").convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     if mode in ("CMYK", "YCbCr", "RGBX"):
-        return picture.convert("RGB")
+        return image.convert("RGB")
     raise BadFile(name, "sample-format", f"samples of kind {mode} have no known white; convert it to 8 or 16 bits")
 
 
-class ImagesConfig(ViewConfig, FilesConfig):
-    """A folder or list of pictures, each a sample of one frame."""
+class ImagesConfig(ViewConfig, MediaConfig):
+    """Images, each a sample of one frame: loose files, or those in tars or Parquet files."""
 
     kind: Literal["images"] = "images"
     in_memory: int = Field(default=0, ge=0)
     """Number of decoded images that are kept in memory, for small sets that are read many times."""
 
     def build(self) -> "Images":
-        """List the files. Raises InputError where there are none, or the list has faults."""
-        return Images(self, Listed(self.listing(SUFFIXES)), in_memory=self.in_memory)
+        """List the images. Raises InputError where there are none, or the list, a tar or a table has faults."""
+        return Images(self, self.open_store("images"), in_memory=self.in_memory)
 
 
-class Images(Stored):
-    """Pictures as samples of one frame; a `Source`."""
+class Images(StoreSource):
+    """Images as samples of one frame; a `Source`."""
 
     def __init__(self, config: ViewConfig, store: Store, *, in_memory: int = 0) -> None:
         super().__init__(store)
         self.config = config
         self.in_memory = in_memory
-        self._kept: dict[int, Tensor] = {}
+        self._decoded: dict[int, Tensor] = {}
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "1 h w 3"]:
-        """One picture, cropped, scaled and mirrored as the config says. Raises BadFile."""
+        """Load one image, cropped, scaled and mirrored as the config says. Raises BadFile."""
         pixels = self._read(index).numpy()
-        view = self.config.view((pixels.shape[0], pixels.shape[1]), rng, self.store.where(index))
-        return torch.from_numpy(view.apply(pixels))[None]
+        crop = self.config.view((pixels.shape[0], pixels.shape[1]), rng, self.store.where(index))
+        return torch.from_numpy(crop.apply(pixels))[None]
 
     def _read(self, index: int) -> UInt8[Tensor, "h w 3"]:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._decoded:
+            return self._decoded[index]
         media, limit = self.store.media(index), self.config.max_pixels
         if isinstance(media, Path):
             pixels = read_image(media, max_pixels=limit)
         else:
             pixels = decode_image(BytesIO(media), self.store.where(index), limit)
-        if len(self._kept) < self.in_memory:
-            self._kept[index] = pixels
+        if len(self._decoded) < self.in_memory:
+            self._decoded[index] = pixels
         return pixels

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from smalti.data.classes import NO_CLASSES, Classes, number_classes
-from smalti.data.source import refuse
+from smalti.data.source import NO_CLASSES, Classes, number_classes, raise_listed, suffix_of
 from smalti.errors import InputError
 from smalti.text import one_line, printable
 
@@ -20,7 +19,7 @@ ListFormat = Literal["auto", "list", "imagenet-json", "k600", "ucf101", "mindone
 _UCF101 = re.compile(r"(([^/\s]+)/(v_[^/\s]+_g\d\d_c\d\d\.avi))(?: (\d{1,6}))?")
 _UCF101_FOLDERS = ("", "rec_train", "rec_test")
 """Where the files are if they were moved out of their class folders: mindone's helper makes the last two."""
-_NO_CSV = " is no line of CSV; mend its quotes"
+_NO_CSV = " is no line of CSV; correct its quotes"
 
 
 class Listing(NamedTuple):
@@ -31,11 +30,11 @@ class Listing(NamedTuple):
     """Paths relative to the root, as the operating system gives them."""
     classes: Classes = NO_CLASSES
     skipped: int = 0
-    """Files of the folder that have another suffix."""
+    """Number of files of the folder that have another suffix."""
 
 
 class _List(NamedTuple):
-    """A list file, as it is read."""
+    """The text of a list file."""
 
     path: Path
     root: Path
@@ -48,23 +47,25 @@ class _List(NamedTuple):
 
 class _Row(NamedTuple):
     number: int
-    """Counted from 1."""
+    """Number of the row, from 1."""
     name: str
-    """Empty for a blank row."""
+    """Path of the file; empty for a blank row."""
     label: str | None = None
     fault: str = ""
-    """What is wrong with it, as it follows `row 3`."""
+    """Reason why the row cannot be used, written so that it follows `row 3`; empty for a good row."""
 
 
-class _Read(NamedTuple):
+class _Rows(NamedTuple):
+    """The rows of a list file, before they are checked."""
+
     rows: list[_Row]
     classes: tuple[str, ...] | None = None
-    """The names of the classes, where the format has them: labels are then numbers from 0."""
+    """Names of the classes, where the format has them: labels are then numbers from 0."""
     unit: Literal["row", "entry"] = "row"
 
 
 def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "auto", limit: int = 20_000_000) -> Listing:
-    """The files that a list names, relative to `root` or else to the folder of the list.
+    """Read the files that a list names, relative to `root` or else to the folder of the list.
 
     - `list`: one path per line, with a class after a comma or tab if the list has classes; a first row `path,label`
       is a header; quotes work as in CSV.
@@ -80,14 +81,14 @@ def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "aut
     Absolute paths are taken as they are.
 
     Raises InputError with the number of every row that is blank, malformed, doubled, without its file, or with a
-    class where others have none: a list is right or it is mended, never read in part.
+    class where others have none: a list is never read in part.
     """
     file = _List(path, root or path.parent, _text(path))
-    read = _READERS[_told(file) if format == "auto" else format](file)
+    read = _READERS[_detect_format(file) if format == "auto" else format](file)
     where = printable(path)
     if len(read.rows) > limit:
         raise InputError(f"{where}: {len(read.rows):,} rows, at most {limit:,} are read; raise `limit`, or cut it")
-    refuse(where, "rows" if read.unit == "row" else "entries", _faults(read, file.root))
+    raise_listed(where, "rows" if read.unit == "row" else "entries", _faults(read, file.root))
     if not read.rows:
         raise InputError(f"{where}: the list names no files")
     files = tuple(row.name for row in read.rows)
@@ -97,7 +98,7 @@ def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "aut
     return Listing(file.root, files, Classes(tuple(int(label or 0) for label in labels), read.classes))
 
 
-def _faults(read: _Read, root: Path) -> list[str]:
+def _faults(read: _Rows, root: Path) -> list[str]:
     faults, seen = [], dict[str, int]()
     first = next((row for row in read.rows if row.name and not row.fault), None)
     for row in read.rows:
@@ -118,7 +119,7 @@ def _faults(read: _Read, root: Path) -> list[str]:
     return faults
 
 
-def _told(file: _List) -> ListFormat:
+def _detect_format(file: _List) -> ListFormat:
     if file.path.suffix.lower() == ".json":
         return "imagenet-json"
     first = re.search(r"[^\r\n]*\S[^\r\n]*", file.text)
@@ -133,7 +134,7 @@ def _text(path: Path) -> str:
 
 
 def _fields(line: str, delimiter: str = ",") -> list[str] | None:
-    """The fields of a line of CSV, or None where it is none. Blanks around a field count only inside quotes."""
+    """Split a line of CSV; None where it is none. Blanks around a field count only inside quotes."""
     try:
         line = line.strip(" ")
         return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
@@ -141,7 +142,7 @@ def _fields(line: str, delimiter: str = ",") -> list[str] | None:
         return None
 
 
-def _plain(file: _List) -> _Read:
+def _plain(file: _List) -> _Rows:
     rows = []
     for number, line in enumerate(file.lines(), start=1):
         fields = _fields(line, "\t" if "\t" in re.sub('"[^"]*"', "", line) else ",")
@@ -154,35 +155,35 @@ def _plain(file: _List) -> _Read:
             rows.append(_Row(number, "", fault=what))
         else:
             rows.append(_Row(number, *(fields or [""])))
-    return _Read(rows)
+    return _Rows(rows)
 
 
-def _k600(file: _List) -> _Read:
+def _k600(file: _List) -> _Rows:
     rows = []
     for number, line in enumerate(map(str.strip, file.lines()), start=1):
         name, _, label = line.rpartition(",")
         if line and not (name and label):
             rows.append(_Row(number, "", fault=f" is not name,class but {printable(line)[:80]}"))
         else:
-            name = name if os.path.splitext(name)[1] or not name else f"{name}.mp4"  # noqa: PTH122 - names are text
+            name = name if suffix_of(name) or not name else f"{name}.mp4"
             rows.append(_Row(number, name, label.strip()))
-    return _Read(rows)
+    return _Rows(rows)
 
 
-def _mindone_csv(file: _List) -> _Read:
+def _mindone_csv(file: _List) -> _Rows:
     lines = file.lines()
     header = _fields(lines[0]) if lines else ["path"]
-    if not header or os.path.splitext(header[0])[1] or os.path.isfile(file.root / header[0]):  # noqa: PTH113, PTH122
+    if not header or suffix_of(header[0]) or os.path.isfile(file.root / header[0]):  # noqa: PTH113
         what = "row 1 is no header row (format mindone-csv); add one, or set format: list"
         raise InputError(f"{printable(file.path)}: {what}")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         fields = _fields(line)
         rows.append(_Row(number, fields[0] if fields else "", fault=_NO_CSV if fields is None else ""))
-    return _Read(rows)
+    return _Rows(rows)
 
 
-def _imagenet_json(file: _List) -> _Read:
+def _imagenet_json(file: _List) -> _Rows:
     try:
         data = json.loads(file.text)
     except (ValueError, RecursionError) as error:
@@ -190,7 +191,7 @@ def _imagenet_json(file: _List) -> _Read:
     if not isinstance(data, list):
         what = "holds no list of {filename, prefix, label} (format imagenet-json)"
         raise InputError(f"{printable(file.path)}: {what}")
-    return _Read([_imagenet_entry(i, entry) for i, entry in enumerate(data, start=1)], unit="entry")
+    return _Rows([_imagenet_entry(i, entry) for i, entry in enumerate(data, start=1)], unit="entry")
 
 
 def _imagenet_entry(number: int, entry: object) -> _Row:
@@ -206,51 +207,51 @@ def _imagenet_entry(number: int, entry: object) -> _Row:
     return _Row(number, os.path.join(prefix, filename), str(label))  # noqa: PTH118
 
 
-class _Numbers(NamedTuple):
-    """UCF-101's classes and their numbers, from 1: those of `classInd.txt`, or those that the rows gave so far."""
+class _ClassNumbers(NamedTuple):
+    """The classes of UCF-101 and their numbers, from 1: those of `classInd.txt`, or those of the rows so far."""
 
     official: Path | None
     number: dict[str, int]
     name: dict[int, str]
 
-    def of(self, name: str, given: int | None) -> tuple[int | None, str]:
-        """(number of a class, what is wrong with it) of a row that may give its number."""
+    def of(self, name: str, stated: int | None) -> tuple[int | None, str]:
+        """Return (number of a class, fault) for a row that may give its number."""
         if self.official is not None:
             number = self.number.get(name)
             if number is None:
                 return None, f": class {printable(name)} is not in {printable(self.official)}"
-            wrong = given not in (None, number)
-            return number, f": class {given} in the row, {number} in {printable(self.official)}" if wrong else ""
-        if given is None or given == 0:
-            return None, "" if given is None else ": classes count from 1"
-        known, holder = self.number.setdefault(name, given), self.name.setdefault(given, name)
-        wrong = known != given or holder != name
-        return given, f": class {given} of {printable(name)} contradicts a row above" if wrong else ""
+            wrong = stated not in (None, number)
+            return number, f": class {stated} in the row, {number} in {printable(self.official)}" if wrong else ""
+        if stated is None or stated == 0:
+            return None, "" if stated is None else ": classes count from 1"
+        known, holder = self.number.setdefault(name, stated), self.name.setdefault(stated, name)
+        wrong = known != stated or holder != name
+        return stated, f": class {stated} of {printable(name)} contradicts a row above" if wrong else ""
 
 
-def _ucf101(file: _List) -> _Read:
+def _ucf101(file: _List) -> _Rows:
     index = file.path.parent / "classInd.txt"
-    numbers = _class_index(index) if index.is_file() else _Numbers(None, {}, {})
+    numbers = _class_index(index) if index.is_file() else _ClassNumbers(None, {}, {})
     rows = []
     for number, line in enumerate(map(str.strip, file.lines()), start=1):
         match = _UCF101.fullmatch(line)
         if match is None:
-            what = ": not Class/v_Class_g01_c01.avi, as UCF-101 has it; mend it, or set format: list"
+            what = ": not Class/v_Class_g01_c01.avi, as UCF-101 has it; correct it, or set format: list"
             rows.append(_Row(number, "", fault=what if line else ""))
             continue
-        nested, folder, bare, given = match.groups()
+        nested, folder, bare, stated = match.groups()
         places = (nested, *(os.path.join(moved, bare) for moved in _UCF101_FOLDERS))  # noqa: PTH118
         name = next((place for place in places if os.path.lexists(file.root / place)), nested)
-        label, fault = numbers.of(folder, int(given) if given else None)
+        label, fault = numbers.of(folder, int(stated) if stated else None)
         rows.append(_Row(number, name, None if label is None else str(label - 1), fault))
     if not numbers.name:
-        return _Read(rows)
-    return _Read(rows, tuple(numbers.name.get(i, str(i)) for i in range(1, max(numbers.name) + 1)))
+        return _Rows(rows)
+    return _Rows(rows, tuple(numbers.name.get(i, str(i)) for i in range(1, max(numbers.name) + 1)))
 
 
-def _class_index(path: Path) -> _Numbers:
-    """`classInd.txt`: the numbers 1, 2, 3, ..., each with a class."""
-    numbers = _Numbers(path, {}, {})
+def _class_index(path: Path) -> _ClassNumbers:
+    """Read `classInd.txt`: the numbers 1, 2, 3, ..., each with a class."""
+    numbers = _ClassNumbers(path, {}, {})
     for number, line in enumerate(_List(path, path.parent, _text(path)).lines(), start=1):
         parts = line.split()
         if len(parts) != 2 or parts[0] != str(number) or parts[1] in numbers.number:
@@ -259,7 +260,7 @@ def _class_index(path: Path) -> _Numbers:
     return numbers
 
 
-_READERS: dict[ListFormat, Callable[[_List], _Read]] = {
+_READERS: dict[ListFormat, Callable[[_List], _Rows]] = {
     "list": _plain,
     "imagenet-json": _imagenet_json,
     "k600": _k600,

@@ -1,43 +1,28 @@
-"""Photographs and film together: each batch is all of one kind, and which is decided by the step alone."""
+"""Images and videos together: each batch is all of one kind, and the step alone decides which."""
 
-from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import UInt8
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Config
 from smalti.data.images import Images, ImagesConfig
-from smalti.data.parquet import ParquetImagesConfig, ParquetVideosConfig
 from smalti.data.shuffle import mix
-from smalti.data.tars import TarImagesConfig, TarVideosConfig
+from smalti.data.source import Medium
 from smalti.data.videos import Videos, VideosConfig
-
-
-def _kind(kind: str) -> BeforeValidator:
-    """The kind of a section that names none."""
-
-    def fill(data: Any) -> Any:
-        return {"kind": kind, **data} if isinstance(data, Mapping) and "kind" not in data else data
-
-    return BeforeValidator(fill)
-
-
-AnyImagesConfig = ImagesConfig | TarImagesConfig | ParquetImagesConfig
-AnyVideosConfig = VideosConfig | TarVideosConfig | ParquetVideosConfig
 
 
 class JointConfig(Config):
     """Batches of images and batches of clips in turn, from two sources."""
 
     kind: Literal["joint"] = "joint"
-    images: Annotated[AnyImagesConfig, Field(discriminator="kind"), _kind("images")]
-    """Source of images; without a `kind` it is `images`."""
-    videos: Annotated[AnyVideosConfig, Field(discriminator="kind"), _kind("videos")]
-    """Source of clips; without a `kind` it is `videos`."""
+    images: ImagesConfig
+    """Source of images."""
+    videos: VideosConfig
+    """Source of clips."""
     share: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps whose batch is images."""
     images_per_clip: int = Field(default=1, ge=1)
@@ -49,15 +34,15 @@ class JointConfig(Config):
 
 
 class Turn(NamedTuple):
-    """What a step reads."""
+    """The kind of batch of a step."""
 
-    kind: Literal["images", "videos"]
+    kind: Medium
     nth: int
-    """How many steps of this kind came before."""
+    """Number of steps of this kind before it."""
 
 
 class Joint:
-    """Two sources and the rule that takes turns; itself a `Source`, of all pictures and then all videos."""
+    """Two sources and the rule that takes turns; itself a `Source`, of all images and then all videos."""
 
     def __init__(self, images: Images, videos: Videos, *, share: float, images_per_clip: int = 1) -> None:
         self.images = images
@@ -69,17 +54,17 @@ class Joint:
         return len(self.images) + len(self.videos)
 
     def key(self, index: int) -> str:
-        """The path relative to the root of its kind; pictures come first."""
+        """Return the path relative to the root of its kind; images come first."""
         source, own = self._of(index)
         return source.key(own)
 
     def label(self, index: int) -> int | None:
-        """The class of a sample, or None."""
+        """Return the class of a sample, or None."""
         source, own = self._of(index)
         return source.label(own)
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """A picture (t = 1) or a clip. Raises BadFile."""
+        """Load an image (t = 1) or a clip. Raises BadFile."""
         source, own = self._of(index)
         return source.load(own, rng)
 
@@ -87,9 +72,9 @@ class Joint:
         return (self.images, index) if index < len(self.images) else (self.videos, index - len(self.images))
 
     def turn(self, step: int, seed: int) -> Turn:
-        """Pictures or film at this step: a pure function of (seed, step).
+        """Return the kind of batch of a step: a pure function of (seed, step).
 
-        Of the first n steps, floor(n share + phase) - floor(phase) are pictures, with a phase in [0, 1) from the
+        Of the first n steps, floor(n share + phase) - floor(phase) are images, with a phase in [0, 1) from the
         seed: the kinds are spread evenly, and any step is known without the ones before. In exact fractions.
         """
         phase = Fraction(mix(seed, 0x6A6F696E74) >> 32, 1 << 32)

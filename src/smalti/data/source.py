@@ -1,9 +1,11 @@
-"""What every source of samples keeps, and the checks that come before a media file is opened."""
+"""What sources and stores of samples have in common: their functions, their classes, the checks of a media file."""
 
+import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -12,30 +14,34 @@ from torch import Tensor
 from smalti.errors import BadFile, InputError
 from smalti.text import one_line, printable
 
+Medium = Literal["images", "videos"]
+
 MAX_PIXELS = 64_000_000
-"""Pictures and frames above this are refused by their declared size, before they are decoded (192 MB of RGB)."""
+"""Largest number of pixels of an image or frame (192 MB of RGB), compared with the header before decoding."""
+LARGEST_CLASS = 1_000_000
 
 _LFS = b"version https://git-lfs.github.com/spec/"
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A fixed, ordered list of samples: photographs, clips of film, or anything with these four functions."""
+    """A fixed, ordered list of samples: images, clips of videos, or anything with these four functions."""
 
     def __len__(self) -> int:
-        """How many samples there are, the bad ones counted too."""
+        """Return the number of samples, the bad ones included."""
         ...
 
     def key(self, index: int) -> str:
-        """The name of a sample, different for each: text that prints on one line."""
+        """Return the name of a sample, different for each: text that prints on one line."""
         ...
 
     def label(self, index: int) -> int | None:
-        """The class of a sample, or None where the source has no classes."""
+        """Return the class of a sample, or None where the source has no classes."""
         ...
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """The pixels of a sample (an image has t = 1); `rng` decides its augmentation. Raises BadFile."""
+        """Load the pixels of a sample (an image has t = 1), augmented as `rng` decides. Raises BadFile."""
         ...
 
 
@@ -50,16 +56,27 @@ class Subset:
         return len(self.indices)
 
     def key(self, index: int) -> str:
-        """The name of a sample."""
+        """Return the name of a sample."""
         return self.source.key(self.indices[index])
 
     def label(self, index: int) -> int | None:
-        """The class of a sample, or None."""
+        """Return the class of a sample, or None."""
         return self.source.label(self.indices[index])
 
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """The pixels of a sample. Raises BadFile."""
+        """Load the pixels of a sample. Raises BadFile."""
         return self.source.load(self.indices[index], rng)
+
+
+class Classes(NamedTuple):
+    """The class of each sample, and the names of the classes."""
+
+    labels: tuple[int, ...] | None
+    """Indices into `names`, one for each sample; None where there are no classes."""
+    names: tuple[str, ...]
+
+
+NO_CLASSES = Classes(None, ())
 
 
 @runtime_checkable
@@ -67,37 +84,55 @@ class Store(Protocol):
     """Where the media of a source are: files of a folder or list, members of tars, cells of a table."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of media."""
         ...
 
     def key(self, index: int) -> str:
-        """The name of one, different for each: text that prints on one line."""
+        """Return the name of a medium, different for each: text that prints on one line."""
         ...
 
     def label(self, index: int) -> int | None:
-        """The class of one, an index into `classes`, or None where there are none."""
+        """Return the class of a medium, an index into `classes`, or None where there are none."""
         ...
 
     def caption(self, index: int) -> str | None:
-        """The text that goes with one, or None. Raises BadFile where it is no text."""
+        """Read the text that goes with a medium; None where there is none. Raises BadFile where it is no text."""
         ...
 
     def where(self, index: int) -> str:
-        """What a fault of one is named by: its path, on one line."""
+        """Return the path of a medium on one line, as error messages name it."""
         ...
 
     def media(self, index: int) -> Path | bytes:
-        """A media file, or its bytes. Raises BadFile."""
+        """Return a media file, or its bytes. Raises BadFile."""
         ...
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
+        """Return the names of the classes."""
         ...
 
 
-class Stored:
-    """What pictures and videos have in common as a `Source`: they are the media of a store."""
+class HasClasses:
+    """A store's answers about classes."""
+
+    def __init__(self, classes: Classes, *, numbered: bool | None = None) -> None:
+        self._classes = classes
+        self.numbered = all(map(str.isdigit, classes.names)) if numbered is None else numbered
+        """Whether classes are whole numbers, which mean the same in every file."""
+
+    def label(self, index: int) -> int | None:
+        """Return the class of a sample, an index into `classes`, or None where there are none."""
+        return None if self._classes.labels is None else self._classes.labels[index]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes."""
+        return self._classes.names
+
+
+class StoreSource:
+    """The part of a `Source` that is the same for images and videos: names and classes are those of a store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -106,17 +141,44 @@ class Stored:
         return len(self.store)
 
     def key(self, index: int) -> str:
-        """The name of a sample, on one line."""
+        """Return the name of a sample, on one line."""
         return self.store.key(index)
 
     def label(self, index: int) -> int | None:
-        """The class of a sample, an index into `classes`."""
+        """Return the class of a sample, an index into `classes`, or None."""
         return self.store.label(index)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
+        """Return the names of the classes."""
         return self.store.classes
+
+
+def number_classes(
+    labels: Sequence[str | None], *, where: str, name_of: Callable[[int], str] = str, whole_numbers: bool = True
+) -> Classes:
+    """Number the classes of samples: whole numbers keep their value, names are numbered in byte order.
+
+    None for every sample means no classes. Raises InputError where only some have a class (`name_of` names the first
+    that has none), and where a number is below 0 or above 1,000,000.
+    """
+    present = [label for label in labels if label is not None]
+    if not present:
+        return NO_CLASSES
+    if len(present) < len(labels):
+        first = name_of(next(i for i, label in enumerate(labels) if label is None))
+        missing = f"{len(labels) - len(present):,} of {len(labels):,} samples have no class"
+        raise InputError(f"{where}: {missing}, the first is {first}; give all a class, or none")
+    names = set(present)
+    if whole_numbers and all(map(_WHOLE_NUMBER.fullmatch, names)):
+        wrong = next((n for n in names if n.startswith("-") or len(n) > 9 or int(n) > LARGEST_CLASS), None)
+        if wrong is not None:
+            raise InputError(f"{where}: class {wrong[:20]} is no class number (0 to {LARGEST_CLASS:,}); correct it")
+        numbers = tuple(map(int, present))
+        return Classes(numbers, tuple(map(str, range(max(numbers) + 1))))
+    ordered = tuple(sorted(names, key=os.fsencode))
+    number = {name: i for i, name in enumerate(ordered)}
+    return Classes(tuple(number[name] for name in present), ordered)
 
 
 def open_media(path: Path) -> BinaryIO:
@@ -145,15 +207,20 @@ def open_media(path: Path) -> BinaryIO:
     return file
 
 
-def refuse(where: str, what: str, faults: list[str]) -> None:
-    """Raise InputError on one line with the first five faults and how many there are; pass where there are none."""
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name in small letters, as `.jpg`; empty where it has none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - names stay text: millions of Paths are slow
+
+
+def raise_listed(where: str, what: str, faults: list[str]) -> None:
+    """Raise InputError on one line with the first five faults and their number; return where there are none."""
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(faults[:5])}{more}")
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """The text of a caption, without blanks at its ends. Raises BadFile, naming `where`, unless it is UTF-8."""
+    """Decode a caption, without blanks at its ends. Raises BadFile, naming `where`, unless it is UTF-8."""
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:

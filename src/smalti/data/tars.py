@@ -4,30 +4,116 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from smalti.config import Config, PathField
-from smalti.data.classes import Classed, number_classes
-from smalti.data.clips import ClipConfig
-from smalti.data.images import SUFFIXES as PICTURES
-from smalti.data.images import Images
-from smalti.data.lists import list_files
-from smalti.data.source import decode_text, open_media, refuse
-from smalti.data.tar_headers import LONGEST_NOTE, Member, read_members
-from smalti.data.videos import SUFFIXES as VIDEOS
-from smalti.data.videos import Videos
-from smalti.data.views import ViewConfig
+from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from smalti.data.source import HasClasses, decode_text, number_classes, open_media, raise_listed, suffix_of
 from smalti.errors import BadFile, InputError
 from smalti.text import one_line, printable
 
+LONGEST_NOTE = 1 << 20
+"""Largest number of bytes of a long name, of a class, or of the JSON of a sample."""
+
+_BLOCK = 512
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_NOTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _NO_LINE = re.compile(r"[\n\r\0\ud800-\udc7f\udd00-\udfff]")
 """Line breaks, and halves of characters, which JSON can hold."""
+
+
+class Member(NamedTuple):
+    """A file inside a tar."""
+
+    name: str
+    offset: int
+    """Position of its first byte in the tar."""
+    size: int
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is read strictly: damaged pax records, sparse files and endless names raise ValueError."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Header":
+        """Read the next header, after a look at the note (a long name or pax records) that may stand before it."""
+        file = tarfile.fileobj
+        assert file is not None
+        at = file.tell()
+        block = file.read(_BLOCK)
+        if block[156:157] in _NOTES:
+            note = cls.frombuf(block, "utf-8", "surrogateescape")
+            if not 0 <= note.size <= LONGEST_NOTE:
+                raise ValueError(f"a name of {note.size:,} bytes at byte {at + _BLOCK:,}")
+            if note.type not in _NOTES[-2:]:
+                _check_pax(file.read(note.size), at + _BLOCK)
+        file.seek(at)
+        return super().fromtarfile(tarfile)
+
+
+def read_members(file: BinaryIO) -> Iterator[Member]:
+    """Yield the files in an open tar (ustar, GNU and pax names), by its headers; nothing is unpacked.
+
+    Raises ValueError, naming the byte, where a header is damaged, a member or the end mark is cut off, more follows
+    the end mark, a member is a link, a device or sparse, or its name leads out of the folder that it is in.
+    """
+    length, at, last = os.fstat(file.fileno()).st_size, 0, "its start"
+    try:
+        tar = tarfile.TarFile(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
+        for info in tar:
+            at, last = info.offset_data, f"member {printable(info.name)[:300]}"
+            if info.isdir():
+                continue
+            if info.type not in _FILES:
+                raise ValueError(f"{last} at byte {at - _BLOCK:,} is a link, device or sparse file, not a file")
+            if info.name.startswith("/") or "\0" in info.name or ".." in info.name.split("/"):
+                raise ValueError(f"{last} at byte {at:,} has a name that leads elsewhere; pack it anew")
+            if not 0 <= info.size <= length - at:
+                needs = f"needs {info.size:,} bytes, {length - at:,} are left (cut off)"
+                raise ValueError(f"{last} at byte {at - _BLOCK:,} {needs}")
+            yield Member(info.name, at, info.size)
+            at += (info.size + _BLOCK - 1) // _BLOCK * _BLOCK
+    except (tarfile.TarError, OSError, EOFError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{_no_header(file, at, last)}: {one_line(error)}") from None
+    file.seek(at)
+    if file.read(_BLOCK) != bytes(_BLOCK):  # `tarfile` stops without a word at what is no header
+        raise ValueError(_no_header(file, at, last))
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise ValueError(f"more data after the end mark at byte {at:,} (tars joined?)")
+
+
+def _no_header(file: BinaryIO, at: int, last: str) -> str:
+    """Return the reason why no header could be read at byte `at`."""
+    file.seek(at)
+    block = file.read(_BLOCK)
+    packer = _COMPRESSED.get(block[:2]) if at == 0 else None
+    if packer:
+        return f"is packed with {packer}, so that members cannot be found; unpack it"
+    if len(block) < _BLOCK:
+        return f"ends at byte {at + len(block):,}, after {last}, without the end mark (cut off)"
+    return f"no header at byte {at:,}, after {last}"
+
+
+def _check_pax(note: bytes, at: int) -> None:
+    """Check the records `length key=value\\n` of a pax header, whose length counts all of the record."""
+    place = 0
+    while place < len(note):
+        match = re.match(rb"(\d{1,7}) ([^=]+)=", note[place : place + 300])
+        stop = place + int(match[1]) if match else 0
+        if match is None or not place + match.end() < stop <= len(note) or note[stop - 1 : stop] != b"\n":
+            raise ValueError(f"damaged pax header at byte {at + place:,}")
+        if match[2].startswith(b"GNU.sparse"):
+            raise ValueError(f"a sparse file at byte {at:,}, not a file")
+        if match[2] == b"size" and not note[place + match.end() : stop - 1].isdigit():
+            raise ValueError(f"damaged pax header at byte {at + place:,}")
+        place = stop
 
 
 class _Samples(NamedTuple):
@@ -36,35 +122,35 @@ class _Samples(NamedTuple):
     media: list[Member]
     labels: list[str | None]
     texts: list[Member | None]
-    """Where the caption of each may be: its `txt`, or else its `json`."""
+    """Member that may hold the caption of each: its `txt`, or else its `json`."""
     faults: list[str]
 
 
-def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Samples:
-    """Raises BadFile where the tar cannot be opened."""
+def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Samples:
+    """Group the members of a tar by key. Raises BadFile where the tar cannot be opened."""
     with open_media(path) as file:
         groups = dict[str, dict[str, Member]]()
         faults = []
         try:
-            for found in read_members(file):
-                folder, name = os.path.split(found.name)
-                base, dot, extension = name.partition(".")
+            for member in read_members(file):
+                folder, name = os.path.split(member.name)
+                base, dot, ending = name.partition(".")
                 if not base or not dot:
                     continue  # hidden, or without a suffix
                 group = groups.setdefault(os.path.join(folder, base), {})  # noqa: PTH118 - a name, not a path
-                if extension.lower() in group:
-                    first = group[extension.lower()].offset
-                    faults.append(f"{_place(path, found)} is there twice, first at byte {first:,}")
-                group[extension.lower()] = found
+                if ending.lower() in group:
+                    first = group[ending.lower()].offset
+                    faults.append(f"{_place(path, member)} is there twice, first at byte {first:,}")
+                group[ending.lower()] = member
         except ValueError as error:
             faults.append(f"{printable(path)}: {error}")
         media, labels, texts = list[Member](), list[str | None](), list[Member | None]()
         for key, group in groups.items():
             try:
-                chosen = _choose(group, suffixes, member)
-                if chosen is not None:
+                medium = _choose(group, suffixes, extension)
+                if medium is not None:
                     label = _label(file, group)
-                    media.append(chosen)
+                    media.append(medium)
                     labels.append(label)
                     texts.append(group.get("txt", group.get("json")))
             except ValueError as error:
@@ -73,16 +159,16 @@ def _samples(path: Path, suffixes: Sequence[str], member: str | None) -> _Sample
 
 
 def suffixes_in(path: Path) -> set[str]:
-    """The suffixes of the members of a tar, by its headers. Raises InputError where it is damaged."""
+    """Return the suffixes of the members of a tar, by its headers. Raises InputError where it is damaged."""
     with open_media(path) as file:
         try:
-            return {os.path.splitext(member.name)[1].lower() for member in read_members(file)}  # noqa: PTH122
+            return {suffix_of(member.name) for member in read_members(file)}
         except ValueError as error:
             raise InputError(f"{printable(path)}: {error}") from None
 
 
 def _choose(group: dict[str, Member], suffixes: Sequence[str], member: str | None) -> Member | None:
-    """The medium of a sample; None for a sample of another kind."""
+    """Return the medium of a sample; None for a sample of another kind."""
     if member is not None:
         if member.lower() not in group:
             raise ValueError(f"has no .{member} (there are: {_listed(group)})")
@@ -95,22 +181,22 @@ def _choose(group: dict[str, Member], suffixes: Sequence[str], member: str | Non
     last = {f".{extension.rsplit('.', 1)[-1]}" for extension in group}
     if last & set(suffixes):
         raise ValueError(f"has {_listed(group)}; set `member` to one")
-    if {"cls", "json"} & set(group) and not last & {*PICTURES, *VIDEOS}:
-        raise ValueError(f"has no picture or video (there are: {_listed(group)})")
+    if {"cls", "json"} & set(group) and not last & {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}:
+        raise ValueError(f"has no image or video (there are: {_listed(group)})")
     return None
 
 
 def _label(file: BinaryIO, group: dict[str, Member]) -> str | None:
-    """The class in `.cls`; else in `.json`, a whole number, or an object with it or a name under `label` or `cls`."""
+    """Read the class in `.cls`, or else in `.json`: a number, or a number or name under `label` or `cls`."""
     kind = next((kind for kind in ("cls", "json") if kind in group), None)
     if kind is None:
         return None
-    found = group[kind]
-    where = f"its {kind} at byte {found.offset:,}"
-    if found.size > LONGEST_NOTE:
-        raise ValueError(f"{where} has {found.size:,} bytes, at most {LONGEST_NOTE:,} are read")
-    file.seek(found.offset)
-    text = file.read(found.size).decode("utf-8", "surrogateescape").strip()
+    member = group[kind]
+    where = f"its {kind} at byte {member.offset:,}"
+    if member.size > LONGEST_NOTE:
+        raise ValueError(f"{where} has {member.size:,} bytes, at most {LONGEST_NOTE:,} are read")
+    file.seek(member.offset)
+    text = file.read(member.size).decode("utf-8", "surrogateescape").strip()
     if kind == "json":
         try:
             value = json.loads(text)
@@ -136,8 +222,8 @@ def _place(path: Path, member: Member) -> str:
     return f"{printable(path / member.name)} at byte {member.offset:,}"
 
 
-class TarMembers(Classed):
-    """Media in tars, by an index that the headers gave; a `Store`."""
+class TarStore(HasClasses):
+    """Media in tars, by an index that is made from the headers; a `Store`."""
 
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
         self.root, self.tars = root, tuple(tars)
@@ -145,36 +231,36 @@ class TarMembers(Classed):
         self._names, self._texts = list[str](), list[Member | None]()
         for number, tar in enumerate(self.tars):
             try:
-                found = _samples(root / tar, suffixes, member)
+                samples = _samples(root / tar, suffixes, member)
             except BadFile as bad:
                 faults.append(str(bad))
                 continue
-            self._names += [one.name for one in found.media]
-            places += [(number, one.offset, one.size) for one in found.media]
-            labels += found.labels
-            self._texts += found.texts
-            faults += found.faults
+            self._names += [medium.name for medium in samples.media]
+            places += [(number, medium.offset, medium.size) for medium in samples.media]
+            labels += samples.labels
+            self._texts += samples.texts
+            faults += samples.faults
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
-        refuse(where, "members or tars", faults)
+        raise_listed(where, "members or tars", faults)
         if not places:
             raise InputError(f"{where}: no sample has a file of any of {' '.join(suffixes)}")
         self._places = np.array(places, np.int64)  # 24 bytes a sample, shared by readers
-        super().__init__(number_classes(labels, where=where, named=self.key))
+        super().__init__(number_classes(labels, where=where, name_of=self.key))
 
     def __len__(self) -> int:
         return len(self._names)
 
     def key(self, index: int) -> str:
-        """`tar/member`, on one line."""
+        """Return `tar/member`, on one line."""
         return printable(f"{self.tars[self._places[index, 0]]}/{self._names[index]}")
 
     def where(self, index: int) -> str:
-        """The path of the tar, the member, and its first byte."""
+        """Return the path of the tar, the member, and its first byte."""
         tar, offset, size = self._places[index].tolist()
         return _place(self.root / self.tars[tar], Member(self._names[index], offset, size))
 
     def caption(self, index: int) -> str | None:
-        """The text in its `txt`, or what its `json` has under `caption` or `text`. Raises BadFile."""
+        """Read the caption in its `txt`, or under `caption` or `text` in its `json`. Raises BadFile."""
         member, where = self._texts[index], self.where(index)
         if member is None:
             return None
@@ -189,11 +275,11 @@ class TarMembers(Classed):
             value = json.loads(text)
         except (ValueError, RecursionError):
             raise BadFile(where, "caption", "its json is not valid JSON") from None
-        found = [value[name] for name in ("caption", "text") if name in value] if isinstance(value, dict) else []
-        return found[0] if found and isinstance(found[0], str) else None
+        texts = [value[name] for name in ("caption", "text") if name in value] if isinstance(value, dict) else []
+        return texts[0] if texts and isinstance(texts[0], str) else None
 
     def media(self, index: int) -> bytes:
-        """The bytes of a member. Raises BadFile where they are not there any more."""
+        """Read the bytes of a member. Raises BadFile where they are not there any more."""
         tar, offset, size = self._places[index].tolist()
         with open_media(self.root / self.tars[tar]) as file:
             file.seek(offset)
@@ -205,31 +291,8 @@ class TarMembers(Classed):
         return data
 
 
-class TarsConfig(Config):
-    """Which tars a source has."""
-
-    kind: str
-    path: PathField
-    """A tar, a folder of tars (searched to the bottom), or a pattern such as `train-{0000..0146}.tar`."""
-    member: str | None = None
-    """File of a sample that is read, by what follows the first dot of its name (`jpg`, `left.png`); needed if a sample
-    has several."""
-    limit: int = Field(default=1_000_000, ge=1)
-    """Largest number of tars that are listed."""
-
-    def tars(self) -> tuple[Path, tuple[str, ...]]:
-        """(folder, tars below it). Raises InputError where there are none."""
-        if "{" in str(self.path) and not os.path.lexists(self.path):
-            return _expand(self.path, self.limit)
-        return list_files(self.path, (".tar",), limit=self.limit)[:2]
-
-    def members(self, suffixes: Sequence[str]) -> TarMembers:
-        """Read the headers of all tars. Raises InputError with the faults of each."""
-        return TarMembers(*self.tars(), suffixes, self.member)
-
-
-def _expand(pattern: Path, limit: int) -> tuple[Path, tuple[str, ...]]:
-    """(folder, tars below it) of a pattern with {0000..0146} or {a,b}. Raises InputError where a tar is missing."""
+def expand_braces(pattern: Path, limit: int) -> tuple[Path, tuple[str, ...]]:
+    """List a pattern with {0000..0146} or {a,b}: (folder, tars below it). Raises InputError where one is missing."""
     fixed = next(i for i, part in enumerate(pattern.parts) if "{" in part)
     root, text = Path(*pattern.parts[:fixed]), os.path.join(*pattern.parts[fixed:])  # noqa: PTH118
     pieces = [_choices(piece, limit) for piece in re.split(r"(\{[^{}]*\})", text)]
@@ -237,35 +300,15 @@ def _expand(pattern: Path, limit: int) -> tuple[Path, tuple[str, ...]]:
     if not 1 <= count <= limit:
         what = f"more than {limit:,} tars; raise `limit`" if count else "no tars; write the smaller number first"
         raise InputError(f"{printable(pattern)}: stands for {what}")
-    tars = tuple("".join(chosen) for chosen in product(*pieces))
+    tars = tuple("".join(choice) for choice in product(*pieces))
     missing = [f"no such file {printable(tar)}" for tar in tars if not os.path.lexists(root / tar)]
-    refuse(printable(pattern), "tars", missing)
+    raise_listed(printable(pattern), "tars", missing)
     return root, tars
 
 
 def _choices(piece: str, limit: int) -> list[str]:
-    """What a piece of a pattern stands for: numbers of equal width (never many more than `limit`), names, or itself."""
+    """Return what a piece of a pattern stands for: numbers of equal width (at most `limit` + 1), names, or itself."""
     span = re.fullmatch(r"\{(\d{1,9})\.\.(\d{1,9})\}", piece)
     if span is None:
         return piece[1:-1].split(",") if piece.startswith("{") else [piece]
     return [f"{n:0{len(span[1])}d}" for n in range(int(span[1]), int(span[2]) + 1)[: limit + 1]]
-
-
-class TarImagesConfig(ViewConfig, TarsConfig):
-    """Pictures in WebDataset tars, each a sample of one frame."""
-
-    kind: Literal["tar-images"] = "tar-images"
-
-    def build(self) -> Images:
-        """Read the headers of all tars. Raises InputError with the faults of each."""
-        return Images(self, self.members(PICTURES))
-
-
-class TarVideosConfig(ClipConfig, TarsConfig):
-    """Videos in WebDataset tars, each a sample of one clip."""
-
-    kind: Literal["tar-videos"] = "tar-videos"
-
-    def build(self) -> Videos:
-        """Read the headers of all tars. Raises InputError with the faults of each."""
-        return Videos(self, self.members(VIDEOS))

@@ -24,8 +24,8 @@ from smalti.data.source import MAX_PIXELS, open_media
 from smalti.errors import BadFile
 from smalti.text import one_line, printable
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,flv,asf,ogg"
-"""FFmpeg demuxers that may open a file. Playlists (hls, concat, dash) name other files, so they may not."""
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,flv,asf,ogg"
+"""Demuxers of FFmpeg that may open a file. Playlists (hls, concat, dash) name other files, so they may not."""
 
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
@@ -207,7 +207,7 @@ def open_video(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> VideoReader
 
 
 def _open(file: str | BytesIO, name: str) -> InputContainer:
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
         return av.open(file, "r", options=options, metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:

@@ -14,7 +14,7 @@ from smalti.errors import ConfigError, InputError, MachineError
 from smalti.files import naming_os_errors
 from smalti.text import one_line, printable
 
-SUFFIXES = (".mp4", ".mkv", ".mov")
+WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
 _SMPTE170M, _LIMITED = 6, 1  # the matrix and range that the RGB to YUV conversion uses; untagged film plays off-colour
 
 
@@ -28,8 +28,8 @@ def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: in
     the disk refuses.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{printable(path)}: video is written as one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in WRITTEN_SUFFIXES:
+        raise ConfigError(f"{printable(path)}: video is written as one of {', '.join(WRITTEN_SUFFIXES)}")
     if not fps > 0:
         raise ConfigError(f"{printable(path)}: fps is {fps}, it must be above 0")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

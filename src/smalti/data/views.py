@@ -1,6 +1,6 @@
-"""Which part of a picture a sample shows: one box and one flip, drawn once and used for all frames of a clip."""
+"""Cropping, scaling and mirroring: one crop and one flip for a sample, the same for all frames of a clip."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from smalti.errors import BadFile
 
 Filter = Literal["lanczos", "bicubic", "bilinear"] | Cv2Filter
 Crop = Literal["random", "center"]
-Cut = Literal["together", "before", "after"]
+CropOrder = Literal["together", "before", "after"]
 Side = Annotated[int, Field(ge=1, le=16_384)]
 SizeField = Side | Annotated[tuple[Side, Side], Strict(False)] | None
-"""Rows and columns of a sample; one number for a square; None for each picture as it is."""
+"""Height and width of a sample; one number for a square; None keeps the size of each image."""
 
 
 def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
@@ -27,7 +27,7 @@ def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
 
 
 ScaleField = Annotated[tuple[float, float], Strict(False), AfterValidator(_ordered)]
-"""The range of the sides of a random box, as a part of the largest box."""
+"""Range of the sides of a random crop, relative to the largest crop."""
 
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -36,52 +36,53 @@ _FILTERS = {
 }
 
 
-class View(NamedTuple):
-    """What is shown of a picture: a box (left, top, right, bottom), mirrored or not, at an output size."""
+class CropResize(NamedTuple):
+    """The crop of one image: a box (left, top, right, bottom), mirrored or not, and the size that it is scaled to."""
 
     box: tuple[float, float, float, float]
-    """In pixels of the picture, or of the picture scaled to `scaled`."""
+    """Box in pixels of the image, or of the image scaled to `scaled`."""
     flip: bool
     size: tuple[int, int]
-    """Rows and columns of the result."""
+    """Height and width of the result."""
     resize: Filter
-    cut: Cut = "together"
+    order: CropOrder = "together"
     scaled: tuple[int, int] | None = None
-    """With `cut` after: rows and columns that the whole picture is scaled to."""
+    """Height and width that the whole image is scaled to, if it is cropped after scaling."""
 
     def apply(self, frame: np.ndarray) -> np.ndarray:
-        """The view of `uint8 h w 3`: an array of `size` that the caller may write to."""
+        """Crop and scale `uint8 h w 3`; the result is an array of `size` that the caller may write to."""
         height, width = frame.shape[:2]
         if self.scaled is not None:
             left, top, right, bottom = map(int, self.box)
-            frame = _scale_and_cut(frame, self.scaled, slice(left, right), self.resize)[top:bottom]
-        elif self.cut == "before":
+            frame = _scale_and_crop(frame, self.scaled, slice(left, right), self.resize)[top:bottom]
+        elif self.order == "before":
             left, top, right, bottom = map(int, self.box)
-            frame = _scale_and_cut(frame[top:bottom, left:right], self.size, slice(None), self.resize)
+            frame = _scale_and_crop(frame[top:bottom, left:right], self.size, slice(None), self.resize)
         elif self.box != (0, 0, width, height) or self.size != (height, width):
-            rows, columns = self.size
-            frame = np.array(Image.fromarray(frame).resize((columns, rows), _FILTERS[self.resize], box=self.box))
+            frame = np.array(Image.fromarray(frame).resize(self.size[::-1], _FILTERS[self.resize], box=self.box))
         return np.array(frame[:, ::-1] if self.flip else frame, order="C")
 
 
-def _scale_and_cut(frame: np.ndarray, size: tuple[int, int], columns: slice, resize: Filter) -> np.ndarray:
+def _scale_and_crop(frame: np.ndarray, size: tuple[int, int], columns: slice, resize: Filter) -> np.ndarray:
     if frame.shape[:2] == size:
         return frame[:, columns]
     if resize == "cv2-bilinear" or resize == "cv2-bicubic":
         return cv2_resize(frame, size, resize, columns)
-    picture = Image.fromarray(np.ascontiguousarray(frame)).resize(size[::-1], _FILTERS[resize])
-    return np.asarray(picture)[:, columns]
+    scaled = Image.fromarray(np.ascontiguousarray(frame)).resize(size[::-1], _FILTERS[resize])
+    return np.asarray(scaled)[:, columns]
 
 
 class ViewConfig(Config):
     """The view of an image, or of each frame of a clip: crop, size, flip."""
+
+    former_names: ClassVar = {"cut": "crop_order"}
 
     size: SizeField = 256
     """Height and width of a sample, or one number for a square; null keeps the size of each image."""
     crop: Crop = "random"
     """Crop of the aspect of `size`: `random` has `scale` times the sides of the largest one and lies anywhere, `center`
     is the largest one in the middle."""
-    cut: Cut = "together"
+    crop_order: CropOrder = "together"
     """Order of cropping and scaling: `together` in one step, with fractions of a pixel; `before` crops whole pixels,
     then scales; `after` scales the whole image until the crop has `size`, then crops whole pixels."""
     scale: ScaleField = (0.5, 1.0)
@@ -90,69 +91,71 @@ class ViewConfig(Config):
     """Whether one sample in two is mirrored."""
     resize: Filter = "lanczos"
     """Filter that scales: Pillow's (antialiased), or OpenCV's `cv2-bilinear` and `cv2-bicubic`, which alias and need
-    `cut` before or after."""
+    `crop_order` before or after."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Largest number of pixels of an image or frame, by its header; larger ones are bad files."""
 
     @model_validator(mode="after")
     def _whole_pixels(self) -> "ViewConfig":
-        if self.resize.startswith("cv2-") and self.cut == "together":
-            raise ValueError(f"resize {self.resize} knows no fractions of a pixel: set cut to before or after")
+        if self.resize.startswith("cv2-") and self.crop_order == "together":
+            raise ValueError(f"resize {self.resize} knows no fractions of a pixel: set crop_order to before or after")
         return self
 
-    def view(self, have: tuple[int, int], rng: torch.Generator, name: str = "picture") -> View:
-        """The view of a picture of `have` (rows, columns).
+    def view(self, image_size: tuple[int, int], rng: torch.Generator, name: str = "image") -> CropResize:
+        """Choose the crop of an image of `image_size` (height, width).
 
-        The largest box of the aspect of `size` is found; `center` takes it, in the middle (where it lies between two
-        pixels and whole ones are cut: the one nearer to the top left). `random` takes a box of s times its sides, s
-        uniform in `scale`, at a uniform place. `flip` mirrors one sample in two. Without `size` the view is the whole
-        picture as it is. Four numbers are always drawn, so that one option does not change what another one draws.
+        `center` takes the largest box of the aspect of `size`, in the middle (if the middle lies between two pixels and
+        whole ones are cropped: the one nearer to the top left). `random` takes a box of s times its sides, s uniform in
+        `scale`, at a uniform place. `flip` mirrors one sample in two. Without `size` the whole image is taken as it is.
+        Four random numbers are always used, so that one option does not change the numbers of another.
 
-        Raises BadFile, with `name`, where `cut` after would scale the picture to more than `max_pixels`.
+        Raises BadFile, with `name`, where `crop_order` after would scale the image to more than `max_pixels`.
         """
-        draw_scale, draw_x, draw_y, draw_flip = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
-        flip = self.flip and draw_flip < 0.5
-        height, width = have
+        random_scale, random_x, random_y, random_flip = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
+        flip = self.flip and random_flip < 0.5
+        height, width = image_size
         if self.size is None:
-            return View((0, 0, width, height), flip, have, self.resize)
+            return CropResize((0, 0, width, height), flip, image_size, self.resize)
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        share = self.scale[0] + (self.scale[1] - self.scale[0]) * draw_scale if self.crop == "random" else 1.0
-        x, y = (draw_x, draw_y) if self.crop == "random" else (None, None)
-        if self.cut == "after":
-            return self._scaled_first(have, size, share, (x, y), flip, name)
-        box_w, box_h = (side * share for side in _largest(have, size))
-        if self.cut == "before":
+        share = self.scale[0] + (self.scale[1] - self.scale[0]) * random_scale if self.crop == "random" else 1.0
+        x, y = (random_x, random_y) if self.crop == "random" else (None, None)
+        if self.crop_order == "after":
+            return self._scaled_first(image_size, size, share, (x, y), flip, name)
+        box_w, box_h = (side * share for side in _largest(image_size, size))
+        if self.crop_order == "before":
             whole_w, whole_h = max(1, round(box_w)), max(1, round(box_h))
             start = _start(width - whole_w, x), _start(height - whole_h, y)
-            return View((*start, start[0] + whole_w, start[1] + whole_h), flip, size, self.resize, "before")
+            return CropResize((*start, start[0] + whole_w, start[1] + whole_h), flip, size, self.resize, "before")
         left, top = (0.5 if x is None else x) * (width - box_w), (0.5 if y is None else y) * (height - box_h)
-        return View((left, top, min(width, left + box_w), min(height, top + box_h)), flip, size, self.resize)
+        return CropResize((left, top, min(width, left + box_w), min(height, top + box_h)), flip, size, self.resize)
 
     def _scaled_first(
         self,
-        have: tuple[int, int],
+        image_size: tuple[int, int],
         size: tuple[int, int],
         share: float,
         place: tuple[float | None, float | None],
         flip: bool,
         name: str,
-    ) -> View:
-        (height, width), (rows, columns) = have, size
-        fit = max(rows / height, columns / width) / share
-        scaled = max(rows, round(height * fit)), max(columns, round(width * fit))
+    ) -> CropResize:
+        (height, width), (new_height, new_width) = image_size, size
+        fit = max(new_height / height, new_width / width) / share
+        scaled = max(new_height, round(height * fit)), max(new_width, round(width * fit))
         if scaled[0] * scaled[1] > self.max_pixels:
-            what = f"would be scaled to {scaled[1]} x {scaled[0]} pixels before it is cut, at most {self.max_pixels:,}"
+            what = (
+                f"would be scaled to {scaled[1]} x {scaled[0]} pixels before it is cropped, at most {self.max_pixels:,}"
+            )
             raise BadFile(name, "bomb", what)
-        left, top = _start(scaled[1] - columns, place[0]), _start(scaled[0] - rows, place[1])
-        return View((left, top, left + columns, top + rows), flip, size, self.resize, "after", scaled)
+        left, top = _start(scaled[1] - new_width, place[0]), _start(scaled[0] - new_height, place[1])
+        return CropResize((left, top, left + new_width, top + new_height), flip, size, self.resize, "after", scaled)
 
 
-def _largest(have: tuple[int, int], size: tuple[int, int]) -> tuple[int | float, int | float]:
-    """Width and height of the largest box of the aspect of `size`."""
-    (height, width), (rows, columns) = have, size
-    return min(width, height * columns / rows), min(height, width * rows / columns)
+def _largest(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int | float, int | float]:
+    """Return width and height of the largest box of the aspect of `size`."""
+    (height, width), (new_height, new_width) = image_size, size
+    return min(width, height * new_width / new_height), min(height, width * new_height / new_width)
 
 
 def _start(room: int, place: float | None) -> int:
-    """The first of room + 1 places: the middle one, rounded down, or one drawn from [0, 1)."""
+    """Return one of room + 1 places: the middle one, rounded down, or the one that `place` in [0, 1) stands for."""
     return room // 2 if place is None else min(room, int(place * (room + 1)))

@@ -23,8 +23,7 @@ from smalti.data import (
     source_of,
 )
 from smalti.data.clips import ClipConfig
-from smalti.data.detect import Medium
-from smalti.data.source import Store, Subset
+from smalti.data.source import Medium, Store, Subset
 from smalti.errors import BadFile, ConfigError, InputError, MachineError, SmaltiError
 from smalti.files import write_bytes
 from smalti.metrics import (

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from smalti.data import evaluation, source_of
 from smalti.data.clips import ClipConfig
-from smalti.data.detect import Medium
-from smalti.data.source import Source, Subset
+from smalti.data.source import Medium, Source, Subset
 from smalti.errors import BadFile, InputError
 from smalti.metrics import Features, GenerationProtocol, GenerationReport, score_generated
 from smalti.progress import Progress

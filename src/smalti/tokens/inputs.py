@@ -7,22 +7,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from smalti.config import Config, PathField
-from smalti.data.detect import Packing, packing_of
-from smalti.data.images import SUFFIXES as PICTURES
+from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileStore
 from smalti.data.list_formats import Listing
-from smalti.data.lists import FilesConfig, Listed
-from smalti.data.parquet import ParquetConfig, ParquetRows
-from smalti.data.source import Store
-from smalti.data.tars import TarMembers, TarsConfig
-from smalti.data.videos import SUFFIXES as VIDEOS
+from smalti.data.packing import MediaConfig, Packing, packing_of
+from smalti.data.parquet import ParquetStore
+from smalti.data.source import Medium, suffix_of
+from smalti.data.tars import TarStore
 from smalti.errors import BadFile, InputError
 from smalti.text import printable
 
-Media = Literal["images", "videos"]
-
-_PLACES = {"path", "root", "limit"}
-"""Fields that say where the inputs are; another machine may have them elsewhere."""
+_IDENTITY: dict[str, tuple[str, ...]] = {
+    "files": ("class_folders", "format"),
+    "tars": ("member",),
+    "parquet": ("match", "revision", "label", "column", "caption"),
+}
+"""Fields beside `kind` and `media` that decide which tokens come out, in their order in `plan.json`."""
 
 
 class Found(NamedTuple):
@@ -35,109 +34,79 @@ class Found(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Inputs(Config):
-    """What the three kinds of inputs have in common."""
+class Inputs(MediaConfig):
+    """The fields and methods that all kinds of inputs share: each file, tar or table is an input."""
 
-    kind: str
-    path: PathField
-    """Folder, list, tar, table or file, as each kind says."""
-    media: Media | None = None
+    media: Medium | None = None
     """Restriction to images or to videos; null takes both."""
+    caption: str | None = None
+    """Column of captions. For Parquet files."""
 
     def find(self) -> Found:
         """List the inputs. Raises InputError where there are none."""
-        raise NotImplementedError
+        listing = self.listing(self.suffixes)[1]
+        classes = listing.classes
+        return Found(listing.root, listing.files, classes.labels, classes.names)
 
     def place(self) -> Path:
-        """The root that `find` gives, without listing anything."""
+        """The root that `find` gives, without listing anything; for a data set of the hub, its download."""
+        if self.path.as_posix().startswith("hf:"):
+            return self.find().root
+        if self.kind == "files" and self.root is not None and not self.path.is_dir():
+            return self.root
         path = self.path
         while "{" in path.name:
             path = path.parent
         return path if path.is_dir() else path.parent
 
-    def open(self, root: Path, name: str) -> Store:
+    def open(self, root: Path, name: str) -> FileStore | TarStore | ParquetStore:
         """The media of one input. Raises BadFile for a tar or table that cannot be read."""
-        raise NotImplementedError
+        try:
+            if self.kind == "tars":
+                return TarStore(root, [name], self.suffixes, self.member)
+            if self.kind == "parquet":
+                return ParquetStore(root, [name], self.column or "image", self.label, self.caption)
+        except InputError as error:
+            raise _unreadable(name, error, root) from None
+        return FileStore(Listing(root, (name,)))
 
     def is_video(self, key: str) -> bool:
-        """Whether a medium of this key is film."""
-        return self.media == "videos" or (self.media is None and _suffix(key) in VIDEOS)
+        """Whether a medium of this key is a video: by its suffix, or by the name of its column."""
+        if self.media is not None:
+            return self.media == "videos"
+        return self.column == "video" if self.kind == "parquet" else suffix_of(key) in VIDEO_SUFFIXES
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """What the names of media end in."""
-        return {None: (*PICTURES, *VIDEOS), "images": PICTURES, "videos": VIDEOS}[self.media]
+        own = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
+        return (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) if self.media is None else own[self.media]
 
     def identity(self) -> dict[str, Any]:
         """What decides which tokens come out: all fields but the places of the inputs."""
-        return {name: value for name, value in self.plain().items() if name not in _PLACES}
+        plain = {**self.plain(), "column": self.column or "image"}
+        return {name: plain[name] for name in ("kind", "media", *_IDENTITY[self.kind])}
 
 
-class Files(FilesConfig, Inputs):
+class Files(Inputs):
     """A folder, a list or one file; each file is an input. A `.txt` of the same name beside it is its caption."""
 
     kind: Literal["files"] = "files"
-
-    def find(self) -> Found:
-        """List the files as `smalti.data` does. Raises InputError as it does."""
-        listing = self.listing(self.suffixes)
-        return Found(listing.root, listing.files, listing.classes.labels, listing.classes.names)
-
-    def place(self) -> Path:
-        """The root that `find` gives, without listing anything."""
-        return self.root if self.root is not None and not self.path.is_dir() else super().place()
-
-    def open(self, root: Path, name: str) -> Listed:
-        """The file."""
-        return Listed(Listing(root, (name,)))
+    packing: Literal["files"] = "files"
 
 
-class Tars(TarsConfig, Inputs):
+class Tars(Inputs):
     """WebDataset tars; each tar is an input, opened when its shard is made."""
 
     kind: Literal["tars"] = "tars"
-
-    def find(self) -> Found:
-        """List the tars. Raises InputError where there are none."""
-        root, tars = self.tars()
-        return Found(root, tars, None, ())
-
-    def open(self, root: Path, name: str) -> TarMembers:
-        """The members of a tar."""
-        try:
-            return TarMembers(root, [name], self.suffixes, self.member)
-        except InputError as error:
-            raise _unreadable(name, error, root) from None
+    packing: Literal["tars"] = "tars"
 
 
-class Tables(ParquetConfig, Inputs):
-    """Parquet files of pictures or videos, local or on the hub; each file is an input."""
+class Tables(Inputs):
+    """Parquet files of images or videos, local or on the hub; each file is an input."""
 
     kind: Literal["parquet"] = "parquet"
-    column: str = "image"
-    """Column of media: bytes, or {bytes, path}. It holds videos if it is called `video` or `media` is `videos`."""
-    caption: str | None = None
-    """Column of captions."""
-
-    def find(self) -> Found:
-        """List the tables. Raises InputError where there are none."""
-        root, tables = self.files()
-        return Found(root, tables, None, ())
-
-    def place(self) -> Path:
-        """The root that `find` gives; of a data set of the hub, where it was downloaded to."""
-        return self.find().root if self.path.as_posix().startswith("hf:") else super().place()
-
-    def open(self, root: Path, name: str) -> ParquetRows:
-        """The rows of a table."""
-        try:
-            return ParquetRows(root, [name], self.column, self.label, self.caption)
-        except InputError as error:
-            raise _unreadable(name, error, root) from None
-
-    def is_video(self, key: str) -> bool:
-        """Whether the column holds film."""
-        return self.media == "videos" or (self.media is None and self.column == "video")
+    packing: Literal["parquet"] = "parquet"
 
 
 AnyInputs = Annotated[Files | Tars | Tables, Field(discriminator="kind")]
@@ -146,12 +115,8 @@ AnyInputs = Annotated[Files | Tars | Tables, Field(discriminator="kind")]
 def choose(data: str) -> Files | Tars | Tables:
     """The kind of inputs that a path is: by its suffix, or by what the folder holds. Raises InputError."""
     path = Path(data)
-    kinds: dict[Packing, type[Files | Tars | Tables]] = {"media": Files, "tars": Tars, "Parquet files": Tables}
+    kinds: dict[Packing, type[Files | Tars | Tables]] = {"files": Files, "tars": Tars, "parquet": Tables}
     return kinds[packing_of(path)[0]](path=path)
-
-
-def _suffix(key: str) -> str:
-    return os.path.splitext(key)[1].lower()  # noqa: PTH122 - a key, not a path
 
 
 def _unreadable(name: str, error: InputError, root: Path) -> BadFile:

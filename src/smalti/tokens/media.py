@@ -9,9 +9,9 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.data.parquet import ParquetRows
+from smalti.data.parquet import ParquetStore
 from smalti.data.source import Store, open_media
-from smalti.data.tars import TarMembers
+from smalti.data.tars import TarStore
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile
 from smalti.text import printable
@@ -54,7 +54,7 @@ def items_of(plan: Plan, shard: int, root: Path) -> Iterator[Item]:
 
 def _class_of(store: Store, index: int, given: Input, classes: tuple[str, ...]) -> tuple[int | None, str | None]:
     """(number, name) of a medium's class. Names that one tar or table numbers for itself have no number in the set."""
-    if isinstance(store, TarMembers | ParquetRows):
+    if isinstance(store, TarStore | ParquetStore):
         label = store.label(index)
         if label is None:
             return None, None

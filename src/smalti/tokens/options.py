@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from smalti.config import Config
 from smalti.data.clips import clip_indices
 from smalti.data.source import MAX_PIXELS
-from smalti.data.views import Cut, Filter, SizeField, ViewConfig
+from smalti.data.views import CropOrder, Filter, SizeField, ViewConfig
 
 
 class Clip(NamedTuple):
@@ -26,7 +26,7 @@ class Options(Config):
     """Height and width of the center crop, or one number for a square; null keeps the size of each file. `--size`"""
     resize: Filter = "lanczos"
     """Filter that scales, as in `ViewConfig`."""
-    cut: Cut = "together"
+    cut: CropOrder = "together"
     """Order of cropping and scaling, as in `ViewConfig`."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Largest number of pixels of an image or frame; larger ones are bad files."""
@@ -66,7 +66,12 @@ class Options(Config):
     def view(self) -> ViewConfig:
         """What is shown of a picture or frame: the middle, never mirrored."""
         return ViewConfig(
-            size=self.size, crop="center", flip=False, resize=self.resize, cut=self.cut, max_pixels=self.max_pixels
+            size=self.size,
+            crop="center",
+            flip=False,
+            resize=self.resize,
+            crop_order=self.cut,
+            max_pixels=self.max_pixels,
         )
 
     def frames_of(self, times: Sequence[float]) -> list[int]:

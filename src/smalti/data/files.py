@@ -1,20 +1,25 @@
-"""Which files a source has: a folder searched to the bottom, class folders, or a list file; always in one order."""
+"""Loose media files: those of a folder searched to the bottom or of a list file, always in one order."""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import Field
-
-from smalti.config import Config, PathField
-from smalti.data.classes import Classed, number_classes
 from smalti.data.list_formats import LIST_SUFFIXES, ListFormat, Listing, read_list
-from smalti.data.source import decode_text
+from smalti.data.source import HasClasses, decode_text, number_classes, suffix_of
 from smalti.errors import BadFile, InputError
 from smalti.text import one_line, printable
 
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif"),
+    *(".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+)
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg"),
+    *(".ts", ".m2ts", ".mts", ".3gp", ".flv", ".wmv", ".ogv"),
+)
 
-class Listed(Classed):
+
+class FileStore(HasClasses):
     """The files of a listing; a `Store`."""
 
     def __init__(self, listing: Listing) -> None:
@@ -25,19 +30,19 @@ class Listed(Classed):
         return len(self.listing.files)
 
     def key(self, index: int) -> str:
-        """The path relative to the root, on one line."""
+        """Return the path relative to the root, on one line."""
         return printable(self.listing.files[index])
 
     def where(self, index: int) -> str:
-        """The whole path, on one line."""
+        """Return the whole path, on one line."""
         return printable(self.media(index))
 
     def media(self, index: int) -> Path:
-        """The file of a sample."""
+        """Return the file of a sample."""
         return self.listing.root / self.listing.files[index]
 
     def caption(self, index: int) -> str | None:
-        """The text of the `.txt` of the same name beside the file, where there is one. Raises BadFile."""
+        """Read the `.txt` of the same name beside the file; None where there is none. Raises BadFile."""
         path = self.media(index).with_suffix(".txt")
         try:
             return decode_text(path.read_bytes(), self.where(index))
@@ -45,33 +50,6 @@ class Listed(Classed):
             return None
         except OSError as error:
             raise BadFile(self.where(index), "caption", f"its text cannot be read: {one_line(error)}") from None
-
-
-class FilesConfig(Config):
-    """Which files a source has."""
-
-    kind: str
-    path: PathField
-    """A folder (searched to the bottom), a list file (.txt, .csv, .tsv, .lst, .json), or one media file."""
-    root: PathField | None = None
-    """Folder that the paths of a list are relative to; null is the folder of the list."""
-    class_folders: bool = False
-    """Whether the first folder below `path` is the class of a file, unless a list gives another."""
-    format: ListFormat = "auto"
-    """Format of a list file; `auto` detects it by its content."""
-    limit: int = Field(default=20_000_000, ge=1)
-    """Largest number of files that are listed."""
-
-    def listing(self, suffixes: Sequence[str]) -> Listing:
-        """The files, as `list_files` lists them."""
-        return list_files(
-            self.path,
-            suffixes,
-            class_folders=self.class_folders,
-            root=self.root,
-            format=self.format,
-            limit=self.limit,
-        )
 
 
 def list_files(
@@ -83,7 +61,7 @@ def list_files(
     format: ListFormat = "auto",
     limit: int = 20_000_000,
 ) -> Listing:
-    """The files of `path`: a folder (searched to the bottom), a list file, or one media file.
+    """List the files of `path`: a folder (searched to the bottom), a list file, or one media file.
 
     Files of a folder come in the byte order of their relative path, so that every file system gives the same list;
     each real file comes once, however many links lead to it; links in a circle end. With `class_folders` the first
@@ -111,7 +89,7 @@ def list_files(
 def _list_folder(root: Path, suffixes: Sequence[str], class_folders: bool, limit: int) -> Listing:
     files, skipped = [], 0
     for name in _walk(root):
-        if os.path.splitext(name)[1].lower() not in suffixes:  # noqa: PTH122 - twice as fast, for millions of files
+        if suffix_of(name) not in suffixes:
             skipped += 1
             continue
         files.append(name)
@@ -125,7 +103,7 @@ def _list_folder(root: Path, suffixes: Sequence[str], class_folders: bool, limit
 
 
 def _by_folder(listing: Listing) -> Listing:
-    """The first folder of each path as its class."""
+    """Make the first folder of each path its class."""
     where = printable(listing.root)
     loose = [name for name in listing.files if name.find(os.sep) < 1]
     if loose:
@@ -135,7 +113,7 @@ def _by_folder(listing: Listing) -> Listing:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Relative paths of all files below `root`, hidden ones apart; each real folder and each real file once."""
+    """Yield the relative paths of all files below `root` but the hidden ones; each real folder and file once."""
     above = {(s.st_dev, s.st_ino) for s in (parent.stat() for parent in root.resolve().parents)}
     seen = set(above)  # a link to a folder above the root would bring in the whole disk
     folders = [""]
