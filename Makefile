@@ -5,7 +5,7 @@ PY ?= .venv/bin/python
 setup:  ## make .venv and install smalti with its test extra
 	python3 -m venv .venv && .venv/bin/pip install -e '.[test]'
 fix:    ## mend what a tool can mend
-	$(PY) -m ruff check --fix src tests benchmarks && $(PY) -m ruff format src tests benchmarks
+	$(PY) -m ruff check --fix src tests benchmarks docs && $(PY) -m ruff format src tests benchmarks docs
 check:  ## lint, types, import contracts
 	$(PY) -m pytest tests/rules
 test:   ## the suite that every change must pass
@@ -14,5 +14,5 @@ slow:   ## the long tests
 	$(PY) -m pytest -n 2 -m slow
 bench:  ## every benchmark; ratios, measured side by side
 	$(PY) -m benchmarks
-docs:   ## check that the documentation's commands and links hold
-	$(PY) -m pytest tests/rules -k docs
+docs:   ## write the generated parts of the documentation, then check its commands and links
+	$(PY) docs/build.py && $(PY) -m pytest tests/rules -k docs

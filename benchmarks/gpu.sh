@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}
 export PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
-wanted="torch numpy PIL av safetensors huggingface_hub pydantic yaml typer rich torchmetrics jaxtyping"
+wanted="torch numpy PIL av safetensors huggingface_hub pydantic yaml typer rich filelock jaxtyping"
 missing=$("$python" - $wanted <<'END'
 import importlib.util, sys
 print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])

@@ -25,8 +25,7 @@ from torch import Tensor
 from benchmarks.measure import write
 from benchmarks.rate_tokenizers import IMAGES, VIDEOS, trained
 from smalti.codec.codec import compress_image, compress_video, decode_frames
-from smalti.data import ImagesConfig, open_video
-from smalti.data.bundled import film, photos
+from smalti.data import ImagesConfig, bundled, open_video
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
 from smalti.metrics import SMALTI, evaluate_pairs, find_lpips, pairs_of
@@ -152,11 +151,11 @@ def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Ma
 
 def clips() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(photographs, shots), uint8 `t h w 3` by name."""
-    config = ImagesConfig(path=photos("heldout"), size=256, crop="center", flip=False)
+    config = ImagesConfig(path=bundled.photos("heldout"), size=256, crop="center", flip=False)
     source = config.build()
     pictures = {source.key(i): source.load(i, torch.Generator()) for i in range(len(source))}
     shots = {}
-    for path in sorted(film("heldout").glob("*.mp4")):
+    for path in sorted(bundled.videos("heldout").glob("*.mp4")):
         with open_video(path) as reader:
             shots[path.stem] = torch.stack(list(reader.frames()))
     return pictures, shots

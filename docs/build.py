@@ -26,17 +26,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import smalti
 from smalti.config import Config
+from smalti.errors import ConfigError
 
 DOCS = Path(__file__).resolve().parent
 MARKER = re.compile(r"(<!-- (fields|floors):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-OPENING = re.compile(r"<!-- (?:fields|floors|end)\b.*-->")
+COMMENT = re.compile(r"<!-- (?:fields|floors|end)\b.*-->")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 COMMANDS = ("smalti.cli", "smalti.app")
 """Packages behind the command line and its pages, which nobody imports."""
-
-
-class DocsError(Exception):
-    """A page that cannot be built, in one line."""
 
 
 @cache
@@ -46,26 +43,19 @@ def modules() -> list[ModuleType]:
     return [smalti, *map(importlib.import_module, names)]
 
 
-@cache
-def configs() -> dict[str, list[type[Config]]]:
-    """Find every config class of smalti by its name."""
-    classes: dict[str, list[type[Config]]] = {}
-    for module in modules():
-        for value in vars(module).values():
-            if inspect.isclass(value) and issubclass(value, Config) and value.__module__ == module.__name__:
-                classes.setdefault(value.__name__, []).append(value)
-    return {name: list(dict.fromkeys(found)) for name, found in classes.items()}
-
-
 def config(name: str) -> type[Config]:
     """Find the config class of a name."""
-    classes = configs().get(name, [])
-    if len(classes) > 1:
-        raise DocsError(f"{name} is the name of {len(classes)} classes, in {', '.join(c.__module__ for c in classes)}")
-    if not classes:
-        near = difflib.get_close_matches(name, configs(), n=1)
-        raise DocsError(f"no config class {name} in smalti" + (f"; did you mean {near[0]}?" if near else ""))
-    return classes[0]
+    modules()
+    classes = [Config]
+    for cls in classes:
+        classes += cls.__subclasses__()  # the list grows while it is walked
+    named = [cls for cls in dict.fromkeys(classes) if cls.__name__ == name and cls.__module__.startswith("smalti.")]
+    if len(named) > 1:
+        raise ConfigError(f"{name} is the name of {len(named)} classes, in {', '.join(c.__module__ for c in named)}")
+    if not named:
+        near = difflib.get_close_matches(name, [cls.__name__ for cls in classes], n=1)
+        raise ConfigError(f"no config class {name} in smalti" + (f"; did you mean {near[0]}?" if near else ""))
+    return named[0]
 
 
 def fields_table(name: str, on_page: set[str]) -> str:
@@ -81,7 +71,7 @@ def fields_table(name: str, on_page: set[str]) -> str:
         docstrings = [c.model_fields[field].description for c in (cls, *parents) if field in c.model_fields]
         meaning = next(filter(None, docstrings), None)
         if meaning is None:
-            raise DocsError(f"{cls.__module__}: {name}.{field} has no docstring")
+            raise ConfigError(f"{cls.__module__}: {name}.{field} has no docstring")
         words = alternatives(info.annotation)
         words[0] += bounds(info.metadata)
         default = "required" if info.is_required() else f"`{text_of(info.get_default(call_default_factory=True))}`"
@@ -145,8 +135,8 @@ def text_of(value: Any) -> str:
 def floors_table() -> str:
     """Make the table of the import contract, the highest floor first, and the list of the other contracts."""
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    project = toml.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    contracts = project["tool"]["importlinter"]["contracts"]
+    project = (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    contracts = toml.loads(project)["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract.get("exhaustive"))
     lines = ["| floor | modules |\n", "|--:|---|\n"]
     for floor, layer in zip(range(len(layers), 0, -1), layers, strict=True):
@@ -168,10 +158,10 @@ def api() -> str:
             value = getattr(module, node.name)
             home = next((n for n in ("smalti", package) if getattr(sys.modules[n], node.name, None) is value), None)
             full, short = sections.setdefault(home or package, ([], []))
-            if home is None:
-                short.append(line(node, f"{module.__name__}."))
-            else:
+            if home is not None:
                 full.append(entry(f"{home}.{node.name}", node, source))
+            else:
+                short.append(line(node, f"{module.__name__}."))
     page = [
         "# API reference\n\nPublic classes and functions by package, made from the code by `python docs/build.py`."
         " Names that a package exports are described in full; the others of its modules have one line.\n"
@@ -235,14 +225,14 @@ def built(page: Path) -> str:
     """Make the generated parts of a page anew and return the page."""
     text = page.read_text(encoding="utf-8")
     names = {marker[3] for marker in MARKER.finditer(text)}
-    if stray := OPENING.search(MARKER.sub("", text)):
-        raise DocsError(f"docs/{page.name}: {stray[0]}: a marker without its other half, or misspelt")
+    if stray := COMMENT.search(MARKER.sub("", text)):
+        raise ConfigError(f"docs/{page.name}: {stray[0]}: a marker without its other half, or misspelt")
 
     def part(marker: re.Match[str]) -> str:
         try:
             table = floors_table() if marker[2] == "floors" else fields_table(marker[3], names)
-        except DocsError as error:
-            raise DocsError(f"docs/{page.name}: {marker[1].strip()}: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"docs/{page.name}: {marker[1].strip()}: {error}") from None
         return marker[1] + table + marker[5]
 
     return MARKER.sub(part, text)
@@ -251,17 +241,15 @@ def built(page: Path) -> str:
 def main(check: bool) -> int:
     """Write or compare the pages and return the exit code."""
     try:
-        pages = {page: built(page) for page in sorted(DOCS.glob("*.md")) if page.name != "api.md"}
-    except DocsError as error:
+        pages = {page: built(page) for page in sorted(DOCS.glob("*.md"))} | {DOCS / "api.md": api()}
+    except ConfigError as error:
         sys.exit(str(error))
-    if (DOCS / "api.md").exists():
-        pages[DOCS / "api.md"] = api()
-    changed = {page for page, text in pages.items() if not page.exists() or page.read_text(encoding="utf-8") != text}
-    for page in sorted(changed):
+    changed = {page: text for page, text in pages.items() if page.read_text(encoding="utf-8") != text}
+    for page, text in changed.items():
         if check:
             print(f"docs/{page.name}: differs from the code; run python docs/build.py", file=sys.stderr)
         else:
-            page.write_text(pages[page], encoding="utf-8")
+            page.write_text(text, encoding="utf-8")
     return 1 if check and changed else 0
 
 

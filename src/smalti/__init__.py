@@ -14,6 +14,7 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.evaluate import evaluate
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -25,10 +26,21 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "evaluate": "smalti.pipeline.evaluate",
     "load": "smalti.tokenizer",
 }
 
-__all__ = ["DSQConfig", "FSQConfig", "LFQConfig", "Stream", "Tokenizer", "TokenizerConfig", "VQGANConfig", "load"]
+__all__ = [
+    "DSQConfig",
+    "FSQConfig",
+    "LFQConfig",
+    "Stream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "VQGANConfig",
+    "evaluate",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -130,22 +131,22 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` for the block; ConfigError where another process holds it. It ends with its holder,
     however that dies, and is not taken where the system has no such locks."""
+    guard = FileLock(path, timeout=0)
     with naming_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{path.parent}: another process writes here now; wait for it, or choose another name"
-                ) from None
-            except OSError:  # a network disk without locks
-                pass
+        try:
+            guard.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{path.parent}: another process writes here now; wait for it, or choose another name"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a network disk without locks
+                raise
+    try:
         yield
+    finally:
+        guard.release()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The border between files and networks: uint8 pictures outside, float `video` in [-1, 1] inside, and the padding rule.
+"""The border between files and networks: uint8 images outside, float `video` in [-1, 1] inside, and the padding rule.
 
 A `video` is float `b 3 t h w` in [-1, 1]; an image is a video with t = 1. uint8 appears only here, in `data` and where
 results are written.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Size(NamedTuple):
-    """Frames, rows and columns of a video. Also the form of strides: what one latent cell covers on each axis."""
+    """Frames, height and width of a video; also strides, the frames and pixels of one latent cell on each axis."""
 
     t: int
     h: int
@@ -21,7 +21,7 @@ class Size(NamedTuple):
 
 
 def size_of(video: Tensor) -> Size:
-    """Frames, rows and columns of a video `b 3 t h w`."""
+    """Return frames, height and width of a video `b 3 t h w`."""
     return Size(*video.shape[2:])
 
 
@@ -31,9 +31,9 @@ def to_video(
     | UInt8[np.ndarray, "t h w 3"]
     | UInt8[np.ndarray, "h w 3"],
 ) -> Float[Tensor, "_ 3 _ _ _"]:
-    """uint8 RGB as a float32 video `b 3 t h w`: u / 127.5 - 1, so 0 is -1 and 255 is 1 exactly.
+    """Convert uint8 RGB to a float32 video `b 3 t h w`: u / 127.5 - 1, so 0 is -1 and 255 is 1 exactly.
 
-    Takes one picture `h w 3`, frames `t h w 3` (both give b = 1), or a batch of clips `b t h w 3`.
+    Takes one image `h w 3`, frames `t h w 3` (both give b = 1), or a batch of clips `b t h w 3`.
     """
     frames = torch.as_tensor(pixels)
     while frames.ndim < 5:
@@ -42,19 +42,19 @@ def to_video(
 
 
 def to_uint8(video: Float[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t h w 3"]:
-    """The video as uint8 RGB frames: clamped to [-1, 1], then ROUNDED to the nearest of 256 levels (not cut off).
+    """Convert a video to uint8 RGB frames: clamped to [-1, 1], then ROUNDED to the nearest of 256 levels (not cut off).
 
-    `to_uint8(to_video(u))` is u exactly. Cutting off instead of rounding, as some peers do, costs half a level of
+    `to_uint8(to_video(u))` is u exactly. Cutting off instead of rounding, as some projects do, costs half a level of
     bias. A half level goes to the even neighbour. Raises ValueError on NaN, which has no grey level.
     """
     levels = (video.detach().float().clamp(-1, 1) + 1) * 127.5
     if torch.isnan(levels).any():
-        raise ValueError("video has NaN values, which are no pixels: look for the step that made them")
+        raise ValueError("video has NaN values, which are no pixels: look for the step that produced them")
     return levels.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int]) -> Size:
-    """The smallest legal (t, h, w) that holds `size`: t' = 1 + s_t n frames, h' = s_h n and w' = s_w n.
+    """Return the smallest legal (t, h, w) that holds `size`: t' = 1 + s_t n frames, h' = s_h n and w' = s_w n.
 
     The first frame stands alone (an image is a video of one frame), then whole groups of s_t frames follow. Legal
     sizes map to themselves. Raises ValueError unless every number is at least 1.
@@ -66,7 +66,7 @@ def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int]) -> Siz
 
 
 def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 t2 h2 w2"]:
-    """The padding rule: repeat the last column at the right, the last row at the bottom, the last frame at the end.
+    """Pad a video: repeat the last column at the right, the last row at the bottom, the last frame at the end.
 
     Law: `pad_to(v, size)[..., i, j, k] = v[..., min(i, t-1), min(j, h-1), min(k, w-1)]`, by any amount. Repeating
     keeps pixels causal (nothing before the end changes) and makes no edge that costs tokens. `crop_to` undoes it.
@@ -83,7 +83,7 @@ def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Flo
 
 
 def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 t2 h2 w2"]:
-    """The first t frames, h rows and w columns (a view): `crop_to(pad_to(v, any), v's size)` is v.
+    """Return the first t frames, h rows and w columns of pixels, as a view: `crop_to(pad_to(v, any), v's size)` is v.
 
     Raises ValueError where `size` is not within the video.
     """

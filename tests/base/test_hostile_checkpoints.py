@@ -1,6 +1,7 @@
-"""Hostile and damaged files: nothing runs, nothing unfolds, and every fault is one line with a path and a mend."""
+"""Hostile and damaged files: nothing runs, nothing hangs or unfolds, and every fault is one line with path and mend."""
 
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -8,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 
 import pytest
@@ -16,8 +16,7 @@ import torch
 
 from smalti.cli.app import run
 from smalti.errors import InputError, IntegrityError
-from smalti.inert import open_torch, read_torch, tensors
-from smalti.inert import tree as tree_of_inert
+from smalti.foreign import read_checkpoint, tensors
 from tests.goldens import rule
 from tests.rules.tree import ROOT
 
@@ -126,7 +125,7 @@ REFUSED = {
     "a reference that is a text": (archive(step("PERSID", b"/etc/passwd\n")), "outside of it"),
     "a reference to something else": (archive(group(text("file"), text("/etc/passwd")), step("BINPERSID")), "outside"),
     "an unknown kind of storage": (archive(storage(kind="SecretStorage")), "unknown kind"),
-    "two sizes of one storage": (archive(storage(), step("POP"), storage(count=3)), "declared with"),
+    "two sizes of one storage": (archive(storage(), step("POP"), storage(count=3)), "two sizes"),
     "a negative offset": (archive(tensor(offset=-1)), "no sizes"),
     "negative strides": (archive(tensor(strides=(-1,))), "no sizes"),
     "an offset beyond the end": (archive(tensor(offset=1)), "reaches value 5 of a storage of 4"),
@@ -137,9 +136,9 @@ REFUSED = {
     "too few strides": (archive(tensor(strides=())), "no sizes"),
     "a storage shorter than declared": (archive(tensor(storage(count=5))), "has 16 bytes, its pickle says 20"),
     "a storage of 2^61 values": (archive(tensor(storage(count=2**61))), "its pickle says"),
-    "a negative storage": (archive(storage(count=-4)), "unknown kind"),
+    "a negative storage": (archive(storage(count=-4)), "outside of it"),
     "a storage that is absent": (archive(tensor(), members=[("data/0", None)]), "'data/0' is missing"),
-    "numbers of the other byte order": (archive(tensor(), members=[("byteorder", b"big")]), "byte order 'big'"),
+    "numbers of the other byte order": (archive(tensor(), members=[("byteorder", b"big")]), "byte order"),
     "no byte order at all": (archive(tensor(), members=[("byteorder", b"\xff\n")]), "byte order"),
     "a compressed bomb": (
         archive(tensor(storage(count=2**24)), members=[("data/0", bytes(2**26))], method=zipfile.ZIP_DEFLATED),
@@ -150,13 +149,13 @@ REFUSED = {
     "an unfinished pickle": (archive(members=[("data.pkl", step("NONE"))]), "damaged"),
     "an empty pickle": (archive(members=[("data.pkl", b"")]), "damaged"),
     "bytes after the pickle": (archive(step("NONE"), step("STOP"), b"more"), "behind its end"),
-    "an empty stack": (archive(step("TUPLE2")), "not there"),
-    "a mark that is absent": (archive(step("TUPLE")), "mark"),
-    "a value that was never kept": (archive(step("BINGET", b"\7")), "never kept"),
-    "a registered extension": (archive(step("EXT1", b"\1")), "EXT1"),
-    "a buffer from elsewhere": (archive(step("NEXT_BUFFER")), "NEXT_BUFFER"),
+    "an empty stack": (archive(step("TUPLE2")), "damaged"),
+    "a mark that is absent": (archive(step("TUPLE")), "damaged"),
+    "a value that was never kept": (archive(step("BINGET", b"\7")), "not found"),
+    "a registered extension": (archive(step("EXT1", b"\1")), "damaged"),
+    "a buffer from elsewhere": (archive(step("NEXT_BUFFER")), "out-of-band"),
     "a call of a text": (archive(call(text("os.system"), text("x"))), "calls a str"),
-    "arguments that are no tuple": (archive(name("os", "system"), text("x"), step("REDUCE")), "no tuple"),
+    "arguments that are no tuple": (archive(name("os", "system"), text("x"), step("REDUCE")), "with a str"),
     "a list of 2^31 bytes": (archive(step("BINBYTES8", struct.pack("<Q", 2**62) + b"x")), "damaged"),
     "a text of 2^31 bytes": (archive(step("BINUNICODE", struct.pack("<I", 2**31) + b"x")), "damaged"),
     "a million digits": (archive(step("LONG", b"1" * 1_000_000 + b"L\n")), "damaged"),
@@ -172,7 +171,6 @@ REFUSED = {
         archive(step("EMPTY_DICT"), number(2**61 - 1 << 9), step("NONE"), step("SETITEM")),
         "64 bits",
     ),
-    "a set that takes forever": (archive(step("MARK"), DOUBLED, step("FROZENSET")), "too deep"),
     "a text encoded over and over": (
         archive(
             text("x" * 9999),
@@ -181,27 +179,10 @@ REFUSED = {
         ),
         "unfold to more",
     ),
-    "a list made a set over and over": (
-        archive(
-            *(step("MARK"), step("NEWTRUE") * 9999, step("LIST"), step("BINPUT", b"\1")),
-            *[call(name("builtins", "set"), step("BINGET", b"\1"))] * 999,
-        ),
-        "unfold to more",
-    ),
-    "a depth of 100,000 tuples": (archive(nested(10**5, step("NONE"), step("TUPLE1"))), "nested"),
-    "a depth of 20,000 dicts": (
-        archive(
-            nested(
-                20_000, step("NONE"), step("EMPTY_DICT") + text("k") + step("NONE") + step("SETITEM") + step("TUPLE2")
-            )
-        ),
-        "nested",
-    ),
-    "a depth of calls": (archive(nested(20_000, name("a", "b"), step("EMPTY_TUPLE") + step("REDUCE"))), "nested"),
 }
 
 
-def hostile_tuple_of_itself():
+def tuple_of_itself():
     """A tuple that holds a list that holds the tuple."""
     memo = step("EMPTY_LIST") + step("BINPUT", b"\0") + step("TUPLE1") + step("BINPUT", b"\1")
     return archive(
@@ -209,24 +190,91 @@ def hostile_tuple_of_itself():
     )
 
 
-REFUSED["a tuple of itself"] = (hostile_tuple_of_itself(), "holds itself")
+def memoized(count):
+    """A tuple of 2^count parts, each level kept once; torch's own reader takes 2^count steps to hash it."""
+    again = step("BINGET", b"\0") * 2 + step("TUPLE2") + step("BINPUT", b"\0")
+    return step("EMPTY_TUPLE") + step("BINPUT", b"\0") + again * count
+
+
+def pair_as_key(n):
+    """An entry of a dict, as two values on the stack."""
+    return number(n) + number(-n) + step("TUPLE2") + step("NONE")
+
+
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+
+
+def old_file(*pickles, version=None):
+    """A file of torch.save before 1.6 of these pickles, and no storage."""
+    start = [MAGIC, version or pickle.dumps(1001, 2), pickle.dumps({"little_endian": True}, 2)]
+    return b"".join([*start, *(step("PROTO", b"\2") + body + step("STOP") for body in pickles)])
+
+
+REFUSED |= {
+    "a key kept over and over": (
+        archive(memoized(60), step("EMPTY_DICT"), step("BINGET", b"\0"), step("NONE"), step("SETITEM")),
+        "too deep",
+    ),
+    "pairs as keys without end": (
+        archive(step("EMPTY_DICT"), step("MARK"), *map(pair_as_key, range(20_000)), step("SETITEMS")),
+        "too long",
+    ),
+    "values kept under numbers that collide": (
+        archive(step("NONE"), *[step("PUT", b"%d\n" % (k * (2**61 - 1))) for k in range(1, 99)]),
+        "32 bits",
+    ),
+    "a bytearray of 2^36 bytes": (archive(step("BYTEARRAY8", struct.pack("<Q", 2**36))), "damaged"),
+    "old: storages that take forever to sort": (
+        old_file(step("NONE"), step("MARK") + DOUBLED + DOUBLED + step("LIST")),
+        "list of storages",
+    ),
+    "old: a storage of 2^40 values": (
+        old_file(tensor(storage(count=2**40)), step("EMPTY_LIST")),
+        "unfold to more",
+    ),
+    "old: a storage that is not there": (
+        old_file(tensor(), step("MARK") + text("0") + step("LIST")),
+        "damaged",
+    ),
+    "old: a version that takes forever to tell": (
+        old_file(step("NONE"), version=step("PROTO", b"\2") + DOUBLED + step("STOP")),
+        "another version",
+    ),
+}
+EITHER = {
+    "a tuple of itself": tuple_of_itself(),
+    "a set that takes forever": archive(step("MARK"), DOUBLED, step("FROZENSET")),
+    "a list made a set over and over": archive(
+        *(step("MARK"), step("NEWTRUE") * 9999, step("LIST"), step("BINPUT", b"\1")),
+        *[call(name("builtins", "set"), step("BINGET", b"\1"))] * 999,
+    ),
+    "a bytearray of 2^36 zeros": archive(call(name("builtins", "bytearray"), number(2**36))),
+    "a value kept under a high number": archive(step("NONE"), step("LONG_BINPUT", struct.pack("<I", 2**31 - 1))),
+    "a depth of 100,000 tuples": archive(nested(10**5, step("NONE"), step("TUPLE1"))),
+    "a depth of 20,000 dicts": archive(
+        nested(20_000, step("NONE"), step("EMPTY_DICT") + text("k") + step("NONE") + step("SETITEM") + step("TUPLE2"))
+    ),
+    "a depth of calls": archive(nested(20_000, name("a", "b"), step("EMPTY_TUPLE") + step("REDUCE"))),
+    "a billion laughs of tensors": archive(nested(60, tensor(), step("DUP") + step("TUPLE2"))),
+    "six million steps": archive(step("NONE") * 6_000_000),
+}
+"""Read or refused, as it comes; what counts is that it is soon, in little memory, and in one line."""
+
+
+def assert_one_line(path, line):
+    assert line.startswith(f"{path}: "), line
+    assert line.isprintable(), line
+    assert "; " in line, line
+    assert len(line) < 400, line
 
 
 def refused(path, message=""):
     """Reading gives one line: path, what, mend; exit code 4."""
     with pytest.raises(IntegrityError) as fault:
-        read_torch(path)
-    told(path, fault.value)
+        read_checkpoint(path)
+    assert_one_line(path, str(fault.value))
     assert message in str(fault.value)
-
-
-def told(path, fault):
-    line = str(fault)
-    assert line.startswith(f"{path}: "), line
-    assert line.isprintable(), line  # so it is one line
-    assert "; " in line, line
-    assert len(line) < 400, line
-    assert fault.exit_code == 4
+    assert fault.value.exit_code == 4
 
 
 def repeated(data, member):
@@ -235,16 +283,6 @@ def repeated(data, member):
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(raw, "a") as file:
         file.writestr(member, b"other")
     return raw.getvalue()
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_bombs_and_lies_are_refused_in_one_line(kind, tmp_path):
-    data, message = REFUSED[kind]
-    path = tmp_path / "a.pth"
-    path.write_bytes(data)
-    start = time.process_time()
-    refused(path, message)
-    assert time.process_time() - start < 20
 
 
 def test_the_command_refuses_bombs_and_lies_and_writes_nothing(tmp_path, capsys):
@@ -277,105 +315,100 @@ def test_members_that_overlap_are_refused(tmp_path):
     refused(path, "overlap")
 
 
-@pytest.mark.parametrize("kind", INERT)
-def test_what_would_run_elsewhere_is_a_record_here(kind, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "a.pth"
-    path.write_bytes(INERT[kind])
-    read_torch(path)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
-
-
-WATCHED = """
-import sys
+CHILD = """
+import json, pickle, resource, sys, time
 from pathlib import Path
 from smalti.errors import IntegrityError
-from smalti.inert import read_torch, tensors
-from smalti.inert.torchfile import open_torch
+from smalti.foreign import naming_file, read_checkpoint, tensors
 folder = Path(sys.argv[1])
-paths = sorted(folder.glob("*.pth"))
 def read(path):
     try:
-        tree = read_torch(path)
-        tensors(tree)
-    except IntegrityError:
-        return
-read(folder / "warm.pth")
+        tree = read_checkpoint(path)
+        with naming_file(path):
+            tensors(tree)
+        return "read"
+    except IntegrityError as error:
+        return str(error)
+for path in sorted(folder.glob("warm*")):  # codecs are imported when they are first used
+    read(path)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 events, current = [], None
 def watch(event, args):
-    if current is None or event == "builtins.id":
-        return
-    if not (event == "open" and str(args[0]) == str(current)):
-        events.append((current.name, event, str(args)[:200]))
+    if current is not None and event not in ("builtins.id", "mmap.__new__"):
+        if not (event == "open" and str(args[0]) == str(current)):
+            events.append(f"{event} {args}"[:200])
 sys.addaudithook(watch)
-for path in paths:
-    current = path
-    read(path)
-current = None
-print(events or f"{len(paths)} files, nothing but themselves opened")
+report = {}
+for path in sorted(folder.glob("*.pth")):
+    began, events, current = time.process_time(), [], path
+    said = read(path)
+    current = None
+    report[path.name] = [said, time.process_time() - began, events]
+print(json.dumps(report))
 """
 
 
-def test_no_import_no_call_and_no_other_file(tmp_path):
-    """Python's audit events while every file of this module is read: one `open` of that file each, and nothing else."""
-    torch.save({"a": torch.zeros(3), "b": {1: [None]}}, tmp_path / "warm.pth")
-    files = {**INERT, **{kind: data for kind, (data, _) in REFUSED.items()}}
-    for number, data in enumerate(files.values()):
-        (tmp_path / f"{number:03}.pth").write_bytes(data)
-    command = [sys.executable, "-c", WATCHED, str(tmp_path)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.strip() == f"{len(files) + 1} files, nothing but themselves opened"
+def in_child(files, tmp_path, program=CHILD):
+    """What reading each of these files did in a process of its own: words, CPU seconds, and Python's audit events but
+    for the opening of the file itself. 1 GB of addresses is all it gets."""
+    torch.save({"a": torch.zeros(3), "b": {1: [None]}}, tmp_path / "warm.zip")
+    for protocol in (0, 2, 5):
+        (tmp_path / f"warm.{protocol}").write_bytes(pickle.dumps({"é": b"\xff", 2**70: [1.5, "a"]}, protocol))
+    (tmp_path / "warm.names").write_bytes(archive(step("NONE")))
+    for index, data in enumerate(files.values()):
+        (tmp_path / f"{index:03}.pth").write_bytes(data)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return dict(zip(files, json.loads(ended.stdout.splitlines()[-1]).values(), strict=True))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_no_import_no_call_no_other_file_no_hang_and_little_memory(tmp_path):
+    hostile = INERT | {kind: data for kind, (data, _) in REFUSED.items()} | EITHER
+    report = in_child(hostile, tmp_path)
+    for index, (kind, (said, seconds, events)) in enumerate(report.items()):
+        assert not events, (kind, events)
+        assert seconds < 20, (kind, seconds)
+        if said != "read":
+            assert_one_line(tmp_path / f"{index:03}.pth", said)
+    for kind, (_, message) in REFUSED.items():
+        assert message in report[kind][0], (kind, report[kind])
+    # What only names code is data: a reader that refuses everything is no reader.
+    assert {kind for kind in INERT if report[kind][0] != "read"} <= {"a billion laughs", "a billion laughs of lists"}
+    assert not (tmp_path / CANARY).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_the_watch_would_see_a_shell_and_an_import(tmp_path):
     """The same watch around pickle itself sees what the files of this module do there."""
-    (tmp_path / "warm.pth").write_bytes(INERT["a shell"])
-    (tmp_path / "a.pth").write_bytes(call(name("os", "system"), text(f"touch {CANARY}")) + step("STOP"))
-    program = WATCHED.replace("tree = read_torch(path)", "import pickle; tree = pickle.loads(path.read_bytes())")
+    program = CHILD.replace("tree = read_checkpoint(path)", "tree = pickle.loads(path.read_bytes())")
     program = program.replace("except IntegrityError", "except Exception")
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=with_tests())
-    assert "os.system" in found.stdout, found
-    assert "pickle.find_class" in found.stdout, found
+    shell = call(name("os", "system"), text(f"touch {CANARY}")) + step("STOP")
+    ((_, _, events),) = in_child({"a shell": shell}, tmp_path, program).values()
+    assert any(event.startswith("os.system") for event in events), events
+    assert any(event.startswith("pickle.find_class") for event in events), events
     assert (tmp_path / CANARY).exists()
-
-
-def with_tests():
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def test_a_billion_laughs_without_tensors_have_no_names(tmp_path):
-    (tmp_path / "a.pth").write_bytes(INERT["a billion laughs"])
-    assert tensors(read_torch(tmp_path / "a.pth")) == {}
-
-
-@pytest.mark.parametrize("inner", [b"", step("EMPTY_LIST"), step("NONE") * 9], ids=["", "list", "values"])
-def test_names_of_a_billion_laughs_of_tensors_are_refused(inner, tmp_path, monkeypatch):
-    monkeypatch.setattr(tree_of_inert, "VISITS", 20_000)  # a million take half a minute where types are checked
-    path = tmp_path / "a.pth"
-    path.write_bytes(
-        archive(nested(60, tensor(), step("DUP") + step("MARK") + inner + step("POP_MARK") + step("TUPLE2")))
-    )
-    tree = read_torch(path)
-    with pytest.raises(IntegrityError, match="over and over"):
-        tensors(tree)
-    with pytest.raises(IntegrityError, match=r"a\.pth: .*over and over"):
-        open_torch(path).tensors()
-    assert len(repr(open_torch(path))) < 1000
 
 
 def test_absent_files_and_folders(tmp_path):
     with pytest.raises(InputError, match=r"none\.pth: no such file; "):
-        read_torch(tmp_path / "none.pth")
+        read_checkpoint(tmp_path / "none.pth")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="no such file"):
-        read_torch(tmp_path / "file" / "below.pth")
+        read_checkpoint(tmp_path / "file" / "below.pth")
     with pytest.raises(InputError, match="a folder; "):
-        read_torch(tmp_path)
+        read_checkpoint(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="no regular file"):
-        read_torch(tmp_path / "pipe")
+        read_checkpoint(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(
@@ -388,11 +421,11 @@ def test_absent_files_and_folders(tmp_path):
         (struct.pack("<Q", 20) + b'{"a":{"dtype":"F32"}', "safetensors"),
         (b"\x1f\x8b\x08" + bytes(99), "gzip"),
         (bytes(257) + b"ustar" + bytes(300), "tar"),
-        (b"hello, world", "no file of torch.save"),
-        (bytes(5000), "no file of torch.save"),
+        (b"hello, world", "damaged"),
+        (bytes(5000), "damaged"),
         (pickle.dumps({"a": 1}) + b"more", "not written by torch.save"),
         (b"PK\x03\x04" + bytes(99), "directory is missing"),
-        (b"PK\x05\x06" + bytes(18), "0 data.pkl"),
+        (b"PK\x05\x06" + bytes(18), "damaged"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -410,29 +443,18 @@ def small_file(path, zipped=True):
     return path.read_bytes()
 
 
-def tree_or_none(path):
-    """The tree, or None for an IntegrityError as it should be."""
+def read_or_refused(path, wanted=None):
+    """Whether it was read, and then with the values of `wanted`; else it is refused in one line."""
     try:
-        tree = read_torch(path)
-        tensors(tree)
+        tree = read_checkpoint(path)
     except IntegrityError as error:
-        fault = error
-    else:
-        return tree
-    if "over and over" not in str(fault):  # `tensors` knows no path
-        told(path, fault)
-    return None
-
-
-def known_or_refused(path, wanted):
-    """Whether it gave the tree that was written; else IntegrityError: never another error, never other values."""
-    found = tree_or_none(path)
-    if found is None:
+        assert_one_line(path, str(error))
         return False
-    assert found["meta"] == wanted["meta"]
-    names = tensors(found)
-    assert names.keys() == tensors(wanted).keys()
-    assert all(torch.equal(names[key], value) for key, value in tensors(wanted).items())
+    if wanted is not None:
+        assert tree["meta"] == wanted["meta"]
+        names = tensors(tree)
+        assert names.keys() == tensors(wanted).keys()
+        assert all(torch.equal(names[key], value) for key, value in tensors(wanted).items())
     return True
 
 
@@ -460,26 +482,24 @@ def mutated(data, dice):
 
 def test_a_changed_file_gives_what_was_written_or_is_refused(tmp_path):
     path = tmp_path / "a.pth"
-    data = small_file(path)
-    wanted = read_torch(path)
-    dice = random.Random(0)
-    outcomes = []
+    data, dice = small_file(path), random.Random(0)
+    wanted = torch.load(path, weights_only=True)
+    count = 0
     for _ in range(600):
         path.write_bytes(mutated(data, dice))
-        outcomes.append(known_or_refused(path, wanted))
-    assert outcomes.count(False) > 300  # the rest hit what nobody reads: times, padding, other members
+        count += read_or_refused(path, wanted)
+    assert 10 < count < 300  # the changes that are read hit what nobody reads: times, padding, other members
 
 
 def test_a_changed_old_file_gives_a_tree_or_is_refused(tmp_path):
     """The old format has no checksums, so values may differ; nothing else may happen."""
     path = tmp_path / "a.pth"
-    data = small_file(path, zipped=False)
-    dice = random.Random(1)
+    data, dice = small_file(path, zipped=False), random.Random(1)
     count = 0
-    for _ in range(600):
+    for _ in range(400):
         path.write_bytes(mutated(data, dice))
-        count += tree_or_none(path) is None
-    assert count > 100
+        count += read_or_refused(path)
+    assert 30 < count < 350
 
 
 @pytest.mark.parametrize("file", ["small", "mm_envelope_fullkeys_3d.pth"])
@@ -490,15 +510,18 @@ def test_a_changed_pickle_with_the_right_checksum_gives_a_tree_or_is_refused(fil
     with zipfile.ZipFile(io.BytesIO(raw)) as whole:
         members = {entry.filename: whole.read(entry) for entry in whole.infolist()}
     key = next(entry for entry in members if entry.endswith("/data.pkl"))
-    pickled, dice = members[key], random.Random(2)
-    for _ in range(1500 if file == "small" else 15):
+    pickled, dice = members[key], random.Random(6)
+    rounds = 600 if file == "small" else 15
+    count = 0
+    for _ in range(rounds):
         changed = pickled
         for _ in range(dice.choice([1, 1, 2, 5])):
             changed = mutated(changed, dice) or pickled
         with zipfile.ZipFile(path, "w") as target:
             for entry, content in members.items():
                 target.writestr(entry, changed if entry == key else content)
-        tree_or_none(path)
+        count += read_or_refused(path)
+    assert 0 < count < rounds
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -525,7 +548,7 @@ def test_old_files_that_lie_are_refused(tmp_path):
     cases = {
         b"little_endianq\x02\x88": (b"little_endianq\x02\x89", "little-endian"),
         struct.pack("<q", 3) + struct.pack("<q", 0): (struct.pack("<qq", 2**60, 0), "has 1152921504606846976 values"),
-        b"M\xe9\x03.": (b"M\xe8\x03.", "version 1000"),
+        b"M\xe9\x03.": (b"M\xe8\x03.", "another version"),
     }
     for old, (new, message) in cases.items():
         assert data.count(old) == 1

@@ -5,9 +5,7 @@ import shutil
 
 import pytest
 
-from smalti.data import ImagesConfig, Subset, evaluation, read_image
-from smalti.data.bundled import film as films
-from smalti.data.bundled import photos
+from smalti.data import ImagesConfig, Subset, bundled, evaluation, read_image
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Report, evaluate_pairs, pairs_of
 from smalti.tokenizer import load
@@ -21,7 +19,7 @@ def source(folder, size=32):
 
 
 def test_score_is_evaluate_over_the_source(image_tokenizer):
-    tokenizer, clips = load(image_tokenizer), source(photos("heldout"))
+    tokenizer, clips = load(image_tokenizer), source(bundled.photos("heldout"))
     videos = [(batch.keys[0], batch.video) for batch in evaluation(Subset(clips, range(3)))]
     report = score_tokenizer(tokenizer, clips, SMALTI, limit=3)
     pairs = pairs_of(lambda video: tokenizer(video)[:2], videos)
@@ -46,7 +44,7 @@ def test_score_of_bad_files_alone_is_an_error(image_tokenizer, tmp_path):
 
 
 def test_the_command_prints_a_table_and_writes_report_and_sheet(smalti, image_tokenizer, tmp_path):
-    command = ("eval", image_tokenizer, "--data", photos("heldout"), "--size", 64, "--limit", 3)
+    command = ("eval", image_tokenizer, "--data", bundled.photos("heldout"), "--size", 64, "--limit", 3)
     ended = smalti(*command, "--out", tmp_path / "report")
     assert (ended.code, ended.err) == (0, "")
     assert "protocol smalti: 3 clips, 3 frames" in ended.out
@@ -71,7 +69,7 @@ def test_size_0_keeps_the_size_of_the_files(smalti, image_tokenizer, pictures):
 
 
 def test_video_is_measured_in_clips(smalti, video_tokenizer):
-    command = ("eval", video_tokenizer, "--data", films("heldout"), "--size", 32, "--frames", 5, "--limit", 2)
+    command = ("eval", video_tokenizer, "--data", bundled.videos("heldout"), "--size", 32, "--frames", 5, "--limit", 2)
     report = json.loads(smalti(*command, "--protocol", "open-magvit2", "--json").out)
     assert (report["clips"], report["frames"], report["protocol"]["name"]) == (2, 10, "open-magvit2")
     assert report["codebook"]["tokens"] == 2 * 3 * 16 * 16

@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smalti.data import read_image, write_video
-from smalti.data.bundled import film, photos
+from smalti.data import bundled, read_image, write_video
 from smalti.metrics import GENERATION_PROTOCOLS, GenerationReport
 from smalti.metrics.weights import NETWORKS
 from tests.cli.conftest import assert_one_line, moving
@@ -37,8 +36,19 @@ def made(tmp_path_factory):
 
 
 def test_sets_of_several_seeds_against_real_film(smalti, made, i3d, tmp_path):
-    (made / "1" / "short.mp4").write_bytes((film("heldout") / "march.mp4").read_bytes()[:1000])
-    command = ("eval", made / "0", made / "1", "--real", film("heldout"), *GFVD, "--features", i3d, "--limit", 3)
+    (made / "1" / "short.mp4").write_bytes((bundled.videos("heldout") / "march.mp4").read_bytes()[:1000])
+    command = (
+        "eval",
+        made / "0",
+        made / "1",
+        "--real",
+        bundled.videos("heldout"),
+        *GFVD,
+        "--features",
+        i3d,
+        "--limit",
+        3,
+    )
     ended = smalti(*command, "--json", "--out", tmp_path / "out")
     (made / "1" / "short.mp4").unlink()
     assert ended.code == 3
@@ -74,14 +84,16 @@ def test_options_that_contradict_are_code_2(smalti, pictures):
 
 def test_media_and_weights_must_be_there(smalti, made, pictures, i3d, tmp_path):
     none = tmp_path / "none"
-    command = ("eval", made / "0", "--real", film("heldout"), *GFVD, "--features")
+    command = ("eval", made / "0", "--real", bundled.videos("heldout"), *GFVD, "--features")
     assert_one_line(smalti(*command, none), 5, none, "i3d_torchscript.pt")
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(b"PK\x03\x04 nothing more")
     assert_one_line(smalti(*command, damaged, "--out", tmp_path / "out"), 4, damaged)
     features = ("--features", i3d)
-    assert_one_line(smalti("eval", none, "--real", film("heldout"), *GFVD, *features), 3, none)
+    assert_one_line(smalti("eval", none, "--real", bundled.videos("heldout"), *GFVD, *features), 3, none)
     assert_one_line(smalti("eval", made / "0", "--real", none, *GFVD, *features), 3, none)
-    assert_one_line(smalti("eval", pictures, "--real", film("heldout"), *GFVD, *features), 3, "holds images")
-    assert_one_line(smalti("eval", made / "0", "--real", photos("heldout"), *GFVD, *features), 3, "holds images")
+    assert_one_line(smalti("eval", pictures, "--real", bundled.videos("heldout"), *GFVD, *features), 3, "holds images")
+    assert_one_line(
+        smalti("eval", made / "0", "--real", bundled.photos("heldout"), *GFVD, *features), 3, "holds images"
+    )
     assert not (tmp_path / "out").exists()

@@ -7,9 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smalti.data import magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
-from smalti.data.bundled import film as films
-from smalti.data.bundled import photos
+from smalti.data import bundled, magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
 from smalti.metrics import PROTOCOLS, find_protocol
 from smalti.metrics.weights import NETWORKS
 from smalti.pipeline.evaluate import EvaluationOptions, clips_of
@@ -18,7 +16,7 @@ from smalti.tokenizer.score import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.goldens.rule import rule
 
-PHOTOS, FILM = photos("heldout"), films("heldout")
+PHOTOS, FILM = bundled.photos("heldout"), bundled.videos("heldout")
 CONVENTIONS = {
     "magicmaster-psnr": magicmaster_images(PHOTOS),
     "magicmaster-fid": magicmaster_images(PHOTOS),

@@ -11,7 +11,7 @@ import torch
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import import_checkpoint
 from smalti.files import sha256
-from smalti.inert import open_torch, read_torch
+from smalti.foreign import read_checkpoint, tensors
 from smalti.tokenizer import load
 from tests.cli.conftest import assert_one_line
 from tests.families.test_magicmaster import shapes_of
@@ -25,7 +25,7 @@ EMA = "generator_ema.module."
 @pytest.fixture
 def averaged():
     """The averaged generator in the small checkpoint, as its own trainer wrote it."""
-    state = read_torch(TINY, "state_dict")
+    state = read_checkpoint(TINY)["state_dict"]
     return {name.removeprefix(EMA): tensor.clone() for name, tensor in state.items() if name.startswith(EMA)}
 
 
@@ -64,7 +64,7 @@ def test_every_tensor_of_the_file_is_accounted_for(smalti, tmp_path):
         "LPIPS": 33,
     }
     told = [*about["used"], *(name for names in about["ignored"].values() for name in names)]
-    assert (len(told), set(told)) == (801, set(open_torch(FULL).stored("state_dict")))
+    assert (len(told), set(told)) == (801, set(tensors(read_checkpoint(FULL)["state_dict"])))
     assert about["missing"] == []
     assert about["sha256"] == sha256(FULL)
     info = json.loads(smalti("info", tmp_path / "k600", "--json").out)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from smalti.cli.measure import tokenizer_and_media
-from smalti.data.bundled import film, photos
+from smalti.data import bundled
 from smalti.errors import InputError
 from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO, shipped_folder
 from tests.cli.conftest import assert_one_line
@@ -22,12 +22,12 @@ def test_one_command_gives_the_figure_of_the_card(smalti, name):
     """On other processors an id may differ here and there."""
     card = (shipped_folder(name) / "README.md").read_text(encoding="utf-8")
     (said,) = re.findall(r"\| 8 photographs [^|]*\| ([\d.]+) dB", card)
-    ended = smalti("eval", name, "--data", photos("heldout"), "--size", "128", "--json")
+    ended = smalti("eval", name, "--data", bundled.photos("heldout"), "--size", "128", "--json")
     assert json.loads(ended.out)["psnr"] == pytest.approx(float(said), abs=0.02)
 
 
 def test_pictures_and_film_need_no_tokenizer_named(smalti, tmp_path):
-    media = [photos("heldout") / "owl.jpg", film("heldout") / "march.mp4"]
+    media = [bundled.photos("heldout") / "owl.jpg", bundled.videos("heldout") / "march.mp4"]
     ended = smalti("reconstruct", *media, "--out", tmp_path, "--only", "--json")
     assert (ended.code, sorted(p.name for p in tmp_path.iterdir())) == (0, ["march.mp4", "owl.png"])
     for name, row in zip((TINY_IMAGE, TINY_VIDEO), json.loads(ended.out)["done"], strict=True):
@@ -36,11 +36,11 @@ def test_pictures_and_film_need_no_tokenizer_named(smalti, tmp_path):
 
 
 def test_the_first_name_is_a_tokenizer_unless_it_is_media(image_tokenizer, pictures, tmp_path):
-    photo = str(photos("heldout") / "owl.jpg")
-    assert tokenizer_and_media([TINY_IMAGE, photo]) == (TINY_IMAGE, [photos("heldout") / "owl.jpg"])
+    photo = str(bundled.photos("heldout") / "owl.jpg")
+    assert tokenizer_and_media([TINY_IMAGE, photo]) == (TINY_IMAGE, [bundled.photos("heldout") / "owl.jpg"])
     assert tokenizer_and_media(["hf:owner/name", "a"])[0] == "hf:owner/name"
     assert tokenizer_and_media([str(image_tokenizer), "a"])[0] == str(image_tokenizer)
-    assert tokenizer_and_media([str(pictures), photo]) == (None, [pictures, photos("heldout") / "owl.jpg"])
+    assert tokenizer_and_media([str(pictures), photo]) == (None, [pictures, bundled.photos("heldout") / "owl.jpg"])
     with pytest.raises(InputError, match="give a tokenizer folder"):
         tokenizer_and_media([str(tmp_path / "no-run"), photo])
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import VideosConfig, magicmaster_videos, mindone_videos
-from smalti.data.bundled import film
+from smalti.data import VideosConfig, bundled, magicmaster_videos, mindone_videos
 from smalti.data.clips import ClipConfig
 from smalti.errors import ConfigError
 
@@ -74,7 +73,7 @@ def test_short_videos_repeat_loop_or_spread() -> None:
 @given(COUNTS)
 @settings(max_examples=60, deadline=None)
 def test_magicmasters_training_clips_start_at_0_to_n_minus_34(count: int) -> None:
-    drawn = starts(magicmaster_videos(film("train"), train=True), count)
+    drawn = starts(magicmaster_videos(bundled.videos("train"), train=True), count)
     assert sorted(set(drawn)) == (list(range(count - 34 + 1)) if count >= 34 else [0])
     if count >= 34:  # so the last frame of a video is never drawn
         assert max(drawn) + 32 == count - 2
@@ -83,7 +82,7 @@ def test_magicmasters_training_clips_start_at_0_to_n_minus_34(count: int) -> Non
 @given(COUNTS, DRAWN)
 @settings(max_examples=100, deadline=None)
 def test_magicmasters_testing_clips_are_the_middle_and_short_ones_loop(count: int, drawn: float) -> None:
-    indices = magicmaster_videos(film("heldout"), train=False).clip(times(count), drawn).indices
+    indices = magicmaster_videos(bundled.videos("heldout"), train=False).clip(times(count), drawn).indices
     start = max(count - 33, 0) // 2
     assert indices == [(start + 2 * i) % count for i in range(17)]
 
@@ -94,12 +93,12 @@ def test_mindones_clips_are_a_cut_linspace_over_the_clip(count: int, frames: int
     length = min(count, (frames - 1) * stride + 1)
     start = int(drawn * (count - length + 1))
     expected = np.linspace(start, start + length - 1, frames).astype(int).tolist()
-    config = mindone_videos(film("train"), frames=frames, stride=stride)
+    config = mindone_videos(bundled.videos("train"), frames=frames, stride=stride)
     assert config.clip(times(count), drawn).indices == expected
 
 
 def test_mindones_starts_reach_the_last_frame() -> None:
-    drawn = starts(mindone_videos(film("train")), 20)
+    drawn = starts(mindone_videos(bundled.videos("train")), 20)
     assert np.bincount(drawn).tolist() == [105] * 4
 
 

@@ -14,6 +14,7 @@ from smalti.data import (
     Source,
     VideosConfig,
     batches,
+    bundled,
     evaluation,
     magicmaster_images,
     magicmaster_videos,
@@ -21,7 +22,6 @@ from smalti.data import (
     mindone_videos,
     source_of,
 )
-from smalti.data.bundled import film, photos
 from smalti.errors import ConfigError, InputError
 from smalti.recipes import find
 from smalti.training.config import TokenizerTraining
@@ -153,14 +153,20 @@ def test_a_list_of_files_tars_or_tables_says_what_is_in_it(root: Path) -> None:
 
 
 def test_sources_of_a_path_show_the_middle_at_the_size_that_is_asked_for() -> None:
-    config = source_of(film("heldout"), size=(18, 32), frames=5)
+    config = source_of(bundled.videos("heldout"), size=(18, 32), frames=5)
     assert config == VideosConfig(
-        path=film("heldout"), size=(18, 32), frames=5, crop="center", flip=False, sampling="center", short="skip"
+        path=bundled.videos("heldout"),
+        size=(18, 32),
+        frames=5,
+        crop="center",
+        flip=False,
+        sampling="center",
+        short="skip",
     )
-    assert source_of(photos("heldout"), size=64) == ImagesConfig(
-        path=photos("heldout"), size=64, crop="center", flip=False
+    assert source_of(bundled.photos("heldout"), size=64) == ImagesConfig(
+        path=bundled.photos("heldout"), size=64, crop="center", flip=False
     )
-    assert source_of(film("heldout"), frames=None).frames is None
+    assert source_of(bundled.videos("heldout"), frames=None).frames is None
 
 
 def test_where_both_are_there_one_is_preferred(tmp_path: Path) -> None:

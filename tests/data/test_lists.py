@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import ImagesConfig, VideosConfig, magicmaster_images, magicmaster_videos, mindone_images
-from smalti.data.bundled import film, photos
+from smalti.data import ImagesConfig, VideosConfig, bundled, magicmaster_images, magicmaster_videos, mindone_images
 from smalti.data.files import list_files
 from smalti.data.list_formats import Listing, read_list
 from smalti.data.source import Classes, number_classes
@@ -165,7 +164,7 @@ def test_class_folders_are_the_classes_of_a_list_that_has_none() -> None:
 
 def test_the_configs_of_the_two_projects_read_their_own_lists(tmp_path: Path) -> None:
     for name in ("owl.jpg", "astronaut.jpg"):
-        (tmp_path / name).write_bytes((photos("heldout") / name).read_bytes())
+        (tmp_path / name).write_bytes((bundled.photos("heldout") / name).read_bytes())
     entry = {"prefix": "", "label": 7}
     (tmp_path / "ImageNet_val.json").write_text(json.dumps([{"filename": "owl.jpg", **entry}]))
     (tmp_path / "list.csv").write_text("path,caption\nastronaut.jpg,a woman, smiling\n")
@@ -173,7 +172,7 @@ def test_the_configs_of_the_two_projects_read_their_own_lists(tmp_path: Path) ->
     sources = [
         magicmaster_images(tmp_path / "ImageNet_val.json", 16).build(),
         mindone_images(tmp_path / "list.csv", 16).build(),
-        magicmaster_videos(tmp_path / "val_new.txt", 16, train=False, root=film("heldout")).build(),
+        magicmaster_videos(tmp_path / "val_new.txt", 16, train=False, root=bundled.videos("heldout")).build(),
     ]
     assert [(s.key(0), s.label(0), len(s)) for s in sources] == [
         ("owl.jpg", 7, 1),
@@ -209,7 +208,7 @@ def test_what_is_printed_is_one_line_and_tells_names_apart(one: str, other: str)
 
 @pytest.mark.parametrize("name", ["list.txt", "list.json"])
 def test_lists_of_pictures_and_videos_build_their_sources(name: str, tmp_path: Path) -> None:
-    for config, folder in ((ImagesConfig, photos("heldout")), (VideosConfig, film("heldout"))):
+    for config, folder in ((ImagesConfig, bundled.photos("heldout")), (VideosConfig, bundled.videos("heldout"))):
         files = sorted(path.name for path in folder.iterdir())
         entries = [{"filename": file, "prefix": "", "label": i} for i, file in enumerate(files)]
         text = json.dumps(entries) if name.endswith("json") else "\n".join(files)

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smalti.data import Batch, ImagesConfig, JointConfig, VideosConfig, batches, evaluation
-from smalti.data.bundled import film, photos
+from smalti.data import Batch, ImagesConfig, JointConfig, VideosConfig, batches, bundled, evaluation
 from smalti.data.shuffle import Order, mix, sample_rng
 from smalti.errors import BadFile, ConfigError, InputError
 
@@ -149,8 +148,8 @@ def test_a_batch_of_bad_rows_alone_is_an_error() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers: int) -> None:
     source = JointConfig(
-        images=ImagesConfig(path=photos("train"), size=32),
-        videos=VideosConfig(path=film("train"), size=32, frames=3),
+        images=ImagesConfig(path=bundled.photos("train"), size=32),
+        videos=VideosConfig(path=bundled.videos("train"), size=32, frames=3),
         share=0.6,
         images_per_clip=2,
     ).build()
@@ -182,7 +181,7 @@ def test_a_file_that_kills_its_reader_is_named() -> None:
 
 
 def test_rows_of_different_size_are_one_clear_line() -> None:
-    source = ImagesConfig(path=photos("train"), size=None).build()
+    source = ImagesConfig(path=bundled.photos("train"), size=None).build()
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"set `size`") as caught:
             list(islice(batches(source, batch_size=8, seed=0, workers=workers), 1))
@@ -211,7 +210,7 @@ def test_evaluation_shows_every_good_sample_once_in_order(batch_size: int, world
 
 
 def test_evaluation_draws_the_same_crops_for_any_batch_size() -> None:
-    source = ImagesConfig(path=photos("heldout"), size=16).build()
+    source = ImagesConfig(path=bundled.photos("heldout"), size=16).build()
     runs = [
         torch.cat([b.video for b in evaluation(source, batch_size=n, workers=w)]) for n, w in ((1, 0), (3, 0), (8, 1))
     ]
@@ -223,7 +222,9 @@ def test_evaluation_draws_the_same_crops_for_any_batch_size() -> None:
 @settings(max_examples=30, deadline=None)
 def test_turns_keep_the_share_and_are_known_without_the_steps_before(share: float, seed: int, far: int) -> None:
     source = JointConfig(
-        images=ImagesConfig(path=photos("heldout")), videos=VideosConfig(path=film("heldout")), share=share
+        images=ImagesConfig(path=bundled.photos("heldout")),
+        videos=VideosConfig(path=bundled.videos("heldout")),
+        share=share,
     ).build()
     counts = {"images": 0, "videos": 0}
     for step in range(far + 1):
@@ -237,7 +238,7 @@ def test_turns_keep_the_share_and_are_known_without_the_steps_before(share: floa
 def test_labels_follow_the_class_folders(tmp_path: Path) -> None:
     for name in ("b/1.jpg", "a/2.jpg", "a/x/3.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((photos("heldout") / "owl.jpg").read_bytes())
+        (tmp_path / name).write_bytes((bundled.photos("heldout") / "owl.jpg").read_bytes())
     source = ImagesConfig(path=tmp_path, size=8, class_folders=True).build()
     assert source.classes == ("a", "b")
     found = {key: label for b in evaluation(source, batch_size=2) for key, label in zip(b.keys, b.labels, strict=True)}

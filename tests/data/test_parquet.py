@@ -12,8 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import ImagesConfig, VideosConfig
-from smalti.data.bundled import film
+from smalti.data import ImagesConfig, VideosConfig, bundled
 from smalti.data.parquet import ParquetStore
 from tests.packing import cells, picture, table
 
@@ -98,12 +97,12 @@ def test_any_cut_into_files_and_row_groups_gives_every_row_once(files: list[list
 
 
 def test_videos_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
-    shots = sorted(film("heldout").iterdir())
+    shots = sorted(bundled.videos("heldout").iterdir())
     path = table(tmp_path / "a.parquet", {"video": cells([shot.read_bytes() for shot in shots])})
     fields = {"frames": 5, "size": 24, "stride": 2}
     packed, loose = (
         VideosConfig(path=path, **fields).build(),
-        VideosConfig(path=film("heldout"), **fields).build(),
+        VideosConfig(path=bundled.videos("heldout"), **fields).build(),
     )
     assert len(packed) == len(loose) == 4
     assert all(torch.equal(packed.load(i, rng(i)), loose.load(i, rng(i))) for i in range(4))

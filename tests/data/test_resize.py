@@ -11,6 +11,7 @@ from PIL import Image
 
 from smalti.data import (
     ImagesConfig,
+    bundled,
     magicmaster_images,
     magicmaster_videos,
     mindone_images,
@@ -18,7 +19,6 @@ from smalti.data import (
     read_clip,
     read_image,
 )
-from smalti.data.bundled import film, photos
 from smalti.data.cv2_resize import cv2_resize
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError
@@ -123,9 +123,9 @@ def middle_square(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [32, 128, 256])
 def test_magicmasters_pictures_are_pillows_own_steps(size: int) -> None:
-    source = magicmaster_images(photos("heldout"), size).build()
+    source = magicmaster_images(bundled.photos("heldout"), size).build()
     for index in range(len(source)):
-        square = middle_square(read_image(photos("heldout") / source.key(index)).numpy())
+        square = middle_square(read_image(bundled.photos("heldout") / source.key(index)).numpy())
         expected = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR))
         assert np.array_equal(source.load(index, rng(index))[0].numpy(), expected)
 
@@ -135,13 +135,13 @@ def test_magicmasters_pictures_are_pillows_own_steps(size: int) -> None:
 def test_magicmasters_pictures_are_pillows_own_steps_at_any_size(h: int, w: int, size: int) -> None:
     pixels = rule.pixels("picture", (h, w, 3))
     expected = Image.fromarray(middle_square(pixels)).resize((size, size), Image.Resampling.BILINEAR)
-    view = magicmaster_images(photos("heldout"), size).view((h, w), rng())
+    view = magicmaster_images(bundled.photos("heldout"), size).view((h, w), rng())
     assert np.array_equal(view.apply(pixels), np.asarray(expected))
 
 
 def test_magicmasters_clips_are_the_middle_square_by_opencvs_filter() -> None:
-    shot = film("heldout") / "march.mp4"
-    config = magicmaster_videos(film("heldout"), 64, train=False)
+    shot = bundled.videos("heldout") / "march.mp4"
+    config = magicmaster_videos(bundled.videos("heldout"), 64, train=False)
     source = config.build()
     clip = source.load([source.key(i) for i in range(len(source))].index("march.mp4"), rng())
     whole = read_clip(shot).numpy()
@@ -165,12 +165,12 @@ def short_side_then_middle(pixels: np.ndarray, size: int) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 def test_mindones_pictures_are_its_own_steps_at_any_size(h: int, w: int, size: int) -> None:
     pixels = rule.pixels("picture", (h, w, 3))
-    view = mindone_images(photos("heldout"), size).view((h, w), rng())
+    view = mindone_images(bundled.photos("heldout"), size).view((h, w), rng())
     assert np.array_equal(view.apply(pixels), short_side_then_middle(pixels, size))
 
 
 def test_mindones_clips_share_one_view_by_its_own_steps() -> None:
-    shot = film("heldout") / "march.mp4"
+    shot = bundled.videos("heldout") / "march.mp4"
     clip = mindone_videos(shot, 48, frames=5, stride=4, sampling="center").build().load(0, rng())
     whole = read_clip(shot).numpy()
     start = (41 - 17) // 2
@@ -179,7 +179,7 @@ def test_mindones_clips_share_one_view_by_its_own_steps() -> None:
 
 
 def test_mindones_options_crop_and_mirror() -> None:
-    config = mindone_images(photos("heldout"), 32, random_crop=True, flip=True)
+    config = mindone_images(bundled.photos("heldout"), 32, random_crop=True, flip=True)
     views = [config.view((40, 80), rng(i)) for i in range(200)]
     assert {view.scaled for view in views} == {(32, 64)}
     assert {view.box[0] for view in views} == set(range(33))

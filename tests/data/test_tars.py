@@ -14,8 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import ImagesConfig, VideosConfig
-from smalti.data.bundled import film
+from smalti.data import ImagesConfig, VideosConfig, bundled
 from smalti.data.tars import Member, read_members
 from smalti.text import printable
 from tests.packing import pack, picture
@@ -156,11 +155,11 @@ def test_member_picks_one_of_several_media(tmp_path: Path) -> None:
 
 
 def test_videos_of_a_tar_are_those_of_its_files(tmp_path: Path) -> None:
-    shots = sorted(film("heldout").iterdir())
+    shots = sorted(bundled.videos("heldout").iterdir())
     members = {shot.name: shot.read_bytes() for shot in shots}
     fields = {"frames": 5, "size": 24, "stride": 2}
     packed = VideosConfig(path=pack(tmp_path / "a.tar", {**members, "x.jpg": b"of another kind"}), **fields).build()
-    loose = VideosConfig(path=film("heldout"), **fields).build()
+    loose = VideosConfig(path=bundled.videos("heldout"), **fields).build()
     assert len(packed) == len(loose) == 4
     assert all(torch.equal(packed.load(i, rng(i)), loose.load(i, rng(i))) for i in range(4))
 

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.data import VideosConfig, open_video, read_clip, write_video
-from smalti.data.bundled import film
+from smalti.data import VideosConfig, bundled, open_video, read_clip, write_video
 from smalti.data.clips import clip_indices
 
 PLACES = st.floats(0, 1)
@@ -158,7 +157,7 @@ def test_all_frames_of_a_clip_share_one_view(tmp_path: Path) -> None:
 
 
 def test_places_follow_the_option() -> None:
-    shot = film("heldout") / "march.mp4"
+    shot = bundled.videos("heldout") / "march.mp4"
     whole = read_clip(shot)
     for sampling, start in (("first", 0), ("center", 12)):
         config = VideosConfig(path=shot, frames=17, size=None, flip=False, sampling=sampling)
@@ -170,7 +169,7 @@ def test_places_follow_the_option() -> None:
 
 
 def test_all_frames_and_a_stride_are_an_option() -> None:
-    config = VideosConfig(path=film("heldout") / "march.mp4", frames=None, stride=8, size=(18, 32))
+    config = VideosConfig(path=bundled.videos("heldout") / "march.mp4", frames=None, stride=8, size=(18, 32))
     assert config.build().load(0, torch.Generator().manual_seed(0)).shape == (6, 18, 32, 3)
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smalti.config import load_yaml
-from smalti.data import ImagesConfig, JointConfig, VideosConfig, evaluation, open_video, read_image
-from smalti.data.bundled import film, photos
+from smalti.data import ImagesConfig, JointConfig, VideosConfig, bundled, evaluation, open_video, read_image
 from smalti.data.files import list_files, read_list
 from smalti.data.views import ViewConfig
 from smalti.errors import ConfigError, InputError
@@ -73,7 +72,7 @@ def test_scaling_down_is_antialiased(resize: str) -> None:
 
 
 def test_without_a_size_the_picture_is_given_as_it_is() -> None:
-    path = photos("heldout") / "owl.jpg"
+    path = bundled.photos("heldout") / "owl.jpg"
     source = ImagesConfig(path=path, size=None, flip=False).build()
     assert torch.equal(source.load(0, rng())[0], read_image(path))
     flipped = ImagesConfig(path=path, size=None, flip=True).build()
@@ -82,7 +81,7 @@ def test_without_a_size_the_picture_is_given_as_it_is() -> None:
 
 
 def test_a_sample_is_a_function_of_its_generator() -> None:
-    source = ImagesConfig(path=photos("train"), size=24).build()
+    source = ImagesConfig(path=bundled.photos("train"), size=24).build()
     assert torch.equal(source.load(3, rng(7)), source.load(3, rng(7)))
     assert not torch.equal(source.load(3, rng(7)), source.load(3, rng(8)))
 
@@ -110,7 +109,8 @@ def test_fps_and_stride_exclude_each_other() -> None:
 
 def test_configs_survive_yaml(tmp_path: Path) -> None:
     config = JointConfig(
-        images=ImagesConfig(path=photos("train"), size=(8, 16)), videos=VideosConfig(path=film("train"), fps=12.0)
+        images=ImagesConfig(path=bundled.photos("train"), size=(8, 16)),
+        videos=VideosConfig(path=bundled.videos("train"), fps=12.0),
     )
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     assert load_yaml(JointConfig, tmp_path / "c.yaml") == config
@@ -196,8 +196,8 @@ def test_the_shipped_photographs_and_film_are_all_good_and_split() -> None:
     counts = {"train": (40, 12), "heldout": (8, 4)}
     names: dict[str, set[str]] = {}
     for split, (pictures, shots) in counts.items():
-        images = ImagesConfig(path=photos(split), size=None, flip=False).build()
-        videos = VideosConfig(path=film(split), frames=None, size=None, flip=False).build()
+        images = ImagesConfig(path=bundled.photos(split), size=None, flip=False).build()
+        videos = VideosConfig(path=bundled.videos(split), frames=None, size=None, flip=False).build()
         assert (len(images), len(videos)) == (pictures, shots)
         for batch in evaluation(images):
             assert min(batch.video.shape[3:]) >= 300
@@ -208,7 +208,7 @@ def test_the_shipped_photographs_and_film_are_all_good_and_split() -> None:
 
 def test_the_shipped_film_moves() -> None:
     for split in ("train", "heldout"):
-        for path in sorted(film(split).iterdir()):
+        for path in sorted(bundled.videos(split).iterdir()):
             with open_video(path) as reader:
                 assert (len(reader), reader.size, round(reader.fps)) == (41, (144, 256), 24)
                 first, last = (f.float() for f in reader.at([0, 40]))
@@ -217,24 +217,24 @@ def test_the_shipped_film_moves() -> None:
 
 
 def test_every_shipped_file_has_its_licence_and_all_weigh_under_5_mb() -> None:
-    media = photos("train").parent.parent
+    media = bundled.photos("train").parent.parent
     text = (media / "ATTRIBUTION.md").read_text(encoding="utf-8")
     files = [p for p in media.rglob("*") if p.is_file() and p.name != "ATTRIBUTION.md"]
     assert len(files) == 64
     assert sum(p.stat().st_size for p in files) < 5_000_000
     for path in files:
         assert f"`{path.relative_to(media).as_posix()}`" in text
-    for picture in photos("train").iterdir():
+    for picture in bundled.photos("train").iterdir():
         with Image.open(picture) as image:
             assert not image.getexif()
 
 
 def test_pictures_kept_in_memory_are_the_pictures_on_disk() -> None:
-    once, kept = (ImagesConfig(path=photos("train"), size=32, in_memory=n).build() for n in (0, 3))
+    once, kept = (ImagesConfig(path=bundled.photos("train"), size=32, in_memory=n).build() for n in (0, 3))
     for _ in range(2):
         for index in (0, 1, 2, 3, 4):
             assert torch.equal(once.load(index, rng(index)), kept.load(index, rng(index)))
     assert len(kept._decoded) == 3
-    whole = ImagesConfig(path=photos("train"), size=None, crop="center", flip=False, in_memory=1).build()
+    whole = ImagesConfig(path=bundled.photos("train"), size=None, crop="center", flip=False, in_memory=1).build()
     whole.load(0, rng()).zero_()  # what a caller does to a sample does not reach the kept picture
     assert whole.load(0, rng()).any()

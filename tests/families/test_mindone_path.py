@@ -9,8 +9,7 @@ import torch
 
 from benchmarks import media
 from smalti.cli.app import run
-from smalti.data import open_video, read_clip, read_image
-from smalti.data.bundled import film, photos
+from smalti.data import bundled, open_video, read_clip, read_image
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_video
@@ -49,8 +48,8 @@ def path(tmp_path_factory):
     root = tmp_path_factory.mktemp("mindone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        films = [f"--film={clip}" for part in ("train", "heldout") for clip in sorted(film(part).iterdir())]
-        media.main(["datasets", *films, "--photos", str(photos("train").parent)])
+        films = [f"--film={clip}" for part in ("train", "heldout") for clip in sorted(bundled.videos(part).iterdir())]
+        media.main(["datasets", *films, "--photos", str(bundled.photos("train").parent)])
         smalti("train", "mindone-image", "--tiny", *IMAGE, *FAST, "--set", "steps=150", "--out", "runs/image")
         inflate = ["inflate", "runs/image", "--time-strides", "2,2,1", "--time", "3", "--past", "full"]
         smalti(*inflate, "--out", "inflated-frame")
@@ -85,8 +84,8 @@ def test_the_inflated_tokenizer_is_the_small_form_of_the_video_recipe(path):
 def test_stills_and_every_fourth_frame_come_back_as_from_the_image_tokenizer(path):
     image = Tokenizer.load(path.root / "runs/image/tokenizer").double()
     video = Tokenizer.load(path.root / "inflated-frame").double()
-    picture = to_video(read_image(photos("heldout") / "owl.jpg"))[..., :64, :96].double()
-    shot = to_video(read_clip(film("heldout") / "march.mp4", 9))[..., :64, :96].double()
+    picture = to_video(read_image(bundled.photos("heldout") / "owl.jpg"))[..., :64, :96].double()
+    shot = to_video(read_clip(bundled.videos("heldout") / "march.mp4", 9))[..., :64, :96].double()
     with torch.inference_mode():
         wanted, still = image(picture), video(picture.expand(-1, -1, 9, -1, -1))
         assert torch.equal(still.ids, wanted.ids.expand_as(still.ids))

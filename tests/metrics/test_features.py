@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from smalti.errors import InputError, IntegrityError, MachineError
-from smalti.inert import open_torch, read_program
+from smalti.foreign import read_checkpoint, read_program, tensors
 from smalti.metrics.conv_graph import Branches, ConvLayer, PoolLayer, convolutions, run_layers, weight_shapes
 from smalti.metrics.features import Features
 from smalti.metrics.i3d import weights_in_graph_order
 from smalti.metrics.inception import INCEPTION_STAGES, inception_input
-from smalti.metrics.weights import NETWORKS, find_file, read_features, variable
+from smalti.metrics.weights import NETWORKS, find_weights_file, read_features, weights_variable
 from tests.goldens.rule import FOLDER, load, rule
 
 INCEPTION, I3D, EFFICIENTNET, _ = NETWORKS.values()
@@ -148,22 +148,22 @@ def test_another_file_than_the_published_one_is_refused(weights, tmp_path):
 def test_files_are_found_in_the_order_of_the_docs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for network in (INCEPTION, I3D):
-        monkeypatch.delenv(variable(network), raising=False)
+        monkeypatch.delenv(weights_variable(network), raising=False)
         with pytest.raises(MachineError, match=rf"no {network.file}.*--features FILE, set SMALTI_\w+, or put it into"):
-            find_file(network)
+            find_weights_file(network)
         cached = tmp_path / "smalti" / network.file
         cached.parent.mkdir(exist_ok=True)
         cached.touch()
-        assert find_file(network) == cached
-        monkeypatch.setenv(variable(network), str(tmp_path / "named.pt"))
-        assert find_file(network) == tmp_path / "named.pt"
+        assert find_weights_file(network) == cached
+        monkeypatch.setenv(weights_variable(network), str(tmp_path / "named.pt"))
+        assert find_weights_file(network) == tmp_path / "named.pt"
     package = tmp_path / "site" / EFFICIENTNET.package
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "models" / EFFICIENTNET.file).touch()
-    monkeypatch.delenv(variable(EFFICIENTNET), raising=False)
+    monkeypatch.delenv(weights_variable(EFFICIENTNET), raising=False)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    assert find_file(EFFICIENTNET) == package / "models" / EFFICIENTNET.file
+    assert find_weights_file(EFFICIENTNET) == package / "models" / EFFICIENTNET.file
 
 
 def test_a_network_is_the_same_from_safetensors_and_from_a_torch_file(weights, tmp_path):
@@ -220,7 +220,7 @@ def test_a_torchscript_file_of_other_names_is_read_by_the_order_of_its_graph(way
     program = torch.jit.script(port) if way == "script" else torch.jit.trace(port, torch.zeros(1, 3, 7, 7, 7))
     path = tmp_path / "i3d_torchscript.pt"
     torch.jit.save(program, path)
-    found = weights_in_graph_order(open_torch(path).tensors(), read_program(path))
+    found = weights_in_graph_order(tensors(read_checkpoint(path)), read_program(path))
     assert {name: tuple(value.shape) for name, value in found.items()} == I3D.shapes
     assert torch.equal(found["logits.conv3d.weight"], port.classifier.weight)
     assert torch.equal(found["Mixed_5c.b3b.conv3d.weight"], port.trunk[-1].filter.weight)
@@ -234,7 +234,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
     whole = weights(I3D)
     renamed = {name.replace("conv3d", "filter"): value for name, value in whole.items()}
     assert weights_in_graph_order(renamed, program).keys() == I3D.shapes.keys()
-    for tensors, text in [
+    for others, text in [
         ({}, program),
         (renamed, ""),
         (renamed, program + program.replace("0.001", "1e-05")),
@@ -244,7 +244,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
         with pytest.raises(
             IntegrityError, match=r"no I3D that can be recognised by its tensors .* save its weights as"
         ):
-            weights_in_graph_order(tensors, text)
+            weights_in_graph_order(others, text)
 
 
 def test_a_torchscript_program_is_text_and_other_files_have_none(tmp_path):

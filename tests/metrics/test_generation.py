@@ -7,8 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from smalti.data import open_video
-from smalti.data.bundled import film
+from smalti.data import bundled, open_video
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.metrics import (
     GENERATION_PROTOCOLS,
@@ -54,7 +53,7 @@ VIDEO = SMALTI_GENERATION_VIDEO.replace({"frames": FRAMES})
 def clips():
     """80 clips of the film that smalti ships, uint8 `80 3 9 64 64`: more than the 64 numbers of a vector."""
     found = []
-    for path in sorted(path for split in ("train", "heldout") for path in film(split).iterdir()):
+    for path in sorted(path for split in ("train", "heldout") for path in bundled.videos(split).iterdir()):
         with open_video(path) as reader:
             frames = torch.stack(list(reader.frames()))[:, 8:136, 64:192].permute(3, 0, 1, 2).float()
         small = torch.nn.functional.avg_pool2d(frames, 2).round().to(torch.uint8)

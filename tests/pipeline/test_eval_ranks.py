@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smalti.data.bundled import film, photos
+from smalti.data import bundled
 from smalti.metrics.weights import NETWORKS
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 from tests.goldens.rule import rule
@@ -47,7 +47,7 @@ def report_of(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "limit"), [(2, 3), (3, 2)])
 def test_ranks_give_the_report_and_the_sheet_of_one_process(tokenizer, i3d, tmp_path, ranks, limit):
-    clips = ("--data", film("heldout"), "--size", 32, "--frames", 9, "--limit", limit)
+    clips = ("--data", bundled.videos("heldout"), "--size", 32, "--frames", 9, "--limit", limit)
     command = (tokenizer, *clips, "--protocol", "smalti-fvd", "--features", i3d)
     found = {}
     for world in (1, ranks):
@@ -70,7 +70,7 @@ def test_ranks_give_the_report_and_the_sheet_of_one_process(tokenizer, i3d, tmp_
 def test_a_bad_file_is_counted_once_and_faults_are_told_once(tokenizer, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for path in sorted(photos("heldout").iterdir())[:3]:
+    for path in sorted(bundled.photos("heldout").iterdir())[:3]:
         shutil.copy(path, folder)
     (folder / "cut.jpg").write_bytes(path.read_bytes()[:5000])
     for world in (1, 2):

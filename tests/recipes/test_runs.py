@@ -5,7 +5,7 @@ import json
 import pytest
 
 from smalti.cli.app import run
-from smalti.data.bundled import film, photos
+from smalti.data import bundled
 from smalti.recipes import catalogue, find
 from smalti.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ def test_every_recipe_in_its_tiny_form_trains_saves_resumes_and_evaluates(tmp_pa
     again = Tokenizer.load(tmp_path / "whole" / "tokenizer")
     assert again.config == config.tokenizer
     assert again.fingerprint == Tokenizer.load(tmp_path / "tokenizer").fingerprint
-    data = film("heldout") if config.tokenizer.time_kernel > 1 else photos("heldout")
+    data = bundled.videos("heldout") if config.tokenizer.time_kernel > 1 else bundled.photos("heldout")
     capsys.readouterr()
     options = ["--data", str(data), "--limit", "1", "--size", "32", "--frames", "5", "--json"]
     assert run(["eval", str(tmp_path / "whole"), *options]) == 0

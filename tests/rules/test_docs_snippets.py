@@ -110,13 +110,13 @@ def test_the_generated_parts_of_the_docs_equal_the_code(build, capsys):
 def test_a_marker_of_no_class_is_one_line_with_page_and_marker(build, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- fields: FSQConfg -->\n<!-- end -->\n")
-    with pytest.raises(build.DocsError) as error:
+    with pytest.raises(ConfigError) as error:
         build.built(page)
     assert str(error.value) == (
         "docs/page.md: <!-- fields: FSQConfg -->: no config class FSQConfg in smalti; did you mean FSQConfig?"
     )
     page.write_text("<!-- fields: FSQConfig -->\n")
-    with pytest.raises(build.DocsError, match=r"docs/page.md: <!-- fields: FSQConfig -->: a marker without"):
+    with pytest.raises(ConfigError, match=r"docs/page.md: <!-- fields: FSQConfig -->: a marker without"):
         build.built(page)
 
 

@@ -12,8 +12,7 @@ import torch
 
 from smalti.cli.app import run as cli
 from smalti.config import load_yaml
-from smalti.data import open_video, write_video
-from smalti.data.bundled import film
+from smalti.data import bundled, open_video, write_video
 from smalti.data.videos import read_clip
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import sha256
@@ -42,7 +41,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     save_tokenizer(folder / "tokenizer", strides=((4, 2),), time_kernel=4, patch=4)
     for part in ("train", "heldout"):
-        make_set(folder / "tokenizer", film(part), folder / part, options=Options(size=32, clip=9))
+        make_set(folder / "tokenizer", bundled.videos(part), folder / part, options=Options(size=32, clip=9))
     return folder
 
 
@@ -194,7 +193,14 @@ def test_every_task_is_drawn_as_video_of_the_models_size(made, undisturbed, tmp_
 @pytest.mark.parametrize("region", ["vertical", "horizontal", "moving"])
 @pytest.mark.parametrize("task", ["outpainting", "inpainting"])
 def test_every_region_of_a_film_is_painted_and_the_rest_is_kept(made, undisturbed, tmp_path, capsys, task, region):
-    given = ["--input", str(film("heldout") / "march.mp4"), "--fit", "--paste", "--originals", str(tmp_path / "true")]
+    given = [
+        "--input",
+        str(bundled.videos("heldout") / "march.mp4"),
+        "--fit",
+        "--paste",
+        "--originals",
+        str(tmp_path / "true"),
+    ]
     capsys.readouterr()
     (file,) = drawn(made, undisturbed, tmp_path / "out", "--task", task, "--region", region, "--json", *given)
     told = json.loads(capsys.readouterr().out)
@@ -289,8 +295,8 @@ def test_a_run_says_what_it_is(undisturbed, capsys):
 def test_a_folder_of_clips_becomes_a_folder_of_clips_with_the_originals_beside(made, undisturbed, tmp_path):
     options = ["--task", "prediction", "--fit", "--paste", "--input"]
     beside = ["--originals", str(tmp_path / "true"), "--batch", "3"]
-    files = drawn(made, undisturbed, tmp_path / "out", *options, str(film("heldout")), *beside)
-    names = [path.name for path in sorted(film("heldout").iterdir())]
+    files = drawn(made, undisturbed, tmp_path / "out", *options, str(bundled.videos("heldout")), *beside)
+    names = [path.name for path in sorted(bundled.videos("heldout").iterdir())]
     assert [path.name for path in files] == names == [path.name for path in sorted((tmp_path / "true").iterdir())]
     for name in names:
         clips = [read_clip(tmp_path / folder / name).float() for folder in ("out", "true")]
@@ -298,12 +304,12 @@ def test_a_folder_of_clips_becomes_a_folder_of_clips_with_the_originals_beside(m
         assert (clips[0][0] - clips[1][0]).abs().mean() < 6  # given: but for the codec
         assert (clips[0][1:] - clips[1][1:]).abs().mean() > 6
     # A clip alone is drawn as it is among others.
-    (alone,) = drawn(made, undisturbed, tmp_path / "alone", *options, str(film("heldout") / names[1]))
+    (alone,) = drawn(made, undisturbed, tmp_path / "alone", *options, str(bundled.videos("heldout") / names[1]))
     assert (read_clip(alone).float() - read_clip(files[1]).float()).abs().mean() < 1
 
 
 def test_what_does_not_move_is_held(made, undisturbed, tmp_path, capsys):
-    options = ["--task", "prediction", "--fit", "--hold", "--input", str(film("heldout") / "march.mp4")]
+    options = ["--task", "prediction", "--fit", "--hold", "--input", str(bundled.videos("heldout") / "march.mp4")]
     drawn(made, undisturbed, tmp_path / "out", *options, "--originals", str(tmp_path / "true"))
     clips = [read_clip(tmp_path / folder / "march.mp4").float() for folder in ("out", "true")]
     assert (clips[0][0] - clips[1][0]).abs().mean() < 6  # the given frame: but for the codec

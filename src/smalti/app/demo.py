@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from smalti.app.page import write_page
-from smalti.data import ImagesConfig, VideosConfig, open_video, write_video
-from smalti.data.bundled import film, photos
+from smalti.data import ImagesConfig, VideosConfig, bundled, open_video, write_video
 from smalti.errors import IntegrityError
 from smalti.files import write_json
 from smalti.metrics import SMALTI, Report, contact_sheet
@@ -26,8 +25,8 @@ from smalti.training.fit import Watch
 from smalti.training.tokenizer_run import run
 from smalti.video import to_uint8, to_video
 
-PHOTOS = ImagesConfig(path=photos("heldout"), size=128, crop="center", flip=False)
-SHOTS = VideosConfig(path=film("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
+PHOTOS = ImagesConfig(path=bundled.photos("heldout"), size=128, crop="center", flip=False)
+SHOTS = VideosConfig(path=bundled.videos("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
 
 Say = Callable[[str], None]
 
@@ -105,7 +104,7 @@ def _summary(tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
 
 def _there_and_back(tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
     """Film -> ids on disk -> film, the second half by a tokenizer that is read from disk and sees the ids alone."""
-    source = sorted(film("heldout").glob("*.mp4"))[0]
+    source = sorted(bundled.videos("heldout").glob("*.mp4"))[0]
     with open_video(source) as reader, torch.inference_mode():
         fps = float(reader.fps)
         frames = [frame.numpy() for frame in reader.frames()]

@@ -2,20 +2,18 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from smalti.config import Config, PathField
-from smalti.data import ImagesConfig, evaluation, source_of
-from smalti.data.bundled import film, photos
+from smalti.data import ImagesConfig, bundled, evaluation, source_of
 from smalti.data.clips import ClipConfig
 from smalti.data.loader import OnBad
-from smalti.data.source import Source, Subset
+from smalti.data.source import Medium, Source, Subset
 from smalti.data.views import ScaleField
 from smalti.errors import InputError
 
-Medium = Literal["images", "videos"]
 _ONE_IN_FIVE = 51
 """Of 256 values of a byte."""
 _IN_MEMORY = 64
@@ -60,7 +58,7 @@ def held_out(key: str) -> bool:
 
 def gather(media: Media) -> Material:
     """Both parts. Raises InputError where one of them is empty, or where they share a name."""
-    shipped = photos if media.medium == "images" else film
+    shipped = bundled.photos if media.medium == "images" else bundled.videos
     whole = _source(media, media.data or shipped("train"), training=True)
     names = [whole.key(index) for index in range(len(whole))]
     if media.heldout is None and media.data is not None:

@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Iterator
 
-from smalti.comparison.data import Medium
 from smalti.config import Config, Tuple
+from smalti.data.source import Medium
 from smalti.errors import ConfigError
 from smalti.recipes import catalogue, find
 from smalti.text import nearest

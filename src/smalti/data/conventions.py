@@ -1,4 +1,4 @@
-"""The data pipelines of other projects as our configs: same lists, same pixels, same clips.
+"""Data pipelines of other projects as configs: same lists, same pixels, same clips.
 
 Each is a plain config; `docs/data.md` has the table of which of their steps is which of our fields, and their defects.
 """
@@ -11,7 +11,7 @@ from smalti.data.videos import VideosConfig
 
 
 def magicmaster_images(path: Path, size: int = 128, *, root: Path | None = None) -> ImagesConfig:
-    """MagicMaster's ImageNet pipeline: the middle square of whole pixels, then Pillow's bilinear filter, antialiased.
+    """Return MagicMaster's ImageNet pipeline: the middle square of whole pixels, then Pillow's bilinear filter.
 
     The same in training and testing: no augmentation. `path` is its `ImageNet_{train,val}.json`, or any folder or
     list; `root` is where the paths of the list start (the folder of the list, if not given).
@@ -29,7 +29,7 @@ def magicmaster_images(path: Path, size: int = 128, *, root: Path | None = None)
 
 
 def magicmaster_videos(path: Path, size: int = 128, *, train: bool, root: Path | None = None) -> VideosConfig:
-    """MagicMaster's K600 pipeline: 17 frames at stride 2, the middle square, then OpenCV's bilinear (it aliases).
+    """Return MagicMaster's K600 pipeline: 17 frames at stride 2, the middle square, OpenCV's bilinear (it aliases).
 
     `path` is its `{train,val}_new.txt`, and `root` the folder of the videos; or a folder. Training starts anywhere,
     but never so late that a clip reaches the last frame of a longer video; testing takes the middle. Short videos
@@ -56,7 +56,7 @@ def magicmaster_videos(path: Path, size: int = 128, *, train: bool, root: Path |
 def mindone_images(
     path: Path, size: int = 128, *, random_crop: bool = False, flip: bool = False, root: Path | None = None
 ) -> ImagesConfig:
-    """mindone's image pipeline: OpenCV's bicubic filter until the short side is `size` (it aliases), then the middle.
+    """Return mindone's image pipeline: OpenCV's bicubic filter to a short side of `size` (it aliases), then the middle.
 
     `path` is a folder, or its CSV with the paths in the first column, below `root`. Its scripts leave `random_crop`
     and `flip` off, in training too.
@@ -85,11 +85,11 @@ def mindone_videos(
     flip: bool = False,
     root: Path | None = None,
 ) -> VideosConfig:
-    """mindone's video pipeline: clips that start anywhere, in evaluation too, and the filter of `mindone_images`.
+    """Return mindone's video pipeline: clips that start anywhere, also in evaluation; the filter of `mindone_images`.
 
     `path` is a folder (its own flat one, or UCF-101's class folders), its CSV, or UCF-101's official
     `trainlist01.txt` or `testlist01.txt` with the folder of the videos as `root`. A video that is too short is spread
-    over the clip. `sampling="center"` gives figures that do not depend on what was drawn.
+    over the clip. `sampling="center"` makes scores independent of random numbers.
     """
     return VideosConfig(
         path=path,

@@ -1,4 +1,4 @@
-"""OpenCV's resizing of 8-bit pictures, to the bit and without OpenCV: for figures of projects that used it.
+"""OpenCV's resizing of 8-bit images, to the bit and without OpenCV, to reproduce scores of projects that use it.
 
 Both filters read the same few pixels however far they scale down, so they alias; the other filters of `crop` do not.
 The equations are those of `cv2.resize` in OpenCV 4.10 and 5.0 on x86-64 with `cv2.ipp.setUseIPP(False)`. Intel's closed
@@ -12,11 +12,11 @@ import numpy as np
 Cv2Filter = Literal["cv2-bilinear", "cv2-bicubic"]
 
 _ONE = 2048  # weights are whole numbers of 1/2048
-_LANES = 8  # values in a vector of the vertical bicubic pass; what is left of a row is summed in integers
+_LANES = 8  # values in a vector of the vertical bicubic pass; the rest of a row is summed in integers
 
 
 class _Taps(NamedTuple):
-    """Which input pixels make each output pixel of a row or column, and their weights times 2048."""
+    """The input pixels of each output pixel of a row or column, and their weights times 2048."""
 
     read: np.ndarray
     """int64 `n taps`."""
@@ -25,43 +25,43 @@ class _Taps(NamedTuple):
 
 
 def cv2_resize(frame: np.ndarray, size: tuple[int, int], filter: Cv2Filter, window: slice = slice(None)) -> np.ndarray:
-    """Scale `uint8 h w 3` to `size` (rows, columns) as `cv2.resize` does by INTER_LINEAR or INTER_CUBIC.
+    """Scale `uint8 h w 3` to `size` (height, width) as `cv2.resize` does by INTER_LINEAR or INTER_CUBIC.
 
-    `window` gives these columns of the result alone; the others are not computed.
+    Only the columns `window` of the result are computed and returned.
     """
     height, width = frame.shape[:2]
-    rows, columns = size
-    shown = np.arange(columns)[window]
-    across, down = _taps(width, columns, filter, edge=True), _taps(height, rows, filter, edge=False)
+    new_height, new_width = size
+    columns = np.arange(new_width)[window]
+    across, down = _taps(width, new_width, filter, edge=True), _taps(height, new_height, filter, edge=False)
     used = np.unique(down.read)
-    narrow = _sum_across(frame[used], _Taps(across.read[shown], across.weight[shown]))
+    narrow = _sum_across(frame[used], _Taps(across.read[columns], across.weight[columns]))
     down = _Taps(np.searchsorted(used, down.read), down.weight)
     if filter == "cv2-bilinear":
         return _sum_down_linear(narrow, down)
-    in_vectors = 3 * shown[:, None] + np.arange(3) < 3 * columns // _LANES * _LANES
+    in_vectors = 3 * columns[:, None] + np.arange(3) < 3 * new_width // _LANES * _LANES
     return _sum_down_cubic(narrow, down, in_vectors)
 
 
-def _taps(have: int, wanted: int, filter: Cv2Filter, edge: bool) -> _Taps:
-    """`edge`: a linear tap beyond the edge has no weight (so OpenCV across, but not down)."""
-    scale = 1.0 / (wanted / have)  # in this order, as there
-    center = ((np.arange(wanted) + 0.5) * scale - 0.5).astype(np.float32)
+def _taps(size: int, new_size: int, filter: Cv2Filter, edge: bool) -> _Taps:
+    """Choose the taps along one axis. With `edge`, a linear tap beyond the edge has no weight, as in OpenCV across."""
+    scale = 1.0 / (new_size / size)  # in this order, as there
+    center = ((np.arange(new_size) + 0.5) * scale - 0.5).astype(np.float32)
     start = np.floor(center)
     part = center - start  # float32, as all that follows
     if filter == "cv2-bilinear":
         if edge:
-            part[(start < 0) | (start >= have - 1)] = 0
-            start = start.clip(0, have - 1)
+            part[(start < 0) | (start >= size - 1)] = 0
+            start = start.clip(0, size - 1)
         weights = np.stack([1 - part, part], 1)
     else:
         weights = _cubic(part)
     first = start.astype(np.int64) - (weights.shape[1] // 2 - 1)
-    read = (first[:, None] + np.arange(weights.shape[1])).clip(0, have - 1)
+    read = (first[:, None] + np.arange(weights.shape[1])).clip(0, size - 1)
     return _Taps(read, np.rint(weights * np.float32(_ONE)).astype(np.int32))
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' kernel with a = -3/4, in float32 and in this order of operations."""
+    """Return the weights of Keys' kernel with a = -3/4, in float32 and in this order of operations."""
     a, one = np.float32(-0.75), np.float32(1)
     y = one - x
     far = ((a * (x + one) - 5 * a) * (x + one) + 8 * a) * (x + one) - 4 * a
@@ -83,7 +83,7 @@ def _sum_down_linear(narrow: np.ndarray, taps: _Taps) -> np.ndarray:
 
 
 def _sum_down_cubic(narrow: np.ndarray, taps: _Taps, in_vectors: np.ndarray) -> np.ndarray:
-    """Vectors add in float32 from the last row up and round to even; the rest of each row rounds halves up."""
+    """Sum down: vectors add in float32 from the last row up and round to even, the rest of a row rounds halves up."""
     rows = [narrow[i] for i in taps.read.T]
     whole = sum(row * w[:, None, None] for row, w in zip(rows, taps.weight.T, strict=True))
     total = np.zeros(narrow.shape[1:], np.float32)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from smalti.data.list_formats import LIST_SUFFIXES, ListFormat, Listing, read_list
-from smalti.data.source import HasClasses, decode_text, number_classes, suffix_of
+from smalti.data.source import Store, decode_text, number_classes, suffix_of
 from smalti.errors import BadFile, InputError
 from smalti.text import one_line, printable
 
@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = (
 )
 
 
-class FileStore(HasClasses):
+class FileStore(Store):
     """The files of a listing; a `Store`."""
 
     def __init__(self, listing: Listing) -> None:

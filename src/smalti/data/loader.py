@@ -19,36 +19,39 @@ from smalti.files import naming_os_errors
 from smalti.video import to_video
 
 OnBad = Callable[[BadFile], None]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Batch(NamedTuple):
-    """Samples of one step. Rows of bad files are left out, so `b` may be smaller than asked."""
+    """Samples of one step, without those of bad files, so `b` may be smaller than the batch size."""
 
     video: Tensor
     """Float `b 3 t h w` in [-1, 1]."""
     keys: tuple[str, ...]
+    """Names of the samples in the source."""
     step: int
     labels: tuple[int | None, ...]
-    """Classes, None where the source has none."""
+    """Classes; None where the source has none."""
 
 
 class _Row(NamedTuple):
+    """A sample of a batch."""
+
     part: int
-    """Which of the sources."""
+    """Index of its source: 0, or 1 for the videos of a `Joint`."""
     epoch: int
     sample: int
 
 
 class _Loaded(NamedTuple):
-    """What a worker sends: pixels of the good rows, stacked, and the faults of the others."""
+    """A batch as a worker sends it: pixels of the good rows, stacked, and the faults of the others."""
 
     pixels: Tensor | None
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
     bad: tuple[BadFile, ...]
     fault: InputError | None
-    """Rows that cannot be stacked."""
+    """Reason why the rows cannot be stacked."""
 
 
 def batches(
@@ -62,17 +65,17 @@ def batches(
     on_bad: OnBad | None = None,
     timeout: int | float = 120.0,
 ) -> Iterator[Batch]:
-    """Batches of an endless shuffled run, from `start_step` on.
+    """Yield batches of an endless shuffled run, from `start_step` on.
 
     The GLOBAL batch of step n is positions n B ... n B + B - 1 of `Order`; of these, `part` (r, W) takes r, r + W, ....
     So order and augmentation are a pure function of (seed, epoch, index), and restarts, workers and ranks change
     nothing. A `Joint` source gives whole batches of one kind.
 
-    A bad file is given to `on_bad` and its row is left out; nothing takes its place. Raises InputError where a whole
+    A bad file goes to `on_bad` and its row is dropped; nothing takes its place. Raises InputError where a whole
     batch is bad, where rows differ in size, and (with workers) where a file takes longer than `timeout` seconds or
     kills its reader: the message names it. ConfigError where there are more ranks than rows.
     """
-    rank, world = check_ranks(part, batch_size)
+    rank, world = check_part(part, batch_size)
     rows_of = _planner(source, seed, batch_size)
     plan = (rows_of(step)[rank::world] for step in count(start_step))
     loaded = _load(_parts(source), plan, seed=seed, workers=workers, timeout=timeout)
@@ -94,12 +97,12 @@ def evaluation(
     on_bad: OnBad | None = None,
     timeout: int | float = 120.0,
 ) -> Iterator[Batch]:
-    """Every sample once, in the order of the source, for measuring; `step` counts batches.
+    """Yield every sample once, in the order of the source, for evaluation; `step` counts batches.
 
-    `part` (r, W) takes samples r, r + W, .... Bad files go to `on_bad` and are left out; a batch of bad files alone is
-    passed over, so that `ok + bad = listed`. Crops that a source draws are the same at every call. Batches of more
-    than one need samples of one size. Raises as `batches` does, and InputError at the end where every file was bad
-    (not for a part of several: another may have good ones).
+    `part` (r, W) takes samples r, r + W, .... Bad files go to `on_bad` and are dropped; a batch of bad files alone is
+    skipped, so that `ok + bad = listed`. Random crops are the same at every call. Batches of more than one need
+    samples of one size. Raises as `batches` does, and InputError at the end where every file was bad (not for a part
+    of several: another may have good ones).
     """
     rank, world = part
     mine = range(rank, len(source), world)
@@ -118,7 +121,7 @@ def evaluation(
 
 
 class BadFileLog:
-    """A callback for `on_bad`: writes each bad file once to `bad_files.jsonl`, and counts the kinds of fault.
+    """A callback for `on_bad` that writes each bad file once to `bad_files.jsonl`, and counts the kinds of fault.
 
     A row is {path, code, message, bytes}. A log that is there already is continued, so that a resumed run counts
     each file once. Raises MachineError where the disk refuses.
@@ -127,8 +130,8 @@ class BadFileLog:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
-        """How many files have each code."""
-        self._seen: set[tuple[str, str]] = set()
+        """Number of files with each code."""
+        self._noted: set[tuple[str, str]] = set()
         if path is not None and path.exists():
             with naming_os_errors(path):
                 lines = path.read_text(encoding="utf-8").splitlines()
@@ -151,23 +154,23 @@ class BadFileLog:
 
     @property
     def total(self) -> int:
-        """How many files are bad."""
+        """Return the number of bad files."""
         return self.counts.total()
 
     def summary(self) -> str:
-        """One line: `3 bad files: 2 truncated, 1 empty`; empty where there are none."""
+        """Return one line, as `3 bad files: 2 truncated, 1 empty`; empty where there are none."""
         kinds = ", ".join(f"{n} {code}" for code, n in self.counts.most_common())
         return f"{self.total} bad files: {kinds}" if self.total else ""
 
     def _note(self, path: str, code: str) -> bool:
-        if (path, code) in self._seen:
+        if (path, code) in self._noted:
             return False
-        self._seen.add((path, code))
+        self._noted.add((path, code))
         self.counts[code] += 1
         return True
 
 
-def check_ranks(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
+def check_part(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
     """Return `part`, a (rank, number of ranks). Raises ConfigError where a rank would get no row of a batch."""
     rank, world = part
     if not 0 <= rank < world <= batch_size:
@@ -177,8 +180,8 @@ def check_ranks(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
 
 
 def planned_loader(
-    dataset: Dataset[T], plan: Iterable[Any], workers: int = 0, *, timeout: int | float = 0, reading: Callable[[], str]
-) -> Iterator[T]:
+    dataset: Dataset[_T], plan: Iterable[Any], workers: int = 0, *, timeout: int | float = 0, reading: Callable[[], str]
+) -> Iterator[_T]:
     """Load `dataset[item]` for each item of `plan`, in its order: in `workers` processes, or in this one if 0.
 
     An item stands for a whole batch, so `dataset` stacks its samples itself. The global random generator is not used.
@@ -187,19 +190,19 @@ def planned_loader(
     """
     if workers == 0:
         return (dataset[item] for item in plan)
-    loader: DataLoader[T] = DataLoader(
+    loader: DataLoader[_T] = DataLoader(
         dataset,
         sampler=cast(Any, plan),
         batch_size=None,  # an item of the plan is a whole batch already
         num_workers=workers,
         collate_fn=cast(Any, _unchanged),
         timeout=timeout,
-        generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not drawn from
+        generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not used
     )
     return _naming_worker_faults(loader, timeout, reading)
 
 
-def _naming_worker_faults(loader: Iterable[T], timeout: int | float, reading: Callable[[], str]) -> Iterator[T]:
+def _naming_worker_faults(loader: Iterable[_T], timeout: int | float, reading: Callable[[], str]) -> Iterator[_T]:
     try:
         yield from loader
     except RuntimeError as error:
@@ -213,7 +216,7 @@ def _naming_worker_faults(loader: Iterable[T], timeout: int | float, reading: Ca
         raise
 
 
-def _unchanged(batch: T) -> T:
+def _unchanged(batch: _T) -> _T:
     return batch
 
 
@@ -222,7 +225,7 @@ def _parts(source: Source | Joint) -> tuple[Source, ...]:
 
 
 def _planner(source: Source | Joint, seed: int, batch_size: int) -> Callable[[int], list[_Row]]:
-    """The rows of the global batch of a step."""
+    """Return the function from a step to the rows of its global batch."""
     orders = [Order(len(part), seed) for part in _parts(source)]
 
     def rows(step: int) -> list[_Row]:
@@ -237,7 +240,7 @@ def _planner(source: Source | Joint, seed: int, batch_size: int) -> Callable[[in
 
 
 class _Reader(Dataset[_Loaded]):
-    """Loads the rows of a batch; runs in the workers, or here where there are none."""
+    """Load the rows of a batch, in the workers or in this process."""
 
     def __init__(self, parts: Sequence[Source], seed: int, workers: int) -> None:
         self.parts = parts
@@ -264,7 +267,7 @@ class _Reader(Dataset[_Loaded]):
         return _Loaded(pixels, tuple(keys), tuple(labels), tuple(bad), fault)
 
     def names(self) -> str:
-        """The files that are being read."""
+        """Return the names of the files that are being read."""
         return ", ".join(self.parts[part].key(index) for part, index in self.reading.tolist() if part >= 0) or "no file"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from smalti.data.source import Classes, HasClasses, number_classes, open_media, raise_listed
+from smalti.data.source import Classes, Store, number_classes, open_media, raise_listed
 from smalti.errors import BadFile, InputError, MachineError, SmaltiError
 from smalti.text import one_line, printable
 
@@ -27,7 +27,7 @@ class _Footer(NamedTuple):
     """Names of the classes as `datasets` stores them; empty where it does not."""
 
 
-class ParquetStore(HasClasses):
+class ParquetStore(Store):
     """The cells of one column of Parquet files; a `Store`. The row group read last is kept."""
 
     def __init__(self, root: Path, files: Sequence[str], column: str, label: str, caption: str | None = None) -> None:

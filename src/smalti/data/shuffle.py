@@ -9,7 +9,7 @@ _ROUNDS = 6
 
 
 def mix(*numbers: int) -> int:
-    """A stable 64-bit hash of whole numbers (splitmix64, chained): the same on every machine and in every version."""
+    """Hash whole numbers to 64 bits (splitmix64, chained): the same on every machine and in every version."""
     state = 0
     for number in numbers:
         state = (state ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
@@ -20,12 +20,12 @@ def mix(*numbers: int) -> int:
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The generator that decides the augmentation of a sample: its crop is the same wherever it is loaded."""
+    """Return the generator that decides the augmentation of a sample: its crop is the same wherever it is loaded."""
     return torch.Generator().manual_seed(mix(seed, epoch, index) >> 1)
 
 
 class Order:
-    """Positions 0, 1, 2, ... of an endless run to (epoch, index): every epoch is another permutation of the samples.
+    """The order of an endless run: position 0, 1, 2, ... to (epoch, index), each epoch another permutation.
 
     Needs no memory and no replay, whatever the length: a Feistel network of six keyed rounds permutes the smallest
     2^k >= length numbers, and is applied again until it lands below the length (Black and Rogaway 2002, "Ciphers
@@ -42,7 +42,7 @@ class Order:
         self._keys = lru_cache(maxsize=4)(self._make_keys)
 
     def __call__(self, position: int) -> tuple[int, int]:
-        """(epoch, index) of a position."""
+        """Return (epoch, index) of a position."""
         if position < 0:
             raise ValueError(f"position {position} is below 0")
         epoch, number = divmod(position, self.length)

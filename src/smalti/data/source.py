@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, Protocol, runtime_checkable
@@ -79,56 +80,39 @@ class Classes(NamedTuple):
 NO_CLASSES = Classes(None, ())
 
 
-@runtime_checkable
-class Store(Protocol):
+class Store(ABC):
     """Where the media of a source are: files of a folder or list, members of tars, cells of a table."""
 
-    def __len__(self) -> int:
-        """Return the number of media."""
-        ...
-
-    def key(self, index: int) -> str:
-        """Return the name of a medium, different for each: text that prints on one line."""
-        ...
-
-    def label(self, index: int) -> int | None:
-        """Return the class of a medium, an index into `classes`, or None where there are none."""
-        ...
-
-    def caption(self, index: int) -> str | None:
-        """Read the text that goes with a medium; None where there is none. Raises BadFile where it is no text."""
-        ...
-
-    def where(self, index: int) -> str:
-        """Return the path of a medium on one line, as error messages name it."""
-        ...
-
-    def media(self, index: int) -> Path | bytes:
-        """Return a media file, or its bytes. Raises BadFile."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes."""
-        ...
-
-
-class HasClasses:
-    """A store's answers about classes."""
-
     def __init__(self, classes: Classes, *, numbered: bool | None = None) -> None:
-        self._classes = classes
+        self._labels = classes.labels
+        self.classes = classes.names
+        """Names of the classes."""
         self.numbered = all(map(str.isdigit, classes.names)) if numbered is None else numbered
         """Whether classes are whole numbers, which mean the same in every file."""
 
-    def label(self, index: int) -> int | None:
-        """Return the class of a sample, an index into `classes`, or None where there are none."""
-        return None if self._classes.labels is None else self._classes.labels[index]
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of media."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes."""
-        return self._classes.names
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """Return the name of a medium, different for each: text that prints on one line."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """Return the path of a medium on one line, as error messages name it."""
+
+    @abstractmethod
+    def media(self, index: int) -> Path | bytes:
+        """Return a media file, or its bytes. Raises BadFile."""
+
+    @abstractmethod
+    def caption(self, index: int) -> str | None:
+        """Read the text that goes with a medium; None where there is none. Raises BadFile where it is no text."""
+
+    def label(self, index: int) -> int | None:
+        """Return the class of a medium, an index into `classes`, or None where there are none."""
+        return None if self._labels is None else self._labels[index]
 
 
 class StoreSource:

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from smalti.data.source import HasClasses, decode_text, number_classes, open_media, raise_listed, suffix_of
+from smalti.data.source import Store, decode_text, number_classes, open_media, raise_listed, suffix_of
 from smalti.errors import BadFile, InputError
 from smalti.text import one_line, printable
 
@@ -222,7 +222,7 @@ def _place(path: Path, member: Member) -> str:
     return f"{printable(path / member.name)} at byte {member.offset:,}"
 
 
-class TarStore(HasClasses):
+class TarStore(Store):
     """Media in tars, by an index that is made from the headers; a `Store`."""
 
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:

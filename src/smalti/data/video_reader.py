@@ -1,4 +1,4 @@
-"""Reading film: an index of what is really in the file, then frames by number, in constant memory."""
+"""Reading video: an index of what is really in the file, then frames by number, in constant memory."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
 class _Index(NamedTuple):
     pts: list[int]
-    """Presentation times of the frames that can be shown, rising, in units of the stream's time base."""
+    """Presentation times of the frames that can be decoded, rising, in units of the stream's time base."""
     keyframes: list[int]
 
 
@@ -65,33 +65,33 @@ class VideoReader:
             raise
 
     size: tuple[int, int]
-    """Rows and columns of the upright frame."""
+    """Height and width of the upright frame."""
     _matrix: tuple[int, int, int, int]
-    """Of the display, as the first frame says it."""
+    """Display transform, as declared by the first frame."""
 
     def __len__(self) -> int:
-        """The number of frames, counted; what the header says is not believed."""
+        """Return the number of frames, counted: headers may be wrong."""
         return len(self._index.pts)
 
     @property
     def pts(self) -> list[int]:
-        """When each frame is shown, in units of `time_base`, as the file says it."""
+        """Return the presentation time of each frame, in units of `time_base`."""
         return self._index.pts
 
     @property
     def time_base(self) -> Fraction:
-        """Seconds of one unit of `pts`."""
+        """Return the seconds of one unit of `pts`."""
         return self._stream.time_base or Fraction(1, 90_000)
 
     @property
     def times(self) -> list[float]:
-        """When each frame is shown, in seconds after the first."""
+        """Return the presentation time of each frame, in seconds after the first."""
         base, first = float(self._stream.time_base or 0), self._index.pts[0]
         return [(pts - first) * base for pts in self._index.pts]
 
     @property
     def fps(self) -> float:
-        """The mean frame rate, from the time stamps; the declared rate where there is one frame."""
+        """Return the mean frame rate, from the time stamps; the declared rate where there is one frame."""
         pts = self._index.pts
         if len(pts) > 1 and self._stream.time_base:
             return (len(pts) - 1) / float((pts[-1] - pts[0]) * self._stream.time_base)
@@ -99,41 +99,41 @@ class VideoReader:
 
     @property
     def pixel_aspect(self) -> Fraction:
-        """Width of a pixel over its height, as declared. Frames are given as stored, not stretched."""
+        """Return the width of a pixel over its height, as declared. Frames are returned as stored, not stretched."""
         return self._stream.sample_aspect_ratio or Fraction(1)
 
     def frames(self, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[Tensor]:
-        """Frames start, start + stride, ... below `stop`, each uint8 `h w 3`, one at a time in constant memory."""
+        """Yield frames start, start + stride, ... below `stop`, each uint8 `h w 3`, in constant memory."""
         end = len(self) if stop is None else min(stop, len(self))
         return self.at(range(start, end, stride))
 
     def at(self, indices: Iterable[int]) -> Iterator[Tensor]:
-        """The frames of these numbers, which must not fall; a number may repeat. Each is uint8 `h w 3`.
+        """Yield the frames of these numbers, which must not fall; a number may repeat. Each is uint8 `h w 3`.
 
-        Decoding starts at the last keyframe before the first number. A packet that gives no picture (a hidden frame,
-        a dropped frame of AVI) shows the frame before it, as a player does, in at most one packet of twenty. Raises
+        Decoding starts at the last keyframe before the first number. A packet without an image (a hidden frame,
+        a dropped frame of AVI) repeats the frame before it, as a player does, in at most one packet of twenty. Raises
         BadFile where more are missing, or a frame is damaged or of another size than the first.
         """
         queue = self._checked(indices)
-        wanted = next(queue, None)
-        if wanted is None:
+        target = next(queue, None)
+        if target is None:
             return
-        shown, picture, seen, holes = -1, None, 0, 0
+        current, pixels, decoded, missing = -1, None, 0, 0
         latest: VideoFrame | None = None
-        for index, frame in chain(self._decoded_from(wanted), ((len(self), None),)):
-            while wanted < index or (wanted == index and frame is not None):
-                if wanted == index:
-                    shown, latest, picture = index, frame, None
-                holes += shown != wanted
-                if latest is None or holes > 1 + 0.05 * seen:
-                    what = f"frame {wanted} of {len(self)} cannot be decoded; copy the file again"
+        for index, frame in chain(self._decoded_from(target), ((len(self), None),)):
+            while target < index or (target == index and frame is not None):
+                if target == index:
+                    current, latest, pixels = index, frame, None
+                missing += current != target
+                if latest is None or missing > 1 + 0.05 * decoded:
+                    what = f"frame {target} of {len(self)} cannot be decoded; copy the file again"
                     raise BadFile(self._name, "corrupt", what)
-                picture = self._picture(shown, latest) if picture is None else picture
-                yield picture
-                wanted = next(queue, None)
-                if wanted is None:
+                pixels = self._pixels(current, latest) if pixels is None else pixels
+                yield pixels
+                target = next(queue, None)
+                if target is None:
                     return
-            shown, latest, picture, seen = index, frame, None, seen + 1
+            current, latest, pixels, decoded = index, frame, None, decoded + 1
 
     def close(self) -> None:
         """Close the file."""
@@ -155,7 +155,7 @@ class VideoReader:
             yield (last := index)
 
     def _decoded_from(self, index: int) -> Iterator[tuple[int, VideoFrame]]:
-        """(number, frame) in the order of showing, from a keyframe at or before `index`."""
+        """Yield (number, frame) in the order of presentation, from a keyframe at or before `index`."""
         pts, keyframes = self._index
         last = max(0, bisect_right(keyframes, pts[index]) - 1)
         try:
@@ -172,15 +172,15 @@ class VideoReader:
         except av.FFmpegError as error:
             raise BadFile(self._name, "corrupt", f"cannot be decoded: {one_line(error.strerror)}") from None
 
-    def _picture(self, index: int, frame: VideoFrame) -> Tensor:
+    def _pixels(self, index: int, frame: VideoFrame) -> Tensor:
         if frame.is_corrupt:
             raise BadFile(self._name, "corrupt", f"frame {index} of {len(self)} is damaged; copy the file again")
         # One thread: a scaler with threads that is alive at a fork hangs the child when it frees it (measured).
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         pixels = _upright(rgb.to_ndarray(), self._matrix)
         if pixels.shape[:2] != self.size:
-            found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            what = f"frame {index} is {found}, the first {self.size[1]} x {self.size[0]}; split the file"
+            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            what = f"frame {index} is {size}, the first {self.size[1]} x {self.size[0]}; split the file"
             raise BadFile(self._name, "size-change", what)
         return torch.from_numpy(pixels)
 
@@ -216,7 +216,7 @@ def _open(file: str | BytesIO, name: str) -> InputContainer:
 
 def _choose_stream(container: InputContainer, name: str) -> VideoStream:
     if all(s.type not in ("video", "audio", "subtitle") for s in container.streams):
-        raise BadFile(name, "format", "not a whole video file: its streams cannot be told; copy it again")
+        raise BadFile(name, "format", "not a whole video file: its streams are of no known kind; copy it again")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise BadFile(name, "no-video", "has no video stream (audio or cover art only)")
@@ -224,7 +224,7 @@ def _choose_stream(container: InputContainer, name: str) -> VideoStream:
 
 
 def _index(container: InputContainer, stream: VideoStream, name: str) -> _Index:
-    """Read all packets once. Raises BadFile where the file was cut or holds no frame that can be shown."""
+    """Read all packets once. Raises BadFile where the file was cut or holds no frame that can be decoded."""
     pts, keyframes, count, end = [], [], 0, 0.0
     try:
         for packet in container.demux():
@@ -270,7 +270,7 @@ def _time(frame: VideoFrame) -> int:
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the display transform x' = a x + c y, y' = b x + d y, as signs and zeros."""
+    """Return (a, b, c, d) of the display transform x' = a x + c y, y' = b x + d y, as signs and zeros."""
     data: Any = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]  # its stub says str
     if data is None:
         return (1, 0, 0, 1)

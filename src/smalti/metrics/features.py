@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from smalti.errors import ConfigError, IntegrityError
+from smalti.published_weights import check_weights
 
 FeatureName = Literal["inception", "i3d", "efficientnet-lite0", "efficientnet-lite0-video"]
 ScoreName = Literal["rfid", "rfvd", "gfid", "gfvd", "frechet_efficientnet", "frechet_efficientnet_video"]
@@ -60,10 +61,15 @@ class Features:
         self.digest = digest
         """sha256 of the file of weights: two distances are comparable only if it is equal."""
         self.device = torch.device("cpu")
-        self._weights = checked(network, weights)
-        name, shape = network.head or ("", ())
-        head = {name: weights[name]} if name in weights else {}
-        self._head = checked(network._replace(shapes={name: shape}), head)[name] if head else None
+        shapes = dict(network.shapes)
+        if network.head and network.head[0] in weights:
+            shapes |= [network.head]
+        counters = (name for name in weights if name.endswith(".num_batches_tracked"))
+        check_weights(weights, shapes, network.file, (*network.ignored, *counters))
+        # Copies: kernels may round otherwise for memory that starts at an odd place in a file.
+        weights = {name: weights[name].detach().to(torch.float32, copy=True) for name in shapes}
+        self._head = weights.pop(network.head[0], None) if network.head else None
+        self._weights = weights
 
     def to(self, device: torch.device) -> "Features":
         """Move the weights to a device; pixels are moved there too, features are returned on the CPU."""
@@ -123,24 +129,3 @@ class Perceptual(NamedTuple):
                 for x, y in zip(a.split(self.batch), b.split(self.batch), strict=True)
             ]
         return torch.cat(parts).double()
-
-
-def checked(network: Network, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that the graph uses, as float32. Raises IntegrityError on the first fault, by name."""
-    beside = (*network.ignored, *(name for name in weights if name.endswith(".num_batches_tracked")))
-    found: dict[str, Tensor] = {}
-    for name in sorted({*network.shapes, *weights}):
-        if name not in network.shapes:
-            if not name.startswith(beside):
-                raise IntegrityError(f"unexpected tensor {name!r}; is this {network.file}?")
-            continue
-        if name not in weights:
-            raise IntegrityError(f"the tensor {name!r} is missing; is this {network.file}?")
-        value, wanted = weights[name], tuple(network.shapes[name])
-        if tuple(value.shape) != wanted:
-            raise IntegrityError(f"{name} has shape {tuple(value.shape)}, expected {wanted}; is this {network.file}?")
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise IntegrityError(f"{name} holds values that are not finite floating-point numbers")
-        # A copy: kernels may round otherwise for memory that starts at an odd place in a file.
-        found[name] = value.detach().to(torch.float32, copy=True)
-    return found

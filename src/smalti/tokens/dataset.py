@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smalti.data.loader import check_ranks, planned_loader
+from smalti.data.loader import check_part, planned_loader
 from smalti.data.shuffle import Order
 from smalti.errors import InputError
 from smalti.tokens.reader import CACHE, TokenSet
@@ -93,7 +93,7 @@ def token_batches(
     .... So ranks, workers and restarts change nothing, and the only state is the step. Raises InputError where rows
     differ in shape, ConfigError where there are more ranks than rows of a batch.
     """
-    rank, world = check_ranks(part, batch_size)
+    rank, world = check_part(part, batch_size)
     order = rows.order(seed)
     plan = (
         (step, [order(step * batch_size + i)[1] for i in range(rank, batch_size, world)]) for step in count(start_step)
