@@ -1,4 +1,4 @@
-"""Draw how contenders of a bench learnt, for a page: `python -m benchmarks.draw_curves BENCH OUT.png --help`.
+"""Draw how contenders of a comparet, for a page: `python -m benchmarks.draw_curves BENCH OUT.png --help`.
 
     python -m benchmarks.draw_curves bench peers.png --scores psnr lpips --against seconds
     python -m benchmarks.draw_curves bench codes.png --scores distinct perplexity --only lfq
@@ -64,7 +64,7 @@ def draw(bench: Path, scores: list[str], against: str, only: list[str]) -> Figur
 def main() -> None:
     """Read the command line, write the picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_curves")
-    parser.add_argument("bench", type=Path, help="the folder of `smalti bench learn` or `benchmarks.against`")
+    parser.add_argument("bench", type=Path, help="the folder of `smalti compare` or `benchmarks.against`")
     parser.add_argument("out", type=Path, help="a .png file")
     parser.add_argument("--scores", nargs="+", choices=LABELS, default=["psnr", "lpips"])
     parser.add_argument("--against", choices=PLACES, default="steps")

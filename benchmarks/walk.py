@@ -20,7 +20,7 @@ from types import CodeType, FrameType
 import torch
 
 import smalti
-from smalti.cli import main
+from smalti.cli.main import main
 
 PACKAGE = str(Path(smalti.__file__).parent) + os.sep
 MEDIA = Path(PACKAGE) / "data" / "media"

@@ -1,5 +1,5 @@
 """`python -m smalti` is `smalti`."""
 
-from smalti.cli import main
+from smalti.cli.main import main
 
 main()

@@ -14,7 +14,7 @@ import zipfile
 import pytest
 import torch
 
-from smalti.cli.app import run
+from smalti.cli.main import run
 from smalti.errors import InputError, IntegrityError
 from smalti.foreign import read_checkpoint, tensors
 from tests.goldens import rule

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.cli.app import run
+from smalti.cli.main import run
 from smalti.data import write_video
 from smalti.data.bundled import photos
 from smalti.tokenizer import Tokenizer, TokenizerConfig

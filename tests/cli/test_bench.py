@@ -1,4 +1,4 @@
-"""`smalti bench learn`: one command, a page; stopped and resumed; wrong names and budgets in one line."""
+"""`smalti compare`: one command, a page; stopped and resumed; wrong names and budgets in one line."""
 
 import json
 
@@ -8,14 +8,14 @@ from smalti.comparison import read_points
 from tests.cli.conftest import assert_one_line
 
 SMALL = (
-    *("bench", "learn", "--size", 32, "--steps", 2, "--seeds", 2, "--points", 1, "--limit", 2, "--batch", 2),
+    *("compare", "--size", 32, "--steps", 2, "--seeds", 2, "--points", 1, "--limit", 2, "--batch", 2),
     *("--set", "tokenizer.width=8"),
 )
 
 
 def test_a_bench_leaves_a_page_a_report_and_points(smalti, tmp_path):
     out = tmp_path / "bench"
-    command = (*SMALL, "--contender", "fsq64000", "--contender", "lfq14: optimizer.lr=1e-3", "--out", out)
+    command = (*SMALL, "--variant", "fsq64000", "--variant", "lfq14: optimizer.lr=1e-3", "--out", out)
     ended = smalti(*command)
     assert ended.code == 0, ended.err
     assert ended.out == f"{out / 'index.html'}: open this page to see it all\n"
@@ -40,7 +40,7 @@ def test_a_bench_leaves_a_page_a_report_and_points(smalti, tmp_path):
 
 def test_film_takes_part_too(smalti, tmp_path):
     out = tmp_path / "bench"
-    film = ("--medium", "videos", "--frames", 5, "--seeds", 1, "--contender", "base", "--out", out)
+    film = ("--medium", "videos", "--frames", 5, "--seeds", 1, "--variant", "base", "--out", out)
     ended = smalti(*SMALL, *film)
     assert ended.code == 0, ended.err
     (point,) = read_points(out)
@@ -49,7 +49,7 @@ def test_film_takes_part_too(smalti, tmp_path):
 
 def test_a_bench_goes_on_with_more_seeds_and_contenders_but_not_with_fewer(smalti, tmp_path):
     def bench(out, seeds, *names, more=()):
-        chosen = [part for name in names for part in ("--contender", name)]
+        chosen = [part for name in names for part in ("--variant", name)]
         return smalti(*SMALL, "--seeds", seeds, *chosen, "--out", tmp_path / out, *more)
 
     assert bench("grown", 1, "base").code == 0
@@ -65,17 +65,17 @@ def test_a_bench_goes_on_with_more_seeds_and_contenders_but_not_with_fewer(smalt
 def test_contenders_come_from_a_file(smalti, tmp_path):
     listed = tmp_path / "mine.yaml"
     listed.write_text("contenders:\n  - name: mine\n    set: [tokenizer.norm=frame]\n  - {name: plain, recipe: tiny}\n")
-    ended = smalti(*SMALL, "--contenders", listed, "--seeds", 1, "--out", tmp_path / "bench", "--json")
+    ended = smalti(*SMALL, "--variants", listed, "--seeds", 1, "--out", tmp_path / "bench", "--json")
     assert [row["name"] for row in json.loads(ended.out)["contenders"]] == ["mine", "plain"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ((), "give --contender"),
-        (("--contender", "lfq81"), "did you mean 'lfq18'"),
-        (("--contender", "base", "--seconds", 1, "--teraflops", 1), "one budget"),
-        (("--contender", "base", "--set", "tokenizer.widht=1"), "tokenizer.widht"),
+        ((), "give --variant"),
+        (("--variant", "lfq81"), "did you mean 'lfq18'"),
+        (("--variant", "base", "--seconds", 1, "--teraflops", 1), "one budget"),
+        (("--variant", "base", "--set", "tokenizer.widht=1"), "tokenizer.widht"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_starts_nothing(smalti, tmp_path, arguments, part):

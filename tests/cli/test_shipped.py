@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from smalti.cli.measure import tokenizer_and_media
+from smalti.cli.reconstruct import tokenizer_and_media
 from smalti.data import bundled
 from smalti.errors import InputError
 from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO, shipped_folder

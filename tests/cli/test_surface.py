@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti import __version__
-from smalti.cli.app import explain
-from smalti.cli.terminal import one_line
+from smalti.cli.console import message_line
+from smalti.cli.main import app, explain
 from smalti.config import parse_yaml
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.recipes import catalogue, find
 from smalti.training.config import TokenizerTraining
 from tests.cli.conftest import assert_one_line
 
-VERBS = ("demo", "train", "eval", "reconstruct", "compress", "decompress", "inflate", "info", "recipes", "doctor")
+VERBS = tuple(command.name for command in app.registered_commands)
 
 
 def shell(*arguments, **more):
@@ -30,7 +30,7 @@ def shell(*arguments, **more):
 def test_help_imports_nothing_heavy_and_comes_at_once():
     script = """
 import sys, time
-from smalti.cli.app import run
+from smalti.cli.main import run
 code = run(["--help"])
 heavy = {"torch", "numpy", "av", "PIL", "pydantic", "matplotlib", "huggingface_hub"} & set(sys.modules)
 print(code, sorted(heavy), time.process_time() < 0.5)
@@ -114,7 +114,7 @@ def test_out_of_memory_is_the_machines_fault(error):
 @given(st.text(max_size=1000))
 @settings(max_examples=50, deadline=None)
 def test_a_message_is_one_printable_line_of_bounded_length(text):
-    line = one_line(text)
+    line = message_line(text)
     assert line.isprintable()
     assert len(line) <= 400
 
@@ -126,7 +126,7 @@ def test_doctor_finds_what_is_needed(smalti):
     checks = {check["name"]: check for check in data["checks"]}
     assert {"python", "torch", "av", "pillow", "device", "threads", "lpips vgg", "video encoder", "disk"} <= set(checks)
     assert not [check for check in checks.values() if check["state"] == "broken"]
-    assert all(check["mend"] for check in checks.values() if check["state"] != "ok")
+    assert all(check["remedy"] for check in checks.values() if check["state"] != "ok")
 
 
 def test_recipes_are_listed_with_score_and_command(smalti):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import media
-from smalti.cli.app import run
+from smalti.cli.main import run
 from smalti.data import bundled, open_video, read_clip, read_image
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import smalti
-from smalti.cli import main
+from smalti.cli.main import main
 
 HERE = Path(__file__).parent / "v0_1_0"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -28,7 +28,7 @@ CLOSE = 1e-3
 
 def load_training(name, tiny=False):
     """Find the config of a recipe's name or of a training file, of whichever kind."""
-    from smalti.cli.runs import find_config
+    from smalti.cli.train import find_config
 
     return find_config(name, tiny)
 
@@ -240,7 +240,9 @@ def test_a_report_is_measured_again_alike(command):
 
 def test_a_comparison_of_configs_goes_on_without_a_step(command):
     before = Path("bench/points.jsonl").read_text()
-    report = json.loads(command(*EXPECTED["bench"]["command"], "--resume", "--json"))
+    _, _, *options = EXPECTED["bench"]["command"]  # the verb was `bench` + `learn`, the option `contenders`
+    renamed = [option.replace("contender", "variant") if option[:2] == "--" else option for option in options]
+    report = json.loads(command("compare", *renamed, "--resume", "--json"))
     assert Path("bench/points.jsonl").read_text() == before
     assert [row["name"] for row in report["contenders"]] == ["frame norm"]
     folder = Path("bench/runs/frame-norm/0/tokenizer")

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from smalti.cli.app import run as cli
+from smalti.cli.main import run as cli
 from smalti.config import load_yaml
 from smalti.generation import MaskedConfig, autoregressive_loss, masked_loss, nothing, task_prompt
 from smalti.recipes import catalogue, find

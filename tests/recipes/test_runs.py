@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from smalti.cli.app import run
+from smalti.cli.main import run
 from smalti.data import bundled
 from smalti.recipes import catalogue, find
 from smalti.tokenizer import Tokenizer

@@ -93,7 +93,7 @@ HEAVY = {"torch", "numpy", "matplotlib", "av", "torchmetrics", "tensorboard", "p
 HELP = """
 import sys
 sys.argv = ["smalti", "--help"]
-from smalti.cli import main
+from smalti.cli.main import main
 try:
     main()
 except SystemExit as end:

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 import typer
 
-from smalti.cli import app
+from smalti.cli.main import app
 from smalti.config import Config
 from smalti.errors import ConfigError
 from smalti.metrics import GenerationProtocol, Protocol
@@ -52,7 +52,7 @@ def test_python_in_the_docs_runs(code, line, tmp_path, monkeypatch):
 
 
 def verbs():
-    """Every command by its name, as `train` or `bench learn`."""
+    """Every command by its name, as `train` or `compare`."""
     found = {}
     for verb, command in typer.main.get_command(app).commands.items():
         parts = getattr(command, "commands", None)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from smalti.cli.app import run as cli
+from smalti.cli.main import run as cli
 from smalti.data import read_image
 from smalti.data.bundled import photos
 from smalti.files import sha256

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from smalti.cli.app import run as cli
+from smalti.cli.main import run as cli
 from smalti.config import load_yaml
 from smalti.data import bundled, open_video, write_video
 from smalti.data.videos import read_clip

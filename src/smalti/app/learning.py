@@ -1,4 +1,4 @@
-"""The page of `smalti bench learn`: how contenders learnt, as curves, tables and pictures, beside report.json."""
+"""The page of `smalti compare`: how contenders learnt, as curves, tables and pictures, beside report.json."""
 
 import html
 import io
@@ -77,7 +77,7 @@ def write_learning(out: Path, runs: Sequence[Run], material: Material, about: Ma
         f"<small>smalti {__version__}. All figures of all seeds are in <code>points.jsonl</code>, protocol and data in "
         "<code>report.json</code>.</small>",
     ]
-    write_bytes(out / "index.html", document("smalti bench learn", body))
+    write_bytes(out / "index.html", document("smalti compare", body))
     return out / "index.html"
 
 

@@ -1,5 +1,2 @@
-"""The command line: parse, then call one library function each. Nothing heavy is imported before a verb needs it."""
-
-from smalti.cli.app import app, main
-
-__all__ = ["app", "main"]
+"""The command line: each verb parses its options, calls one function of the library and prints. Nothing heavy is
+imported before a verb needs it."""

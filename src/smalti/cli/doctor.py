@@ -1,4 +1,4 @@
-"""`smalti doctor`: what this machine has, what is missing, and how to mend it."""
+"""`smalti doctor`: what this machine has, what is missing, and how to get it."""
 
 import os
 import platform
@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 
 import typer
 
-from smalti.cli.terminal import print_json
-from smalti.cli.tokenizers import JsonOption
+from smalti.cli.console import print_json
+from smalti.cli.options import JsonOption
 from smalti.errors import MachineError
 from smalti.version import __version__
 
@@ -25,10 +25,10 @@ class Check(NamedTuple):
     state: Literal["ok", "note", "broken"]
     """`note`: something works less well, or one verb not at all; `broken`: smalti cannot work."""
     found: str
-    mend: str = ""
+    remedy: str = ""
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor_command(as_json: JsonOption = False) -> None:
     """Check this machine: packages, device, threads, weights of metrics, disk, encoder.
 
     \b
@@ -42,8 +42,8 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         for check in checks:
             print(f"{check.state:<7} {check.name:<20} {check.found}")
-            if check.mend:
-                print(f"{'':<28} -> {check.mend}")
+            if check.remedy:
+                print(f"{'':<28} -> {check.remedy}")
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(MachineError.exit_code)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smalti.cli.tokenizers import last_lines
+from smalti.cli.info import last_lines
 from smalti.errors import ConfigError, InputError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from smalti.cli.terminal import Advance, bar, one_line, say
+from smalti.cli.console import bar, message_line, say
 from smalti.errors import ConfigError
+from smalti.progress import Progress
 
 if TYPE_CHECKING:
     from smalti.tokens.finalize import Summary
@@ -55,7 +56,7 @@ def make(
     where = remote or (device if device is not None and ":" in device else pick_device(device).type)
     begun = begin(tokenizer, given.inputs, out, given.options, device=where, resume=given.resume)
     for note in begun.notes:
-        say(f"note: {one_line(note)}")
+        say(f"note: {message_line(note)}")
     plan = begun.plan
     if plan_only:
         print(f"{out}: {plan.listed:,} inputs in {plan.shards:,} shards; run the same without --plan-only")
@@ -92,7 +93,7 @@ class _Total(NamedTuple):
 class _Watch:
     """Moves the bar; where there is none, says a line now and then unless `quiet`."""
 
-    def __init__(self, advance: Advance, total: _Total, *, quiet: bool) -> None:
+    def __init__(self, advance: Progress, total: _Total, *, quiet: bool) -> None:
         self.advance, self.total = advance, total
         self.plain = not quiet and not sys.stderr.isatty()
         self.begun = self.said = time.monotonic()

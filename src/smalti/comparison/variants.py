@@ -60,9 +60,9 @@ def contender(text: str, groups: Groups) -> list[Contender]:
     try:
         more = tuple(shlex.split(rest))
     except ValueError as error:
-        raise ConfigError(f"--contender {label}: {error}") from None
+        raise ConfigError(f"--variant {label}: {error}") from None
     if colon and not more:
-        raise ConfigError(f"--contender {label}: nothing after the colon; give field=value, or leave it out")
+        raise ConfigError(f"--variant {label}: nothing after the colon; give field=value, or leave it out")
     if name in groups and not more:
         return [PLAIN, *groups[name]]
     ready = {one.name: one for one in (PLAIN, *(one for members in groups.values() for one in members))}
@@ -70,9 +70,7 @@ def contender(text: str, groups: Groups) -> list[Contender]:
     found = ready.get(name) or recipes.get(name)
     if found is None:
         lists = f"groups: {', '.join(groups)}; contenders: {', '.join(ready)}; or a recipe"
-        raise ConfigError(
-            f"--contender {name}: no such contender{nearest(name, [*groups, *ready, *recipes])} ({lists})"
-        )
+        raise ConfigError(f"--variant {name}: no such contender{nearest(name, [*groups, *ready, *recipes])} ({lists})")
     return [found.replace({"name": label if more else found.name, "set": (*found.set, *more)})]
 
 

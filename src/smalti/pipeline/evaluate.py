@@ -51,6 +51,9 @@ from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer, load
 from smalti.tokenizer.score import pairs_of_tokenizer
+from smalti.tokens.finalize import read_made
+from smalti.tokens.reader import TokenSet, is_token_set
+from smalti.tokens.score import pairs_of_token_set
 from smalti.training.distributed import World, join_world, pick_device
 from smalti.video import to_uint8, to_video
 
@@ -164,11 +167,6 @@ def evaluate(
     )
 
 
-def is_token_set(path: Path) -> bool:
-    """Return whether a folder is a token set, finished or begun."""
-    return (path / "plan.json").is_file() or (path / "dataset.json").is_file()
-
-
 Previews = dict[int, tuple[Tensor, Tensor]]
 """Middle frames of originals and reconstructions, uint8 `h w 3`, by the place of the clip in its source."""
 
@@ -250,10 +248,6 @@ def _evaluate_token_set(
     path: Path, data: Path, options: EvaluationOptions, progress: Progress | None
 ) -> Evaluation | None:
     """Compare decoded rows with their originals below `data`; under torchrun one rank does it all."""
-    from smalti.tokens.finalize import read_made
-    from smalti.tokens.reader import TokenSet
-    from smalti.tokens.score import pairs_of_token_set
-
     if not _is_first_rank():
         return None
     protocol, tokens, bad = find_protocol(options.protocol, PROTOCOLS), TokenSet(path), list[BadFile]()

@@ -18,7 +18,7 @@ FOLDER = Path("data/train")
 def small_image_tokenizer() -> TokenizerConfig:
     """1.2 M parameters for two cores: 8x8 strides, 64,000 codes, all blocks at the resolution of the tokens.
 
-    `smalti bench learn` compares it with other stems, norms, quantizers and depths.
+    `smalti compare` compares it with other stems, norms, quantizers and depths.
     """
     return TokenizerConfig(
         quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5), temperature=0.1, losses=("batch_entropy",)),

@@ -235,3 +235,8 @@ def _check_footer(path: Path, table: "pq.ParquetFile", plan: str, shard: int, ab
     wanted = schema(about.codebook_size)
     if table.schema_arrow.names != wanted.names or table.schema_arrow.field("ids").type != wanted.field("ids").type:
         raise IntegrityError(f"{path}: does not have the columns of a token set of {about.codebook_size:,} codes")
+
+
+def is_token_set(path: Path) -> bool:
+    """Return whether a folder is a token set, finished or not."""
+    return (path / "plan.json").is_file() or (path / "dataset.json").is_file()

@@ -1,13 +1,13 @@
 """`smalti generate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli import asked_drawing as asked
-from smalti.cli.terminal import bar, one_line, print_json, say
-from smalti.cli.tokenizers import DeviceOption, JsonOption, open_tokenizer
+from smalti.cli.console import bar, message_line, print_json, say
+from smalti.cli.opening import open_tokenizer
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption, SeedOption
 from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -16,46 +16,69 @@ if TYPE_CHECKING:
     from smalti.generation import Generator, SamplingConfig, TaskConfig
 
 
-def generate(
-    run: asked.Run,
-    out: asked.Out,
-    tokenizer: asked.TokenizerName = None,
-    task: asked.Task = "generation",
-    given: asked.Given = None,
-    frames: asked.Frames = 1,
-    region: asked.Region = "central",
-    fit: asked.Fit = False,
-    originals: asked.Originals = None,
-    label: asked.Label = None,
-    count: asked.Count = 1,
-    steps: asked.Steps = 12,
-    schedule: asked.ScheduleName = "cosine",
-    noise: asked.Noise = 4.5,
-    temperature: asked.Temperature = 1.0,
-    top_k: asked.TopK = None,
-    top_p: asked.TopP = None,
-    guidance: asked.Guidance = 0.0,
-    assignments: asked.Fields = None,
-    seed: asked.Seed = 0,
-    length: asked.Length = None,
-    paste: asked.Paste = False,
-    hold: asked.Hold = False,
-    batch: asked.Batch = 8,
-    overwrite: asked.Overwrite = False,
+TaskName = Literal["generation", "prediction", "interpolation", "outpainting", "inpainting"]
+
+
+def generate_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A generator folder, or the run folder of one.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP + " Default: the run's own.")] = None,
+    task: Annotated[TaskName, typer.Option(help="What is given and what is generated.")] = "generation",
+    given: Annotated[
+        Path | None, typer.Option("--input", help="The image, video or folder that a task starts from.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Number of given frames (prediction).")] = 1,
+    region: Annotated[
+        Literal["central", "vertical", "horizontal", "moving"], typer.Option(help="The box of in- and outpainting.")
+    ] = "central",
+    fit: Annotated[bool, typer.Option("--fit", help="Resize the input to the model's size and frame rate.")] = False,
+    originals: Annotated[
+        Path | None, typer.Option(help="Write the inputs as the model sees them to this folder.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--class", metavar="NAME|N", help="The class to generate; all takes each in turn.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Samples of each input or class.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps of a masked model.")] = 12,
+    schedule: Annotated[
+        Literal["cosine", "arccos", "linear", "square", "exponential"],
+        typer.Option(help="Schedule of the masked share."),
+    ] = "cosine",
+    noise: Annotated[float, typer.Option(min=0.0, help="Noise on the confidence that orders the steps.")] = 4.5,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Temperature of the logits; 0 takes the most likely.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the K most likely values only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely values of this total probability.")
+    ] = None,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Scale of classifier-free guidance; 0 turns it off.")] = 0.0,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a sampling field, as order=halton; repeatable."),
+    ] = None,
+    seed: SeedOption = 0,
+    length: Annotated[int | None, typer.Option(min=2, help="Frames of a video longer than the model's window.")] = None,
+    paste: Annotated[bool, typer.Option("--paste", help="Copy the given pixels into the result.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Keep the last given pixels where nothing moves (prediction).")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Samples generated together.")] = 8,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw pictures or video from a token model: whole, of a class, or around what is given.
+    """Sample images or video from a token model: whole, of a class, or around what is given.
 
     \b
     Examples:
-      smalti generate runs/tiny-generate --out drawn --count 4
-      smalti generate runs/imagenet --out cats --class tabby --count 8 --guidance 5 --steps 64
-      smalti generate runs/imagenet --out fake --class all --count 50 --set guidance.schedule=power_cosine
-      smalti generate runs/tiny-generate --out next --task prediction --input clip.mp4 --fit --paste
-      smalti generate runs/tiny-generate --out next --task prediction --input clips --fit --hold --originals true
-      smalti generate runs/tiny-generate --out long --task prediction --input clip.mp4 --length 65
-      smalti generate runs/film --out wide --task outpainting --region vertical --input clip.mp4
+      smalti generate runs/tiny-generate --out samples --count 4
+      smalti generate runs/in1k --out cats --class tabby --guidance 5 --steps 64
+      smalti generate runs/in1k --out fake --class all --set order=halton
+      smalti generate runs/clips --out next --task prediction --input a.mp4 --fit
+      smalti generate runs/clips --out next --task prediction --input val --hold
+      smalti generate runs/clips --out long --length 65
+      smalti generate runs/clips --out wide --task outpainting --input a.mp4
     """
     from smalti.cli.drawing import Wanted, inputs_of, plan
     from smalti.generation import SamplingConfig
@@ -101,7 +124,7 @@ def _draw(drawing: "Drawing", jobs: "dict[str, list[Job]]", source: "Source | No
             done.append(job)
             advance(len(done))
             if not as_json:
-                print(one_line(job.target), flush=True)
+                print(message_line(job.target), flush=True)
     if as_json:
         faults = [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in bad]
         drawn = [{"path": job.target, "class": job.label} for job in done]
@@ -109,12 +132,12 @@ def _draw(drawing: "Drawing", jobs: "dict[str, list[Job]]", source: "Source | No
         print_json({"generator": drawing.generator.fingerprint, **asked_for, "done": drawn, "bad": faults})
     if bad:
         for fault in bad:
-            say(f"left out: {one_line(fault)}")
+            say(f"left out: {message_line(fault)}")
         say(f"error: {len(bad)} inputs could not be used and are left out; the rest is done")
         raise typer.Exit(InputError.exit_code)
 
 
-def _task(kind: asked.TaskName, frames: int, region: str) -> "TaskConfig":
+def _task(kind: TaskName, frames: int, region: str) -> "TaskConfig":
     from smalti.generation import GenerationTask, InterpolationTask, PaintingTask, PredictionTask
 
     if kind == "generation":

@@ -9,8 +9,25 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from smalti.cli import bench, codec, doctor, generation, measure, runs, token_sets, tokenizers
-from smalti.cli.terminal import one_line, say
+from smalti.cli import (
+    compare,
+    compress,
+    decode,
+    decompress,
+    demo,
+    doctor,
+    eval,
+    export,
+    generate,
+    import_,
+    inflate,
+    info,
+    recipes,
+    reconstruct,
+    tokenize,
+    train,
+)
+from smalti.cli.console import message_line, say
 from smalti.errors import MachineError, SmaltiError
 from smalti.version import __version__
 
@@ -23,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: as readable in a log or a pipe as in a terminal
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 
 
@@ -46,32 +63,32 @@ def _smalti(
     \b
     Examples:
       smalti demo                                   a tour, in minutes on a CPU
-      smalti train tiny --set data.path=photos      train on a folder of pictures
-      smalti eval runs/tiny --data photos           measure what came of it
-      smalti reconstruct runs/tiny film.mp4 --out seen
+      smalti train tiny --set data.path=photos      train on a folder of images
+      smalti eval runs/tiny --data photos           evaluate the result
+      smalti reconstruct runs/tiny clip.mp4
 
     \b
     Exit codes: 0 done, 2 wrong usage, 3 input that cannot be used, 4 a damaged
-    file, 5 this machine cannot, 70 a fault of smalti, 130 and 143 stopped.
+    file, 5 missing device, package or space, 70 internal error, 130 and 143 stopped.
     """
 
 
-app.command("demo", short_help="See the whole way on real media, in minutes.")(runs.demo)
-app.command("train", short_help="Train a tokenizer or a token model.")(runs.train)
-app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(measure.eval_command)
-app.command("reconstruct", short_help="Pictures and videos to tokens and back.")(measure.reconstruct)
-app.command("tokenize", short_help="Pictures and video to a token set.")(token_sets.tokenize)
-app.command("decode", short_help="Rows of a token set to PNG and MP4.")(token_sets.decode)
-app.command("generate", short_help="Draw pictures and video from a token model.")(generation.generate)
-app.command("export", short_help="A token set as .npy files.")(token_sets.export)
-app.command("compress", short_help="A picture or a video as a small file.")(codec.compress)
-app.command("decompress", short_help="A compressed file back to a picture or a video.")(codec.decompress)
-app.command("inflate", short_help="Make a video tokenizer of an image tokenizer.")(tokenizers.inflate)
-app.command("import", short_help="Make a tokenizer of somebody else's checkpoint.")(tokenizers.import_checkpoint)
-app.command("info", short_help="Say what a tokenizer or a run is.")(tokenizers.info)
-app.command("recipes", short_help="List the recipes, or print one.")(runs.recipes)
-app.add_typer(bench.app, name="bench", short_help="Compare configs by what they learn.")
-app.command("doctor", short_help="Check this machine.")(doctor.doctor)
+app.command("demo", short_help="See the whole way on real media, in minutes.")(demo.demo_command)
+app.command("train", short_help="Train a tokenizer or a token model.")(train.train_command)
+app.command("eval", short_help="Measure a tokenizer, or compare two folders.")(eval.eval_command)
+app.command("reconstruct", short_help="Encode and decode images and videos.")(reconstruct.reconstruct_command)
+app.command("tokenize", short_help="Turn images and videos into a token set.")(tokenize.tokenize_command)
+app.command("decode", short_help="Write rows of a token set as PNG and MP4.")(decode.decode_command)
+app.command("generate", short_help="Sample images and video from a token model.")(generate.generate_command)
+app.command("export", short_help="Write a token set as .npy files.")(export.export_command)
+app.command("compress", short_help="Write an image or a video as a small file.")(compress.compress_command)
+app.command("decompress", short_help="Write the image or video of a compressed file.")(decompress.decompress_command)
+app.command("inflate", short_help="Make a video tokenizer from an image tokenizer.")(inflate.inflate_command)
+app.command("import", short_help="Convert another project's checkpoint.")(import_.import_command)
+app.command("info", short_help="Show what a tokenizer, run, token set or file is.")(info.info_command)
+app.command("recipes", short_help="List the recipes, or print one.")(recipes.recipes_command)
+app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
+app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -81,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if stream is not None and "reconfigure" in dir(stream):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: the seconds in which torch is taken down undo nothing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is finished: ignore Ctrl-C while torch shuts down
     sys.exit(code)
 
 
@@ -99,34 +116,34 @@ def run(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
-        told = explain(error)
-        say(told.line)
-        return told.code
+        failure = explain(error)
+        say(failure.line)
+        return failure.code
 
 
-class Told(NamedTuple):
+class Failure(NamedTuple):
     """An error as the user sees it."""
 
     line: str
     code: int
 
 
-def explain(error: BaseException) -> Told:
+def explain(error: BaseException) -> Failure:
     """The one line and the exit code of an error."""
     if isinstance(error, SmaltiError):
-        return Told(f"error: {one_line(error)}", error.exit_code)
+        return Failure(f"error: {message_line(error)}", error.exit_code)
     if (usage := _usage_message(error)) is not None:
-        return Told(f"error: {one_line(usage)} (see smalti VERB --help)", USAGE)
+        return Failure(f"error: {message_line(usage)} (see smalti VERB --help)", USAGE)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Told("stopped", STOPPED)
+        return Failure("stopped", STOPPED)
     if _is_out_of_memory(error):
-        mend = "take smaller pictures, batches or clips, or another --device"
-        return Told(f"error: out of memory ({one_line(error)[:80]}): {mend}", MachineError.exit_code)
+        remedy = "take smaller images, batches or clips, or another --device"
+        return Failure(f"error: out of memory ({message_line(error)[:80]}): {remedy}", MachineError.exit_code)
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
-        return Told(f"error: {one_line(f'{where}{error.strerror or error}')}", MachineError.exit_code)
-    what = one_line(f"{type(error).__name__}: {error}")
-    return Told(f"internal error: {what} (run with --debug for the traceback)", INTERNAL)
+        return Failure(f"error: {message_line(f'{where}{error.strerror or error}')}", MachineError.exit_code)
+    what = message_line(f"{type(error).__name__}: {error}")
+    return Failure(f"internal error: {what} (run with --debug for the traceback)", INTERNAL)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

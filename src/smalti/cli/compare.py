@@ -1,4 +1,4 @@
-"""`smalti bench`: contenders on the user's own data."""
+"""`smalti compare`."""
 
 import sys
 from pathlib import Path
@@ -6,86 +6,70 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from smalti.cli.terminal import bar, print_json, say
-from smalti.cli.tokenizers import DeviceOption, JsonOption
+from smalti.cli.console import bar, print_json, say
+from smalti.cli.options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
     from smalti.comparison import Contender, Media, Point, Run, Terms
 
-CONTENDER_HELP = "A contender, a group of them, a recipe, or 'NAME: FIELD=VALUE ...'; repeatable."
-
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Compare configs and tokenizers by what they learn.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+VARIANT_HELP = "A variant, a group of them, a recipe, or 'NAME: FIELD=VALUE ...'; repeatable."
 
 
-@app.callback()
-def _bench() -> None:
-    """Compare configs by what they learn.
-
-    \b
-    Examples:
-      smalti bench learn --contender quantizers --steps 300
-    """
-
-
-@app.command("learn", short_help="Let contenders learn side by side.")
-def learn(
-    contenders: Annotated[list[str] | None, typer.Option("--contender", metavar="NAME", help=CONTENDER_HELP)] = None,
-    file: Annotated[Path | None, typer.Option("--contenders", help="A YAML list of contenders.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Pictures or film; what smalti ships if not given.")] = None,
-    heldout: Annotated[Path | None, typer.Option(help="What is measured on; one file in five of DATA if none.")] = None,
+def compare_command(
+    contenders: Annotated[list[str] | None, typer.Option("--variant", metavar="NAME", help=VARIANT_HELP)] = None,
+    file: Annotated[Path | None, typer.Option("--variants", help="A YAML list of variants.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images or videos; smalti's own samples if not given.")] = None,
+    heldout: Annotated[Path | None, typer.Option(help="Held-out media; one file in five of DATA if not given.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the paths of lists start.")] = None,
-    medium: Annotated[Literal["images", "videos"], typer.Option(help="What they are for.")] = "images",
-    size: Annotated[int, typer.Option(min=16, help="Rows and columns.")] = 128,
+    medium: Annotated[Literal["images", "videos"], typer.Option(help="What is compared.")] = "images",
+    size: Annotated[int, typer.Option(min=16, help="Height and width of a clip.")] = 128,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 17,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each; with another budget, of schedules.")] = 1000,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="CPU seconds of each one's steps.")] = None,
-    teraflops: Annotated[float | None, typer.Option(min=0.001, help="Operations of each, in 10^12.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 2,
-    points: Annotated[int, typer.Option(min=1, help="How often all are measured.")] = 8,
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips of a step; 8 pictures, 2 of film.")] = None,
-    limit: Annotated[int, typer.Option(min=2, help="Measure on so many clips at most.")] = 32,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field for all; repeatable.")
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each variant; also the length of schedules.")] = 1000,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Budget of each variant in CPU seconds.")] = None,
+    teraflops: Annotated[float | None, typer.Option(min=0.001, help="Budget in 10^12 operations.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each variant.")] = 2,
+    points: Annotated[int, typer.Option(min=1, help="How often all are evaluated.")] = 8,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips of a step; 8 images or 2 videos if not given.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("bench"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in that folder.")] = False,
+    limit: Annotated[int, typer.Option(min=2, help="Evaluate on at most so many clips.")] = 32,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of all variants; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("comparison"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in that folder.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch on a CPU.")] = 1,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Let contenders learn side by side at an equal budget, and write a page about it.
+    """Train several configs side by side at an equal budget, and write a page about it.
 
     \b
     All see the same batches in the same order and are measured on the same
-    held-out clips. A contender changes fields of a base: the recipe tiny for
-    pictures, tiny-video for film. Groups that are ready: quantizers, norms,
+    held-out clips. A variant changes fields of a base: the recipe tiny for
+    images, tiny-video for videos. Groups that are ready: quantizers, norms,
     adaptive, stems, losses, adversaries.
 
     \b
     Examples:
-      smalti bench learn --contender fsq64000 --contender lfq18 --steps 300
-      smalti bench learn --data photos --contender quantizers --seeds 3
-      smalti bench learn --contender base --contender 'base: tokenizer.width=64'
-      smalti bench learn --medium videos --contender norms --seconds 600
-      smalti bench learn --contender norms --out bench --resume
+      smalti compare --variant fsq64000 --variant lfq18 --steps 300
+      smalti compare --data photos --variant quantizers --seeds 3
+      smalti compare --variant base --variant 'base: tokenizer.width=64'
+      smalti compare --medium videos --variant norms --seconds 600
+      smalti compare --variant norms --out norms --resume
     """
     from smalti.comparison import Media, Terms
 
     media = Media.parse(
         {"medium": medium, "data": data, "heldout": heldout, "root": root}
         | {"size": size, "frames": frames, "limit": limit},
-        where="bench learn",
+        where="compare",
     )
     budget, amount = _budget(steps, seconds, teraflops)
     terms = Terms.parse(
         {"budget": budget, "amount": amount, "seeds": seeds, "points": points}
         | {"batch_size": batch or (8 if medium == "images" else 2)},
-        where="bench learn",
+        where="compare",
     )
     chosen = _chosen(contenders or [], file, medium, steps)
     page = _learn(chosen, tuple(assignments or ()), media, terms, steps=steps, out=out, resume=resume, threads=threads,
@@ -124,7 +108,7 @@ def _chosen(names: list[str], file: Path | None, medium: "Any", steps: int) -> "
         found += load_yaml(Contenders, file).contenders
     chosen = {one.name: one for one in reversed(found)}
     if not chosen:
-        raise ConfigError(f"no contender; give --contender, a group of {', '.join(groups)}, or --contenders FILE")
+        raise ConfigError(f"no contender; give --variant, a group of {', '.join(groups)}, or --variants FILE")
     return [chosen[name] for name in dict.fromkeys(one.name for one in found)]
 
 

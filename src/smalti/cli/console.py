@@ -1,0 +1,74 @@
+"""What every command prints and how: one line on stderr, JSON alone on stdout, a bar on a terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from smalti.errors import BadFile, InputError
+from smalti.progress import Progress
+
+_LONGEST = 400
+"""Characters of a message. How to fix an error stands at its end, so a longer message loses its middle."""
+
+
+def message_line(text: object) -> str:
+    """Return the text on one line: blanks joined, control characters escaped, at most `_LONGEST` characters."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[: half - 3]} ... {line[-half + 2 :]}"
+
+
+def say(line: str) -> None:
+    """Print one line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(data: Any) -> None:
+    """Print the one document on stdout: strict JSON, in which paths are strings and nothing is NaN."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def bad_as_json(bad: Sequence[BadFile]) -> list[dict[str, str]]:
+    """Return the files that could not be used as plain data."""
+    return [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in bad]
+
+
+def end_with_bad_files(bad: Sequence[BadFile], good: int, *, named: bool = False) -> None:
+    """Name the files that could not be used (unless they are `named` already), count them, and end with the exit code
+    of bad input; nothing where there are none."""
+    if not bad:
+        return
+    for fault in () if named else bad:
+        say(f"left out: {message_line(fault)}")
+    say(f"error: {len(bad)} of {good + len(bad)} files could not be used and are left out; the rest is done")
+    raise typer.Exit(InputError.exit_code)
+
+
+@contextmanager
+def bar(what: str, total: int | None) -> Iterator[Progress]:
+    """Show a progress bar with rate and time left on stderr, where that is a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total=None, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    text = TextColumn("{task.description}", markup=False)
+    rate = TextColumn("{task.fields[rate]}", markup=False)
+    columns = (text, BarColumn(20), MofNCompleteColumn(), rate, TimeRemainingColumn(compact=True))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task, begun = bars.add_task(what, total=total, rate=""), time.monotonic()
+
+        def advance(done: int, total: int | None = None, note: str = "") -> None:
+            speed = done / max(1e-9, time.monotonic() - begun)
+            bars.update(task, completed=done, rate=f"{speed:,.1f}/s {note}".rstrip())
+            if total is not None:
+                bars.update(task, total=total)
+
+        yield advance

@@ -1,0 +1,51 @@
+"""`smalti import`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from smalti.cli.console import print_json
+from smalti.cli.info import describe
+from smalti.cli.options import JsonOption, integers
+from smalti.errors import ConfigError
+
+
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of MagicMaster (.pth).")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    levels: Annotated[
+        str | None, typer.Option(help="FSQ levels, as 8,8,8,5,5,5, if the file does not say them.")
+    ] = None,
+    copy: Annotated[
+        Literal["average", "live"], typer.Option(help="EMA weights (published figures use them), or the live ones.")
+    ] = "average",
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a checkpoint of MagicMaster to a smalti tokenizer: 2-D, 3-D or VQGAN, FSQ or DSQ.
+
+    \b
+    Nothing in the file is run. Every tensor is accounted for: what was used, and
+    what was left out and why; import.json beside the weights lists them by name.
+
+    \b
+    Examples:
+      smalti import magvit_v2_fsq_k600_style2_d64_64000.pth --out k600
+      smalti import stripped.pth --levels 8,8,5,4,4,3 --out imagenet-256
+    """
+    from smalti.families import import_checkpoint as imported
+    from smalti.files import write_json
+
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; give another --out")
+    tokenizer, report = imported(file, levels=None if levels is None else integers("--levels", levels), copy=copy)
+    tokenizer.save(out)
+    write_json(out / "import.json", report.plain())
+    if as_json:
+        print_json({**report.plain(), "tokenizer": str(out), "about": describe(tokenizer)})
+        return
+    print(f"{out}: {report.peer}, {report.copy} weights, {len(report.used)} tensors used")
+    for reason, names in report.ignored.items():
+        print(f"  left out: {len(names)} tensors, {reason}")
+    for note in report.notes:
+        print(f"  note: {note}")

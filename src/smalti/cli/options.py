@@ -1,0 +1,25 @@
+"""Options that several commands share, and how their values are read."""
+
+from typing import Annotated
+
+import typer
+
+from smalti.errors import ConfigError
+
+TOKENIZER_HELP = "A tokenizer folder, a run, smalti/tiny-image, smalti/tiny-video, or OWNER/NAME."
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best one if not given.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config; repeatable.")
+]
+
+
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """Return the numbers of an option like `1,2,2`. Raises ConfigError that names the option."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text}: expected whole numbers with commas, as in 1,2,2") from None

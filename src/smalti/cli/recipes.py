@@ -1,0 +1,42 @@
+"""`smalti recipes`."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from smalti.cli.console import print_json
+from smalti.cli.options import JsonOption
+
+
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print the whole config of this recipe.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The recipe's small form.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the training recipes with their published scores, or print the config of one.
+
+    \b
+    Examples:
+      smalti recipes
+      smalti recipes image > mine.yaml
+      smalti train mine.yaml --set data.path=photos
+    """
+    from smalti.recipes import catalogue, find
+
+    if name is not None:
+        config = find(name, tiny=tiny)
+        if as_json:
+            print_json(config.plain())
+        else:
+            print(config.to_yaml(), end="")
+        return
+    rows = catalogue()
+    if as_json:
+        shown = ("name", "about", "data", "score", "before", "command", "theirs", "as_theirs")
+        print_json([{field: getattr(row, field) for field in shown} for row in rows])
+        return
+    for row in rows:
+        lines = {"data": row.data, "score": row.score, "before": row.before, "run": row.command, "theirs": row.theirs}
+        lines["as theirs"] = " ".join(f"--set {shlex.quote(setting)}" for setting in row.as_theirs)
+        print(row.name, f"    {row.about}", *(f"    {n:<10} {text}" for n, text in lines.items() if text), sep="\n")
