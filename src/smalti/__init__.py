@@ -14,7 +14,10 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.evaluate import evaluate
+    from smalti.pipeline.reconstruct import reconstruct
+    from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -26,8 +29,12 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "compress": "smalti.pipeline.compress",
+    "decompress": "smalti.pipeline.compress",
     "evaluate": "smalti.pipeline.evaluate",
     "load": "smalti.tokenizer",
+    "reconstruct": "smalti.pipeline.reconstruct",
+    "train": "smalti.pipeline.train",
 }
 
 __all__ = [
@@ -38,8 +45,12 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "compress",
+    "decompress",
     "evaluate",
     "load",
+    "reconstruct",
+    "train",
 ]
 
 

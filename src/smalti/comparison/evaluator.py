@@ -1,7 +1,6 @@
-"""The one judge of all contenders: held-out clips under one protocol, with the same networks."""
+"""The one evaluator of all variants: held-out clips under one protocol, with the same networks."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,24 +14,25 @@ from smalti.metrics import (
     Moments,
     Perceptual,
     Protocol,
+    Report,
     Scores,
-    Usage,
     find_features,
     find_lpips,
     pairs_of,
 )
 
 PROTOCOL = SMALTI_FRECHET.replace({"name": "smalti-learn", "lpips": "alex"})
-"""LPIPS with AlexNet: not the network that contenders may train with, and a tenth of its time."""
+"""LPIPS with AlexNet: not the network that variants may train with, and a tenth of its time."""
 
 
 class Point(Config):
-    """A contender at one place of its run. Codes of `learnt` are those of the batches since the last point."""
+    """A variant at one place of its run: a line of points.jsonl, whose names are those of version 0.1.0."""
 
     contender: str
+    """Name of the variant."""
     seed: int
     share: float
-    """Of the budget."""
+    """Share of the budget that is spent."""
     steps: int
     seconds: float
     """CPU time of the steps alone, of all threads; on an accelerator, the clock."""
@@ -41,17 +41,18 @@ class Point(Config):
     ssim: float | None
     lpips: float | None
     frechet: float | None
-    """Of features of EfficientNet-lite0, over the held-out frames: compares contenders, and is no FID."""
+    """Fréchet distance of EfficientNet-lite0 features over the held-out frames: compares variants, and is no FID."""
     tokens: int
     distinct: int
     expected_distinct: float
-    """Different codes expected in a uniform sample of the same size."""
+    """Distinct ids of a uniform sample of the same size."""
     codebook_size: int
     perplexity: float
     bits_per_pixel: float
     entropy_bits_per_pixel: float
-    """What an ideal coder that knows the frequencies of the held-out ids would take."""
+    """Bits per pixel of an ideal coder that knows the frequencies of the held-out ids."""
     learnt_loss: float
+    """Mean loss of the training batches since the last point; so are the other fields of this name."""
     learnt_psnr: float
     learnt_tokens: int
     learnt_distinct: int
@@ -59,19 +60,8 @@ class Point(Config):
     learnt_perplexity: float
 
 
-class Scored(NamedTuple):
-    """The figures of one look at the held-out clips."""
-
-    psnr: float
-    ssim: float | None
-    lpips: float | None
-    frechet: float | None
-    usage: Usage
-    pixels: int
-
-
-class Judge:
-    """Measures learners on the same clips."""
+class Evaluator:
+    """Scores learners on the same clips."""
 
     def __init__(
         self, heldout: Sequence[tuple[str, Tensor]], lpips: Perceptual | None = None, features: Features | None = None
@@ -88,8 +78,10 @@ class Judge:
             self.reference = originals.moments.originals
 
     @classmethod
-    def found(cls, heldout: Sequence[tuple[str, Tensor]], device: torch.device) -> tuple["Judge", dict[str, str]]:
-        """With the networks whose weights are found on this machine; and why others are not."""
+    def with_weights(
+        cls, heldout: Sequence[tuple[str, Tensor]], device: torch.device
+    ) -> tuple["Evaluator", dict[str, str]]:
+        """Return an evaluator with the networks whose weights are on this machine, and why others are absent."""
         absent: dict[str, str] = {}
         lpips = features = None
         try:
@@ -104,20 +96,17 @@ class Judge:
 
     @property
     def protocol(self) -> Protocol:
-        """In full, with the digests of the weights."""
+        """The whole protocol, with the digests of the weights."""
         return self._scores(None).protocol
 
-    def score(self, learner: Learner) -> Scored | None:
-        """The figures of a learner; None where a reconstruction is not finite."""
+    def score(self, learner: Learner) -> Report | None:
+        """Return the scores of a learner; None if a reconstruction is not finite."""
         scores = self._scores(learner.levels)
         for pair in pairs_of(learner.round_trip, self.heldout):
             if pair.reconstruction is None or not bool(pair.reconstruction.isfinite().all()):
                 return None
             scores.update([pair])
-        report = scores.report()
-        assert scores.usage is not None
-        frechet = None if report.frechet is None else report.frechet.distance
-        return Scored(report.psnr, report.ssim, report.lpips, frechet, scores.usage, scores.pixels)
+        return scores.report()
 
     def _scores(self, levels: Sequence[int] | None) -> Scores:
         return Scores(PROTOCOL, lpips=self.lpips, features=self.features, reference=self.reference, levels=levels)

@@ -1,1 +1,1 @@
-"""The library function behind each command of `smalti`: they return records, raise SmaltiError, and print nothing."""
+"""One function for each command: the work behind the command line, for Python."""

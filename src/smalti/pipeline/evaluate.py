@@ -187,17 +187,17 @@ def _evaluate_tokenizer(
     device = options.device
     if device is None and isinstance(target, Tokenizer):
         device = str(next(target.parameters()).device)
-    with join_world(device, patience=_RANK_TIMEOUT) as world:
+    with join_world(device, timeout=_RANK_TIMEOUT) as world:
         with _one_error_for_all(world):
             tokenizer, clips, scores, key = _prepare(target, data, options, world.device)
         source, share = clips.source, (world.rank, world.size)
         pairs = pairs_of_tokenizer(
             tokenizer, source, share=share, samples=scores.protocol.samples, on_bad=scores.bad.__setitem__
         )
-        previews = _score(pairs, scores, len(source), progress if world.leads else None, world.size)
+        previews = _score(pairs, scores, len(source), progress if world.is_main else None, world.size)
         images = {f"preview.{number}": torch.stack(pair) for number, pair in previews.items()}
-        sent = world.gather(b"" if world.leads else safetensors.torch.save({**scores.tensors(), **images}))
-    if not world.leads:
+        sent = world.gather(b"" if world.is_main else safetensors.torch.save({**scores.tensors(), **images}))
+    if not world.is_main:
         return None
     for tensors in map(safetensors.torch.load, sent[1:]):
         scores = scores.merge(scores.received(tensors))

@@ -40,7 +40,7 @@ class GridRows(TokenDataset):
             raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); --set generator.grid={found}")
         _check_classes(path, model.classes, [row.label for row in fitting], tokens.classes)
         self.rows = fitting
-        self.left_out = len(rows) - len(fitting)
+        self.other_shapes = len(rows) - len(fitting)
 
     def __len__(self) -> int:
         return len(self.rows)
