@@ -47,11 +47,11 @@ from smalti.metrics import (
 )
 from smalti.metrics.evaluate import matching_files
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
+from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer, load
 from smalti.tokenizer.score import pairs_of_tokenizer
-from smalti.tokens.finalize import read_made
 from smalti.tokens.reader import TokenSet, is_token_set
 from smalti.tokens.score import pairs_of_token_set
 from smalti.training.distributed import World, join_world, pick_device
@@ -256,12 +256,9 @@ def _evaluate_token_set(
     for option, value in (("--size", options.size), ("--root", options.root), ("--statistics", options.statistics)):
         if value is not None:
             raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
-    name = read_made(path).get("tokenizer")
-    if name is None:
-        raise InputError(f"{path}: does not say where its tokenizer is, in made.json")
     device = pick_device(options.device)
-    tokenizer = load(name, device=device)
-    scores = _scores(protocol, options, device, tokens.about.levels)
+    tokenizer = open_set_tokenizer(tokens, device=str(device))
+    scores = _scores(protocol, options, device, tokens.tokenizer_info.levels)
     pairs = pairs_of_token_set(
         tokenizer,
         tokens,
