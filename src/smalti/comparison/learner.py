@@ -15,7 +15,7 @@ from smalti.tokenizer.score import round_trip
 from smalti.training.checkpoints import read_state, write_state
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.optimizer import Moments
+from smalti.training.optimizer import OptimizerState
 from smalti.training.task import Stateful
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import step
@@ -126,11 +126,11 @@ class TokenizerLearner:
         for name, target in {**self.tensors(), "ema": self.ema}.items():
             prefix = prefixes.get(name, f"{name}/")
             mine = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-            target.load_state_dict(_by_name(mine, target) if isinstance(target, Moments) else mine)
+            target.load_state_dict(_by_name(mine, target) if isinstance(target, OptimizerState) else mine)
         self.state.updates = int(tensors["updates"])
 
 
-def _by_name(numbered: Mapping[str, Tensor], moments: Moments) -> dict[str, Tensor]:
+def _by_name(numbered: Mapping[str, Tensor], moments: OptimizerState) -> dict[str, Tensor]:
     """Return `NUMBER/KIND` as `KIND/NAME`, by the order of the optimizer's parameters."""
     names = {parameter: name for name, parameter in moments.module.named_parameters()}
     parameters = [parameter for group in moments.optimizer.param_groups for parameter in group["params"]]

@@ -32,7 +32,7 @@ from smalti.tokenizer import load as load_tokenizer
 from smalti.tokens.reader import TokenSet
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.optimizer import Moments, adamw, wrap_ddp
+from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
 from smalti.training.task import Stateful
 
 _TASK = 1
@@ -59,7 +59,7 @@ class GeneratorState:
 
     def tensors(self) -> dict[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
-        return {"live": self.model, "optimizer": Moments(self.optimizer, self.model)}
+        return {"live": self.model, "optimizer": OptimizerState(self.optimizer, self.model)}
 
 
 class Objective(nn.Module):

@@ -16,7 +16,7 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer import load as load_tokenizer
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.optimizer import Moments, adamw, wrap_ddp
+from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
 from smalti.training.task import Stateful
 
 
@@ -65,11 +65,11 @@ class TrainState:
         """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
         found: dict[str, Stateful] = {
             "tokenizer": self.tokenizer,
-            "optimizer": Moments(self.optimizer, self.tokenizer),
+            "optimizer": OptimizerState(self.optimizer, self.tokenizer),
         }
         if self.gan is not None:
             found["discriminator"] = self.gan.discriminator
-            found["discriminator-optimizer"] = Moments(self.gan.optimizer, self.gan.discriminator)
+            found["discriminator-optimizer"] = OptimizerState(self.gan.optimizer, self.gan.discriminator)
             found["anchors"] = self.gan
         return found
 
