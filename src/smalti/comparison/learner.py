@@ -16,7 +16,7 @@ from smalti.training.checkpoints import read_state, write_state
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.optimizer import OptimizerState
-from smalti.training.task import Stateful
+from smalti.training.task import Savable, Stateful
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import step
 
@@ -62,7 +62,7 @@ class Learner(Protocol):
         ...
 
 
-class TokenizerLearner:
+class TokenizerLearner(Savable):
     """A tokenizer of smalti with its training config; step, checkpoints and EMA are those of `smalti train`."""
 
     data_digest = ""
@@ -71,6 +71,7 @@ class TokenizerLearner:
         """`lpips` takes the place of the network that the config would load once more."""
         self.config = config
         self.state: TrainState = start_tokenizer(config, World(0, 1, device))
+        self.ema: Tokenizer = self.state.ema
         if lpips is not None:
             self.state.lpips = lpips
         self.levels: Sequence[int] = self.state.tokenizer.levels
@@ -104,13 +105,8 @@ class TokenizerLearner:
         else:
             read_state(self, folder)
 
-    @property
-    def ema(self) -> Tokenizer:
-        """The tokenizer with the EMA weights."""
-        return self.state.ema
-
     def tensors(self) -> dict[str, Stateful]:
-        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        """Return the weights and optimizers' tensors of both networks."""
         return self.state.tensors()
 
     def export(self, folder: Path) -> None:
