@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.measure import write
 from benchmarks.rate_tokenizers import IMAGES, VIDEOS, trained
-from smalti.codec.codec import compress_image, compress_video, decode_frames
+from smalti.codec.codec import compress_file, read_frames
 from smalti.data import ImagesConfig, bundled, open_video
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
@@ -108,12 +108,12 @@ def by_smalti(tokenizer: Tokenizer, is_video: bool) -> Round:
         with tempfile.TemporaryDirectory() as folder:
             coded = Path(folder) / "coded.smt"
             if is_video:
-                done = compress_video(tokenizer, lossless(frames, Path(folder) / "clip.mkv"), coded)
+                done = compress_file(tokenizer, lossless(frames, Path(folder) / "clip.mkv"), coded)
             else:
                 source = Path(folder) / "picture.png"
                 Image.fromarray(frames[0].numpy()).save(source)
-                done = compress_image(tokenizer, source, coded)
-            return done.bytes, torch.stack(list(decode_frames(tokenizer, coded)))
+                done = compress_file(tokenizer, source, coded)
+            return done.bytes, torch.stack(list(read_frames(tokenizer, coded)))
 
     return there_and_back
 

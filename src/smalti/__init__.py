@@ -14,6 +14,8 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
+    from smalti.pipeline.compress import compress, decompress
+    from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
@@ -26,7 +28,10 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "compress": "smalti.pipeline.compress",
+    "decompress": "smalti.pipeline.compress",
     "load": "smalti.tokenizer",
+    "reconstruct": "smalti.pipeline.reconstruct",
     "train": "smalti.pipeline.train",
 }
 
@@ -38,7 +43,10 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "compress",
+    "decompress",
     "load",
+    "reconstruct",
     "train",
 ]
 

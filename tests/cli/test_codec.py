@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.codec import frames as codec_frames
-from smalti.codec.codec import about, compress_image, compress_video, decode_frames, decode_stream, decompress
+from smalti.codec import codec
+from smalti.codec.codec import compress_file, decompress_file, read_frames, read_info, stream_frames
 from smalti.codec.entropy import encode_ids
 from smalti.codec.format import Reader, Writer
 from smalti.data import open_video, read_image, write_video
 from smalti.data.bundled import photos
 from smalti.errors import IntegrityError, SmaltiError
-from smalti.tokenizer import load
+from smalti.tokenizer import frames, load
 from smalti.video import to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
@@ -37,13 +37,13 @@ def film(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of two latent frames, so that a short film has several."""
-    monkeypatch.setattr(codec_frames, "BLOCK_TOKENS", 9 * 11 * 2)
+    monkeypatch.setattr(codec, "BLOCK_TOKENS", 9 * 11 * 2)
 
 
 @pytest.fixture
 def coded(video_tokenizer, film, tmp_path, small_blocks):
     path = tmp_path / "film.smt"
-    compress_video(load(video_tokenizer), film, path)
+    compress_file(load(video_tokenizer), film, path)
     return path
 
 
@@ -53,14 +53,14 @@ def frames_of(path):
 
 
 def all_of(tokenizer, path, first=0, end=None):
-    return torch.stack(list(decode_frames(tokenizer, path, first, end)))
+    return torch.stack(list(read_frames(tokenizer, path, first, end)))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_picture_comes_back_as_its_tokens_decode(image_tokenizer, tmp_path, model):
     tokenizer, source = load(image_tokenizer), photos("heldout") / "owl.jpg"
-    done = compress_image(tokenizer, source, tmp_path / "owl.smt", model=model)
-    back = decompress(tokenizer, done.path, tmp_path / "owl.png")
+    done = compress_file(tokenizer, source, tmp_path / "owl.smt", model=model)
+    back = decompress_file(tokenizer, done.path, tmp_path / "owl.png")
     video = to_video(read_image(source))
     with torch.inference_mode():
         ids = tokenizer.encode(video)
@@ -76,10 +76,10 @@ def test_a_picture_comes_back_as_its_tokens_decode(image_tokenizer, tmp_path, mo
 
 def test_a_large_picture_goes_tile_by_tile(tmp_path, monkeypatch):
     tokenizer = load(save(tmp_path / "t", strides=((1, 4),), patch=2)).double()
-    compress_image(tokenizer, photos("heldout") / "owl.jpg", tmp_path / "whole.smt")
-    monkeypatch.setattr(codec_frames, "TILED_ABOVE", 1000)
-    monkeypatch.setattr(codec_frames, "choose_tile", lambda tokenizer: 160)
-    compress_image(tokenizer, photos("heldout") / "owl.jpg", tmp_path / "tiles.smt")
+    compress_file(tokenizer, photos("heldout") / "owl.jpg", tmp_path / "whole.smt")
+    monkeypatch.setattr(frames, "TILED_ABOVE", 1000)
+    monkeypatch.setattr(frames, "choose_tile", lambda tokenizer: 160)
+    compress_file(tokenizer, photos("heldout") / "owl.jpg", tmp_path / "tiles.smt")
     assert (tmp_path / "tiles.smt").read_bytes() == (tmp_path / "whole.smt").read_bytes()
     in_tiles = all_of(tokenizer, tmp_path / "tiles.smt")
     monkeypatch.undo()
@@ -96,7 +96,7 @@ def test_a_video_has_the_ids_and_pixels_of_its_groups(
         return  # refused: see test_a_tokenizer_that_is_not_causal_needs_groups
     seen = []
     path = tmp_path / "a.smt"
-    done = compress_video(tokenizer, film, path, group=group, progress=lambda *at: seen.append(at))
+    done = compress_file(tokenizer, film, path, group=group, progress=lambda *at: seen.append(at))
     assert seen == [(i, 14) for i in range(1, 15)]
     video, tokens, wanted = to_video(frames_of(film)).double(), 0, []
     with torch.inference_mode():
@@ -108,15 +108,15 @@ def test_a_video_has_the_ids_and_pixels_of_its_groups(
     made = all_of(tokenizer, path)
     assert (made.int() - torch.cat(wanted).int()).abs().max() <= 1  # a half level may round either way
     with path.open("rb") as file:
-        assert torch.equal(torch.stack(list(decode_stream(tokenizer, file, "pipe"))), made)
-    facts = about(path)
+        assert torch.equal(torch.stack(list(stream_frames(tokenizer, file, "pipe"))), made)
+    facts = read_info(path)
     assert (facts.frames, facts.tokens, facts.bytes) == (14, tokens, done.bytes)
 
 
 @pytest.mark.parametrize("group", [None, 5])
 def test_a_part_has_the_bits_of_the_whole(group, video_tokenizer, film, tmp_path, small_blocks):
     tokenizer = load(video_tokenizer)
-    compress_video(tokenizer, film, tmp_path / "a.smt", group=group)
+    compress_file(tokenizer, film, tmp_path / "a.smt", group=group)
     whole = all_of(tokenizer, tmp_path / "a.smt")
     for first, end in ((0, 1), (3, 4), (4, 9), (5, 6), (5, 10), (9, 14), (13, 14)):
         assert torch.equal(all_of(tokenizer, tmp_path / "a.smt", first, end), whole[first:end])
@@ -125,7 +125,7 @@ def test_a_part_has_the_bits_of_the_whole(group, video_tokenizer, film, tmp_path
 
 def test_with_groups_only_the_blocks_that_are_needed_are_read(video_tokenizer, film, tmp_path, small_blocks):
     tokenizer, path = load(video_tokenizer), tmp_path / "a.smt"
-    compress_video(tokenizer, film, path, group=5)
+    compress_file(tokenizer, film, path, group=5)
     whole = all_of(tokenizer, path)
     data = bytearray(path.read_bytes())
     with path.open("rb") as file:
@@ -149,7 +149,7 @@ def test_the_command_makes_a_film_of_the_same_length_rate_and_size(smalti, video
     with open_video(tmp_path / "b.mp4") as reader:
         assert (len(reader), reader.size) == (14, (18, 22))
         assert reader.fps == pytest.approx(FPS, rel=1e-6)
-    write_video(tmp_path / "c.mp4", decode_frames(load(video_tokenizer), tmp_path / "a.smt"), FPS, crf=12)
+    write_video(tmp_path / "c.mp4", read_frames(load(video_tokenizer), tmp_path / "a.smt"), FPS, crf=12)
     assert torch.equal(frames_of(tmp_path / "b.mp4"), frames_of(tmp_path / "c.mp4"))
     about_it = json.loads(smalti("info", tmp_path / "a.smt", "--json").out)
     assert (about_it["frames"], about_it["kind"], about_it["rate"]) == (14, "video", "24000/1001")
@@ -181,7 +181,7 @@ def test_names_are_checked_before_any_work(smalti, video_tokenizer, film, coded,
     before = coded.read_bytes()
     photo = photos("heldout") / "owl.jpg"
     assert_one_line(smalti("compress", film, coded, *how), 2, coded, "--overwrite")
-    assert_one_line(smalti("compress", film, film, *how, "--overwrite"), 2, film, "is the input")
+    assert_one_line(smalti("compress", film, film, *how, "--overwrite"), 2, film, "is an input")
     assert_one_line(smalti("compress", film, tmp_path / "a.zip", *how), 2, "a.zip", ".smt")
     assert_one_line(smalti("compress", photo, tmp_path / "a.smt", *how, "--group", "4"), 2, "--group")
     assert_one_line(smalti("decompress", coded, tmp_path / "a.png", *how), 2, "a.png", ".mp4")
@@ -227,8 +227,8 @@ def test_a_digit_beyond_its_levels_names_the_file(tmp_path):
     """Levels of 257 are coded as 17 x 16 symbols, which leaves room for ids that no tokenizer makes."""
     tokenizer = load(save(tmp_path / "t", strides=((1, 2),), quantizer={"kind": "fsq", "levels": (257, 5)}))
     path = tmp_path / "a.smt"
-    compress_image(tokenizer, photos("heldout") / "owl.jpg", path)
-    rows, columns = about(path).head.grid
+    compress_file(tokenizer, photos("heldout") / "owl.jpg", path)
+    rows, columns = read_info(path).head.grid
     wrong = torch.full((1, rows, columns), 271).numpy()
     rewritten(path, {}, data=encode_ids(wrong, (272, 5), "uniform").data)
     with pytest.raises(IntegrityError, match=r"a\.smt: .* digit 271 is outside \[0, 257\)"):
@@ -262,9 +262,9 @@ def test_every_flipped_bit_cut_or_swap_in_200_trials_is_refused_with_the_files_n
     tokenizer, path = load(image_tokenizer if kind == "picture" else video_tokenizer), tmp_path / "a.smt"
     if kind == "picture":
         Image.fromarray(moving(1, 40, 50)[0]).save(tmp_path / "a.png")
-        compress_image(tokenizer, tmp_path / "a.png", path)
+        compress_file(tokenizer, tmp_path / "a.png", path)
     else:
-        compress_video(tokenizer, film, path, group=5)
+        compress_file(tokenizer, film, path, group=5)
     data, rng, trials = path.read_bytes(), random.Random(0), 0
     while trials < 200:
         what, changed = damaged(data, rng)
@@ -272,7 +272,7 @@ def test_every_flipped_bit_cut_or_swap_in_200_trials_is_refused_with_the_files_n
             continue
         trials += 1
         path.write_bytes(changed)
-        for read in (lambda: list(decode_frames(tokenizer, path)), lambda: streamed(path)):
+        for read in (lambda: list(read_frames(tokenizer, path)), lambda: streamed(path)):
             with pytest.raises(SmaltiError) as caught:
                 read()
             assert str(path) in str(caught.value), what
@@ -298,7 +298,7 @@ def test_a_kill_while_writing_leaves_the_old_file_or_none(video_tokenizer, film,
         assert ended.returncode == -9
     assert coded.read_bytes() == before
     assert not target.exists()
-    compress_video(load(video_tokenizer), film, target)  # clears away what the dead one left
+    compress_file(load(video_tokenizer), film, target)  # clears away what the dead one left
     assert [p.name for p in target.parent.iterdir()] == ["new.smt"]
 
 
@@ -311,7 +311,7 @@ def test_a_bad_source_leaves_nothing(smalti, video_tokenizer, film, tmp_path):
 
 def test_equal_sources_make_equal_files(video_tokenizer, film, coded, tmp_path):
     shutil.copy(film, tmp_path / "again.mp4")
-    compress_video(load(video_tokenizer), tmp_path / "again.mp4", tmp_path / "again.smt")
+    compress_file(load(video_tokenizer), tmp_path / "again.mp4", tmp_path / "again.smt")
     assert (tmp_path / "again.smt").read_bytes() == coded.read_bytes()
 
 
@@ -320,5 +320,5 @@ def test_equal_sources_make_equal_files(video_tokenizer, film, coded, tmp_path):
 def test_short_films_of_any_size_keep_both(video_tokenizer, tmp_path, frames, size):
     tokenizer = load(video_tokenizer)
     write_video(tmp_path / "a.mp4", list(moving(frames, 40, 50)[:, : size[0], : size[1]]), 25)
-    compress_video(tokenizer, tmp_path / "a.mp4", tmp_path / "a.smt")
+    compress_file(tokenizer, tmp_path / "a.mp4", tmp_path / "a.smt")
     assert all_of(tokenizer, tmp_path / "a.smt").shape == (frames, *size, 3)

@@ -16,16 +16,12 @@ from PIL import Image
 
 from smalti.data import open_video, read_image, write_video
 from smalti.errors import ConfigError
+from smalti.pipeline.reconstruct import reconstruct_file
 from smalti.tokenizer import load
-from smalti.tokenizer.reconstruct import (
-    Tally,
-    _round_trip_in_tiles,
-    reconstruct_image,
-    reconstruct_video,
-    stream_frames,
-)
+from smalti.tokenizer.frames import reconstruct_frames
 from smalti.tokenizer.score import round_trip
-from smalti.video import to_uint8, to_video
+from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
+from smalti.video import crop_to, to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
 
@@ -38,8 +34,8 @@ def test_a_picture_of_any_size_keeps_it(image_tokenizer, tmp_path, height, width
     pixels = moving(1, 40, 50)[0][:height, :width]
     Image.fromarray(pixels).save(tmp_path / "a.png")
     tokenizer = load(image_tokenizer)
-    alone = reconstruct_image(tokenizer, tmp_path / "a.png", tmp_path / "alone.png")
-    both = reconstruct_image(tokenizer, tmp_path / "a.png", tmp_path / "both.png", side_by_side=True)
+    alone = reconstruct_file(tokenizer, tmp_path / "a.png", tmp_path / "alone.png")
+    both = reconstruct_file(tokenizer, tmp_path / "a.png", tmp_path / "both.png", side_by_side=True)
     made, pair = read_image(alone.path), read_image(both.path)
     assert torch.equal(pair, torch.cat([torch.from_numpy(pixels), made], 1))
     assert (alone.height, alone.width, alone.frames, alone.fps) == (height, width, 1, None)
@@ -56,7 +52,9 @@ def test_a_large_picture_in_tiles_has_the_tokens_and_pixels_of_the_whole(tmp_pat
     rng = torch.Generator().manual_seed(0)
     video = torch.rand(1, 3, 1, *size, generator=rng, dtype=torch.float64) * 2 - 1
     made, ids = round_trip(tokenizer, video)
-    made_in_tiles, ids_in_tiles = _round_trip_in_tiles(tokenizer, video)
+    with torch.inference_mode():
+        ids_in_tiles = encode_tiles(tokenizer, video, choose_tile(tokenizer))
+        made_in_tiles = crop_to(decode_tiles(tokenizer, ids_in_tiles, choose_tile(tokenizer)), (1, *size))
     assert torch.equal(ids, ids_in_tiles)
     assert torch.allclose(made, made_in_tiles, atol=1e-9)
 
@@ -67,7 +65,7 @@ def test_a_video_keeps_its_rate_length_and_size(kind, size, image_tokenizer, vid
     write_video(tmp_path / "film.mp4", list(moving(24, *size)), FPS)
     tokenizer = load(image_tokenizer if kind == "image" else video_tokenizer)
     seen = []
-    result = reconstruct_video(
+    result = reconstruct_file(
         tokenizer, tmp_path / "film.mp4", tmp_path / "made.mp4", side_by_side=True, progress=lambda *at: seen.append(at)
     )
     assert seen == [(i, 24) for i in range(1, 25)]
@@ -85,17 +83,16 @@ def test_a_video_keeps_its_rate_length_and_size(kind, size, image_tokenizer, vid
 def test_no_chunking_changes_a_token_or_a_frame(video_tokenizer, chunk, frames):
     tokenizer = load(video_tokenizer)
     video = [torch.from_numpy(frame) for frame in moving(frames, 18, 46)]
-    tally = Tally()
-    pairs = list(stream_frames(tokenizer, iter(video), tally, chunk=chunk))
+    triples = list(reconstruct_frames(tokenizer, iter(video), chunk=chunk))
     made, ids = round_trip(tokenizer, to_video(torch.stack(video)))
-    assert tally.tokens == ids.numel()
-    assert all(torch.equal(frame, original) for (frame, _), original in zip(pairs, video, strict=True))
-    difference = torch.stack([again for _, again in pairs]).int() - to_uint8(made)[0].int()
+    assert triples[-1][2] == ids.numel()
+    assert all(torch.equal(frame, original) for (frame, *_), original in zip(triples, video, strict=True))
+    difference = torch.stack([again for _, again, _ in triples]).int() - to_uint8(made)[0].int()
     assert difference.abs().max() <= 1  # the order of a float32 sum may differ: at most one level
 
 
 def test_a_stream_of_no_frames_has_none(video_tokenizer):
-    assert list(stream_frames(load(video_tokenizer), [], Tally())) == []
+    assert list(reconstruct_frames(load(video_tokenizer), [])) == []
 
 
 def test_the_command_names_what_it_made(smalti, video_tokenizer, film, pictures, tmp_path):
@@ -139,7 +136,7 @@ def test_a_tokenizer_that_is_not_causal_takes_pictures_and_refuses_video(
     assert smalti("reconstruct", clip_tokenizer, pictures, "--out", tmp_path / "out").code == 0
     assert_one_line(smalti("reconstruct", clip_tokenizer, film, "--out", tmp_path / "out"), 2, "not causal")
     with pytest.raises(ConfigError, match="not causal"):
-        next(stream_frames(load(clip_tokenizer), [], Tally()))
+        next(reconstruct_frames(load(clip_tokenizer), []))
     cut = smalti("reconstruct", clip_tokenizer, film, "--out", tmp_path / "cut", "--clip", "5", "--json")
     assert cut.code == 0
     with open_video(film) as reader:
@@ -148,12 +145,14 @@ def test_a_tokenizer_that_is_not_causal_takes_pictures_and_refuses_video(
 
 @pytest.mark.parametrize("frames", [1, 5, 12])
 def test_with_clip_every_few_frames_are_a_video_of_their_own(clip_tokenizer, frames):
-    tokenizer, tally = load(clip_tokenizer), Tally()
+    tokenizer = load(clip_tokenizer)
     video = torch.from_numpy(moving(frames, 24, 32))
-    made = [frame for _, frame in stream_frames(tokenizer, iter(video), tally, clip=5)]
+    triples = list(reconstruct_frames(tokenizer, iter(video), clip=5))
     alone = [round_trip(tokenizer, to_video(part)) for part in video.split(5)]
-    assert torch.equal(torch.stack(made), torch.cat([to_uint8(part)[0] for part, _ in alone]))
-    assert tally.tokens == sum(ids.numel() for _, ids in alone)
+    assert torch.equal(
+        torch.stack([frame for _, frame, _ in triples]), torch.cat([to_uint8(part)[0] for part, _ in alone])
+    )
+    assert triples[-1][2] == sum(ids.numel() for _, ids in alone)
 
 
 def test_no_file_is_written_over_unasked(smalti, image_tokenizer, pictures, tmp_path):

@@ -21,6 +21,7 @@ import smalti
 from smalti.data import open_video, read_image
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.metrics import SMALTI, Scores
+from smalti.tokenizer import frames
 from smalti.tokens.decode import choose_rows, decode_frames, decode_row, target_name, targets
 from smalti.tokens.export import export_npy
 from smalti.tokens.options import Clip, Options, cut_into_shards
@@ -49,8 +50,8 @@ def made(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(picture(height, width, i), "PNG"))
     (work / "data" / "cat" / "1.txt").write_text("a cat, café\n", encoding="utf-8")
-    for frames in (1, 2, 9):
-        film(work / "data" / "dog" / f"film-{frames}.mp4", frames, 18, 26, fps=24000 / 1001)
+    for count in (1, 2, 9):
+        film(work / "data" / "dog" / f"film-{count}.mp4", count, 18, 26, fps=24000 / 1001)
     tokenizer = save_tokenizer(work / "tokenizer")
     make_set(tokenizer, work / "data", work / "tokens", options=Options(shard_files=2))
     return Made(work / "tokens", work / "data", tokenizer)
@@ -230,10 +231,8 @@ def test_clips_are_rows_of_their_own_and_equal_to_their_frames_encoded_alone(mad
 def test_large_pictures_go_tile_by_tile_to_the_ids_of_the_whole(made, tmp_path, monkeypatch):
     (tmp_path / "large.png").write_bytes(encoded(picture(300, 420), "PNG"))
     make_set(made.tokenizer, tmp_path / "large.png", tmp_path / "whole")
-    from smalti.tokens import tokenize
-
-    monkeypatch.setattr(tokenize, "TILED_ABOVE", 1000)
-    monkeypatch.setattr(tokenize, "choose_tile", lambda tokenizer: 128)
+    monkeypatch.setattr(frames, "TILED_ABOVE", 1000)
+    monkeypatch.setattr(frames, "choose_tile", lambda tokenizer: 128)
     make_set(made.tokenizer, tmp_path / "large.png", tmp_path / "tiled")
     whole, tiled = (TokenSet(tmp_path / name).row(0).ids for name in ("whole", "tiled"))
     assert (whole != tiled).mean() < 1e-3  # float32: an id on a threshold may differ

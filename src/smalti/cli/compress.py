@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.opening import open_tokenizer
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
-from smalti.errors import ConfigError
+from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, TokenizerOption
 
 if TYPE_CHECKING:
     from smalti.codec.codec import Compressed
-
-SUFFIX = ".smt"
-TokenizerOption = Annotated[str, typer.Option(metavar="TOKENIZER", help=TOKENIZER_HELP)]
 
 
 def compress_command(
@@ -44,38 +39,28 @@ def compress_command(
       smalti compress clip.mp4 clip.smt --tokenizer runs/video --group 49
       smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
     """
-    from smalti.codec.codec import compress_image, compress_video
-    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
+    from smalti.pipeline.compress import compress
 
-    check_target(source, target, overwrite)
-    if target.suffix.lower() != SUFFIX:
-        raise ConfigError(f"{target}: compressed files are written as {SUFFIX}")
-    is_video = source.suffix.lower() in VIDEOS
-    if group is not None and not is_video:
-        raise ConfigError(f"{source}: --group cuts videos, and this is an image")
-    tokens = open_tokenizer(tokenizer, device)
-    if is_video:
-        with bar(message_line(source.name), None) as advance:
-            done = compress_video(tokens, source, target, model=model, group=group, progress=advance)
-    else:
-        done = compress_image(tokens, source, target, model=model)
+    with bar(message_line(source.name), None) as progress:
+        written = compress(
+            source,
+            target,
+            tokenizer,
+            model=model,
+            group=group,
+            overwrite=overwrite,
+            device=device,
+            progress=progress,
+        )
     if as_json:
-        print_json(done._asdict())
+        print_json(written._asdict())
     else:
-        print(_line(done))
+        print(_line(written))
 
 
-def check_target(source: Path, target: Path, overwrite: bool) -> None:
-    """Raise ConfigError if writing `target` would replace the input or, without `overwrite`, any file."""
-    if target.resolve() == source.resolve():
-        raise ConfigError(f"{target}: is the input and would be written over; give another name")
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target}: is there already; give --overwrite or another name")
-
-
-def _line(done: "Compressed") -> str:
-    length = "" if done.fps is None else f", {done.frames:,} frames at {done.fps:.4g}/s"
-    size = f"{done.bytes:,} bytes, ideal {done.ideal_bytes:,.0f}, uniform {done.uniform_bytes:,.0f}"
-    cost = f"{done.bits_per_pixel:.4f} bits per pixel, 1/{done.ratio:.3g} of the source"
-    shape = f"{done.width}x{done.height}{length}, {done.tokens:,} tokens"
-    return f"{message_line(done.path)}: {shape}, {size}, {cost}, {done.seconds:.1f} s"
+def _line(file: "Compressed") -> str:
+    length = "" if file.fps is None else f", {file.frames:,} frames at {file.fps:.4g}/s"
+    size = f"{file.bytes:,} bytes, ideal {file.ideal_bytes:,.0f}, uniform {file.uniform_bytes:,.0f}"
+    cost = f"{file.bits_per_pixel:.4f} bits per pixel, 1/{file.ratio:.3g} of the source"
+    shape = f"{file.width}x{file.height}{length}, {file.tokens:,} tokens"
+    return f"{message_line(file.path)}: {shape}, {size}, {cost}, {file.seconds:.1f} s"

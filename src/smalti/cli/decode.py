@@ -42,7 +42,7 @@ def decode_command(
     jobs = targets(found, chosen, out)
     for target in jobs.values():
         if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
+            raise ConfigError(f"{target}: already exists; pass --overwrite or choose another --out")
     model = open_tokenizer(name, device)
     found.check(model)
     done = []

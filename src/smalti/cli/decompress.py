@@ -5,10 +5,8 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.compress import TokenizerOption, check_target
 from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.opening import open_tokenizer
-from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption
+from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, TokenizerOption
 from smalti.errors import ConfigError
 
 
@@ -34,22 +32,20 @@ def decompress_command(
       smalti decompress clip.smt part.mp4 --tokenizer runs/video --frames 100:200
       smalti decompress photo.smt photo.png --tokenizer runs/image
     """
-    from smalti.codec.codec import decompress as decompressed
+    from smalti.pipeline.compress import decompress
 
-    wanted = None if frames is None else frame_range(frames)
-    check_target(source, target, overwrite)
-    tokens = open_tokenizer(tokenizer, device)
-    with bar(message_line(source.name), None) as advance:
-        done = decompressed(tokens, source, target, frames=wanted, progress=advance)
+    part = None if frames is None else _frame_range(frames)
+    with bar(message_line(source.name), None) as progress:
+        file = decompress(source, target, tokenizer, frames=part, overwrite=overwrite, device=device, progress=progress)
     if as_json:
-        print_json(done._asdict())
+        print_json(file._asdict())
         return
-    length = "" if done.fps is None else f", frames {done.first}:{done.first + done.frames} at {done.fps:.4g}/s"
-    print(f"{message_line(target)}: {done.width}x{done.height}{length}, {done.seconds:.1f} s")
+    length = "" if file.fps is None else f", frames {file.first}:{file.first + file.frames} at {file.fps:.4g}/s"
+    print(f"{message_line(target)}: {file.width}x{file.height}{length}, {file.seconds:.1f} s")
 
 
-def frame_range(text: str) -> tuple[int, int | None]:
-    """(first, end) of A:B, A: or :B. Raises ConfigError."""
+def _frame_range(text: str) -> tuple[int, int | None]:
+    """Read (first, end) of A:B, A: or :B. Raises ConfigError."""
     first, colon, end = text.partition(":")
     if not colon or not all(part.isdecimal() or not part for part in (first, end)):
         raise ConfigError(f"--frames {text}: expected A:B, the first frame and the one after the last, as in 100:200")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 EVERY = "all"
 """As a class: every class in turn."""
-_CRF = 12
-"""As in `smalti decode`."""
 
 
 class Wanted(NamedTuple):
@@ -224,11 +222,6 @@ def _condition(generator: "Generator", jobs: list[Job], kind: "TaskKind", ids: "
 
 
 def _write(target: Path, clip: "Tensor", fps: float | None) -> None:
-    from smalti.data.videos import write_video
-    from smalti.tokenizer.reconstruct import write_png
+    from smalti.data.video_writer import write_media
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".png":
-        write_png(target, clip[0])
-    else:
-        write_video(target, iter(clip), fps or 8.0, crf=_CRF)
+    write_media(target, clip[:1] if target.suffix == ".png" else clip, None if target.suffix == ".png" else fps or 8.0)

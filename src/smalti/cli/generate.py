@@ -110,7 +110,7 @@ def _check_free(jobs: "dict[str, list[Job]]", overwrite: bool) -> None:
     """Raise ConfigError where a file is there that may not be replaced."""
     there = (job.target for some in jobs.values() for job in some if job.target.exists())
     if not overwrite and (target := next(there, None)) is not None:
-        raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
+        raise ConfigError(f"{target}: already exists; pass --overwrite or choose another --out")
 
 
 def _draw(drawing: "Drawing", jobs: "dict[str, list[Job]]", source: "Source | None", batch: int, as_json: bool) -> None:

@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smalti.cli.console import print_json
-from smalti.cli.opening import open_tokenizer
+from smalti.cli.options import TOKENIZER_HELP, JsonOption
 
 if TYPE_CHECKING:
     from smalti.tokenizer import Tokenizer
-
-HUB = "hf:"
-TOKENIZER_HELP = "A tokenizer folder, a run folder, smalti/tiny-image, smalti/tiny-video, or hf:OWNER/NAME."
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best there is if not given.")]
 
 
 def info_command(
@@ -36,29 +31,30 @@ def info_command(
     """
     from smalti.cli.generators import describe_generator, find_generator
     from smalti.cli.sets import describe_set, is_token_set
-    from smalti.tokenizer.open import find_tokenizer
+    from smalti.codec.codec import read_info
+    from smalti.tokenizer.open import find_tokenizer, load
 
     path, run = Path(tokenizer), False
     if path.is_file():
-        about = _describe_file(path)
+        facts = read_info(path).plain()
     elif is_token_set(path):
-        about = describe_set(path)
+        facts = describe_set(path)
     elif find_generator(tokenizer) is not None:
-        about = describe_generator(tokenizer)
+        facts = describe_generator(tokenizer)
     else:
-        about, run = describe(open_tokenizer(tokenizer)), (path / "config.yaml").is_file()
+        facts, run = describe(load(tokenizer)), (path / "config.yaml").is_file()
     if run:
-        about = {"tokenizer": str(find_tokenizer(tokenizer)), **about, "run": last_lines(Path(tokenizer))}
+        facts = {"tokenizer": str(find_tokenizer(tokenizer)), **facts, "run": last_lines(Path(tokenizer))}
     if as_json:
-        print_json(about)
+        print_json(facts)
         return
-    for name, value in about.items():
+    for name, value in facts.items():
         if name != "config":
             print(f"{name.replace('_', ' '):<22} {_shown(value)}")
 
 
 def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
-    """Everything there is to say about a tokenizer, as plain data."""
+    """Return the facts of a tokenizer as plain data."""
     time, rows, columns = tokenizer.strides
     bits = math.log2(tokenizer.codebook_size)
     tensors = [*tokenizer.state_dict().values()]
@@ -84,15 +80,8 @@ def describe(tokenizer: "Tokenizer") -> dict[str, Any]:
     }
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    """What a compressed file is, by its head and its seek table."""
-    from smalti.codec.codec import about
-
-    return about(path).plain()
-
-
 def last_lines(run: Path) -> dict[str, Any]:
-    """The newest step and the newest validation in the log of a run; a line cut short by a kill is passed over."""
+    """Read the newest step and the newest validation in the log of a run, passing over a line cut short by a kill."""
     from smalti.model_folder import checkpoints
 
     found: dict[str, Any] = {"checkpoint": next((p.name for p in reversed(checkpoints(run))), None)}

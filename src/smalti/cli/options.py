@@ -8,6 +8,7 @@ from smalti.errors import ConfigError
 
 TOKENIZER_HELP = "A tokenizer folder, a run, smalti/tiny-image, smalti/tiny-video, or OWNER/NAME."
 
+TokenizerOption = Annotated[str, typer.Option(metavar="TOKENIZER", help=TOKENIZER_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best one if not given.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smalti.cli.console import bad_as_json, bar, end_with_bad_files, message_line, print_json, say
-from smalti.cli.opening import open_tokenizer
+from smalti.cli.console import bar, end_with_bad_files, message_line, print_json, say
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
-from smalti.errors import BadFile, ConfigError, InputError
+from smalti.errors import BadFile, InputError
 
 if TYPE_CHECKING:
-    from smalti.data.list_formats import Listing
-    from smalti.tokenizer import Tokenizer
-    from smalti.tokenizer.reconstruct import Progress, Reconstructed
+    from smalti.pipeline.reconstruct import Reconstructed
 
 
 def reconstruct_command(
@@ -49,41 +46,45 @@ def reconstruct_command(
       smalti reconstruct runs/video clip.mp4 clips/ --out decoded --only --json
       smalti reconstruct imported-k600 clip.mp4 --out decoded --clip 17
     """
-    tokenizer, inputs = tokenizer_and_media(names)
-    jobs = plan(inputs, out, overwrite)
-    from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO
+    from smalti.pipeline.reconstruct import reconstruct
 
-    wanted = {job: tokenizer or (TINY_VIDEO if job.is_video else TINY_IMAGE) for job in jobs}
-    models = {name: open_tokenizer(name, device) for name in set(wanted.values())}
-    done: list[Reconstructed] = []
-    bad: list[BadFile] = []
-    for number, job in enumerate(jobs, start=1):
-        with bar(f"{message_line(job.source.name)} ({number} of {len(jobs)})", None) as advance:
-            try:
-                result = _reconstruct(models[wanted[job]], job, side_by_side, clip, advance)
-            except BadFile as fault:
-                bad.append(fault)
-                result = None
-        if result is None:
-            say(f"left out: {message_line(bad[-1])}")
-            continue
-        done.append(result)
-        if not as_json:
+    tokenizer, inputs = tokenizer_and_media(names)
+
+    def on_file(result: "Reconstructed | BadFile") -> None:
+        if isinstance(result, BadFile):
+            say(f"left out: {message_line(result)}")
+        elif not as_json:
             print(_line(result), flush=True)
+
+    with bar("reconstructing", None) as progress:
+        outputs = reconstruct(
+            tokenizer,
+            inputs,
+            out,
+            side_by_side=side_by_side,
+            overwrite=overwrite,
+            clip=clip,
+            device=device,
+            progress=progress,
+            on_file=on_file,
+        )
     if as_json:
-        print_json({"listed": len(jobs), "done": [_row(result) for result in done], "bad": bad_as_json(bad)})
-    end_with_bad_files(bad, len(done), named=True)
+        print_json(outputs.plain())
+    end_with_bad_files(outputs.bad, len(outputs.done), named=True)
 
 
 def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
-    """Take `[TOKENIZER] INPUT...` apart: the first name is media if it is a picture, a video or a folder of some.
+    """Take `[TOKENIZER] INPUT...` apart: the first name is media if it is an image, a video or a folder of some.
 
     Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
     """
+    from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
     from smalti.tokenizer.open import find_tokenizer
 
     first, *others = names
     media = [Path(name) for name in others]
+    if Path(first).suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not Path(first).is_dir():
+        return None, [Path(first), *media]
     try:
         find_tokenizer(first)
     except InputError as fault:
@@ -91,69 +92,17 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
             raise fault from None
         return None, [Path(first), *media]
     if not others:
-        raise InputError(f"{first}: is a tokenizer; name the pictures and videos to put through it after it")
+        raise InputError(f"{first}: is a tokenizer; name the images and videos to reconstruct after it")
     return first, media
 
 
 def _holds_media(path: Path) -> bool:
+    from smalti.pipeline.outputs import list_media
+
     try:
-        return bool(_media(path).files)
+        return bool(list_media(path))
     except InputError:
         return False
-
-
-def _media(path: Path) -> "Listing":
-    from smalti.data.files import IMAGE_SUFFIXES as PICTURES
-    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
-    from smalti.data.files import list_files
-
-    return list_files(path, (*PICTURES, *VIDEOS))
-
-
-class Job(NamedTuple):
-    """One file to reconstruct."""
-
-    source: Path
-    target: Path
-    is_video: bool
-
-
-def plan(inputs: Sequence[Path], out: Path, overwrite: bool) -> list[Job]:
-    """Which file becomes which, checked before any work: below `out`, by the name in its folder, as PNG or MP4.
-
-    Raises InputError where an input gives nothing, ConfigError where two inputs would make one file, or a file is
-    there already and is an input or may not be replaced.
-    """
-    from smalti.data.files import VIDEO_SUFFIXES as VIDEOS
-
-    jobs: dict[Path, Job] = {}
-    for given in inputs:
-        listing = _media(given)
-        for file in listing.files:
-            source = listing.root / file
-            is_video = source.suffix.lower() in VIDEOS
-            name = Path(file).name if Path(file).is_absolute() else file
-            target = out / Path(name).with_suffix(".mp4" if is_video else ".png")
-            if target in jobs:
-                raise ConfigError(f"{source} and {jobs[target].source} would both become {target}; take them in turn")
-            jobs[target] = Job(source, target, is_video)
-    sources = {job.source.resolve() for job in jobs.values()}
-    for target in jobs:
-        if target.resolve() in sources:
-            raise ConfigError(f"{target}: is an input and would be written over; give another --out")
-        if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    return list(jobs.values())
-
-
-def _reconstruct(
-    model: "Tokenizer", job: Job, side_by_side: bool, clip: int | None, progress: "Progress"
-) -> "Reconstructed":
-    from smalti.tokenizer.reconstruct import reconstruct_image, reconstruct_video
-
-    if job.is_video:
-        return reconstruct_video(model, job.source, job.target, side_by_side=side_by_side, clip=clip, progress=progress)
-    return reconstruct_image(model, job.source, job.target, side_by_side=side_by_side)
 
 
 def _line(result: "Reconstructed") -> str:
@@ -161,7 +110,3 @@ def _line(result: "Reconstructed") -> str:
     cost = f"{result.tokens:,} tokens, {result.bits_per_pixel:.4f} bits per pixel"
     near = f"PSNR {result.psnr:.2f} dB, {result.seconds:.1f} s"
     return f"{message_line(result.path)}: {result.width}x{result.height}{length}, {cost}, {near}"
-
-
-def _row(result: "Reconstructed") -> dict[str, Any]:
-    return {**result._asdict(), "source": str(result.source), "path": str(result.path)}

@@ -1,38 +1,47 @@
-"""Pictures and film as small files of entropy-coded tokens, and back: any size and length, in constant memory."""
+"""Images and videos as small files of entropy-coded tokens, and back: any size and length, in constant memory."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
+from itertools import count, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from smalti.codec.entropy import Model, encode_ids
-from smalti.codec.format import Head, Origin, Reader, Writer
-from smalti.codec.frames import decode_blocks, encode_blocks, encode_picture, head_for
+from smalti.codec.entropy import Model, decode_ids, encode_ids
+from smalti.codec.format import Block, Head, Reader, Writer
+from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
-from smalti.data.videos import open_video, write_video
-from smalti.errors import ConfigError
+from smalti.data.video_writer import write_media
+from smalti.data.videos import open_video
+from smalti.errors import ConfigError, IntegrityError
 from smalti.files import new_file, remove_leftovers
+from smalti.progress import Progress
 from smalti.text import printable
-from smalti.tokenizer.reconstruct import check_causal, write_png
+from smalti.tokenizer.frames import (
+    check_causal,
+    frames_to_ids,
+    groups_of,
+    ids_to_frames,
+    ids_to_image,
+    images_to_ids,
+)
 from smalti.tokenizer.tokenizer import Tokenizer
 
-Progress = Callable[[int, int], None]
-"""(frames done, frames in all)."""
-
-_CRF = 12
-"""Of the film that is written: as fine as that of `reconstruct`."""
+BLOCK_TOKENS = 1 << 16
+"""Approximate number of tokens in a block of video: tables are learnt anew in each, which costs a few hundred bytes."""
 
 
 class Compressed(NamedTuple):
-    """What was written, and what it costs."""
+    """A `.smt` file that was written, and what it costs."""
 
     source: Path
     path: Path
@@ -40,12 +49,12 @@ class Compressed(NamedTuple):
     width: int
     frames: int
     fps: float | None
-    """None for a picture."""
+    """None for an image."""
     tokens: int
     bytes: int
-    """Of the whole file."""
+    """Size of the whole file."""
     ideal_bytes: float
-    """What the models ask for: the sum of -log2 of the probabilities of all symbols, and static tables, over 8."""
+    """The sum of -log2 of the models' probabilities of all symbols, and static tables, over 8."""
     uniform_bytes: float
     """log2(codebook_size) for every token, over 8."""
     bits_per_pixel: float
@@ -56,21 +65,22 @@ class Compressed(NamedTuple):
 
 
 class Decompressed(NamedTuple):
-    """What was written."""
+    """An image or video file that was written."""
 
     source: Path
     path: Path
     height: int
     width: int
     first: int
-    """The number of the first frame."""
+    """Number of the first frame."""
     frames: int
     fps: float | None
+    """None for an image."""
     seconds: float
 
 
-class About(NamedTuple):
-    """What is in a file, by its head and its seek table."""
+class CompressedInfo(NamedTuple):
+    """Facts of a `.smt` file from its head and its seek table."""
 
     head: Head
     frames: int
@@ -79,21 +89,14 @@ class About(NamedTuple):
     bytes: int
 
     def plain(self) -> dict[str, Any]:
-        """All of it as plain data; the rate as text, for it is a fraction."""
+        """Return all facts as plain data; the frame rate as text, for it is a fraction."""
         head = self.head.plain() | {"rate": None if self.head.rate is None else str(self.head.fps)}
         counts = {name: value for name, value in self._asdict().items() if name != "head"}
         pixels = self.frames * self.head.height * self.head.width
         return {**head, **counts, "bits_per_pixel": 8 * self.bytes / pixels}
 
 
-def compress_image(tokenizer: Tokenizer, source: Path, target: Path, *, model: Model = "adaptive") -> Compressed:
-    """Write a picture as `.smt`, whole or not at all. Raises BadFile for a picture that cannot be read."""
-    begun, frame = time.perf_counter(), read_image(source)
-    head = head_for(tokenizer, (frame.shape[0], frame.shape[1]), None)
-    return _compress(source, target, head, [(1, encode_picture(tokenizer, frame))], model, begun)
-
-
-def compress_video(
+def compress_file(
     tokenizer: Tokenizer,
     source: Path,
     target: Path,
@@ -102,15 +105,22 @@ def compress_video(
     group: int | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
-    """Write a video as `.smt`, as its frames are read; sound is left out, a varying frame rate becomes its mean.
+    """Write an image, or a video by its suffix, as `.smt`, whole or not at all.
 
-    With `group`, every so many frames are a video of their own: decoding can start at each, and a tokenizer that is not
-    causal has no other way. Without, the whole is one stream, and decoding starts at its beginning. `target` appears
-    whole or not at all. Raises BadFile for a video that cannot be read, ConfigError for a tokenizer that is not causal
-    without `group`.
+    Frames are coded as they are read; sound is left out, a varying frame rate becomes its mean. With `group`, every so
+    many frames of a video are encoded without those before: decoding can start at each, and a tokenizer that is not
+    causal has no other way. Without, the whole is one stream, and decoding starts at its beginning. Raises BadFile for
+    media that cannot be read, ConfigError for a video and a tokenizer that is not causal without `group`, and for an
+    image with `group`.
     """
+    begin = time.perf_counter()
+    if source.suffix.lower() not in VIDEO_SUFFIXES:
+        if group is not None:
+            raise ConfigError(f"{printable(source)}: --group cuts videos, and this is an image")
+        frame = read_image(source)
+        head = _head(tokenizer, (frame.shape[0], frame.shape[1]), None)
+        return _compress(source, target, head, [(1, images_to_ids(tokenizer, frame[None]))], model, begin)
     check_causal(tokenizer, group, "--group 17")
-    begun = time.perf_counter()
     with open_video(source) as reader:
 
         def frames() -> Iterator[Tensor]:
@@ -120,11 +130,11 @@ def compress_video(
                     progress(number, len(reader))
 
         rate = Fraction(reader.fps).limit_denominator(100_000)
-        head = head_for(tokenizer, reader.size, rate, group or 0)
-        return _compress(source, target, head, encode_blocks(tokenizer, frames(), head), model, begun)
+        head = _head(tokenizer, reader.size, rate, group or 0)
+        return _compress(source, target, head, _blocks_of(tokenizer, frames(), head), model, begin)
 
 
-def decompress(
+def decompress_file(
     tokenizer: Tokenizer,
     source: Path,
     target: Path,
@@ -132,29 +142,22 @@ def decompress(
     frames: tuple[int, int | None] | None = None,
     progress: Progress | None = None,
 ) -> Decompressed:
-    """Write what a `.smt` file holds: a picture as PNG, a video as MP4, MKV or MOV, whole or not at all.
+    """Write what a `.smt` file holds: an image as PNG, a video as MP4, MKV or MOV, whole or not at all.
 
-    With `frames` = (first, end), the frames first to end - 1 of a video alone. Raises as `decode_frames` does, and
+    With `frames` = (first, end), the frames first to end - 1 of a video alone. Raises as `read_frames` does, and
     ConfigError where `target` does not suit.
     """
-    begun, head = time.perf_counter(), about(source).head
-    made = decode_frames(tokenizer, source, *(frames or (0, None)), progress=progress)
+    begin, head = time.perf_counter(), read_info(source).head
     fps = None if head.rate is None else float(head.fps)
-    if fps is None:
-        if target.suffix.lower() != ".png":
-            raise ConfigError(f"{printable(target)}: a picture is written as .png")
-        write_png(target, next(made))
-        count = 1
-    else:
-        count = write_video(target, made, fps, crf=_CRF)
-    first = 0 if frames is None else frames[0]
-    return Decompressed(source, target, head.height, head.width, first, count, fps, time.perf_counter() - begun)
+    first, end = frames or (0, None)
+    written = write_media(target, read_frames(tokenizer, source, first, end, progress=progress), fps)
+    return Decompressed(source, target, head.height, head.width, first, written, fps, time.perf_counter() - begin)
 
 
-def decode_frames(
+def read_frames(
     tokenizer: Tokenizer, path: Path, first: int = 0, end: int | None = None, *, progress: Progress | None = None
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
-    """The frames first to end - 1 of a `.smt` file, one after the other; all of them unless said otherwise.
+    """Decode the frames first to end - 1 of a `.smt` file, one after the other; all of them unless said otherwise.
 
     The head and the seek table are checked first, then each block as it is read; those before the group of `first` and
     those after `end` are not. Frames are computed in pieces that depend on the file alone, so a part has the bits of
@@ -165,37 +168,38 @@ def decode_frames(
     with _opened(path) as reader:
         head, entries = reader.head, reader.table()
         head.info.check(tokenizer.info, name)
-        count = entries[-1].start + entries[-1].frames
-        last = count if end is None else end
-        if not 0 <= first < last <= count:
-            raise ConfigError(f"{name}: has frames 0:{count}; {first}:{last} are not among them")
+        total = entries[-1].start + entries[-1].frames
+        last = total if end is None else end
+        if not 0 <= first < last <= total:
+            raise ConfigError(f"{name}: has frames 0:{total}; {first}:{last} are not among them")
         start = head.group_start(first)
         blocks = (reader.block(entry) for entry in entries if start <= entry.start < last)
-        for number, frame in enumerate(decode_blocks(tokenizer, blocks, head, name), start=start):
+        for number, frame in enumerate(_decode_blocks(tokenizer, blocks, head, name), start=start):
             if first <= number < last:
                 yield frame
                 if progress is not None:
                     progress(number + 1 - first, last - first)
 
 
-def decode_stream(tokenizer: Tokenizer, file: Origin, name: str) -> Iterator[UInt8[Tensor, "h w 3"]]:
-    """All frames of a file that is read once, from its beginning: a pipe, or one that is still being written.
+def stream_frames(tokenizer: Tokenizer, file: BinaryIO | BytesIO, name: str) -> Iterator[UInt8[Tensor, "h w 3"]]:
+    """Decode all frames of a file that is read once, from its beginning: a pipe, or one that is still being written.
 
-    Frames come before the end was seen, so only a stream that ends without an error was whole. `name` is what faults
-    are named by. Raises as `decode_frames` does.
+    Frames come before the end was seen, so only a stream that ends without an error was whole. `name` is what errors
+    call the file. Raises as `read_frames` does.
     """
     reader = Reader(file, name)
     reader.head.info.check(tokenizer.info, name)
-    yield from decode_blocks(tokenizer, reader.blocks(), reader.head, name)
+    yield from _decode_blocks(tokenizer, reader.blocks(), reader.head, name)
 
 
-def about(path: Path) -> About:
-    """What is in a `.smt` file. Raises InputError where there is none, IntegrityError where head or foot is damaged."""
+def read_info(path: Path) -> CompressedInfo:
+    """Read the facts of a `.smt` file. Raises InputError where there is none, IntegrityError where head or foot is
+    damaged."""
     with _opened(path) as reader:
         head, entries = reader.head, reader.table()
         latents = sum(head.latents(entry.start, entry.frames) for entry in entries)
         frames = sum(entry.frames for entry in entries)
-        return About(head, frames, latents * math.prod(head.grid), len(entries), path.stat().st_size)
+        return CompressedInfo(head, frames, latents * math.prod(head.grid), len(entries), path.stat().st_size)
 
 
 @contextmanager
@@ -204,8 +208,40 @@ def _opened(path: Path) -> Iterator[Reader]:
         yield Reader(file, printable(path))
 
 
+def _head(tokenizer: Tokenizer, size: tuple[int, int], rate: Fraction | None, group: int = 0) -> Head:
+    """Make the head of a new file of frames of `size` = (height, width); an image has no `rate`."""
+    head = Head(
+        kind="picture" if rate is None else "video",
+        tokenizer=tokenizer.fingerprint,
+        levels=tokenizer.levels,
+        strides=tokenizer.strides,
+        height=size[0],
+        width=size[1],
+        rate=None if rate is None else (rate.numerator, rate.denominator),
+        block=1,
+        group=group,
+    )
+    return head if rate is None else head.replace({"block": max(1, BLOCK_TOKENS // math.prod(head.grid))})
+
+
+def _blocks_of(tokenizer: Tokenizer, frames: Iterable[Tensor], head: Head) -> Iterator[tuple[int, Tensor]]:
+    """Encode a video to (frames, ids `1 t h w`) of each block."""
+    for group in groups_of(frames, head.group or None):
+        numbers = count()
+        counted = (frame for frame, _ in zip(group, numbers, strict=False))  # next(numbers): frames taken so far
+        waiting, given = None, 0
+        for ids in frames_to_ids(tokenizer, counted, first=1):
+            waiting = ids if waiting is None else torch.cat([waiting, ids], 1)
+            while waiting.shape[1] > head.block:  # there is more, so this block is full
+                full = head.room(given)
+                yield full, waiting[:, : head.block]
+                waiting, given = waiting[:, head.block :], given + full
+        assert waiting is not None, "a group has a frame"
+        yield next(numbers) - given, waiting
+
+
 def _compress(
-    source: Path, target: Path, head: Head, blocks: Iterable[tuple[int, Tensor]], model: Model, begun: float
+    source: Path, target: Path, head: Head, blocks: Iterable[tuple[int, Tensor]], model: Model, begin: float
 ) -> Compressed:
     """Write (frames, ids `1 t h w`) of all blocks to a new file."""
     remove_leftovers(target.parent)
@@ -217,7 +253,6 @@ def _compress(
             writer.add(frames, coded.data)
             tokens, bits = tokens + ids.numel(), bits + coded.bits
         writer.close()
-    pixels = writer.frames * head.height * head.width
     return Compressed(
         source=source,
         path=target,
@@ -229,7 +264,28 @@ def _compress(
         bytes=writer.bytes,
         ideal_bytes=bits / 8,
         uniform_bytes=tokens * math.log2(math.prod(head.levels)) / 8,
-        bits_per_pixel=8 * writer.bytes / pixels,
+        bits_per_pixel=8 * writer.bytes / (writer.frames * head.height * head.width),
         ratio=source.stat().st_size / writer.bytes,
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - begin,
     )
+
+
+def _decode_blocks(
+    tokenizer: Tokenizer, blocks: Iterable[Block], head: Head, name: str
+) -> Iterator[UInt8[Tensor, "h w 3"]]:
+    """Decode the frames of blocks that follow each other, the first of which starts a group."""
+    size = head.height, head.width
+    for _, group in groupby(blocks, lambda block: head.group_start(block.start)):
+        pieces = ((block.frames, _ids_of(block, head, name)) for block in group)
+        if head.kind == "picture":
+            yield from (ids_to_image(tokenizer, ids, size) for _, ids in pieces)
+        else:
+            yield from ids_to_frames(tokenizer, pieces, size)
+
+
+def _ids_of(block: Block, head: Head, name: str) -> Int[Tensor, "1 t h w"]:
+    shape = (head.latents(block.start, block.frames), *head.grid)
+    try:
+        return torch.from_numpy(decode_ids(block.data, shape, head.levels))[None]
+    except ValueError as error:
+        raise IntegrityError(f"{name}: the block of frame {block.start} cannot be decoded: {error}") from None

@@ -7,15 +7,13 @@ the library takes them is exact: encoder and decoder agree on any machine, to th
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smalti.codec.contexts import Contexts, Visit, visits
+from smalti.codec.contexts import Contexts, Integers, Visit, visits
 from smalti.errors import MachineError
 
-Integers = NDArray[np.int64]
 Model = Literal["uniform", "static", "adaptive"]
 """`uniform`: all values of a digit alike. `static`: a table for each digit, measured over the block and stored in it.
 `adaptive`: counts in contexts, learnt on the way by both sides."""
@@ -101,20 +99,9 @@ def _radices(level: int) -> tuple[int, ...]:
     return (*[radix] * (count - 1), -(-level // radix ** (count - 1)))
 
 
-@runtime_checkable
-class _Coder(Protocol):
-    """What walks the symbols: an encoder reads them, a decoder fills them in. Both see the same tables."""
-
-    def code(self, symbols: Integers, weights: Integers, rows: Integers | None) -> Integers:
-        """The symbols `n`, under `weights` for all, or under row `rows[i]` of `weights` for the i-th."""
-        ...
-
-    def table(self, weights: Integers) -> Integers:
-        """Weights of one byte each, written or read."""
-        ...
-
-
 class _Encoder:
+    """Writes symbols. `code` and `table` are those of `_Decoder`, which returns what it reads under the same tables."""
+
     def __init__(self) -> None:
         self._coder = _library().stream.queue.RangeEncoder()
         self._tables = b""
@@ -182,7 +169,7 @@ def _encode(planes: Integers, sizes: Sequence[int], model: Model) -> Coded:
     return Coded(bytes([get_args(Model).index(model)]) + encoder.finish(), encoder.bits, model)
 
 
-def _walk(planes: Integers, sizes: Sequence[int], model: Model, coder: _Coder) -> None:
+def _walk(planes: Integers, sizes: Sequence[int], model: Model, coder: _Encoder | _Decoder) -> None:
     """Code all symbols `k t h w`, in the order that both sides follow; the decoder's come into `planes`."""
     if model == "adaptive":
         _walk_adaptive(planes, sizes, coder)
@@ -194,7 +181,7 @@ def _walk(planes: Integers, sizes: Sequence[int], model: Model, coder: _Coder) -
         plane[:] = coder.code(plane.reshape(-1), table, None).reshape(plane.shape)
 
 
-def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Coder) -> None:
+def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Encoder | _Decoder) -> None:
     """Frame by frame, digit by digit, from coarse positions to fine ones; what is known grows with every call."""
     _, frames, height, width = planes.shape
     order: tuple[Visit, ...] = visits(height, width)

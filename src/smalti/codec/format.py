@@ -14,7 +14,8 @@ import math
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+from io import BytesIO
+from typing import Annotated, BinaryIO, Literal, NamedTuple
 
 from pydantic import Field, Strict, model_validator
 
@@ -140,32 +141,10 @@ class Entry(NamedTuple):
     digest: bytes
 
 
-@runtime_checkable
-class Sink(Protocol):
-    """What a file is written to."""
-
-    def write(self, data: bytes, /) -> int:
-        """Write all of it."""
-        ...
-
-
-@runtime_checkable
-class Origin(Protocol):
-    """What a file is read from; `seek` is called for the seek table alone."""
-
-    def read(self, count: int, /) -> bytes:
-        """At most so many bytes; none at the end."""
-        ...
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """As that of a file."""
-        ...
-
-
 class Writer:
     """Writes a file block by block; it is whole when `close` has been called."""
 
-    def __init__(self, file: Sink, head: Head) -> None:
+    def __init__(self, file: BinaryIO | BytesIO, head: Head) -> None:
         text = json.dumps(head.plain(), sort_keys=True, separators=(",", ":")).encode()
         self._file, self._chain, self._table = file, b"", list[bytes]()
         self.head, self.frames, self.bytes = head, 0, 0
@@ -190,12 +169,12 @@ class Writer:
 
 
 class Reader:
-    """Reads a file from its beginning, or from its seek table. `name` is what faults are named by.
+    """Reads a file from its beginning, or from its seek table, for which alone it is sought. Errors call it `name`.
 
     Raises IntegrityError for a file that is not whole, of another program, or of a newer smalti.
     """
 
-    def __init__(self, file: Origin, name: str) -> None:
+    def __init__(self, file: BinaryIO | BytesIO, name: str) -> None:
         self._file, self._name, self._chain = file, name, b""
         start = self._read(_START.size)
         magic, version, length = _START.unpack(start)

@@ -1,5 +1,6 @@
-"""Writing video: H.264 in MP4 that plays everywhere, whole or absent."""
+"""Writing images as PNG and videos as H.264 in MP4 that plays everywhere, whole or absent."""
 
+import io
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from smalti.errors import ConfigError, InputError, MachineError
-from smalti.files import new_file
+from smalti.files import new_file, write_bytes
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -18,6 +21,27 @@ _SMPTE170M, _LIMITED = (
     6,
     1,
 )  # the matrix and range that the RGB to YUV conversion uses; untagged video has wrong colours in players
+
+_MEDIA_CRF = 12
+"""Finer than the usual 18: what is visible should be the tokenizer's loss, not the video codec's."""
+
+
+def write_media(path: Path, frames: Iterable[UInt8[Tensor, "h w 3"]], fps: float | None) -> int:
+    """Write an image (`fps` None) as PNG, or a video as `write_video` does, finely; return the number of frames."""
+    if fps is not None:
+        return write_video(path, frames, fps, crf=_MEDIA_CRF)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{printable(path)}: an image is written as .png")
+    (image,) = frames
+    write_png(path, image)
+    return 1
+
+
+def write_png(path: Path, image: UInt8[Tensor, "h w 3"]) -> None:
+    """Write an image as PNG, whole or not at all."""
+    data = io.BytesIO()
+    Image.fromarray(image.numpy()).save(data, "PNG")
+    write_bytes(path, data.getvalue())
 
 
 def write_video(path: Path | str, frames: Iterable[Tensor | np.ndarray], fps: int | float, *, crf: int = 18) -> int:

@@ -4,20 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from smalti.data.videos import write_video
+from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError
-from smalti.tokenizer import Tokenizer, decode_tiles
-from smalti.tokenizer.reconstruct import TILED_ABOVE, chunk_frames, write_png
-from smalti.tokenizer.tiles import choose_tile
+from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.frames import ids_to_frames, ids_to_image
 from smalti.tokens.reader import TokenSet
 from smalti.tokens.shard import Row
-from smalti.video import crop_to, to_uint8
-
-_CRF = 12
-"""As in `smalti reconstruct`: what is seen should be the tokenizer's loss, not the video codec's."""
 
 
 class Decoded(NamedTuple):
@@ -32,42 +26,30 @@ class Decoded(NamedTuple):
     """None for a picture."""
 
 
-@torch.inference_mode()
 def decode_frames(tokenizer: Tokenizer, row: Row) -> Iterator[Tensor]:
-    """The frames of a row, uint8 `h w 3`, in memory that does not grow where the tokenizer is causal.
+    """Decode the frames of a row, uint8 `h w 3`, in memory that does not grow where the tokenizer is causal.
 
     Raises ValueError for an id that the tokenizer does not have.
     """
-    device, (count, height, width) = next(tokenizer.parameters()).device, row.size
-    ids = row.tensor()[None].to(device)
-    if count == 1 and height * width > TILED_ABOVE and tokenizer.is_tile_exact:
-        yield to_uint8(crop_to(decode_tiles(tokenizer, ids, choose_tile(tokenizer)), row.size).cpu())[0, 0]
-        return
-    if not tokenizer.is_causal:
-        yield from to_uint8(tokenizer.decode(ids, size=row.size).cpu())[0]
-        return
-    length = max(1, chunk_frames(height, width, tokenizer.strides[0]) // tokenizer.strides[0])
-    chunks = (ids[:, at : at + length] for at in range(0, ids.shape[1], length))
-    for video in tokenizer.decode_stream(chunks, size=row.size):
-        yield from to_uint8(video.cpu())[0]
+    ids, (count, *size) = row.tensor()[None], row.size
+    if count == 1:
+        yield ids_to_image(tokenizer, ids, (size[0], size[1]))
+    else:
+        yield from ids_to_frames(tokenizer, [(count, ids)], (size[0], size[1]))
 
 
 def decode_row(
     tokenizer: Tokenizer, row: Row, target: Path, frame_done: Callable[[int], None] | None = None
 ) -> Decoded:
     """Write a row as PNG, or as MP4 at its frame rate; whole or not at all."""
-    if row.fps is None:
-        (picture,) = decode_frames(tokenizer, row)
-        write_png(target, picture)
-    else:
 
-        def frames() -> Iterator[Tensor]:
-            for number, frame in enumerate(decode_frames(tokenizer, row), start=1):
-                yield frame
-                if frame_done is not None:
-                    frame_done(number)
+    def frames() -> Iterator[Tensor]:
+        for number, frame in enumerate(decode_frames(tokenizer, row), start=1):
+            yield frame
+            if frame_done is not None:
+                frame_done(number)
 
-        write_video(target, frames(), row.fps, crf=_CRF)
+    write_media(target, frames(), row.fps)
     return Decoded(row.key, target, *row.size, row.fps)
 
 

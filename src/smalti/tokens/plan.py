@@ -183,7 +183,7 @@ def _check_free(folder: Path) -> None:
     """A folder that is no token set must be empty, but for what a killed planner left."""
     others = [entry.name for entry in folder.iterdir() if entry.name != INPUTS] if folder.is_dir() else []
     if [name for name in others if not name.startswith(".")] or folder.is_file():
-        raise ConfigError(f"{folder}: is there already and is no token set; choose another --out")
+        raise ConfigError(f"{folder}: already exists and is no token set; choose another --out")
 
 
 def _compare(path: Path, content: Mapping[str, Any], found: Found) -> None:

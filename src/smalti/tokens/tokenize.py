@@ -15,13 +15,11 @@ from torch import Tensor
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
 from smalti.errors import BadFile, ConfigError, MachineError
-from smalti.tokenizer import Tokenizer, encode_tiles
-from smalti.tokenizer.reconstruct import TILED_ABOVE
-from smalti.tokenizer.tiles import choose_tile
+from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.frames import frames_to_ids, images_to_ids
 from smalti.tokens.media import Item, digest_of, items_of, open_medium, shown
 from smalti.tokens.plan import Plan
 from smalti.tokens.shard import Fault, Report, Row, id_type, write_shard
-from smalti.video import to_video
 
 Watch = Callable[[int, int], None]
 """Told (item, tokens of the shard so far) before every item and after every chunk of a video; `WRITING` at the end."""
@@ -29,7 +27,7 @@ Watch = Callable[[int, int], None]
 WRITING = -1
 
 _PIXELS_AT_ONCE = 1 << 18
-"""Of a chunk of film. Measured on 144 x 256: 4 frames at once take the time of 16, and less than 28."""
+"""Pixels of a chunk of video. Measured on 144 x 256: 4 frames at once take the time of 16, and less than 28."""
 
 
 class _Picture(NamedTuple):
@@ -81,7 +79,7 @@ def warm_up(tokenizer: Tokenizer) -> None:
     """Encode a grey picture: the first call loads kernels and libraries, for which no item should be blamed."""
     Image.init()
     side = 8 * tokenizer.strides[2]
-    tokenizer.encode(torch.zeros(1, 3, 1, side, side, device=next(tokenizer.parameters()).device))
+    tokenizer.encode(torch.zeros(1, 3, 1, side, side, device=tokenizer.device))
 
 
 class _Maker:
@@ -90,7 +88,6 @@ class _Maker:
     def __init__(self, plan: Plan, tokenizer: Tokenizer, watch: Watch) -> None:
         self.plan, self.options, self.tokenizer, self.watch = plan, plan.options, tokenizer, watch
         self.view, self.kind = plan.options.view, id_type(plan.about.codebook_size)
-        self.device = next(tokenizer.parameters()).device
         self.rows: list[Row] = []
         self.bad: list[Fault] = []
         self.skipped: list[Fault] = []
@@ -199,43 +196,19 @@ class _Maker:
         self.skipped.append(Fault(item.key, "small", what))
         return True
 
-    @torch.inference_mode()
     def _encode_pictures(self, pixels: Tensor) -> np.ndarray:
-        """Ids `b h w` of pictures of one size; large ones tile by tile where that changes no token."""
-        videos = to_video(pixels[:, None]).to(self.device)
-        if pixels.shape[1] * pixels.shape[2] > TILED_ABOVE and self.tokenizer.is_tile_exact:
-            ids = encode_tiles(self.tokenizer, videos, choose_tile(self.tokenizer))
-        else:
-            ids = self.tokenizer.encode(videos)
-        return ids[:, 0].cpu().numpy().astype(self.kind)
+        """Encode images of one size to ids `b h w`."""
+        return images_to_ids(self.tokenizer, pixels)[:, 0].cpu().numpy().astype(self.kind)
 
-    @torch.inference_mode()
     def _encode_clip(self, frames: Iterable[Tensor], item: Item) -> tuple[np.ndarray, tuple[int, int]]:
-        """(ids `t h w`, (rows, columns)) of frames that come one at a time; as a stream where the tokenizer can."""
-        source = iter(frames)
+        """Encode frames that come one at a time to (ids `t h w`, (height, width))."""
+        source, parts = iter(frames), list[np.ndarray]()
         first = next(source)
-        side = (first.shape[0], first.shape[1])
-        source = chain([first], source)
-        if not self.tokenizer.is_causal:
-            ids = self.tokenizer.encode(to_video(torch.stack(list(source))).to(self.device))
-            self.tokens += ids.numel()
-            return ids[0].cpu().numpy().astype(self.kind), side
-        length, parts = _chunk(*side, self.tokenizer.strides[0]), list[np.ndarray]()
-
-        def chunks() -> Iterator[Tensor]:
-            while group := list(islice(source, length)):
-                yield to_video(torch.stack(group)).to(self.device)
-
-        for ids in self.tokenizer.encode_stream(chunks()):
+        for ids in frames_to_ids(self.tokenizer, chain([first], source), pixels=_PIXELS_AT_ONCE):
             parts.append(ids[0].cpu().numpy().astype(self.kind))
             self.tokens += ids.numel()
             self.watch(item.number, self.tokens)
-        return np.concatenate(parts), side
-
-
-def _chunk(height: int, width: int, stride: int) -> int:
-    """Frames that are encoded at once; it follows from the size alone, so that ids do."""
-    return stride * max(1, _PIXELS_AT_ONCE // (height * width * stride))
+        return np.concatenate(parts), (first.shape[0], first.shape[1])
 
 
 def _keep(frames: Iterable[Tensor], kept: deque[Tensor]) -> Iterator[Tensor]:

@@ -1,0 +1,64 @@
+"""Images and videos to small files of entropy-coded tokens, and back, by the name of a tokenizer."""
+
+from pathlib import Path
+
+from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
+from smalti.codec.entropy import Model
+from smalti.errors import ConfigError
+from smalti.pipeline.models import as_tokenizer
+from smalti.pipeline.outputs import check_targets
+from smalti.progress import Progress
+from smalti.text import printable
+from smalti.tokenizer.tokenizer import Tokenizer
+
+SUFFIX = ".smt"
+
+
+def compress(
+    source: Path | str,
+    target: Path | str,
+    tokenizer: Tokenizer | str | Path,
+    *,
+    model: Model = "adaptive",
+    group: int | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Write an image or a video as a `.smt` file of entropy-coded tokens, whole or not at all.
+
+    `tokenizer` is one, or a name as `smalti.load` takes it; reading the file needs the same one. `model` says how ids
+    are coded (docs/codec.md). With `group`, every so many frames of a video are a video of their own, at which decoding
+    can start. `device` None is the best there is.
+
+    Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
+    source or has another suffix, and for a video and a tokenizer that is not causal without `group`.
+    """
+    source, target = Path(source), Path(target)
+    check_targets([target], [source], overwrite=overwrite, other="another name")
+    if target.suffix.lower() != SUFFIX:
+        raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
+    return compress_file(as_tokenizer(tokenizer, device), source, target, model=model, group=group, progress=progress)
+
+
+def decompress(
+    source: Path | str,
+    target: Path | str,
+    tokenizer: Tokenizer | str | Path,
+    *,
+    frames: tuple[int, int | None] | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Decompressed:
+    """Write the image or the video that a `.smt` file holds: PNG, or H.264 at the frame rate of its source.
+
+    `tokenizer` is the one that made the file, or its name as `smalti.load` takes it. `frames` = (first, end) takes the
+    frames first to end - 1 of a video alone; an end of None is the last. `device` None is the best there is.
+
+    Raises InputError where there is no file, IntegrityError for one that is damaged or of another tokenizer,
+    ConfigError for frames that are not in it and where `target` exists and may not be replaced or does not suit.
+    """
+    source, target = Path(source), Path(target)
+    check_targets([target], [source], overwrite=overwrite, other="another name")
+    return decompress_file(as_tokenizer(tokenizer, device), source, target, frames=frames, progress=progress)

@@ -1,0 +1,161 @@
+"""Images and videos through a tokenizer and back to files: any size, any length, memory that does not grow."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from smalti.data.files import VIDEO_SUFFIXES
+from smalti.data.images import read_image
+from smalti.data.video_writer import write_media
+from smalti.data.videos import open_video
+from smalti.errors import BadFile
+from smalti.metrics import SMALTI
+from smalti.metrics.report import capped_psnr
+from smalti.pipeline.models import as_tokenizer
+from smalti.pipeline.outputs import Outputs, media_jobs
+from smalti.progress import Progress
+from smalti.tokenizer.frames import check_causal, ids_to_image, images_to_ids, reconstruct_frames
+from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO
+from smalti.tokenizer.tokenizer import Tokenizer
+
+
+class Reconstructed(NamedTuple):
+    """A reconstruction that was written, what it cost in tokens, and how near it is to its source."""
+
+    source: Path
+    path: Path
+    height: int
+    width: int
+    frames: int
+    fps: float | None
+    """None for an image."""
+    tokens: int
+    bits: float
+    """log2(codebook_size) for each token."""
+    bits_per_pixel: float
+    psnr: float
+    """In dB on pixels rounded to 8 bits, the mean over frames; a frame without error counts as 100."""
+    seconds: float
+
+
+def reconstruct(
+    tokenizer: Tokenizer | str | Path | None,
+    inputs: Sequence[Path | str],
+    out: Path | str = "reconstructed",
+    *,
+    side_by_side: bool = True,
+    overwrite: bool = False,
+    clip: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+    on_file: Callable[[Reconstructed | BadFile], None] | None = None,
+) -> Outputs[Reconstructed]:
+    """Encode and decode files and folders of images and videos, at their own size and length, into the folder `out`.
+
+    Images become PNG and videos MP4 at the frame rate of the source, beside the original if `side_by_side`.
+    `tokenizer` is one, or a name as `smalti.load` takes it; None is smalti/tiny-image for images and smalti/tiny-video
+    for videos. `clip` cuts videos into videos of so many frames, for tokenizers that are not causal. `device` None is
+    the best there is. `progress` hears of every frame, `on_file` of every file: its result, or its fault.
+
+    Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media,
+    ConfigError where a file exists that may not be replaced, or for a video and a tokenizer that is not causal.
+    """
+    jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
+    kinds = {job.is_video for job in jobs}
+    if tokenizer is not None:
+        models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device))
+    else:
+        models = {is_video: as_tokenizer(TINY_VIDEO if is_video else TINY_IMAGE, device) for is_video in kinds}
+    outputs = Outputs[Reconstructed](len(jobs), [], [])
+    for number, job in enumerate(jobs, start=1):
+        note = f"{job.source.name} ({number} of {len(jobs)})"
+        result: Reconstructed | BadFile
+        try:
+            result = reconstruct_file(
+                models[job.is_video],
+                job.source,
+                job.target,
+                side_by_side=side_by_side,
+                clip=clip,
+                progress=None if progress is None else _with_note(progress, note),
+            )
+            outputs.done.append(result)
+        except BadFile as fault:
+            result = fault
+            outputs.bad.append(fault)
+        if on_file is not None:
+            on_file(result)
+    return outputs
+
+
+def reconstruct_file(
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    *,
+    side_by_side: bool = False,
+    clip: int | None = None,
+    progress: Progress | None = None,
+) -> Reconstructed:
+    """Write the reconstruction of an image as PNG, or of a video, by its suffix, as MP4; whole or not at all.
+
+    Frames are read, encoded, decoded and written as they come, so memory depends on the size of a frame and not on how
+    many there are. A video of varying frame rate is written at its mean rate; sound is left out. Raises BadFile for
+    media that cannot be read, ConfigError for a video and a tokenizer that is not causal without `clip`.
+    """
+    begin, psnrs, tokens = time.perf_counter(), list[float](), 0
+
+    def written(frames: Iterable[tuple[Tensor, Tensor, int]], total: int) -> Iterator[Tensor]:
+        nonlocal tokens
+        for frame, image, so_far in frames:
+            tokens = so_far
+            psnrs.append(_psnr(frame, image))
+            if progress is not None:
+                progress(len(psnrs), total)
+            yield torch.cat([frame, image], 1) if side_by_side else image
+
+    if source.suffix.lower() in VIDEO_SUFFIXES:
+        check_causal(tokenizer, clip)
+        with open_video(source) as reader:
+            (height, width), fps = reader.size, float(reader.fps)
+            frames = reconstruct_frames(tokenizer, reader.frames(), clip=clip)
+            write_media(target, written(frames, len(reader)), fps)
+    else:
+        frame, fps = read_image(source), None
+        height, width, _ = frame.shape
+        ids = images_to_ids(tokenizer, frame[None])
+        image = ids_to_image(tokenizer, ids, (height, width))
+        write_media(target, written([(frame, image, ids.numel())], 1), None)
+    bits = math.log2(tokenizer.codebook_size) * tokens
+    return Reconstructed(
+        source=source,
+        path=target,
+        height=height,
+        width=width,
+        frames=len(psnrs),
+        fps=fps,
+        tokens=tokens,
+        bits=bits,
+        bits_per_pixel=bits / (len(psnrs) * height * width),
+        psnr=math.fsum(psnrs) / len(psnrs),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _with_note(progress: Progress, file: str) -> Progress:
+    def report(done: int, total: int | None = None, note: str = "") -> None:
+        progress(done, total, f"{file} {note}".rstrip())
+
+    return report
+
+
+def _psnr(frame: UInt8[Tensor, "h w 3"], image: UInt8[Tensor, "h w 3"]) -> float:
+    # Differences of 8-bit values and their squares are exact in int32 (16 bits are one too few).
+    error = (frame.int() - image.int()).square().double().mean()
+    return capped_psnr(float(error), SMALTI)

@@ -1,0 +1,158 @@
+"""Frames of media through a tokenizer and back: images whole or in tiles, videos as streams, in constant memory.
+
+Frames are uint8 `h w 3`, one after the other; ids come and go in pieces. A tokenizer that is not causal has no streams:
+all frames of a video are then held at once.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from smalti.errors import ConfigError
+from smalti.nn.stream import Stream
+from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
+from smalti.tokenizer.tokenizer import Tokenizer
+from smalti.video import crop_to, to_uint8, to_video
+
+TILED_ABOVE = 4_000_000
+"""Pixels of an image above which it is computed tile by tile, where that changes no token."""
+
+CHUNK_PIXELS = 1 << 20
+"""Pixels of a chunk of video; one group of the tokenizer's time stride is always taken whole."""
+
+
+def check_causal(tokenizer: Tokenizer, clip: int | None, option: str = "--clip 17") -> None:
+    """Raise ConfigError for a tokenizer that is not causal, unless videos are cut into clips."""
+    if not tokenizer.is_causal and clip is None:
+        raise ConfigError(
+            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; cut it into "
+            f"clips with {option}, or use a tokenizer with norm 'position' or 'frame'"
+        )
+
+
+@torch.inference_mode()
+def images_to_ids(tokenizer: Tokenizer, images: UInt8[Tensor, "b h w 3"]) -> Int[Tensor, "b 1 h2 w2"]:
+    """Encode images of one size, in tiles where they are large and that changes no token."""
+    videos = to_video(images[:, None]).to(tokenizer.device)
+    if _in_tiles(tokenizer, images.shape[1], images.shape[2]):
+        return encode_tiles(tokenizer, videos, choose_tile(tokenizer))
+    return tokenizer.encode(videos)
+
+
+@torch.inference_mode()
+def ids_to_image(tokenizer: Tokenizer, ids: Int[Tensor, "1 1 h2 w2"], size: tuple[int, int]) -> UInt8[Tensor, "h w 3"]:
+    """Decode an image of `size` = (height, width), in tiles where it is large and that changes no pixel."""
+    ids = ids.to(tokenizer.device)
+    if _in_tiles(tokenizer, *size):
+        video = decode_tiles(tokenizer, ids, choose_tile(tokenizer))
+    else:
+        video = tokenizer.decode(ids)
+    return to_uint8(crop_to(video, (1, *size)).cpu())[0, 0]
+
+
+@torch.inference_mode()
+def frames_to_ids(
+    tokenizer: Tokenizer,
+    frames: Iterable[UInt8[Tensor, "h w 3"]],
+    *,
+    first: int | None = None,
+    chunk: int | None = None,
+    pixels: int = CHUNK_PIXELS,
+) -> Iterator[Int[Tensor, "1 t h2 w2"]]:
+    """Encode the frames of a video, in chunks of `chunk` frames, or of about `pixels` pixels.
+
+    The first chunk has `first` frames if given. Chunks change no id but for float32 sums in another order, which move
+    an id on a threshold: whoever promises equal bytes keeps to one choice of chunks.
+    """
+    source = iter(frames)
+    start = next(source, None)
+    if start is None:
+        return
+    length = chunk or chunk_frames(tokenizer, (start.shape[0], start.shape[1]), pixels)
+    source = chain([start], source)
+
+    def chunks() -> Iterator[Tensor]:
+        count = first or length
+        while group := list(islice(source, count if tokenizer.is_causal else None)):
+            yield to_video(torch.stack(group)).to(tokenizer.device)
+            count = length
+
+    yield from tokenizer.encode_stream(chunks()) if tokenizer.is_causal else map(tokenizer.encode, chunks())
+
+
+@torch.inference_mode()
+def ids_to_frames(
+    tokenizer: Tokenizer, pieces: Iterable[tuple[int, Int[Tensor, "1 t h2 w2"]]], size: tuple[int, int]
+) -> Iterator[UInt8[Tensor, "h w 3"]]:
+    """Decode a video of `size` = (height, width) whose ids come in pieces, each with its number of frames.
+
+    The last piece may have more ids than frames. Ids are decoded in parts that follow from the pieces and the size
+    alone: equal pieces give equal bits.
+    """
+    if not tokenizer.is_causal:
+        counts, parts = zip(*pieces, strict=True)
+        pieces = [(sum(counts), torch.cat(parts, 1))]
+    stream = Stream() if tokenizer.is_causal else None
+    latents = chunk_frames(tokenizer, size) // tokenizer.strides[0]
+    for frames, ids in pieces:
+        left = frames
+        for part in ids.to(tokenizer.device).split(latents if stream else ids.shape[1], 1):
+            if not left:
+                break
+            video = tokenizer.decode(part, stream)
+            count = min(left, video.shape[2])
+            yield from to_uint8(crop_to(video, (count, *size)).cpu())[0]
+            left -= count
+
+
+def reconstruct_frames(
+    tokenizer: Tokenizer,
+    frames: Iterable[UInt8[Tensor, "h w 3"]],
+    *,
+    clip: int | None = None,
+    chunk: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield (frame, reconstruction, tokens so far) for each frame of a video, in constant memory.
+
+    The ids of each chunk go straight into the decoder. With `clip`, every so many frames are encoded and decoded as a
+    video of their own. Raises ConfigError for a tokenizer that is not causal without `clip`.
+    """
+    check_causal(tokenizer, clip)
+    waiting, tokens = deque[Tensor](), 0
+
+    def kept(group: Iterable[Tensor]) -> Iterator[Tensor]:
+        for frame in group:
+            waiting.append(frame)
+            yield frame
+
+    def pieces(group: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        nonlocal tokens
+        for ids in frames_to_ids(tokenizer, kept(group), chunk=clip or chunk):
+            tokens += ids.numel()
+            yield len(waiting), ids
+
+    for group in groups_of(frames, clip):
+        start = next(group)
+        for image in ids_to_frames(tokenizer, pieces(chain([start], group)), (start.shape[0], start.shape[1])):
+            yield waiting.popleft(), image, tokens
+
+
+def groups_of(frames: Iterable[Tensor], size: int | None) -> Iterator[Iterator[Tensor]]:
+    """Cut frames into groups of `size`, the last one shorter; None is one group. Each is to be used up in its turn."""
+    source = iter(frames)
+    while (start := next(source, None)) is not None:
+        yield chain([start], source if size is None else islice(source, size - 1))
+
+
+def chunk_frames(tokenizer: Tokenizer, size: tuple[int, int], pixels: int = CHUNK_PIXELS) -> int:
+    """Return how many frames of `size` have about `pixels` pixels: a multiple of the time stride."""
+    stride = tokenizer.strides[0]
+    return stride * max(1, pixels // (size[0] * size[1] * stride))
+
+
+def _in_tiles(tokenizer: Tokenizer, height: int, width: int) -> bool:
+    return height * width > TILED_ABOVE and tokenizer.is_tile_exact
