@@ -63,7 +63,7 @@ def test_parts_of_the_work_make_the_set_together(smalti, image_tokenizer, pictur
     assert "1 of 2 shards are done" in smalti(*command, *small, "--shard", "1/2").out
     assert_one_line(smalti("decode", tmp_path / "set", "--out", tmp_path / "x"), 3, "is not finished")
     about = json.loads(smalti("info", tmp_path / "set", "--json").out)
-    assert (about["finished"], about["shards"], about["of"]) == (False, 1, 2)
+    assert (about["finished"], about["shards"], about["planned_shards"]) == (False, 1, 2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "2 ok" in smalti(*command, *small, "--shard", "auto").out

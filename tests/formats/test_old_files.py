@@ -21,7 +21,7 @@ from smalti.data.bundled import photos
 
 HERE = Path(__file__).parent / "v0_1_0"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
-FOR_PEOPLE = ("made.json", "README.md")
+FOR_PEOPLE = ("made.json", "provenance.json", "README.md")
 """Files of a token set that are no part of its identity: where it was made, and the card."""
 CLOSE = 1e-3
 """Relative: losses of another processor differ by rounding, those of another config or state by far more."""

@@ -47,7 +47,7 @@ def doors(name, scratch):
     verb("compress", photo, scratch / "a.smt", "--tokenizer", name, "--device", "cpu")
     yield "compress", read_info(scratch / "a.smt").head.tokenizer
     verb("tokenize", name, photo, "--out", scratch / "set", "--size", "32", "--workers", "0", "--device", "cpu")
-    yield "tokenize", TokenSet(scratch / "set").about.fingerprint
+    yield "tokenize", TokenSet(scratch / "set").tokenizer_info.fingerprint
     verb("decode", scratch / "set", "--out", scratch / "decoded", "--device", "cpu")  # by the name in the set
     config = find("tiny", tiny=True).override([f"init={name}", "lpips=null"])
     config = config.replace({"tokenizer": smalti.load(name).config})

@@ -37,7 +37,7 @@ def made(tmp_path_factory):
 
 
 def config_of(made, kind="masked", **changes):
-    model = {"kind": kind, "levels": TokenSet(made / "set").about.levels, "grid": (1, 4, 4), "classes": 3}
+    model = {"kind": kind, "levels": TokenSet(made / "set").tokenizer_info.levels, "grid": (1, 4, 4), "classes": 3}
     model |= {"width": 16, "depth": 2, "heads": 2}
     tasks = [{"task": {"kind": "generation"}}]
     if kind == "masked":

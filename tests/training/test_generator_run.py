@@ -19,7 +19,7 @@ from smalti.files import sha256
 from smalti.generation import Generator, MaskedConfig, PaintingTask
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
-from smalti.tokens.options import Options
+from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_state import task_of_step
@@ -42,14 +42,20 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     save_tokenizer(folder / "tokenizer", strides=((4, 2),), time_kernel=4, patch=4)
     for part in ("train", "heldout"):
-        make_set(folder / "tokenizer", bundled.videos(part), folder / part, options=Options(size=32, clip=9))
+        make_set(folder / "tokenizer", bundled.videos(part), folder / part, options=TokenizeOptions(size=32, clip=9))
     return folder
 
 
 def config_of(made, **changes):
     tokens = TokenSet(made / "train")
     model = MaskedConfig(
-        levels=tokens.about.levels, grid=tuple(tokens.ids(0).shape), tasks=TASKS, hints=True, width=16, depth=1, heads=2
+        levels=tokens.tokenizer_info.levels,
+        grid=tuple(tokens.ids(0).shape),
+        tasks=TASKS,
+        hints=True,
+        width=16,
+        depth=1,
+        heads=2,
     )
     tasks = [{"task": {"kind": kind}} for kind in TASKS]
     fields = {
@@ -88,7 +94,7 @@ def undisturbed(made, tmp_path_factory):
 
 def test_a_run_leaves_a_generator_a_log_and_samples_of_every_task(made, undisturbed):
     generator = Generator.load(undisturbed / "generator")
-    assert generator.origin.tokenizer == TokenSet(made / "train").about.fingerprint
+    assert generator.origin.tokenizer == TokenSet(made / "train").tokenizer_info.fingerprint
     lines = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     measured = [line for line in lines if "validation/bits_at_1" in line]

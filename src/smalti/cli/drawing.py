@@ -77,7 +77,7 @@ def plan(wanted: Wanted, generator: "Generator", source: "Source | None", out: P
 
     Raises ConfigError for an unknown class, and where two inputs would make one file.
     """
-    from smalti.tokens.decode import target_name
+    from smalti.pipeline.decode import target_name
 
     is_video, numbers, task = generator.size[0] > 1, range(wanted.samples), wanted.task.kind
     classes, origin = generator.model.config.classes, generator.origin
@@ -132,7 +132,7 @@ def _openings(
     import torch
 
     from smalti.data import evaluation
-    from smalti.tokens.decode import target_name
+    from smalti.pipeline.decode import target_name
     from smalti.video import to_uint8
 
     wanted, size, origin = drawing.wanted, drawing.generator.size, drawing.generator.origin

@@ -30,9 +30,9 @@ def info_command(
       smalti info runs/tiny-generate
     """
     from smalti.cli.generators import describe_generator, find_generator
-    from smalti.cli.sets import describe_set, is_token_set
     from smalti.codec.codec import read_info
     from smalti.tokenizer.open import find_tokenizer, load
+    from smalti.tokens.reader import describe_set, is_token_set
 
     path, run = Path(tokenizer), False
     if path.is_file():

@@ -80,7 +80,8 @@ def start_generator(config: GeneratorTraining, tokens: TokenSet, world: World) -
     model.to(world.device).train()
     classes = tokens.classes if config.generator.classes else ()
     fps = next((row.fps for row in tokens), None)
-    origin = Origin(tokenizer=tokens.about.fingerprint, strides=tokens.about.strides, classes=classes, fps=fps)
+    info = tokens.tokenizer_info
+    origin = Origin(tokenizer=info.fingerprint, strides=info.strides, classes=classes, fps=fps)
     unused = isinstance(model, MaskedTransformer) and model.config.hints
     return GeneratorState(
         config=config,

@@ -32,7 +32,7 @@ class GeneratorTask(Task):
     def __init__(self, config: GeneratorTraining, world: World) -> None:
         self.rows = GridRows(config.data, config.generator)
         self.held_out = None if config.validation is None else GridRows(config.validation, config.generator)
-        if self.held_out is not None and self.held_out.tokens.about != self.rows.tokens.about:
+        if self.held_out is not None and self.held_out.tokens.tokenizer_info != self.rows.tokens.tokenizer_info:
             raise IntegrityError(f"{config.validation}: made by another tokenizer than {config.data}")
         self.state: GeneratorState = start_generator(config, self.rows.tokens, world)
         self.ema = self.state.ema.model
