@@ -28,7 +28,7 @@ from smalti.video import to_uint8, to_video
 PHOTOS = ImagesConfig(path=bundled.photos("heldout"), size=128, crop="center", flip=False)
 SHOTS = VideosConfig(path=bundled.videos("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class Stage(NamedTuple):
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
 
 def run_demo(
-    out: Path, *, quick: bool = False, say: Say = print, progress: Callable[[str], Progress] | None = None
+    out: Path, *, quick: bool = False, say: Print = print, progress: Callable[[str], Progress] | None = None
 ) -> Path:
     """Run everything in the folder `out`; gives the page to look at. A demo that was stopped goes on where it was.
 
