@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
+    from smalti.pipeline.evaluate import evaluate
     from smalti.pipeline.export import export
     from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.tokenize import tokenize
@@ -34,6 +35,7 @@ _HOMES = {
     "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
     "decompress": "smalti.pipeline.compress",
+    "evaluate": "smalti.pipeline.evaluate",
     "export": "smalti.pipeline.export",
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
@@ -52,6 +54,7 @@ __all__ = [
     "compress",
     "decode",
     "decompress",
+    "evaluate",
     "export",
     "load",
     "reconstruct",

@@ -49,7 +49,7 @@ Rate = Annotated[tuple[int, int], Strict(False)]
 
 
 class Head(Config):
-    """Header of a `.smt` file: facts of its media and of its tokenizer. Frame i of a video is shown at i / rate seconds."""
+    """Header of a `.smt` file: its media and its tokenizer. Frame i of a video is shown at i / rate seconds."""
 
     kind: Literal["picture", "video"]
     """`picture` for an image, as the first files of this format say."""
@@ -107,7 +107,7 @@ class Head(Config):
         return Fraction(1) if self.rate is None else Fraction(*self.rate)
 
     def room(self, start: int) -> int:
-        """Return the frames of a whole block that starts at frame `start`: up to the end of its group, if that is near."""
+        """Return the frames of a whole block that starts at frame `start`: up to the end of its group, if near."""
         at, stride = self._in_group(start), self.strides[0]
         whole = stride * self.block if at else 1 + stride * (self.block - 1)
         return min(whole, self.group - at) if self.group else whole
@@ -189,7 +189,8 @@ class Reader:
             raise IntegrityError(f"{name}: not a file of smalti compress; give a .smt file")
         if version != SMT_FORMAT:
             raise IntegrityError(
-                f"{name}: format {version}; this is smalti {__version__}, which reads format {SMT_FORMAT}: update smalti"
+                f"{name}: format {version}; this is smalti {__version__}, which reads format {SMT_FORMAT}: "
+                "update smalti"
             )
         if length > LARGEST_HEAD:
             raise self._damaged("its head is too long")

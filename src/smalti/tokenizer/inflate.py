@@ -17,8 +17,10 @@ def inflate(
     past_kernel: PastKernel | None = None,
     norm: NormKind | None = None,
 ) -> Tokenizer:
-    """Make a video tokenizer with the weights of `image`: its 2-D kernels become the taps of the current frame, and the taps
-    of past frames are zero (the "last slice" rule; the only one that is exact on moving video).
+    """Make a video tokenizer with the weights of `image`.
+
+    Its 2-D kernels become the taps of the current frame, and the taps of past frames are zero (the "last slice" rule;
+    the only one that is exact on moving video).
 
     `time_strides` has one time stride for each spatial one, from the pixels inwards: (1, 2, 2) is MAGVIT-v2's late
     reduction. Laws: latent i of a video is the image latent of frame s*i, and every decoded frame is the image that its
