@@ -33,8 +33,8 @@ class Visit(NamedTuple):
 
 @cache
 def visits(height: int, width: int) -> tuple[Visit, ...]:
-    """List every position of a plane once: those of the coarsest grid, then the middles of its squares, then the middles
-    of the sides of those, with half the grid again and again; visits without positions are left out."""
+    """List every position of a plane once: those of the coarsest grid, then the middles of its squares, then the
+    middles of the sides of those, with half the grid again and again; visits without positions are left out."""
     grid = [np.arange(0, n, COARSEST) for n in (height, width)]
     found = [_visit([tuple(grid)], (), height, width)]
     step = COARSEST // 2
@@ -72,7 +72,7 @@ class Contexts:
         self._counts = np.zeros((self._classes + 1, 2 * self._classes, size), np.int64)
 
     def rows(self, plane: Integers, before: Integers | None, visit: Visit) -> Integers:
-        """Return the context of each position of a visit, a row of `weights`; `before` is the previous frame's plane."""
+        """Return the context of each position of a visit, a row of `weights`; `before` is the last plane."""
         time = np.full(visit.at.size, self._classes) if before is None else self._class(before[visit.at])
         there = visit.neighbours >= 0
         count = there.sum(1)
