@@ -14,7 +14,7 @@ from smalti.data import write_video
 from tests.goldens import rule
 
 
-def picture(name: str, size: tuple[int, int] = (10, 12)) -> bytes:
+def ppm(name: str, size: tuple[int, int] = (10, 12)) -> bytes:
     """A PPM of noise that is named by `name`."""
     rows, columns = size
     return b"P6 %d %d 255\n" % (columns, rows) + rule.pixels(name, (rows, columns, 3)).tobytes()

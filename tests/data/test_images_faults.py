@@ -1,4 +1,4 @@
-"""Every way a picture can be broken: named with a code, or read right; never grey, never black, never a crash."""
+"""Every way an image can be broken: named with a code, or read right; never grey, never black, never a crash."""
 
 import io
 import os
@@ -227,7 +227,7 @@ def test_an_animation_gives_its_first_frame(format: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_and_nonsense_ignored(orientation: int, format: str, tmp_path: Path) -> None:
     corner = np.zeros((16, 32, 3), np.uint8)
-    corner[:8, :8] = 255  # white in the upper left corner of the stored picture
+    corner[:8, :8] = 255  # white in the upper left corner of the stored image
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"quality": 95} if format in ("JPEG", "WEBP") else {}
@@ -240,13 +240,13 @@ def test_exif_orientation_is_applied_and_nonsense_ignored(orientation: int, form
     assert sum(pixels[r, c].min() > 200 for r in (4, -4) for c in (4, -4)) == 1
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+def test_damaged_exif_does_not_cost_the_image(tmp_path: Path) -> None:
     data = encoded(scene(), "JPEG", exif=b"Exif\0\0" + b"II*\0\xff\xff\xff\xff" + bytes(20))
     assert read_image(put(tmp_path, data)).shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (7, 5)])
-def test_tiny_and_thin_pictures_are_scaled_up(size: tuple[int, int], tmp_path: Path) -> None:
+def test_tiny_and_thin_images_are_scaled_up(size: tuple[int, int], tmp_path: Path) -> None:
     path = put(tmp_path, encoded(scene(size=size), "PNG"), "a.png")
     for crop in ("random", "center"):
         source = ImagesConfig(path=path, size=32, crop=crop).build()

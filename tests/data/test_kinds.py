@@ -25,7 +25,7 @@ from smalti.data import (
 from smalti.errors import ConfigError, InputError
 from smalti.recipes import find
 from smalti.training.config import TokenizerTraining
-from tests.packing import cells, pack, picture, table, video
+from tests.packing import cells, pack, ppm, table, video
 
 CLIP = {"size": 16, "frames": 3}
 
@@ -34,9 +34,9 @@ CLIP = {"size": 16, "frames": 3}
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images, and each in a tar and a table; the same for videos."""
     folder = tmp_path_factory.mktemp("kinds")
-    stills = {f"{i}.ppm": picture(str(i), (20, 30)) for i in range(5)}
-    shots = {f"{i}.mp4": video(folder, str(i)) for i in range(4)}
-    for name, media in (("stills", stills), ("shots", shots)):
+    stills = {f"{i}.ppm": ppm(str(i), (20, 30)) for i in range(5)}
+    video_files = {f"{i}.mp4": video(folder, str(i)) for i in range(4)}
+    for name, media in (("stills", stills), ("video_files", video_files)):
         (folder / name).mkdir()
         for file, data in media.items():
             (folder / name / file).write_bytes(data)
@@ -48,20 +48,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 KINDS: dict[str, Callable[[Path], Config]] = {
     "images": lambda root: ImagesConfig(path=root / "stills", size=16),
-    "videos": lambda root: VideosConfig(path=root / "shots", **CLIP),
+    "videos": lambda root: VideosConfig(path=root / "video_files", **CLIP),
     "images of a tar": lambda root: ImagesConfig(path=root / "stills-0.tar", size=16),
-    "videos of a tar": lambda root: VideosConfig(path=root / "shots-{0..0}.tar", **CLIP),
+    "videos of a tar": lambda root: VideosConfig(path=root / "video_files-{0..0}.tar", **CLIP),
     "images of a table": lambda root: ImagesConfig(path=root / "stills.parquet", size=16),
-    "videos of a table": lambda root: VideosConfig(path=root / "shots.parquet", **CLIP),
+    "videos of a table": lambda root: VideosConfig(path=root / "video_files.parquet", **CLIP),
     "joint": lambda root: JointConfig(
         images=ImagesConfig(path=root / "stills-0.tar", size=16),
-        videos=VideosConfig(path=root / "shots.parquet", **CLIP),
+        videos=VideosConfig(path=root / "video_files.parquet", **CLIP),
         share=0.5,
     ),
     "magicmaster-images": lambda root: magicmaster_images(root / "stills", 16),
-    "magicmaster-videos": lambda root: magicmaster_videos(root / "shots", 16, train=True),
+    "magicmaster-videos": lambda root: magicmaster_videos(root / "video_files", 16, train=True),
     "mindone-images": lambda root: mindone_images(root / "stills", 16, random_crop=True, flip=True),
-    "mindone-videos": lambda root: mindone_videos(root / "shots", 16, frames=3),
+    "mindone-videos": lambda root: mindone_videos(root / "video_files", 16, frames=3),
 }
 
 
@@ -118,12 +118,12 @@ def test_a_run_takes_every_kind_to_train_and_all_but_joint_to_validate(kind: str
     [
         ("stills", ImagesConfig, 5),
         ("stills/0.ppm", ImagesConfig, 1),
-        ("shots", VideosConfig, 4),
-        ("shots/0.mp4", VideosConfig, 1),
+        ("video_files", VideosConfig, 4),
+        ("video_files/0.mp4", VideosConfig, 1),
         ("stills-0.tar", ImagesConfig, 5),
-        ("shots-{0..0}.tar", VideosConfig, 4),
+        ("video_files-{0..0}.tar", VideosConfig, 4),
         ("stills.parquet", ImagesConfig, 5),
-        ("shots.parquet", VideosConfig, 4),
+        ("video_files.parquet", VideosConfig, 4),
     ],
 )
 def test_a_path_says_which_source_it_is(name: str, config: type, count: int, root: Path) -> None:
@@ -141,9 +141,9 @@ def test_a_path_says_which_source_it_is(name: str, config: type, count: int, roo
 def test_a_list_of_files_tars_or_tables_says_what_is_in_it(root: Path) -> None:
     for text, kind in (
         ("stills/0.ppm\nstills/1.ppm", "images"),
-        ("shots/0.mp4,1\nshots/1.mp4,0", "videos"),
+        ("video_files/0.mp4,1\nvideo_files/1.mp4,0", "videos"),
         ("stills-0.tar", "images"),
-        ("shots.parquet", "videos"),
+        ("video_files.parquet", "videos"),
     ):
         (root / "list.txt").write_text(text)
         found = source_of(root / "list.txt")
@@ -170,10 +170,10 @@ def test_sources_of_a_path_show_the_middle_at_the_size_that_is_asked_for() -> No
 
 
 def test_where_both_are_there_one_is_preferred(tmp_path: Path) -> None:
-    (tmp_path / "a.ppm").write_bytes(picture("a"))
+    (tmp_path / "a.ppm").write_bytes(ppm("a"))
     (tmp_path / "b.mp4").write_bytes(video(tmp_path, "b"))
     assert [source_of(tmp_path).kind, source_of(tmp_path, prefer="images").kind] == ["videos", "images"]
-    path = pack(tmp_path / "c.tar", {"a.ppm": picture("a"), "b.mp4": b""})
+    path = pack(tmp_path / "c.tar", {"a.ppm": ppm("a"), "b.mp4": b""})
     assert [source_of(path).kind, source_of(path, prefer="images").kind] == ["videos", "images"]
     path = table(tmp_path / "c.parquet", {"image": cells([b""]), "video": cells([b""])})
     assert [source_of(path).kind, source_of(path, prefer="images").kind] == ["videos", "images"]
@@ -275,8 +275,8 @@ def test_options_of_another_packing_are_refused_in_one_line(name: str, option: d
 
 def test_a_folder_of_several_packings_needs_one_of_them(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        (tmp_path / f"{name}.ppm").write_bytes(picture(name))
-    pack(tmp_path / "c.tar", {f"{i}.ppm": picture(str(i)) for i in range(3)})
+        (tmp_path / f"{name}.ppm").write_bytes(ppm(name))
+    pack(tmp_path / "c.tar", {f"{i}.ppm": ppm(str(i)) for i in range(3)})
     with pytest.raises(
         InputError, match=r"holds files of several kinds \(\.ppm \.tar\); give those of one kind, or set"
     ):
@@ -288,6 +288,6 @@ def test_a_folder_of_several_packings_needs_one_of_them(tmp_path: Path) -> None:
 
 def test_a_folder_may_be_called_like_a_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").mkdir()
-    (tmp_path / "a.tar" / "{1}.ppm").write_bytes(picture("1"))
+    (tmp_path / "a.tar" / "{1}.ppm").write_bytes(ppm("1"))
     assert len(ImagesConfig(path=tmp_path / "a.tar").build()) == 1
     assert len(ImagesConfig(path=tmp_path / "a.tar" / "{1}.ppm").build()) == 1

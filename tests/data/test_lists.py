@@ -207,7 +207,7 @@ def test_what_is_printed_is_one_line_and_tells_names_apart(one: str, other: str)
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.json"])
-def test_lists_of_pictures_and_videos_build_their_sources(name: str, tmp_path: Path) -> None:
+def test_lists_of_images_and_videos_build_their_sources(name: str, tmp_path: Path) -> None:
     for config, folder in ((ImagesConfig, bundled.photos("heldout")), (VideosConfig, bundled.videos("heldout"))):
         files = sorted(path.name for path in folder.iterdir())
         entries = [{"filename": file, "prefix": "", "label": i} for i, file in enumerate(files)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from smalti.data import ImagesConfig, VideosConfig, bundled
 from smalti.data.parquet import ParquetStore
-from tests.packing import cells, picture, table
+from tests.packing import cells, ppm, table
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -25,28 +25,28 @@ def config(path: Path, **fields: object) -> ImagesConfig:
     return ImagesConfig.parse({"path": path, "size": None, "flip": False, **fields})
 
 
-def pictures(count: int, name: str = "") -> list[bytes]:
-    return [picture(f"{name}{i}") for i in range(count)]
+def image_files(count: int, name: str = "") -> list[bytes]:
+    return [ppm(f"{name}{i}") for i in range(count)]
 
 
-def test_rows_of_the_hubs_layout_are_the_pictures_with_their_classes(tmp_path: Path) -> None:
-    columns = {"image": cells(pictures(5)), "label": [2, 0, 1, 1, 2], "more": list("abcde")}
+def test_rows_of_the_hubs_layout_are_the_images_with_their_classes(tmp_path: Path) -> None:
+    columns = {"image": cells(image_files(5)), "label": [2, 0, 1, 1, 2], "more": list("abcde")}
     path = table(tmp_path / "train-00000-of-00001.parquet", columns, names=["ant", "bee", "cat", "dog"])
     source = config(path).build()
     assert [source.key(i) for i in range(len(source))] == [f"{path.name}/{i}" for i in range(5)]
     assert [source.label(i) for i in range(5)] == [2, 0, 1, 1, 2]
     assert source.classes == ("ant", "bee", "cat", "dog")
     for index in (4, 0, 3, 1, 2):
-        (tmp_path / "one.ppm").write_bytes(picture(str(index)))
+        (tmp_path / "one.ppm").write_bytes(ppm(str(index)))
         alone = ImagesConfig(path=tmp_path / "one.ppm", size=None, flip=False).build()
         assert torch.equal(source.load(index, rng()), alone.load(0, rng()))
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.large_binary())])])
-def test_a_column_of_pictures_is_bytes_or_has_bytes(kind: pa.DataType, tmp_path: Path) -> None:
-    values = [{"bytes": data} for data in pictures(3)] if pa.types.is_struct(kind) else pictures(3)
+def test_a_column_of_images_is_bytes_or_has_bytes(kind: pa.DataType, tmp_path: Path) -> None:
+    values = [{"bytes": data} for data in image_files(3)] if pa.types.is_struct(kind) else image_files(3)
     source = config(table(tmp_path / "a.parquet", {"jpg": pa.array(values, kind)}), column="jpg").build()
-    assert [source.store.media(i) for i in range(3)] == pictures(3)
+    assert [source.store.media(i) for i in range(3)] == image_files(3)
 
 
 LABELS = {
@@ -64,13 +64,13 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 def test_classes_are_numbers_or_names(name: str, tmp_path: Path) -> None:
     given, names, labels, classes = LABELS[name]
-    columns = {"image": cells(pictures(2))} | ({} if given is None else {"label": given})
+    columns = {"image": cells(image_files(2))} | ({} if given is None else {"label": given})
     source = config(table(tmp_path / "a.parquet", columns, names=names)).build()
     assert ([source.label(0), source.label(1)], source.classes) == (labels, classes)
 
 
 def test_another_column_can_be_the_class(tmp_path: Path) -> None:
-    columns = {"image": cells(pictures(2)), "label": [1, 0], "fine": ["b", "a"]}
+    columns = {"image": cells(image_files(2)), "label": [1, 0], "fine": ["b", "a"]}
     assert config(table(tmp_path / "a.parquet", columns), label="fine").build().classes == ("a", "b")
 
 
@@ -97,8 +97,8 @@ def test_any_cut_into_files_and_row_groups_gives_every_row_once(files: list[list
 
 
 def test_videos_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
-    shots = sorted(bundled.videos("heldout").iterdir())
-    path = table(tmp_path / "a.parquet", {"video": cells([shot.read_bytes() for shot in shots])})
+    video_files = sorted(bundled.videos("heldout").iterdir())
+    path = table(tmp_path / "a.parquet", {"video": cells([video_file.read_bytes() for video_file in video_files])})
     fields = {"frames": 5, "size": 24, "stride": 2}
     packed, loose = (
         VideosConfig(path=path, **fields).build(),
@@ -111,7 +111,7 @@ def test_videos_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
 def test_a_folder_a_pattern_and_a_list_choose_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("data/test-0.parquet", "data/train-0.parquet", "data/train-1.parquet"):
-        table(tmp_path / name, {"image": cells(pictures(1, name))})
+        table(tmp_path / name, {"image": cells(image_files(1, name))})
     (tmp_path / "list.txt").write_text("data/train-1.parquet\ndata/test-0.parquet\n")
 
     def keys(path: Path, **fields: object) -> list[str]:
@@ -127,7 +127,7 @@ def test_a_row_group_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     def bytes_read() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
 
-    media = [picture(str(i), (200, 300)) for i in range(40)]
+    media = [ppm(str(i), (200, 300)) for i in range(40)]
     path = table(tmp_path / "a.parquet", {"image": cells(media), "label": list(range(40))}, rows=4)
     config(path).build().load(0, rng())
     before = bytes_read()
@@ -161,8 +161,8 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(tmp_path: Path) -> None:
     for revision, commit, rows in (("main", "a" * 40, 2), ("v1", "b" * 40, 3)):
         folder = home / "snapshots" / commit / "data"
         folder.mkdir(parents=True)
-        table(folder / "train-0.parquet", {"image": cells(pictures(rows))})
-        table(folder / "test-0.parquet", {"image": cells(pictures(1))})
+        table(folder / "train-0.parquet", {"image": cells(image_files(rows))})
+        table(folder / "test-0.parquet", {"image": cells(image_files(1))})
         (home / "refs").mkdir(exist_ok=True)
         (home / "refs" / revision).write_text(commit)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}

@@ -13,11 +13,11 @@ import torch
 
 from smalti.data import ImagesConfig, VideosConfig, evaluation
 from smalti.errors import BadFile, InputError, MachineError
-from tests.packing import cells, picture, table
+from tests.packing import cells, ppm, table
 
 
 def good(path: Path, **columns: object) -> Path:
-    return table(path, {"image": cells([picture("1"), picture("2"), picture("3")]), "label": [0, 1, 1], **columns})
+    return table(path, {"image": cells([ppm("1"), ppm("2"), ppm("3")]), "label": [0, 1, 1], **columns})
 
 
 def refused(path: Path, kind: type = ImagesConfig, **fields: object) -> str:
@@ -96,7 +96,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
 def test_odd_metadata_give_no_names(metadata: bytes, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    made = pa.table({"image": cells([picture("1")]), "label": [1]})
+    made = pa.table({"image": cells([ppm("1")]), "label": [1]})
     pq.write_table(made.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet")
     assert ImagesConfig(path=tmp_path / "a.parquet").build().classes == ("0", "1")
 
@@ -105,9 +105,9 @@ def test_all_faults_of_all_files_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     for i, names in enumerate((["x", "y"], ["y", "x"])):
-        columns = {"image": cells([picture("1")]), "label": [1]}
+        columns = {"image": cells([ppm("1")]), "label": [1]}
         table(folder / f"{i}.parquet", columns, names=names)
-    table(folder / "2.parquet", {"picture": cells([picture("1")])})
+    table(folder / "2.parquet", {"picture": cells([ppm("1")])})
     (folder / "3.parquet").write_bytes(b"PAR1")
     message = refused(folder)
     assert "set: 3 bad Parquet files: " in message
@@ -122,8 +122,8 @@ def test_a_pattern_that_nothing_fits_is_refused(tmp_path: Path) -> None:
         ImagesConfig(path=tmp_path, match="train-*").build()
 
 
-def test_cells_without_a_picture_are_bad_files(tmp_path: Path) -> None:
-    path = table(tmp_path / "a.parquet", {"image": cells([picture("1"), None, b"", b"no picture"])})
+def test_cells_without_an_image_are_bad_files(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", {"image": cells([ppm("1"), None, b"", b"no picture"])})
     faults: list[BadFile] = []
     source = ImagesConfig(path=path, size=8).build()
     assert [batch.keys[0] for batch in evaluation(source, on_bad=faults.append)] == ["a.parquet/0"]

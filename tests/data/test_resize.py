@@ -45,7 +45,7 @@ def test_resizing_equals_opencv_to_the_bit_at_400_sizes(filter: str) -> None:
     assert found == GOLDEN.tensors[f"crc32.{filter}"].tolist()
 
 
-def test_resizing_equals_whole_pictures_of_opencv() -> None:
+def test_resizing_equals_whole_images_of_opencv() -> None:
     whole = [name for name in GOLDEN.tensors if name.startswith(FILTERS)]
     assert len(whole) == 16
     for name in whole:
@@ -85,7 +85,7 @@ SIDES = st.integers(1, 300)
 
 @given(SIDES, SIDES, st.integers(1, 64), st.integers(1, 64), st.integers(0, 1000), st.sampled_from(["before", "after"]))
 @settings(max_examples=80, deadline=None)
-def test_whole_pixels_are_cut_inside_the_picture(h: int, w: int, rows: int, columns: int, seed: int, cut: str) -> None:
+def test_whole_pixels_are_cut_inside_the_image(h: int, w: int, rows: int, columns: int, seed: int, cut: str) -> None:
     for crop in ("random", "center"):
         config = ViewConfig(size=(rows, columns), crop=crop, scale=(0.3, 1.0), crop_order=cut, resize="cv2-bilinear")
         view = config.view((h, w), rng(seed))
@@ -104,7 +104,7 @@ def test_opencvs_filters_need_whole_pixels() -> None:
         ImagesConfig.parse({"path": "x", "resize": "cv2-bicubic"})
 
 
-def test_a_thin_picture_that_would_be_scaled_to_a_bomb_is_a_bad_file() -> None:
+def test_a_thin_image_that_would_be_scaled_to_a_bomb_is_a_bad_file() -> None:
     config = ViewConfig(size=128, crop="center", crop_order="after", resize="cv2-bicubic")
     with pytest.raises(BadFile, match="would be scaled to 1280000 x 128 pixels") as caught:
         config.view((1, 10_000), rng(), "thin.png")
@@ -122,7 +122,7 @@ def middle_square(pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [32, 128, 256])
-def test_magicmasters_pictures_are_pillows_own_steps(size: int) -> None:
+def test_magicmasters_images_are_pillows_own_steps(size: int) -> None:
     source = magicmaster_images(bundled.photos("heldout"), size).build()
     for index in range(len(source)):
         square = middle_square(read_image(bundled.photos("heldout") / source.key(index)).numpy())
@@ -132,7 +132,7 @@ def test_magicmasters_pictures_are_pillows_own_steps(size: int) -> None:
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_magicmasters_pictures_are_pillows_own_steps_at_any_size(h: int, w: int, size: int) -> None:
+def test_magicmasters_images_are_pillows_own_steps_at_any_size(h: int, w: int, size: int) -> None:
     pixels = rule.pixels("picture", (h, w, 3))
     expected = Image.fromarray(middle_square(pixels)).resize((size, size), Image.Resampling.BILINEAR)
     view = magicmaster_images(bundled.photos("heldout"), size).view((h, w), rng())
@@ -140,11 +140,11 @@ def test_magicmasters_pictures_are_pillows_own_steps_at_any_size(h: int, w: int,
 
 
 def test_magicmasters_clips_are_the_middle_square_by_opencvs_filter() -> None:
-    shot = bundled.videos("heldout") / "march.mp4"
+    video_file = bundled.videos("heldout") / "march.mp4"
     config = magicmaster_videos(bundled.videos("heldout"), 64, train=False)
     source = config.build()
     clip = source.load([source.key(i) for i in range(len(source))].index("march.mp4"), rng())
-    whole = read_clip(shot).numpy()
+    whole = read_clip(video_file).numpy()
     start = (41 - 33) // 2
     expected = [cv2_resize(middle_square(whole[start + 2 * i]), (64, 64), "cv2-bilinear") for i in range(17)]
     assert np.array_equal(clip.numpy(), np.stack(expected))
@@ -163,16 +163,16 @@ def short_side_then_middle(pixels: np.ndarray, size: int) -> np.ndarray:
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_mindones_pictures_are_its_own_steps_at_any_size(h: int, w: int, size: int) -> None:
+def test_mindones_images_are_its_own_steps_at_any_size(h: int, w: int, size: int) -> None:
     pixels = rule.pixels("picture", (h, w, 3))
     view = mindone_images(bundled.photos("heldout"), size).view((h, w), rng())
     assert np.array_equal(view.apply(pixels), short_side_then_middle(pixels, size))
 
 
 def test_mindones_clips_share_one_view_by_its_own_steps() -> None:
-    shot = bundled.videos("heldout") / "march.mp4"
-    clip = mindone_videos(shot, 48, frames=5, stride=4, sampling="center").build().load(0, rng())
-    whole = read_clip(shot).numpy()
+    video_file = bundled.videos("heldout") / "march.mp4"
+    clip = mindone_videos(video_file, 48, frames=5, stride=4, sampling="center").build().load(0, rng())
+    whole = read_clip(video_file).numpy()
     start = (41 - 17) // 2
     expected = [short_side_then_middle(whole[start + 4 * i], 48) for i in range(5)]
     assert np.array_equal(clip.numpy(), np.stack(expected))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from smalti.data import ImagesConfig, VideosConfig, bundled
 from smalti.data.tars import Member, read_members
 from smalti.text import printable
-from tests.packing import pack, picture
+from tests.packing import pack, ppm
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 NAMES = [
@@ -42,18 +42,18 @@ def config(path: Path, **fields: object) -> ImagesConfig:
 @pytest.mark.parametrize("format", FORMATS)
 def test_samples_of_a_tar_are_those_of_its_files(format: str, tmp_path: Path) -> None:
     names = NAMES if format == "ustar" else [*NAMES, *LONG]
-    path = pack(tmp_path / "a.tar", {name: picture(name) for name in names}, FORMATS[format])
+    path = pack(tmp_path / "a.tar", {name: ppm(name) for name in names}, FORMATS[format])
     source = config(path).build()
     assert [source.key(i) for i in range(len(source))] == [f"a.tar/{printable(name)}" for name in names]
     for index, name in enumerate(names):
-        (tmp_path / "one.ppm").write_bytes(picture(name))
+        (tmp_path / "one.ppm").write_bytes(ppm(name))
         alone = ImagesConfig(path=tmp_path / "one.ppm", size=None, flip=False).build()
         assert torch.equal(source.load(index, rng()), alone.load(0, rng()))
 
 
 def test_any_order_of_reading_gives_the_same_samples(tmp_path: Path) -> None:
     for tar in range(3):
-        pack(tmp_path / f"{tar}.tar", {f"{i}.ppm": picture(f"{tar}.{i}") for i in range(5)})
+        pack(tmp_path / f"{tar}.tar", {f"{i}.ppm": ppm(f"{tar}.{i}") for i in range(5)})
     whole = [config(tmp_path).build().load(i, rng(i)) for i in range(15)]
     source = config(tmp_path).build()
     order = random.Random(0).choices(range(15), k=60)
@@ -81,14 +81,14 @@ def test_tars_of_gnu_tar_are_read(format: str, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     for name in ("b.ppm", "sub/a.ppm"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(name))
+        (folder / name).write_bytes(ppm(name))
     subprocess.run(["tar", f"--format={format}", "--sort=name", "-cf", tmp_path / "a.tar", "."], cwd=folder, check=True)
     source = config(tmp_path / "a.tar").build()
     assert [source.key(i) for i in range(len(source))] == ["a.tar/./b.ppm", "a.tar/./sub/a.ppm"]
 
 
 def test_a_size_may_stand_in_a_pax_header_alone(tmp_path: Path) -> None:
-    path, data = tmp_path / "a.tar", picture("a")
+    path, data = tmp_path / "a.tar", ppm("a")
     info = tarfile.TarInfo("a.ppm")
     info.pax_headers = {"size": str(len(data)), "comment": "x" * 3000}
     header = info.tobuf(tarfile.PAX_FORMAT)  # its own size is 0, as for files of 8 GB and more
@@ -102,12 +102,12 @@ def test_a_size_may_stand_in_a_pax_header_alone(tmp_path: Path) -> None:
 
 def test_a_sample_is_the_members_of_one_key_and_its_class_is_beside_it(tmp_path: Path) -> None:
     members = {
-        "x/1.PPM": picture("1"),
+        "x/1.PPM": ppm("1"),
         "x/1.cls": b"7\n",
         "x/1.txt": b"a caption",
         "x/2.cls": b"3",
         "x/2.seg.png": b"not read",
-        "x/2.ppm": picture("2"),
+        "x/2.ppm": ppm("2"),
         "x/.hidden.ppm": b"not read",
         "README": b"not read",
         "notes.txt": b"not read",
@@ -136,18 +136,18 @@ def test_classes_are_read_from_cls_and_json(
 ) -> None:
     members = {}
     for i, note in enumerate(notes):
-        members |= {f"{i}.ppm": picture(str(i)), f"{i}.{suffix}": note}
+        members |= {f"{i}.ppm": ppm(str(i)), f"{i}.{suffix}": note}
     source = config(pack(tmp_path / "a.tar", members)).build()
     assert ([source.label(0), source.label(1)], source.classes) == (labels, classes)
 
 
 def test_the_class_in_cls_stands_before_the_one_in_json(tmp_path: Path) -> None:
-    members = {"1.json": json.dumps({"label": 4}).encode(), "1.cls": b"2", "1.ppm": picture("1")}
+    members = {"1.json": json.dumps({"label": 4}).encode(), "1.cls": b"2", "1.ppm": ppm("1")}
     assert config(pack(tmp_path / "a.tar", members)).build().label(0) == 2
 
 
 def test_member_picks_one_of_several_media(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", {"1.left.ppm": picture("left"), "1.right.ppm": picture("right")})
+    path = pack(tmp_path / "a.tar", {"1.left.ppm": ppm("left"), "1.right.ppm": ppm("right")})
     found = {member: config(path, member=member).build() for member in ("left.ppm", "right.ppm")}
     for member, source in found.items():
         assert (len(source), source.key(0)) == (1, f"a.tar/1.{member}")
@@ -155,8 +155,8 @@ def test_member_picks_one_of_several_media(tmp_path: Path) -> None:
 
 
 def test_videos_of_a_tar_are_those_of_its_files(tmp_path: Path) -> None:
-    shots = sorted(bundled.videos("heldout").iterdir())
-    members = {shot.name: shot.read_bytes() for shot in shots}
+    video_files = sorted(bundled.videos("heldout").iterdir())
+    members = {video_file.name: video_file.read_bytes() for video_file in video_files}
     fields = {"frames": 5, "size": 24, "stride": 2}
     packed = VideosConfig(path=pack(tmp_path / "a.tar", {**members, "x.jpg": b"of another kind"}), **fields).build()
     loose = VideosConfig(path=bundled.videos("heldout"), **fields).build()
@@ -171,7 +171,7 @@ def test_a_folder_a_list_and_a_pattern_name_the_same_tars(tmp_path: Path) -> Non
     names = [f"set/part-{i:02d}.tar" for i in range(8, 12)]
     (tmp_path / "set").mkdir()
     for name in names:
-        pack(tmp_path / name, {"a.ppm": picture(name)})
+        pack(tmp_path / name, {"a.ppm": ppm(name)})
     (tmp_path / "list.txt").write_text("\n".join(names))
     patterns = ["part-{08..11}.tar", "part-{08,09,10,11}.tar", "{part}-{08..11}.{tar}"]
     for path in (tmp_path, tmp_path / "list.txt", *(tmp_path / "set" / pattern for pattern in patterns)):
@@ -180,7 +180,7 @@ def test_a_folder_a_list_and_a_pattern_name_the_same_tars(tmp_path: Path) -> Non
 
 
 def test_a_tar_with_braces_in_its_name_is_a_tar(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a{0..3}.tar", {"a.ppm": picture("a")})
+    path = pack(tmp_path / "a{0..3}.tar", {"a.ppm": ppm("a")})
     assert len(config(path).build()) == 1
 
 
@@ -210,7 +210,7 @@ def test_a_sample_reads_its_own_bytes_and_no_others(tmp_path: Path) -> None:
     def bytes_read() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
 
-    path = pack(tmp_path / "a.tar", {f"{i}.ppm": picture(str(i), (300, 400)) for i in range(20)})
+    path = pack(tmp_path / "a.tar", {f"{i}.ppm": ppm(str(i), (300, 400)) for i in range(20)})
     before = bytes_read()
     source = config(path).build()
     listed = bytes_read()

@@ -16,9 +16,9 @@ import torch
 
 from smalti.data import ImagesConfig, VideosConfig, evaluation
 from smalti.errors import BadFile, InputError
-from tests.packing import pack, picture
+from tests.packing import pack, ppm
 
-GOOD = {"1.ppm": picture("1"), "1.cls": b"0", "2.ppm": picture("2"), "2.cls": b"1"}
+GOOD = {"1.ppm": ppm("1"), "1.cls": b"0", "2.ppm": ppm("2"), "2.cls": b"1"}
 
 
 def refused(path: Path, kind: type = ImagesConfig, **fields: object) -> str:
@@ -102,7 +102,7 @@ def test_a_name_with_a_nul_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_with_line_breaks_stays_on_one_line(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", {"a\n\x1b[2J.ppm": picture("1"), "a\n\x1b[2J.cls": b""})
+    path = pack(tmp_path / "a.tar", {"a\n\x1b[2J.ppm": ppm("1"), "a\n\x1b[2J.cls": b""})
     assert r"sample a\x0a\x1b[2J: its cls at byte" in refused(path)
     assert r"has no .mask (there are: left , right)" in refused(
         pack(tmp_path / "a.tar", {"a.left\n": b"", "a.right\n": b""}), member="mask"
@@ -110,7 +110,7 @@ def test_a_name_with_line_breaks_stays_on_one_line(tmp_path: Path) -> None:
 
 
 def test_members_that_are_there_twice_are_named_with_both_places(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", [("1.ppm", picture("1")), ("x.txt", b""), ("1.PPM", picture("2"))])
+    path = pack(tmp_path / "a.tar", [("1.ppm", ppm("1")), ("x.txt", b""), ("1.PPM", ppm("2"))])
     assert refused(path) == "a.tar: 1 bad members or tars: a.tar/1.PPM at byte 2,048 is there twice, first at byte 512"
 
 
@@ -135,7 +135,7 @@ NOTES = {
 @pytest.mark.parametrize("name", NOTES)
 def test_wrong_and_missing_classes_are_named_by_sample(name: str, tmp_path: Path) -> None:
     notes, expected = NOTES[name]
-    message = refused(pack(tmp_path / "a.tar", {**GOOD, **notes, "3.ppm": picture("3")}))
+    message = refused(pack(tmp_path / "a.tar", {**GOOD, **notes, "3.ppm": ppm("3")}))
     assert expected in message
     assert len(message) < 250
 
@@ -225,7 +225,7 @@ def test_videos_that_cannot_be_decoded_are_named_by_member(tmp_path: Path) -> No
 
 def test_flipped_bits_give_samples_or_one_line_and_nothing_else(tmp_path: Path) -> None:
     name = "d/" + "n" * 110
-    members = {f"{name}.ppm": picture("1"), f"{name}.cls": b"0", "é.ppm": picture("2"), "é.cls": b"1"}
+    members = {f"{name}.ppm": ppm("1"), f"{name}.cls": b"0", "é.ppm": ppm("2"), "é.cls": b"1"}
     whole = pack(tmp_path / "a.tar", members, tarfile.PAX_FORMAT).read_bytes()
     written = ImagesConfig(path=tmp_path / "a.tar", size=8).build().load(0, torch.Generator())
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Clips and film files: which frames make a clip, and that any frame is the same however it is reached."""
+"""Clips and video files: which frames make a clip, and that any frame is the same however it is reached."""
 
 import gc
 from fractions import Fraction
@@ -18,7 +18,7 @@ PLACES = st.floats(0, 1)
 
 
 def moving(count: int = 30, size: tuple[int, int] = (32, 48)) -> torch.Tensor:
-    """Frames `t h w 3`: a smooth picture that moves to the right."""
+    """Frames `t h w 3`: a smooth image that moves to the right."""
     x = torch.linspace(0, 6, size[1] + count)
     row = 127 + 100 * torch.sin(x)
     frames = torch.stack([row[i : i + size[1]].expand(size[0], -1) for i in range(count)])
@@ -55,7 +55,7 @@ def test_a_clip_by_stride_is_evenly_spaced_inside_the_video(
         assert indices[-1] == indices[0] + (frames - 1) * stride
 
 
-def test_every_start_is_drawn_equally_often() -> None:
+def test_every_start_comes_equally_often() -> None:
     times = [i / 24 for i in range(20)]
     starts = [clip_indices(times, 17, place=p).indices[0] for p in np.linspace(0, 1, 4000, endpoint=False)]
     assert np.bincount(starts).tolist() == [1000] * 4
@@ -127,7 +127,7 @@ def test_frames_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(32, 48), (31, 48), (32, 47), (33, 35), (2, 2)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
-def test_written_film_reads_back_at_its_size_and_rate(size: tuple[int, int], suffix: str, tmp_path: Path) -> None:
+def test_written_video_reads_back_at_its_size_and_rate(size: tuple[int, int], suffix: str, tmp_path: Path) -> None:
     frames = moving(9, size)
     path = tmp_path / "new" / f"a{suffix}"
     assert write_video(path, iter(frames), 23.976, crf=4) == 9
@@ -157,12 +157,12 @@ def test_all_frames_of_a_clip_share_one_view(tmp_path: Path) -> None:
 
 
 def test_places_follow_the_option() -> None:
-    shot = bundled.videos("heldout") / "march.mp4"
-    whole = read_clip(shot)
+    video_file = bundled.videos("heldout") / "march.mp4"
+    whole = read_clip(video_file)
     for sampling, start in (("first", 0), ("center", 12)):
-        config = VideosConfig(path=shot, frames=17, size=None, flip=False, sampling=sampling)
+        config = VideosConfig(path=video_file, frames=17, size=None, flip=False, sampling=sampling)
         assert torch.equal(config.build().load(0, torch.Generator().manual_seed(0)), whole[start : start + 17])
-    drawn = VideosConfig(path=shot, frames=17, size=None, flip=False).build()
+    drawn = VideosConfig(path=video_file, frames=17, size=None, flip=False).build()
     first = [drawn.load(0, torch.Generator().manual_seed(i))[0] for i in range(6)]
     starts = [next(i for i in range(25) if torch.equal(frame, whole[i])) for frame in first]
     assert len(set(starts)) > 3

@@ -20,7 +20,7 @@ from smalti.errors import BadFile, ConfigError, InputError, MachineError
 RATE = 25
 
 
-def film(
+def make_video(
     path: Path,
     count: int = 32,
     size: tuple[int, int] = (48, 64),
@@ -32,7 +32,7 @@ def film(
     movflags: str = "",
     setup: object = None,
 ) -> Path:
-    """A film whose frame i is grey of level 7 i, with a white upper left corner."""
+    """A video whose frame i is grey of level 7 i, with a white upper left corner."""
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=RATE)
         stream.height, stream.width = size
@@ -78,7 +78,7 @@ def test_every_container_gives_all_its_frames_in_order(name: str, tmp_path: Path
     codec, pixels = {"a.avi": ("mpeg4", "yuv420p"), "a.webm": ("libvpx", "yuv420p"), "a.gif": ("gif", "rgb8")}.get(
         name, ("libx264", "yuv420p")
     )
-    path = film(tmp_path / name, codec=codec, pixels=pixels)
+    path = make_video(tmp_path / name, codec=codec, pixels=pixels)
     found = levels(path)
     assert len(found) == 32
     assert np.abs(np.array(found) - 7 * np.arange(32)).max() <= (40 if name == "a.gif" else 8)
@@ -88,15 +88,15 @@ def test_every_container_gives_all_its_frames_in_order(name: str, tmp_path: Path
 
 
 def test_cut_files_are_named(tmp_path: Path) -> None:
-    moov_last = film(tmp_path / "a.mp4").read_bytes()
+    moov_last = make_video(tmp_path / "a.mp4").read_bytes()
     for part in (0.2, 0.6, 0.9):
         (tmp_path / "cut.mp4").write_bytes(moov_last[: int(len(moov_last) * part)])
         assert bad(tmp_path / "cut.mp4").code == "format"
-    moov_first = film(tmp_path / "b.mp4", movflags="+faststart").read_bytes()
+    moov_first = make_video(tmp_path / "b.mp4", movflags="+faststart").read_bytes()
     for part in (0.5, 0.8, 0.98):
         (tmp_path / "cut.mp4").write_bytes(moov_first[: int(len(moov_first) * part)])
         assert bad(tmp_path / "cut.mp4").code in ("cut", "corrupt", "no-frames")
-    mkv = film(tmp_path / "a.mkv", count=200).read_bytes()
+    mkv = make_video(tmp_path / "a.mkv", count=200).read_bytes()
     for part in (0.3, 0.5, 0.9):
         (tmp_path / "cut.mkv").write_bytes(mkv[: int(len(mkv) * part)])
         error = bad(tmp_path / "cut.mkv")
@@ -121,7 +121,7 @@ def test_empty_text_pipes_and_pointers_have_their_own_codes(tmp_path: Path) -> N
 
 
 def test_playlists_and_addresses_are_not_followed(tmp_path: Path) -> None:
-    film(tmp_path / "real.ts")
+    make_video(tmp_path / "real.ts")
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\nreal.ts\n#EXT-X-ENDLIST\n")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile real.ts\n")
     assert bad(tmp_path / "list.m3u8").code == "format"
@@ -139,7 +139,7 @@ def test_cover_art_is_no_video(tmp_path: Path) -> None:
     def cover(stream: av.VideoStream) -> None:
         stream.disposition = av.stream.Disposition.attached_pic
 
-    path = film(tmp_path / "a.mp4", 1, codec="mjpeg", pixels="yuvj420p", setup=cover)
+    path = make_video(tmp_path / "a.mp4", 1, codec="mjpeg", pixels="yuvj420p", setup=cover)
     with av.open(str(path)) as container:
         assert container.streams.video[0].disposition & av.stream.Disposition.attached_pic
     assert bad(path).code == "no-video"
@@ -157,19 +157,19 @@ def remux(source: Path, target: Path, drop: int) -> Path:
 
 
 def test_a_video_without_a_keyframe_is_named(tmp_path: Path) -> None:
-    path = remux(film(tmp_path / "a.mkv", codec="mpeg4", gop=100), tmp_path / "b.mkv", drop=1)
+    path = remux(make_video(tmp_path / "a.mkv", codec="mpeg4", gop=100), tmp_path / "b.mkv", drop=1)
     assert bad(path).code == "no-keyframe"
 
 
 def test_a_video_that_starts_between_keyframes_begins_at_the_first_one(tmp_path: Path) -> None:
-    path = remux(film(tmp_path / "a.mkv", codec="mpeg4", gop=8), tmp_path / "b.mkv", drop=3)
+    path = remux(make_video(tmp_path / "a.mkv", codec="mpeg4", gop=8), tmp_path / "b.mkv", drop=3)
     found = levels(path)
     assert len(found) < 32 - 3
     assert np.abs(np.array(found) - 7 * np.arange(32 - len(found), 32)).max() <= 8
 
 
 def test_damage_gives_right_frames_or_a_bad_file(tmp_path: Path) -> None:
-    data = film(tmp_path / "a.mp4", size=(64, 96)).read_bytes()
+    data = make_video(tmp_path / "a.mp4", size=(64, 96)).read_bytes()
     rng = np.random.default_rng(1)
     for _ in range(25):
         broken = bytearray(data)
@@ -181,8 +181,8 @@ def test_damage_gives_right_frames_or_a_bad_file(tmp_path: Path) -> None:
 
 
 def test_one_frame_is_a_video_and_short_ones_follow_the_option(tmp_path: Path) -> None:
-    film(tmp_path / "one.mp4", 1)
-    film(tmp_path / "three.mp4", 3)
+    make_video(tmp_path / "one.mp4", 1)
+    make_video(tmp_path / "three.mp4", 3)
     repeat = VideosConfig(path=tmp_path, frames=5, size=None, flip=False).build()
     rng = torch.Generator().manual_seed(0)
     assert [round(int(frame[-1, -1, 0]) / 7) for frame in repeat.load(1, rng)] == [0, 1, 2, 2, 2]
@@ -201,7 +201,7 @@ CORNERS = {(90, False): "ll", (180, False): "lr", (270, False): "ur", (0, True):
 
 @pytest.mark.parametrize(("turn", "mirror"), CORNERS)
 def test_rotation_and_mirroring_are_applied(turn: int, mirror: bool, tmp_path: Path) -> None:
-    path = film(tmp_path / "a.mp4", 3, setup=lambda stream: stream.set_display_rotation(turn, hflip=mirror))
+    path = make_video(tmp_path / "a.mp4", 3, setup=lambda stream: stream.set_display_rotation(turn, hflip=mirror))
     with open_video(path) as reader:
         assert reader.size == ((64, 48) if turn in (90, 270) else (48, 64))
         frame = next(reader.frames())
@@ -215,12 +215,12 @@ def test_rotation_and_mirroring_are_applied(turn: int, mirror: bool, tmp_path: P
 def test_odd_sizes_and_ten_bits_are_read(pixels: str, size: tuple[int, int], tmp_path: Path) -> None:
     if pixels == "yuv420p10le" and size[0] % 2:
         pytest.skip("4:2:0 has no odd sizes")
-    found = levels(film(tmp_path / "a.mp4", 8, size, pixels=pixels))
+    found = levels(make_video(tmp_path / "a.mp4", 8, size, pixels=pixels))
     assert np.abs(np.array(found) - 7 * np.arange(8)).max() <= 6
 
 
 def test_hidden_frames_of_vp8_are_no_frames(tmp_path: Path) -> None:
-    film(tmp_path / "a.webm", 36, codec="libvpx", gop=100)
+    make_video(tmp_path / "a.webm", 36, codec="libvpx", gop=100)
     with av.open(str(tmp_path / "a.webm")) as old, av.open(str(tmp_path / "b.webm"), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for number, packet in enumerate(p for p in old.demux(video=0) if p.size):
@@ -241,19 +241,19 @@ def test_hdr_is_refused_by_name(curve: int, name: str, tmp_path: Path) -> None:
     def hdr(stream: av.VideoStream) -> None:
         stream.codec_context.color_trc = curve
 
-    error = bad(film(tmp_path / "a.mp4", 3, pixels="yuv420p10le", setup=hdr))
+    error = bad(make_video(tmp_path / "a.mp4", 3, pixels="yuv420p10le", setup=hdr))
     assert error.code == "hdr"
     assert name in error.message
 
 
 def test_large_frames_are_refused_by_their_declared_size(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="64 x 48") as caught:
-        open_video(film(tmp_path / "a.mp4", 3), max_pixels=64 * 48 - 1)
+        open_video(make_video(tmp_path / "a.mp4", 3), max_pixels=64 * 48 - 1)
     assert caught.value.code == "bomb"
 
 
 def test_a_change_of_size_is_never_passed_over(tmp_path: Path) -> None:
-    parts = [film(tmp_path / f"{h}.ts", 12, (h, 64)).read_bytes() for h in (48, 32)]
+    parts = [make_video(tmp_path / f"{h}.ts", 12, (h, 64)).read_bytes() for h in (48, 32)]
     (tmp_path / "both.ts").write_bytes(b"".join(parts))
     assert bad(tmp_path / "both.ts").code in ("size-change", "timestamps")
 
@@ -275,7 +275,7 @@ def test_a_file_that_grows_a_second_stream_keeps_to_the_first(tmp_path: Path) ->
 
 def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff\n,:name.mp4")
-    os.rename(film(tmp_path / "a.mp4", 3), strange)  # noqa: PTH104 - the name is no text
+    os.rename(make_video(tmp_path / "a.mp4", 3), strange)  # noqa: PTH104 - the name is no text
     assert read_clip(strange, 3).shape == (3, 48, 64, 3)
 
 
@@ -316,7 +316,7 @@ def test_a_log_names_each_bad_file_once_across_restarts(tmp_path: Path) -> None:
 def test_streaming_3000_frames_takes_no_more_memory_than_300(tmp_path: Path) -> None:
     peaks = []
     for count in (300, 3000):
-        path = film(tmp_path / f"{count}.mp4", count, (360, 640), gop=50)
+        path = make_video(tmp_path / f"{count}.mp4", count, (360, 640), gop=50)
         program = f"""
 import resource
 from smalti.data import open_video

@@ -32,7 +32,7 @@ SIDES = st.integers(1, 400)
 
 @given(SIDES, SIDES, st.integers(1, 64), st.integers(1, 64), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_a_view_lies_in_the_picture_and_keeps_the_aspect(h: int, w: int, rows: int, columns: int, seed: int) -> None:
+def test_a_view_lies_in_the_image_and_keeps_the_aspect(h: int, w: int, rows: int, columns: int, seed: int) -> None:
     for crop in ("random", "center"):
         view = ViewConfig(size=(rows, columns), crop=crop, scale=(0.3, 1.0), resize="bicubic").view((h, w), rng(seed))
         left, top, right, bottom = view.box
@@ -71,7 +71,7 @@ def test_scaling_down_is_antialiased(resize: str) -> None:
     assert np.abs(view.apply(stripes).astype(int) - 127).max() <= 8
 
 
-def test_without_a_size_the_picture_is_given_as_it_is() -> None:
+def test_without_a_size_the_image_is_given_as_it_is() -> None:
     path = bundled.photos("heldout") / "owl.jpg"
     source = ImagesConfig(path=path, size=None, flip=False).build()
     assert torch.equal(source.load(0, rng())[0], read_image(path))
@@ -192,21 +192,21 @@ def test_the_faults_of_a_list_are_named_by_row_and_counted(tmp_path: Path) -> No
 # ---- samples
 
 
-def test_the_shipped_photographs_and_film_are_all_good_and_split() -> None:
+def test_the_shipped_photographs_and_videos_are_all_good_and_split() -> None:
     counts = {"train": (40, 12), "heldout": (8, 4)}
     names: dict[str, set[str]] = {}
-    for split, (pictures, shots) in counts.items():
+    for split, (photos, clips) in counts.items():
         images = ImagesConfig(path=bundled.photos(split), size=None, flip=False).build()
         videos = VideosConfig(path=bundled.videos(split), frames=None, size=None, flip=False).build()
-        assert (len(images), len(videos)) == (pictures, shots)
+        assert (len(images), len(videos)) == (photos, clips)
         for batch in evaluation(images):
             assert min(batch.video.shape[3:]) >= 300
             assert batch.video.std() > 0.05
-        names[split] = {images.key(i) for i in range(pictures)} | {videos.key(i) for i in range(shots)}
+        names[split] = {images.key(i) for i in range(photos)} | {videos.key(i) for i in range(clips)}
     assert not names["train"] & names["heldout"]
 
 
-def test_the_shipped_film_moves() -> None:
+def test_the_shipped_videos_move() -> None:
     for split in ("train", "heldout"):
         for path in sorted(bundled.videos(split).iterdir()):
             with open_video(path) as reader:
@@ -229,12 +229,12 @@ def test_every_shipped_file_has_its_licence_and_all_weigh_under_5_mb() -> None:
             assert not image.getexif()
 
 
-def test_pictures_kept_in_memory_are_the_pictures_on_disk() -> None:
+def test_images_kept_in_memory_are_the_images_on_disk() -> None:
     once, kept = (ImagesConfig(path=bundled.photos("train"), size=32, in_memory=n).build() for n in (0, 3))
     for _ in range(2):
         for index in (0, 1, 2, 3, 4):
             assert torch.equal(once.load(index, rng(index)), kept.load(index, rng(index)))
     assert len(kept._decoded) == 3
     whole = ImagesConfig(path=bundled.photos("train"), size=None, crop="center", flip=False, in_memory=1).build()
-    whole.load(0, rng()).zero_()  # what a caller does to a sample does not reach the kept picture
+    whole.load(0, rng()).zero_()  # what a caller does to a sample does not reach the cached image
     assert whole.load(0, rng()).any()

@@ -78,11 +78,9 @@ def batches(
     rank, world = check_part(part, batch_size)
     rows_of = _planner(source, seed, batch_size)
     plan = (rows_of(step)[rank::world] for step in count(start_step))
-    loaded = _load(_parts(source), plan, seed=seed, workers=workers, timeout=timeout)
+    reader = _Reader(_parts(source), seed, workers)
+    loaded = _load(reader, plan, workers, timeout, on_bad)
     for step, rows in zip(count(start_step), loaded, strict=False):
-        for bad in rows.bad:
-            if on_bad:
-                on_bad(bad)
         if rows.pixels is None:
             raise InputError(f"all {len(rows.bad)} files of step {step} are bad, the first: {rows.bad[0]}")
         yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
@@ -108,11 +106,8 @@ def evaluation(
     mine = range(rank, len(source), world)
     plan = [[_Row(0, 0, i) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size)]
     good, last = 0, None
-    for step, rows in enumerate(_load((source,), plan, seed=0, workers=workers, timeout=timeout)):
-        for bad in rows.bad:
-            last = bad
-            if on_bad:
-                on_bad(bad)
+    for step, rows in enumerate(_load(_Reader((source,), 0, workers), plan, workers, timeout, on_bad)):
+        last = rows.bad[-1] if rows.bad else last
         if rows.pixels is not None:
             good += len(rows.keys)
             yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
@@ -280,12 +275,14 @@ def _mismatch(clips: list[Tensor], keys: list[str]) -> InputError | None:
 
 
 def _load(
-    parts: Sequence[Source], plan: Iterable[list[_Row]], *, seed: int, workers: int, timeout: int | float
+    reader: _Reader, plan: Iterable[list[_Row]], workers: int, timeout: int | float, on_bad: OnBad | None
 ) -> Iterator[_Loaded]:
-    reader = _Reader(parts, seed, workers)
     for rows in planned_loader(reader, plan, workers, timeout=timeout, reading=reader.names):
         if rows.fault is not None:
             raise rows.fault
+        for bad in rows.bad:
+            if on_bad:
+                on_bad(bad)
         yield rows
 
 
