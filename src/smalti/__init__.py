@@ -15,6 +15,7 @@ from smalti.version import __version__ as __version__
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
+    from smalti.pipeline.generate import generate
     from smalti.pipeline.reconstruct import reconstruct
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
@@ -29,6 +30,7 @@ _HOMES = {
     "VQGANConfig": "smalti.tokenizer",
     "compress": "smalti.pipeline.compress",
     "decompress": "smalti.pipeline.compress",
+    "generate": "smalti.pipeline.generate",
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "VQGANConfig",
     "compress",
     "decompress",
+    "generate",
     "load",
     "reconstruct",
 ]

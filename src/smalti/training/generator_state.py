@@ -22,11 +22,11 @@ from smalti.data.shuffle import mix, sample_rng
 from smalti.errors import IntegrityError
 from smalti.files import load_tensors, lock, new_folder, save_tensors
 from smalti.generation import (
-    Chances,
     Condition,
     Generator,
     MaskedConfig,
     MaskedTransformer,
+    MaskNoise,
     Origin,
     Prompt,
     TaskConfig,
@@ -108,7 +108,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: Chances) -> TokenLoss:
+    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: MaskNoise) -> TokenLoss:
         """Of true ids under a prompt; dropout is of `rng`."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             if isinstance(self.model, MaskedTransformer):
@@ -226,13 +226,13 @@ def step(state: GeneratorState, batch: TokenBatch) -> GeneratorMade:
     return GeneratorMade(state.step, task.kind, float(sums[0]), bits, accuracy, rate, float(norm), skipped)
 
 
-def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, Chances]:
+def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:
     """Of a step: the generator of this rank's dropout, and what each row's place in the global batch decides."""
     config, world, model = state.config, state.world, state.config.generator
     rng = torch.Generator(world.device).manual_seed(mix(config.seed, state.step, world.rank, _DROPOUT) >> 1)
     places = [world.rank + i * world.size for i in range(count)]
     entries = model.entries if isinstance(model, MaskedConfig) else 0
-    return rng, Chances.keyed(mix(config.seed, _MASKS), places, state.step, entries, world.device)
+    return rng, MaskNoise.of_rows(mix(config.seed, _MASKS), places, state.step, entries, world.device)
 
 
 def task_of(config: GeneratorTraining, number: int) -> TaskConfig:
