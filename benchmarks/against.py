@@ -6,9 +6,9 @@
     python -m benchmarks.against check         # each peer forward, backward, and one batch that it learns
 
 A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). What is
-equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the judge. Each peer is there twice:
-with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs (`rates`
-tries four), warm-up, cosine, clipping at 1. A race that was stopped goes on by the same command.
+equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the evaluator. Each peer is there
+twice: with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs
+(`rates` tries four), warm-up, cosine, clipping at 1. A comparison that was stopped continues by the same command.
 """
 
 import argparse
@@ -24,25 +24,25 @@ from benchmarks.measure import RESULTS, machine
 from benchmarks.peers import architectures
 from benchmarks.peers.architectures import Peer
 from benchmarks.peers.learner import PeerLearner, Shared
-from smalti.app.learning import write_learning
+from smalti.app.compare import write_comparison
 from smalti.comparison import (
-    Contender,
-    Entry,
-    Judge,
-    Media,
-    Ours,
+    Budget,
+    ComparisonData,
+    Evaluator,
+    LearnerSource,
     Point,
-    Run,
-    Terms,
-    gather,
-    race,
+    TokenizerLearner,
+    Variant,
+    VariantRun,
+    compare_variants,
+    load_parts,
     read_points,
-    shipped,
-    summarise,
+    summarise_runs,
+    variant_groups,
 )
-from smalti.comparison.data import Medium
-from smalti.comparison.manifest import begin
+from smalti.comparison.manifest import prepare_comparison
 from smalti.data import batches
+from smalti.data.source import Medium
 from smalti.files import read_json, write_json
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.training.config import OptimizerConfig
@@ -52,9 +52,9 @@ SECONDS = 120.0
 """Of each contender by `python -m benchmarks peers`, a first look; the runs that are quoted are longer."""
 
 
-def ours(medium: Medium, steps: int) -> list[Contender]:
+def ours(medium: Medium, steps: int) -> list[Variant]:
     """The base, its quantizer exchanged for a peer's, and a network of the shape that the peers have."""
-    groups = shipped(medium, steps)
+    groups = variant_groups(medium, steps)
     lfq = next(one for one in groups["quantizers"] if one.name == "lfq14")
     strides = [[1, 2], [1, 2], [1, 2]] if medium == "images" else [[1, 2], [2, 2], [2, 2]]
     shape = (
@@ -64,25 +64,25 @@ def ours(medium: Medium, steps: int) -> list[Contender]:
     )
     pixels = ("weights.l1=1.0", "weights.l2=0.0")
     return [
-        Contender(name="smalti base, FSQ 64,000", set=pixels),
-        Contender(name="smalti base, LFQ 2^14", set=(*lfq.set, *pixels)),
-        Contender(name="smalti, MAGVIT-v2's shape, FSQ 64,000", set=(*shape, *pixels)),
+        Variant(name="smalti base, FSQ 64,000", set=pixels),
+        Variant(name="smalti base, LFQ 2^14", set=(*lfq.set, *pixels)),
+        Variant(name="smalti, MAGVIT-v2's shape, FSQ 64,000", set=(*shape, *pixels)),
     ]
 
 
-def entries(medium: Medium, shared: Shared) -> list[Entry]:
-    """All contenders."""
+def entries(medium: Medium, shared: Shared) -> list[LearnerSource]:
+    """Return all variants."""
     more = () if shared.lpips is None else (f"weights.lpips={shared.lpips_weight}", "lpips={kind: lpips}")
     trainings = {one.name: one.training(medium, shared.steps, more) for one in ours(medium, shared.steps)}
     if shared.lpips is not None:
         trainings = {name: config.replace({"lpips_frames": "random"}) for name, config in trainings.items()}
 
-    def own(name: str) -> Entry:
+    def own(name: str) -> LearnerSource:
         config = trainings[name]
-        return Entry(name, lambda seed: Ours(config.replace({"seed": seed}), CPU, shared.lpips))
+        return LearnerSource(name, lambda seed: TokenizerLearner(config.replace({"seed": seed}), CPU, shared.lpips))
 
-    def theirs(peer: Peer, name: str, optimizer: OptimizerConfig) -> Entry:
-        return Entry(name, lambda seed: PeerLearner(peer, seed, shared, optimizer))
+    def theirs(peer: Peer, name: str, optimizer: OptimizerConfig) -> LearnerSource:
+        return LearnerSource(name, lambda seed: PeerLearner(peer, seed, shared, optimizer))
 
     peers = architectures.images() if medium == "images" else architectures.videos()
     found = [own(name) for name in trainings]
@@ -93,44 +93,44 @@ def entries(medium: Medium, shared: Shared) -> list[Entry]:
 
 
 def compete(
-    media: Media, terms: Terms, shared: Shared, out: Path, only: Sequence[str] = ()
+    media: ComparisonData, budget: Budget, shared: Shared, out: Path, only: Sequence[str] = ()
 ) -> tuple[str, Sequence[Mapping[str, object]]]:
-    """The race; goes on with what is in `out`. Writes its page there, gives a row a contender."""
+    """Compare all variants; continue with what is in `out`. Write its page there, return a row per variant."""
     chosen = [entry for entry in entries(media.medium, shared) if not only or any(o in entry.name for o in only)]
-    asked = {"media": media.plain(), "terms": terms.plain(), "steps": shared.steps, "lpips": shared.lpips is not None}
-    begin(out, {**asked, "contenders": {entry.name: {} for entry in chosen}}, resume=True)
-    material = gather(media)
-    judge, absent = Judge.found(material.heldout, CPU)
-    about: dict[str, Any] = {"terms": terms.plain(), "data": material.about, "absent": absent}
-    about |= {"protocol": judge.protocol.plain(), "machine": machine()}
+    asked = {"media": media.plain(), "terms": budget.plain(), "steps": shared.steps, "lpips": shared.lpips is not None}
+    prepare_comparison(out, {**asked, "contenders": {entry.name: {} for entry in chosen}}, resume=True)
+    parts = load_parts(media)
+    evaluator, absent = Evaluator.with_weights(parts.heldout, CPU)
+    about: dict[str, Any] = {"terms": budget.plain(), "data": parts.about, "absent": absent}
+    about |= {"protocol": evaluator.protocol.plain(), "machine": machine()}
 
-    def watch(share: float, run: Run, point: Point | None) -> None:
-        said = f"{share:.1%} {run.entry.name}, seed {run.seed}, {run.steps:,} steps, {run.seconds:,.0f} s"
+    def watch(share: float, run: VariantRun, point: Point | None) -> None:
+        said = f"{share:.1%} {run.source.name}, seed {run.seed}, {run.steps:,} steps, {run.seconds:,.0f} s"
         print(said + (f": {point.psnr:.2f} dB" if point else ""), file=sys.stderr, flush=True)
 
-    runs = race(
+    runs = compare_variants(
         chosen,
-        *(material, terms, judge, out),
+        *(parts, budget, evaluator, out),
         device=CPU,
-        watch=watch,
-        each_round=lambda runs: write_learning(out, runs, material, about),
+        on_advance=watch,
+        each_round=lambda runs: write_comparison(out, runs, parts, about),
     )
-    write_learning(out, runs, material, about)
+    write_comparison(out, runs, parts, about)
     rows = []
-    for row in summarise(runs):
+    for row in summarise_runs(runs):
         scores = {name: effect.mean for name, effect in row.effects.items()}
         spreads = {f"{name}_spread": effect.spread for name, effect in row.effects.items() if name == "psnr"}
         costs = {"steps": row.steps, "seconds": row.seconds, "gflop_a_step": row.flops_per_step / 1e9}
         rows.append({"contender": row.name, "parameters": row.parameters, **costs, **scores, **spreads})
-    data = material.about
-    equal = f"{terms.amount:g} {terms.budget} each, {terms.seeds} seeds"
+    data = parts.about
+    equal = f"{budget.amount:g} {budget.budget} each, {budget.seeds} seeds"
     return f"{equal}; {data['measured_on']} held-out clips, {media.size} px, L1; protocol smalti-learn", rows
 
 
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     """A first look at pictures, on the photographs that smalti ships."""
-    terms = Terms(budget="seconds", amount=SECONDS, seeds=1, points=4, batch_size=4)
-    return compete(Media(limit=16), terms, Shared(steps=1000, size=128), Path("runs/peers-images"))
+    budget = Budget(budget="seconds", amount=SECONDS, seeds=1, points=4, batch_size=4)
+    return compete(ComparisonData(limit=16), budget, Shared(steps=1000, size=128), Path("runs/peers-images"))
 
 
 def check() -> None:
@@ -154,23 +154,23 @@ def check() -> None:
             )
 
 
-def rates(media: Media, steps: int = 60, batch_size: int = 4) -> None:
+def rates(media: ComparisonData, steps: int = 60, batch_size: int = 4) -> None:
     """The held-out PSNR of each peer after a few steps at several rates, to choose `Peer.rate` by."""
-    material = gather(media)
-    judge = Judge(material.heldout)
+    parts = load_parts(media)
+    evaluator = Evaluator(parts.heldout)
     for peer in architectures.images() if media.medium == "images" else architectures.videos():
         for lr in (1e-4, 3e-4, 1e-3, 3e-3):
             settings = OptimizerConfig(lr=lr, warmup=max(1, steps // 20))
             learner = PeerLearner(peer, 0, Shared(steps=steps, size=media.size), settings)
-            order = batches(material.train, batch_size=batch_size, seed=0)
+            order = batches(parts.train, batch_size=batch_size, seed=0)
             for number, batch in enumerate(islice(order, steps)):
                 learner.step(batch.video, number / steps)
-            scored = judge.score(learner)
+            scored = evaluator.score(learner)
             print(f"{peer.name}, {lr:g}: {'not finite' if scored is None else f'{scored.psnr:.2f} dB'}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, run the race."""
+    """Read the command line, run the compare_variants."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against")
     parser.add_argument("what", choices=("images", "videos", "rates", "video-rates", "check"))
     for name in ("--data", "--heldout", "--root", "--out"):
@@ -190,15 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     places = {"data": asked.data, "heldout": asked.heldout, "root": asked.root}
     if asked.what == "rates":
-        rates(Media(data=asked.data, size=64, limit=16))
+        rates(ComparisonData(data=asked.data, size=64, limit=16))
         return
     if asked.what == "video-rates":
         film = {"medium": "videos", "size": 32, "frames": 9, "limit": 6}
-        rates(Media.parse({**film, **places}, where="against"), batch_size=1)
+        rates(ComparisonData.parse({**film, **places}, where="against"), batch_size=1)
         return
     fields = {"medium": asked.what, "size": asked.size, "frames": asked.frames, "limit": asked.limit}
-    media = Media.parse({**fields, **places}, where="against")
-    terms = Terms(
+    media = ComparisonData.parse({**fields, **places}, where="against")
+    budget = Budget(
         budget="seconds" if asked.seconds else "steps",
         amount=float(asked.seconds or asked.steps),
         seeds=asked.seeds,
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network: LPIPS | None = LPIPSConfig(net="vgg").build() if asked.lpips else None
     shared = Shared(steps=asked.steps, size=asked.size, lpips=network, lpips_weight=asked.lpips or 1.0)
     out = asked.out or Path("runs") / f"peers-{asked.what}"
-    note, rows = compete(media, terms, shared, out, asked.only)
+    note, rows = compete(media, budget, shared, out, asked.only)
     print(note)
     for row in rows:
         print(row)

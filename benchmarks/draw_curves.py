@@ -1,4 +1,4 @@
-"""Draw how contenders of a comparet, for a page: `python -m benchmarks.draw_curves BENCH OUT.png --help`.
+"""Plot the curves of a comparison, for a page: `python -m benchmarks.draw_curves BENCH OUT.png --help`.
 
     python -m benchmarks.draw_curves bench peers.png --scores psnr lpips --against seconds
     python -m benchmarks.draw_curves bench codes.png --scores distinct perplexity --only lfq
@@ -37,10 +37,10 @@ def ceiling(score: str, point: Point) -> float | None:
     return expected_perplexity(point.codebook_size, point.tokens) if score == "perplexity" else None
 
 
-def draw(bench: Path, scores: list[str], against: str, only: list[str]) -> Figure:
-    """A drawing for each score; a line a contender, thick for its first seed."""
+def draw(folder: Path, scores: list[str], against: str, only: list[str]) -> Figure:
+    """A drawing for each score; a line per variant, thick for its first seed."""
     lines: dict[tuple[str, int], list[Point]] = defaultdict(list)
-    for point in read_points(bench):
+    for point in read_points(folder):
         if not only or any(part in point.contender for part in only):
             lines[point.contender, point.seed].append(point)
     names = list(dict.fromkeys(name for name, _ in lines))
@@ -64,13 +64,13 @@ def draw(bench: Path, scores: list[str], against: str, only: list[str]) -> Figur
 def main() -> None:
     """Read the command line, write the picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_curves")
-    parser.add_argument("bench", type=Path, help="the folder of `smalti compare` or `benchmarks.against`")
+    parser.add_argument("folder", type=Path, help="the folder of `smalti compare` or `benchmarks.against`")
     parser.add_argument("out", type=Path, help="a .png file")
     parser.add_argument("--scores", nargs="+", choices=LABELS, default=["psnr", "lpips"])
     parser.add_argument("--against", choices=PLACES, default="steps")
-    parser.add_argument("--only", nargs="+", default=[], help="contenders whose names hold one of these")
+    parser.add_argument("--only", nargs="+", default=[], help="variants whose names hold one of these")
     asked = parser.parse_args()
-    draw(asked.bench, asked.scores, asked.against, asked.only).savefig(asked.out, dpi=90)
+    draw(asked.folder, asked.scores, asked.against, asked.only).savefig(asked.out, dpi=90)
 
 
 if __name__ == "__main__":

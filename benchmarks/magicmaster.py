@@ -20,19 +20,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import CPU, Operations, child, growth_mb, seconds, turns
+from benchmarks.measure import CPU, child, growth_mb, seconds, turns
 from benchmarks.peers import magicmaster as peer
 from benchmarks.training_step import random_lpips
 from smalti import losses as loss
+from smalti.comparison.flops import count_flops
 from smalti.data.shuffle import sample_rng
 from smalti.discriminators import StyleGAN2Config
 from smalti.recipes.magicmaster import imagenet_row, kinetics_row
 from smalti.tokenizer import Tokenizer
-from smalti.training import tokenizer_state as states
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.tokenizer_state import TrainState
-from smalti.training.tokenizer_step import Measured, step
+from smalti.training.tokenizer_state import TrainState, start_tokenizer
+from smalti.training.tokenizer_step import TokenizerStep, step
 
 TINY = "SMALTI_TINY"
 """Set, the same networks are measured at width 32 and 32 pixels: to see that the program runs."""
@@ -64,10 +64,10 @@ class Case(NamedTuple):
     def prepared(self) -> TokenizerTraining:
         """Our training of it. Its LPIPS is made of random weights, and needs no file."""
         training, judge = self.training, StyleGAN2Config.parse({"size": self.size})
-        assert training.adversary is not None
+        assert training.gan is not None
         changes = {
             "tokenizer": training.tokenizer.model_copy(update={"width": self.width}),
-            "adversary": training.adversary.model_copy(update={"discriminator": judge}),
+            "gan": training.gan.model_copy(update={"discriminator": judge}),
             "batch_size": self.batch,
             "lpips": None,
             "precision": "float32",  # as theirs: autocast, which its image configs declare, is never entered
@@ -100,21 +100,21 @@ def their(case: Case, folder: Path, device: torch.device = CPU) -> peer.Magicmas
 
 def our(case: Case, theirs: peer.Magicmaster | None = None, device: torch.device = CPU) -> TrainState:
     """Our state, with their weights where they are given."""
-    state = states.start(case.prepared(), World(0, 1, device))
+    state = start_tokenizer(case.prepared(), World(0, 1, device))
     state.lpips = random_lpips().to(device)
     if theirs is not None:
-        assert state.opponent is not None
-        for tokenizer in (state.tokenizer, state.average):
+        assert state.gan is not None
+        for tokenizer in (state.tokenizer, state.ema):
             tokenizer.load_state_dict(peer.tokenizer_of(theirs.generator.state_dict()))
-        state.opponent.discriminator.load_state_dict(peer.discriminator_of(theirs.model.discriminator.state_dict()))
+        state.gan.discriminator.load_state_dict(peer.discriminator_of(theirs.model.discriminator.state_dict()))
         state.lpips = peer.lpips_of(theirs.model.perceptual_loss).to(device)
     return state
 
 
 def ordered(state: TrainState, order: str) -> TrainState:
-    """The same state whose players move in this order."""
-    assert state.opponent is not None
-    state.opponent.config = state.opponent.config.replace({"order": order})
+    """Set the order of the two networks' updates; return the same state."""
+    assert state.gan is not None
+    state.gan.config = state.gan.config.replace({"order": order})
     return state
 
 
@@ -156,7 +156,7 @@ class Compared(NamedTuple):
     """What the first step of each gave."""
 
     difference: float
-    """The largest of all gradients of both players, relative."""
+    """The largest of all gradients of both networks, relative."""
     losses: float
     """The largest of the losses and of the adaptive weight, relative."""
     seconds: Mapping[str, float]
@@ -164,26 +164,26 @@ class Compared(NamedTuple):
 
 def compared(theirs: peer.Magicmaster, state: TrainState, video: Tensor, device: torch.device) -> Compared:
     """One step of each in their order, on the same frames."""
-    opponent = ordered(state, "alternate").opponent
-    assert opponent is not None
+    gan = ordered(state, "alternate").gan
+    assert gan is not None
     judge, players = theirs.model.discriminator, theirs.players
     log: dict[str, Tensor] = {}
-    found: list[Measured] = []
+    found: list[TokenizerStep] = []
     with (
         gradients(theirs.generator, players["generator"].optimizer) as of_generator,
         gradients(judge, players["discriminator"].optimizer) as of_judge,
         gradients(state.tokenizer, state.optimizer) as of_tokenizer,
-        gradients(opponent.discriminator, opponent.optimizer) as of_ours,
+        gradients(gan.discriminator, gan.optimizer) as of_ours,
     ):
         spent = {"theirs": seconds(lambda: log.update(theirs.step(video)), device)}
         spent["ours"] = seconds(lambda: found.append(step(state, video)), device)
     (measured,) = found
     pairs = {
         "loss_rec": measured.total,
-        "loss_gen": measured.losses["adversarial"] * measured.adversary_weight,
+        "loss_gen": measured.losses["adversarial"] * measured.gan_weight,
         "loss_disc_grad_penalty": measured.losses["penalty"],
         "sum_disc": measured.losses["discriminator"],
-        "d_weight": measured.adversary_weight,
+        "d_weight": measured.gan_weight,
     }
     return Compared(
         max(
@@ -271,9 +271,7 @@ class Cost(NamedTuple):
 def cost(call: Callable[[], object], device: torch.device = CPU) -> Cost:
     """Memory above what was held before the call, and the operations of a second one: counting holds memory too."""
     mb = growth_mb(call, device)
-    with Operations() as operations:
-        call()
-    return Cost(mb, operations.total)
+    return Cost(mb, count_flops(call) / 1e9)
 
 
 def alone(case: str, what: str, who: str) -> Cost:

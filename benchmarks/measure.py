@@ -15,11 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results"
@@ -93,28 +90,6 @@ def growth_mb(call: Callable[[], object], device: torch.device = CPU) -> float:
     before = peak_mb()
     call()
     return peak_mb() - before
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is asked for within it: `total`, in 1e9 multiplications and additions of products and convolutions.
-
-    No other program on the machine changes it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0.0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        count = flop_registry.get(function.overloadpacket)
-        if count is None:
-            with self:  # without gradients, products come as what they are made of
-                parts = function.decompose(*args, **kwargs)
-            return function(*args, **kwargs) if parts is NotImplemented else parts
-        found = function(*args, **kwargs)
-        self.total += count(*args, **kwargs, out_val=found) / 1e9
-        return found
 
 
 def child(module: str, *arguments: object) -> dict[str, float]:

@@ -12,11 +12,11 @@ import torch
 
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
+from smalti.pipeline.train import train
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.training.config import TokenizerTraining
-from smalti.training.tokenizer_run import run
 
 ROOT = Path("runs/rate-distortion")
 IMAGES = {"4x4": (4, 64, 32), "8x8": (8, 96, 64), "16x16": (16, 128, 128)}
@@ -64,7 +64,7 @@ def _run(name: str, config: TokenizerTraining) -> Path:
     out = ROOT / name
     if not (out / "tokenizer" / "config.json").is_file():
         begun = time.process_time()
-        run(config, out, resume=(out / "config.yaml").is_file(), device="cpu")
+        train(config, out, resume=(out / "config.yaml").is_file(), device="cpu")
         print(f"{name}: {config.steps} steps, {time.process_time() - begun:.0f} s of CPU time", file=sys.stderr)
     return out / "tokenizer"
 

@@ -20,14 +20,13 @@ from smalti.data import ImagesConfig, write_video
 from smalti.data.bundled import photos
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokens.finalize import finish
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
-from smalti.tokens.pool import Limits, Seen, pending, work
+from smalti.tokens.config import TokenizeOptions, inputs_at
+from smalti.tokens.finalize import finish_set
+from smalti.tokens.plan import prepare_set
+from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.run import begin
-from smalti.tokens.shard import Report, Row, write_shard
-from smalti.tokens.tokenize import make_shard
+from smalti.tokens.shard import ShardReport, TokenRow, write_shard
+from smalti.tokens.tokenize import WorkProgress, make_shard
 from smalti.video import to_video
 
 PICTURES = 8
@@ -58,7 +57,7 @@ def overhead(folder: Path) -> Iterator[dict[str, object]]:
     """Photographs at 128 px by the default model: a whole shard, and the encoder alone on the same pixels."""
     tokenizer = _saved(find("image").tokenizer, folder / "tokenizer")
     data = _some_photos(folder / "data")
-    begun = begin(str(folder / "tokenizer"), choose(str(data)), folder / "set", Options(size=128))
+    plan, *_ = prepare_set(folder / "tokenizer", inputs_at(data), folder / "set", TokenizeOptions(size=128))
     source = ImagesConfig(path=data, size=128, crop="center", flip=False).build()
     videos = [to_video(source.load(i, torch.Generator().manual_seed(0))) for i in range(PICTURES)]
 
@@ -68,7 +67,7 @@ def overhead(folder: Path) -> Iterator[dict[str, object]]:
                 tokenizer.encode(video)
 
     def whole() -> None:
-        make_shard(begun.plan, 0, data, tokenizer)
+        make_shard(plan, 0, data, tokenizer)
 
     best = fastest({"bare": bare, "whole": whole}, rounds=3)
     yield row("overhead", "encoder alone", best["bare"] / PICTURES, "s a picture", 1.0)
@@ -86,11 +85,10 @@ def scaling(folder: Path) -> Iterator[dict[str, object]]:
     _saved(find("image").tokenizer, folder / "tokenizer")
     data, first = _some_photos(folder / "data"), 0.0
     for workers in (1, 2):
-        begun = begin(
-            str(folder / "tokenizer"), choose(str(data)), folder / str(workers), Options(size=128, shard_files=1)
-        )
+        options = TokenizeOptions(size=128, shard_files=1)
+        plan, worker, _ = prepare_set(folder / "tokenizer", inputs_at(data), folder / str(workers), options)
         times = [0.0] * (PICTURES + 1)
-        work(begun.plan, begun.job, pending(begun.plan), Limits(workers), _Clock(times))
+        run_pool(plan, worker, pending_shards(plan), PoolLimits(workers), _Clock(times))
         rate = (PICTURES - 1) / (times[PICTURES] - times[1])
         first = first or rate
         yield row(
@@ -108,8 +106,8 @@ class _Clock:
     def __init__(self, times: list[float]) -> None:
         self.times = times
 
-    def __call__(self, seen: Seen) -> None:
-        for n in range(1, seen.shards + 1):
+    def __call__(self, progress: WorkProgress) -> None:
+        for n in range(1, progress.shards + 1):
             self.times[n] = self.times[n] or time.perf_counter()
 
 
@@ -171,9 +169,9 @@ def _synthetic_set(folder: Path, ids: np.ndarray) -> TokenSet:
 
     Image.new("RGB", (8, 8)).save(data)
     _saved(SMALL.replace({"time_kernel": 1, "strides": ((1, 2),)}), folder.parent / "tokenizer")
-    plan = begin(str(folder.parent / "tokenizer"), choose(str(data)), folder, Options()).plan
+    plan, *_ = prepare_set(folder.parent / "tokenizer", inputs_at(data), folder, TokenizeOptions())
     rows = [
-        Row(
+        TokenRow(
             f"{i:06d}.png",
             one.reshape(1, 16, 16).astype(np.uint16),
             (1, 128, 128),
@@ -185,8 +183,8 @@ def _synthetic_set(folder: Path, ids: np.ndarray) -> TokenSet:
         )
         for i, one in enumerate(ids)
     ]
-    write_shard(plan, Report(0, ROWS, ROWS, ROWS, ids.size, ROWS, ROWS << 14, 0, "", (), ()), rows)
-    finish(plan)
+    write_shard(plan, ShardReport(0, ROWS, ROWS, ROWS, ids.size, ROWS, ROWS << 14, 0, "", (), ()), rows)
+    finish_set(plan)
     return TokenSet(folder)
 
 
@@ -213,8 +211,8 @@ def _moving(frames: int) -> Iterator[np.ndarray]:
 def _peak(film: Path, tokenizer: Path) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        begun = begin(str(tokenizer), choose(str(film)), Path(scratch) / "set", Options())
-        report = make_shard(begun.plan, 0, film.parent, Tokenizer.load(tokenizer))
+        plan, *_ = prepare_set(tokenizer, inputs_at(film), Path(scratch) / "set", TokenizeOptions())
+        report = make_shard(plan, 0, film.parent, Tokenizer.load(tokenizer))
     print(json.dumps({"frames": report.frames, "tokens": report.tokens, "peak_mb": peak_mb()}))
 
 

@@ -1,4 +1,4 @@
-"""A short training run with its curves: the recipe `image`, with its adversary, on the photographs that come along.
+"""A short training run with its curves: the recipe `image`, with its discriminator, on the bundled photographs.
 
 Without LPIPS, whose weights may be absent. It says that training works and how fast, not what a long run reaches.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from smalti.data.bundled import photos
+from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.config import TokenizerTraining
-from smalti.training.tokenizer_run import run
 
 STEPS = 400
 CURVES = ("total", "psnr", "validation/psnr", "validation/ssim")
@@ -27,7 +27,7 @@ def config(*, tiny: bool) -> TokenizerTraining:
             {"steps": 20, "eval_every": 10}
         )
     full = find("image")
-    assert full.adversary is not None
+    assert full.gan is not None
     changes: dict[str, object] = {
         "data": full.data.replace({"path": photos("train"), "scale": (0.35, 0.7), "in_memory": 64}),
         "validation": find("tiny").validation,
@@ -35,7 +35,7 @@ def config(*, tiny: bool) -> TokenizerTraining:
         "batch_size": 64,
         "weights": {"l1": 1.0},
         "lpips": None,
-        "adversary": full.adversary.replace({"start": STEPS // 2, "ramp": STEPS // 8}),
+        "gan": full.gan.replace({"start": STEPS // 2, "ramp": STEPS // 8}),
         "optimizer": full.optimizer.replace({"warmup": STEPS // 8}),
         "workers": 8,
         "log_every": STEPS // 40,
@@ -52,7 +52,7 @@ def measure(device: torch.device, *, tiny: bool = False) -> dict[str, object]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        run(settings, out, device=str(device))
+        train(settings, out, device=str(device))
         lines = [json.loads(text) for text in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     curves = {
         name: {"step": [n["step"] for n in lines if name in n], "value": [n[name] for n in lines if name in n]}

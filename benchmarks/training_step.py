@@ -6,71 +6,27 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import CPU, fastest
-from smalti import losses as loss
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import PatchConfig, StyleGAN2Config
 from smalti.losses.perceptual import LPIPS, shapes
 from smalti.tokenizer import TokenizerConfig
-from smalti.training import tokenizer_state as states
-from smalti.training.config import AdversaryConfig, TokenizerTraining
+from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.tokenizer_state import TrainState
+from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import accumulate, step
+from tests.reference.plain_step import plain_gradients
 
-ALONE = World(0, 1, torch.device("cpu"))
 SIZE = 128
-
-
-def plain_gradients(state: TrainState, video: Tensor, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the tokenizer and of the discriminator by the book, as MagicMaster and most of the field take them.
-
-    The tokenizer runs once without gradient for the discriminator and once with, for itself; the adaptive weight
-    differentiates the reconstruction and the adversarial loss down to the last layer, and the sum is differentiated
-    once more.
-    """
-    opponent = state.opponent
-    assert opponent is not None
-    adversary, samples, discriminator = opponent.config, opponent.discriminator.samples, opponent.discriminator
-    with torch.no_grad():
-        fake = state.tokenizer(video).video
-    hinge = adversary.loss == "hinge"
-    real = samples(video, index).requires_grad_()
-    fakes, reals = discriminator(samples(fake, index)), discriminator(real)
-    lost = (loss.hinge_discriminator if hinge else loss.non_saturating_discriminator)(reals, fakes)
-    if adversary.penalty != "none":
-        penalty = loss.zero_centred if adversary.penalty == "zero_centred" else loss.one_centred
-        lost = lost + adversary.penalty_weight * penalty(loss.input_gradient_norms(reals, real))
-    if adversary.lecam:
-        lost = lost + adversary.lecam * loss.lecam(reals, fakes, loss.follow(opponent.anchors, reals, fakes))
-    of_discriminator = torch.autograd.grad(lost, list(discriminator.parameters()))
-    reconstruction = state.tokenizer(video)
-    named = {"l1": loss.l1(reconstruction.video, video), "l2": loss.l2(reconstruction.video, video)}
-    named = {name: value for name, value in named.items() if name in state.config.weights}
-    if state.lpips is not None:
-        named["lpips"] = state.lpips(
-            *(loss.select_frames(v, None).squeeze(2) for v in (reconstruction.video, video))
-        ).mean()
-    total = loss.weigh(named | dict(reconstruction.losses), state.config.weights)
-    played = (loss.hinge_generator if hinge else loss.non_saturating_generator)(
-        discriminator(samples(reconstruction.video, index))
-    )
-    weight: float | Tensor = adversary.weight
-    if adversary.adaptive:
-        last = state.tokenizer.decoder.last_weight
-        norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (total, played)]
-        weight = loss.adaptive_weight(norms[0], norms[1], scale=adversary.weight)
-    of_tokenizer = torch.autograd.grad(total + weight * played, list(state.tokenizer.parameters()))
-    return list(of_tokenizer), list(of_discriminator)
 
 
 def plain_step(state: TrainState, video: Tensor) -> None:
     """The plain gradients and both optimizers' steps."""
-    assert state.opponent is not None
+    assert state.gan is not None
     gradients = plain_gradients(state, video, torch.zeros(len(video), dtype=torch.int64))
     for module, optimizer, found in zip(
-        (state.tokenizer, state.opponent.discriminator),
-        (state.optimizer, state.opponent.optimizer),
+        (state.tokenizer, state.gan.discriminator),
+        (state.optimizer, state.gan.optimizer),
         gradients,
         strict=True,
     ):
@@ -95,9 +51,9 @@ def training(discriminator: PatchConfig | StyleGAN2Config, device: torch.device 
         steps=1_000_000,
         batch_size=2,
         weights={"l1": 1.0},
-        adversary=AdversaryConfig(discriminator=discriminator, adaptive=True, weight=0.75),
+        gan=GANConfig(discriminator=discriminator, adaptive=True, weight=0.75),
     )
-    state = states.start(config, World(0, 1, device))
+    state = start_tokenizer(config, World(0, 1, device))
     state.lpips = random_lpips().to(device)
     state.config = config.model_copy(update={"weights": {"l1": 1.0, "lpips": 1.0}})
     return state
@@ -134,9 +90,9 @@ def _difference(state: TrainState, video: Tensor) -> float:
     index = torch.zeros(len(video), dtype=torch.int64)
     wanted = plain_gradients(state, video, index)
     accumulate(state, video, index, 1.0)
-    assert state.opponent is not None
+    assert state.gan is not None
     worst = 0.0
-    for module, gradients in zip((state.tokenizer, state.opponent.discriminator), wanted, strict=True):
+    for module, gradients in zip((state.tokenizer, state.gan.discriminator), wanted, strict=True):
         for parameter, gradient in zip(module.parameters(), gradients, strict=True):
             if parameter.grad is not None and gradient.abs().max() > 0:
                 worst = max(worst, float((parameter.grad - gradient).abs().max() / gradient.abs().max()))

@@ -130,7 +130,7 @@ def encode_stream() -> Callable[[], object]:
 
 def paths() -> Mapping[str, Callable[[], object]]:
     """The paths by name, in the order in which each finds what it needs of those before it."""
-    patch = ("--set", "adversary.discriminator.kind=patch", "--set", "adversary.discriminator.width=8")
+    patch = ("--set", "gan.discriminator.kind=patch", "--set", "gan.discriminator.width=8")
     grid = ("--set", "generator.grid=[1,8,8]", "--set", "generator.width=16", "--set", "generator.depth=1")
     return {
         "step(state, video), patch discriminator": lambda: command("train", "tiny", *SMALL, *patch, "--out", "gan"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import signal
 import struct
@@ -16,17 +17,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+import smalti
 from smalti.data import write_video
 from smalti.data.bundled import photos
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokens.finalize import Summary, finish
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
-from smalti.tokens.pool import Limits, pending, work
-from smalti.tokens.run import begin
+from smalti.tokens.config import TokenizeOptions, inputs_at
+from smalti.tokens.finalize import SetSummary
+from smalti.tokens.plan import PreparedSet, prepare_set
+from smalti.tokens.pool import PoolLimits
 
 SMALL = {"width": 8, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "middle": 0}
-IN_PROCESS = Limits(workers=0)
+IN_PROCESS = PoolLimits(workers=0)
 
 
 def save_tokenizer(folder: Path, seed: int = 0, **config: object) -> Path:
@@ -44,21 +45,36 @@ def make_set(
     data: Path | str,
     out: Path,
     *,
-    options: Options = Options(),  # noqa: B008
-    limits: Limits = IN_PROCESS,
+    options: TokenizeOptions = TokenizeOptions(),  # noqa: B008
+    limits: PoolLimits = IN_PROCESS,
     part: tuple[int, int] = (0, 1),
-) -> Summary:
-    """`smalti tokenize` as a function."""
-    begun = begin(str(tokenizer), choose(str(data)), out, options)
-    work(begun.plan, begun.job, pending(begun.plan, part), limits)
-    return finish(begun.plan)
+) -> SetSummary:
+    """Make a token set by `smalti.tokenize`, by default in this process."""
+    return smalti.tokenize(
+        tokenizer,
+        data,
+        out,
+        set=[f"options.{name}={json.dumps(value)}" for name, value in options.essence().items()],
+        workers=limits.workers,
+        shard="/".join(map(str, part)) if part != (0, 1) else None,
+        timeout=limits.timeout,
+        memory=None if limits.memory is None else limits.memory / 1e9,
+        device="cpu",
+    )
+
+
+def prepare(tokenizer: Path, data: Path, out: Path, options: TokenizeOptions, *, resume: bool = False) -> PreparedSet:
+    """Plan a token set, for tests that do the work step by step."""
+    return prepare_set(tokenizer, inputs_at(data), out, options, resume=resume)
 
 
 def digest(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a set by name, but for the note about its making, and what a killed writer left under
     a hidden name: the next one removes it, once the system no longer knows the writer."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in paths if path.name != "made.json" and not path.name.startswith(".")]
+    files = [
+        path for path in paths if path.name not in ("provenance.json", "made.json") and not path.name.startswith(".")
+    ]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -2,23 +2,25 @@
 
 import copy
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from benchmarks.peers.architectures import Peer
 from smalti import losses as loss
-from smalti.comparison.learner import STATE, Learnt, pack, unpack
+from smalti.comparison.learner import LearnerStep
 from smalti.data.shuffle import sample_rng
 from smalti.files import load_tensors, save_tensors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage
 from smalti.training.config import OptimizerConfig
-from smalti.training.distributed import update_ema
+from smalti.training.optimizer import update_ema
+
+STATE = "state.safetensors"
 
 
 class Shared(NamedTuple):
@@ -49,7 +51,7 @@ class PeerLearner:
         self.optimizer = AdamW(trained, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
         self.updates = 0
 
-    def step(self, video: Tensor, share: float) -> Learnt:
+    def step(self, video: Tensor, share: float) -> LearnerStep:
         """Forward, backward, update."""
         made = self.module(video)
         total = loss.l1(made.video, video) + made.loss
@@ -60,7 +62,7 @@ class PeerLearner:
         total.backward()
         place = min(round(share * self.shared.steps), self.shared.steps - 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(place, self.shared.steps)
+            group["lr"] = self.settings.lr_at(place, self.shared.steps)
         if self.settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
         self.optimizer.step()
@@ -70,7 +72,7 @@ class PeerLearner:
         error = (made.video.detach().clamp(-1, 1) - video).square().mean()
         usage = Usage(self.levels)
         usage.update(made.ids)
-        return Learnt(float(total.detach()), -10 * math.log10(max(float(error) / 4, 1e-12)), usage)
+        return LearnerStep(float(total.detach()), -10 * math.log10(max(float(error) / 4, 1e-12)), usage)
 
     def kind(self, share: float) -> Hashable:
         """All steps are alike."""
@@ -94,3 +96,34 @@ class PeerLearner:
         self.updates = int(tensors["updates"])
         if "steps" in vars(self.module):  # VidTok's annealing counts them
             self.module.steps = self.updates
+
+
+def pack(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    """Return the tensors of all: `module/name`, and `optimizer/number of the parameter/moment`."""
+    tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for number, parameter in enumerate(_parameters(optimizer)):
+            moments = optimizer.state.get(parameter, {})
+            tensors |= {f"{name}/{number}/{key}": value for key, value in moments.items()}
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> None:
+    """Put back what `pack` gave, into the same modules and optimizers."""
+    for name, module in modules.items():
+        module.load_state_dict({key: tensors[f"{name}/{key}"] for key in module.state_dict()})
+    for name, optimizer in optimizers.items():
+        parameters = list(_parameters(optimizer))
+        for full, value in tensors.items():
+            of, _, rest = full.partition("/")
+            if of == name:
+                number, _, key = rest.partition("/")
+                parameter = parameters[int(number)]
+                # Adam counts its steps on the CPU.
+                optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.discriminators.blur import TAPS, low_pass
+from smalti.discriminators.frames import TAPS, low_pass
 
 Settings = dict[str, Any]
 

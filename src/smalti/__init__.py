@@ -15,8 +15,12 @@ from smalti.version import __version__ as __version__
 if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
+    from smalti.pipeline.decode import decode
+    from smalti.pipeline.export import export
     from smalti.pipeline.generate import generate
     from smalti.pipeline.reconstruct import reconstruct
+    from smalti.pipeline.tokenize import tokenize
+    from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
 
@@ -29,10 +33,14 @@ _HOMES = {
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
     "compress": "smalti.pipeline.compress",
+    "decode": "smalti.pipeline.decode",
     "decompress": "smalti.pipeline.compress",
+    "export": "smalti.pipeline.export",
     "generate": "smalti.pipeline.generate",
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
+    "tokenize": "smalti.pipeline.tokenize",
+    "train": "smalti.pipeline.train",
 }
 
 __all__ = [
@@ -44,10 +52,14 @@ __all__ = [
     "TokenizerConfig",
     "VQGANConfig",
     "compress",
+    "decode",
     "decompress",
+    "export",
     "generate",
     "load",
     "reconstruct",
+    "tokenize",
+    "train",
 ]
 
 

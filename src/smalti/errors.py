@@ -1,6 +1,6 @@
-"""The errors that a user can mend, each with the exit code that the command line gives it.
+"""Errors that a user can fix, each with the exit code of the command line.
 
-A message is one line: what is wrong, where (file, field, row), and the mend.
+A message is one line: what is wrong, where (file, field, row), and how to fix it.
 """
 
 
@@ -29,7 +29,7 @@ class IntegrityError(SmaltiError):
 
 
 class MachineError(SmaltiError):
-    """The machine cannot do it: disk full, device absent, package missing, permission denied. Exit code 5."""
+    """Something that this machine lacks: disk full, device absent, package missing, permission denied. Exit code 5."""
 
     exit_code = 5
 

@@ -28,7 +28,7 @@ from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_MENDS = {
+_REMEDIES = {
     errno.ENOSPC: "Free some space and run again",
     errno.EDQUOT: "Free some of your quota and run again",
     errno.EFBIG: "Raise the limit on file sizes (ulimit -f) or write elsewhere",
@@ -46,17 +46,17 @@ def failpoint(name: str) -> None:
 
 @contextmanager
 def naming_os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one line that names the file and the mend."""
+    """Turn the operating system's refusals into one line that names the file and how to fix it."""
     try:
         yield
     except OSError as error:
-        mend = _MENDS.get(error.errno or 0, "Check the path and the disk")
-        raise MachineError(f"{path}: {error.strerror or error}. {mend}.") from error
+        remedy = _REMEDIES.get(error.errno or 0, "Check the path and the disk")
+        raise MachineError(f"{path}: {error.strerror or error}. {remedy}.") from error
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, that appears at `path` whole when the block ends without an error, or not at all."""
+    """Open a file that appears at `path` whole when the block ends without an error, or not at all."""
     with naming_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _beside(path, "part")
@@ -98,13 +98,13 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder that appears at `path` whole, with its manifest, when the block ends without an error.
+    """Open a folder that appears at `path` whole, with its manifest, when the block ends without an error.
 
-    With `replace`, a folder that is there is exchanged for the new one in one step, and only then deleted. Raises
-    ConfigError where `path` is there and `replace` is not set, or where it is a file.
+    With `replace`, an existing folder is exchanged for the new one in one step, and only then deleted. Raises
+    ConfigError if `path` exists and `replace` is not set, or if it is a file.
     """
     if path.exists() and not (replace and path.is_dir()):
-        raise ConfigError(f"{path}: is {'a file' if path.is_file() else 'there already'}; choose another name")
+        raise ConfigError(f"{path}: {'is a file' if path.is_file() else 'already exists'}; choose another name")
     target = path.resolve()  # a link stays a link to the new folder
     part = _beside(target, "part")
     with naming_os_errors(path):
@@ -170,7 +170,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file in `folder` but the manifest itself."""
+    """Return size and sha256 of every file in `folder` but the manifest itself."""
     names = sorted(_files(folder))
     return {name: _entry(folder / name) for name in names}
 
@@ -206,7 +206,7 @@ def _entry(file: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file's bytes."""
+    """Return the digest of a file's bytes."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -234,13 +234,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def cache_folder() -> Path:
-    """Where files that a user fetched once are sought: `smalti` in XDG_CACHE_HOME, or in ~/.cache."""
+    """Return the folder of files that a user has fetched once: `smalti` in XDG_CACHE_HOME, or in ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "smalti"
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of a config and of every tensor's name, type, shape and bytes."""
+    """Return the sha256 of a config and of every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -250,7 +250,7 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 
 def _host() -> str:
-    """This machine's name as a part of a file name: on a shared disk, a process number alone names no writer."""
+    """Return this machine's name as a part of a file name: on a shared disk, a process number alone names no writer."""
     return "".join(c for c in platform.node() if c.isalnum()) or "here"
 
 
@@ -266,9 +266,8 @@ def _put_in_place(part: Path, target: Path) -> None:
         old = _beside(target, "old")
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        failpoint(
-            "new_folder:between-renames"
-        )  # nothing is at `target` now; remove_leftovers would put the old one back
+        # Nothing is at `target` now; remove_leftovers would put the old one back.
+        failpoint("new_folder:between-renames")
         try:
             part.rename(target)
         except OSError:

@@ -271,7 +271,7 @@ def test_an_error_inside_the_block_leaves_nothing_new(tmp_path):
 def test_what_is_there_is_not_replaced_unasked(tmp_path):
     path = tmp_path / "step-1"
     write_generation(path, 1)
-    with pytest.raises(ConfigError, match="is there already; choose another name"), new_folder(path):
+    with pytest.raises(ConfigError, match="already exists; choose another name"), new_folder(path):
         pass
     file = tmp_path / "file"
     file.write_text("mine")

@@ -87,7 +87,7 @@ def test_levels_that_the_file_does_not_say_must_be_given(smalti, averaged, tmp_p
     assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8;5"), 2, "--levels 8;5")
     assert not (tmp_path / "out").exists()
     assert smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5").code == 0
-    assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5"), 2, "is there already")
+    assert_one_line(smalti("import", path, "--out", tmp_path / "out", "--levels", "8,5,5,5"), 2, "already exists")
 
 
 def test_the_name_of_a_published_file_says_its_levels(smalti, averaged, tmp_path):

@@ -65,7 +65,7 @@ def test_inflate_makes_a_video_tokenizer(smalti, image_tokenizer, tmp_path):
     about = json.loads(smalti("info", tmp_path / "video", "--json").out)
     assert about["strides"] == {"time": 2, "rows": 2, "columns": 2}
     assert (about["config"]["time_kernel"], about["config"]["past_kernel"]) == (3, "full")
-    assert_one_line(smalti(*command), 2, "is there already")
+    assert_one_line(smalti(*command), 2, "already exists")
 
 
 def test_inflate_refuses_wrong_strides(smalti, image_tokenizer, video_tokenizer, tmp_path):

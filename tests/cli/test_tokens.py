@@ -21,7 +21,7 @@ def test_pictures_go_to_a_set_and_back_to_png(smalti, tokens, tmp_path):
     assert ended.code == 0, ended
     assert ended.out.count("48x32") == 2
     assert [read_image(path).shape for path in sorted((tmp_path / "seen").iterdir())] == [(32, 48, 3)] * 2
-    assert_one_line(smalti("decode", tokens, "--out", tmp_path / "seen"), 2, "is there already; give --overwrite")
+    assert_one_line(smalti("decode", tokens, "--out", tmp_path / "seen"), 2, "already exists; pass --overwrite")
     assert smalti("decode", tokens, "--out", tmp_path / "seen", "--overwrite").code == 0
 
 
@@ -63,7 +63,7 @@ def test_parts_of_the_work_make_the_set_together(smalti, image_tokenizer, pictur
     assert "1 of 2 shards are done" in smalti(*command, *small, "--shard", "1/2").out
     assert_one_line(smalti("decode", tmp_path / "set", "--out", tmp_path / "x"), 3, "is not finished")
     about = json.loads(smalti("info", tmp_path / "set", "--json").out)
-    assert (about["finished"], about["shards"], about["of"]) == (False, 1, 2)
+    assert (about["finished"], about["shards"], about["planned_shards"]) == (False, 1, 2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "2 ok" in smalti(*command, *small, "--shard", "auto").out
@@ -80,7 +80,7 @@ def test_info_says_what_a_set_is(smalti, tokens):
 def test_a_set_is_exported_to_npy(smalti, tokens, tmp_path):
     ended = smalti("export", tokens, "--out", tmp_path / "npy", "--json")
     assert json.loads(ended.out)["shape"] == [2, 1, 16, 24]
-    assert_one_line(smalti("export", tokens, "--out", tmp_path / "npy"), 2, "is there already")
+    assert_one_line(smalti("export", tokens, "--out", tmp_path / "npy"), 2, "already exists")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 
 from smalti.config import Config
 from smalti.discriminators import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
-from smalti.discriminators.blur import TAPS, halve, low_pass
-from smalti.discriminators.discriminator import grid_mean
-from smalti.discriminators.patch import norm_groups
-from smalti.discriminators.stylegan2 import EqualisedConv, EqualisedLinear, minibatch_deviation
+from smalti.discriminators.frames import (
+    TAPS,
+    EqualisedConv,
+    EqualisedLinear,
+    grid_mean,
+    halve,
+    low_pass,
+    minibatch_deviation,
+    norm_groups,
+)
 from smalti.errors import ConfigError, InputError
-from smalti.losses import input_gradient_norms, one_centred, zero_centred
+from smalti.losses import gradient_penalty, input_gradient_norms, r1_penalty
 
 SMALL = [
     PatchConfig(width=8),
@@ -223,7 +229,7 @@ def test_minibatch_deviation_takes_the_largest_group_that_divides_the_batch(n, g
 
 
 @pytest.mark.parametrize("config", SMALL, ids=str)
-@pytest.mark.parametrize("penalty", [zero_centred, one_centred])
+@pytest.mark.parametrize("penalty", [r1_penalty, gradient_penalty])
 def test_penalties_have_the_gradients_that_finite_differences_give(config, penalty):
     """The directional derivative of the penalty along a random change of all parameters, in float64."""
     discriminator, video = built(config).double(), noise(2, 3, 2, 24, 24).requires_grad_()

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from smalti.discriminators import PatchConfig, StyleGAN2Config
-from smalti.discriminators.stylegan2 import EqualisedConv, EqualisedLinear
+from smalti.discriminators.frames import EqualisedConv, EqualisedLinear
 from smalti.losses import (
     adaptive_weight,
+    gradient_penalty,
     hinge_discriminator,
     hinge_generator,
     input_gradient_norms,
     l1,
-    one_centred,
 )
 from tests.goldens.rule import fill, grad_stats, key_hash, load
 
@@ -95,7 +95,7 @@ def test_patch_equals_magicmaster_in_float64(mode):
     assert torch.allclose(gradient.squeeze(2).float(), golden["dlogits_dreal"], rtol=1e-5, atol=1e-7)
     total = hinge
     if mode == "train":
-        penalty = one_centred(norms)
+        penalty = gradient_penalty(norms)
         assert penalty.item() == pytest.approx(golden["gp"].item(), rel=1e-9)
         total = hinge + penalty
         for key, entry in discriminator.state_dict().items():
@@ -140,7 +140,7 @@ def test_stylegan2_gradients_and_penalty_equal_magicmaster_in_float64():
     assert torch.allclose(gradient[:1, :, 0].float(), golden["dlogits_dreal"], rtol=1e-5, atol=1e-8)
     norms = input_gradient_norms(real, video)
     assert torch.allclose(norms, golden["grad_norm_per_sample"], rtol=1e-8)
-    penalty = one_centred(norms)
+    penalty = gradient_penalty(norms)
     assert penalty.item() == pytest.approx(golden["gp"].item(), rel=1e-9)
     (hinge + penalty).backward()
     assert_stats(discriminator, stylegan2_key, golden["grad_stats"])

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 
-from benchmarks.training_step import ALONE
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import magicmaster, magicmaster_vqgan
 from smalti.families.links import assemble
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from smalti.training import tokenizer_state as states
+from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate
 from tests.discriminators.test_goldens import round_gains, stylegan2_key
 from tests.goldens.rule import FOLDER, fill, grad_stats, key_hash, load, randn, rule
+from tests.reference.plain_step import ALONE
 
 ROW = "magicmaster-imagenet-style2-64000-128-8x8-ep20"
 
@@ -119,16 +119,16 @@ def test_the_weighted_loss_and_its_gradients_in_float64_are_magicmasters():
     # Its generator is that of this golden.
     tokenizer, found, tensors, _ = imported("mm2d_fsq64000_w32_64px", torch.float64)
     adversary = {"weight": 0.75, "adaptive": True, "discriminator": {"kind": "stylegan2", "size": 32}}
-    config = find(ROW, tiny=True).replace({"tokenizer": found.config, "adversary": adversary})
-    state = states.start(config, ALONE)
+    config = find(ROW, tiny=True).replace({"tokenizer": found.config, "gan": adversary})
+    state = start_tokenizer(config, ALONE)
     state.tokenizer.double().load_state_dict(tokenizer.state_dict())
-    fill(state.opponent.discriminator.double(), stylegan2_key)
-    round_gains(state.opponent.discriminator)
+    fill(state.gan.discriminator.double(), stylegan2_key)
+    round_gains(state.gan.discriminator)
     video = five(numbers["input_u8"].double() / 127.5 - 1)
     losses, ids = accumulate(state, video, torch.zeros(len(video), dtype=torch.long), 1.0)
     reconstruction, adversarial, _, _, weight = numbers["scalars"]
     assert torch.equal(ids.flatten(), numbers["ids"].flatten())
-    for name, wanted in (("l1", reconstruction), ("adversarial", adversarial), ("adversary_weight", weight)):
+    for name, wanted in (("l1", reconstruction), ("adversarial", adversarial), ("gan_weight", weight)):
         assert losses[name].item() == pytest.approx(wanted.item(), rel=1e-7), name
     parameters = dict(state.tokenizer.named_parameters())
     leaves = {key: tensor.clone().requires_grad_() for key, tensor in tensors.items()}

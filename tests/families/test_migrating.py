@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import smalti
-from benchmarks.training_step import ALONE
 from smalti.data.list_formats import read_list
 from smalti.nn.causal import CausalUpsample, Window
 from smalti.recipes import find
-from smalti.training import tokenizer_state as states
+from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
+from tests.reference.plain_step import ALONE
 
 
 def test_every_module_can_be_imported():
@@ -38,8 +38,8 @@ def test_upsampling_puts_the_channels_of_a_position_into_its_own_pixels(strides)
 
 
 def test_a_penalty_of_weight_0_trains():
-    config = find("magicmaster-imagenet-style2-64000-128-8x8-ep20", tiny=True).override(["adversary.penalty_weight=0"])
-    assert not step(states.start(config, ALONE), torch.rand(4, 3, 1, 32, 32) * 2 - 1).skipped
+    config = find("magicmaster-imagenet-style2-64000-128-8x8-ep20", tiny=True).override(["gan.penalty_weight=0"])
+    assert not step(start_tokenizer(config, ALONE), torch.rand(4, 3, 1, 32, 32) * 2 - 1).skipped
 
 
 def test_a_comma_in_the_name_of_a_video_starts_no_column(tmp_path):

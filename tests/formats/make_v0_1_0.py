@@ -504,7 +504,8 @@ def bench() -> None:
 
 def recipes() -> None:
     texts = {one.name: {"whole": one.config().to_yaml(), "tiny": one.tiny().to_yaml()} for one in catalogue()}
-    Path("recipes.json.gz").write_bytes(gzip.compress(json.dumps(texts, indent=1).encode(), mtime=0))
+    text = json.dumps(texts, indent=1).replace(str(photos("train").parents[1]), "MEDIA")
+    Path("recipes.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def main() -> None:

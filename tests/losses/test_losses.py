@@ -13,22 +13,22 @@ from smalti.errors import ConfigError
 from smalti.losses import (
     Anchors,
     adaptive_weight,
-    follow,
+    gradient_penalty,
     hinge_discriminator,
     hinge_generator,
     input_gradient_norms,
     l1,
     l2,
     last_layer_norms,
-    lazy,
+    lazy_factor,
     lecam,
     non_saturating_discriminator,
     non_saturating_generator,
-    one_centred,
+    r1_penalty,
     random_frames,
     select_frames,
+    update_lecam_ema,
     weigh,
-    zero_centred,
 )
 
 shapes = st.tuples(*(st.integers(1, n) for n in (3, 5, 6, 6)))
@@ -106,11 +106,11 @@ def test_penalties_of_a_linear_discriminator_have_their_closed_form(shape, gain)
     norms = input_gradient_norms((video * weight).flatten(1).sum(1), video)
     length = weight.detach().norm()
     assert torch.allclose(norms, length.expand(shape[0]))
-    assert torch.allclose(zero_centred(norms), length**2)
-    assert torch.allclose(one_centred(norms), (length - 1) ** 2)
-    (slope,) = torch.autograd.grad(zero_centred(norms), weight, retain_graph=True)
+    assert torch.allclose(r1_penalty(norms), length**2)
+    assert torch.allclose(gradient_penalty(norms), (length - 1) ** 2)
+    (slope,) = torch.autograd.grad(r1_penalty(norms), weight, retain_graph=True)
     assert torch.allclose(slope, 2 * weight)
-    (slope,) = torch.autograd.grad(one_centred(norms), weight)
+    (slope,) = torch.autograd.grad(gradient_penalty(norms), weight)
     assert slope.isfinite().all()  # also where the norm is 0
     if length > 1e-6:
         assert torch.allclose(slope, 2 * (length - 1) * weight / length)
@@ -124,11 +124,11 @@ def test_the_logits_of_a_sample_are_summed_in_its_gradient_norm():
 
 @pytest.mark.parametrize("every", [1, 2, 7, 16])
 def test_a_lazy_factor_has_mean_one(every):
-    assert sum(lazy(step, every) for step in range(5 * every)) == 5 * every
-    assert {lazy(step, every) for step in range(5 * every)} <= {0, every}
-    assert lazy(0, every) == every
+    assert sum(lazy_factor(step, every) for step in range(5 * every)) == 5 * every
+    assert {lazy_factor(step, every) for step in range(5 * every)} <= {0, every}
+    assert lazy_factor(0, every) == every
     with pytest.raises(ValueError, match="at least 1"):
-        lazy(0, 1 - every)
+        lazy_factor(0, 1 - every)
 
 
 @settings(max_examples=20, deadline=None)
@@ -137,7 +137,7 @@ def test_anchors_are_the_exponential_average_of_mean_logits(steps, decay):
     real, fake = noise(steps, 4).float(), noise(steps, 2, 3, seed=1).float()
     anchors = None
     for i in range(steps):
-        anchors = follow(anchors, real[i], fake[i], decay)
+        anchors = update_lecam_ema(anchors, real[i], fake[i], decay)
     # Step 0 starts the average; step i > 0 adds (1 - decay) of its mean, and each later step keeps `decay` of it.
     shares = torch.tensor([(1 if i == 0 else 1 - decay) * decay ** (steps - 1 - i) for i in range(steps)])
     assert shares.sum().item() == pytest.approx(1, abs=1e-5)
@@ -147,10 +147,12 @@ def test_anchors_are_the_exponential_average_of_mean_logits(steps, decay):
 
 def test_anchors_keep_no_graph_and_take_means_over_ranks():
     real = noise(6).float().requires_grad_()
-    anchors = follow(None, real, real)
+    anchors = update_lecam_ema(None, real, real)
     assert not anchors.real.requires_grad
     parts = torch.stack([real[:3].mean(), real[3:].mean()])
-    assert torch.allclose(follow(anchors, parts.mean(), parts.mean()).real, follow(anchors, real, real).real)
+    assert torch.allclose(
+        update_lecam_ema(anchors, parts.mean(), parts.mean()).real, update_lecam_ema(anchors, real, real).real
+    )
 
 
 def test_lecam_is_zero_below_the_anchors_and_pulls_towards_them():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from smalti.nn.norm import Norm
+from smalti.nn.blocks import Norm
 from smalti.recipes import catalogue
 from smalti.tokenizer import TokenizerConfig
 

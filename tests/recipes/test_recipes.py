@@ -6,16 +6,16 @@ import shlex
 import pytest
 import torch
 
-from benchmarks.training_step import ALONE
 from smalti.config import load_yaml, parse_yaml
 from smalti.losses.perceptual import LPIPS
 from smalti.recipes import catalogue, find
 from smalti.recipes.data import IMAGENET, KINETICS_600
 from smalti.tokenizer import Tokenizer, inflate
-from smalti.training import tokenizer_state as states
 from smalti.training.config import TokenizerTraining
+from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 from tests.losses.test_lpips import golden_weights
+from tests.reference.plain_step import ALONE
 
 RECIPES = {recipe.name: recipe for recipe in catalogue() if recipe.kind == "tokenizer"}
 NAMES = list(RECIPES)
@@ -62,7 +62,7 @@ def test_every_full_recipe_is_built_on_the_meta_device_with_the_published_parame
 def test_the_judges_have_the_published_parameters(name):
     config = find(name)
     with torch.device("meta"):
-        judge = config.adversary.discriminator.build()
+        judge = config.gan.discriminator.build()
     key = "patch" if "-patch-" in name else f"style2-{256 if config.data.size == 256 else 128}"
     assert sum(p.numel() for p in judge.parameters()) == JUDGES[key]
 
@@ -70,22 +70,22 @@ def test_the_judges_have_the_published_parameters(name):
 @pytest.mark.parametrize("name", MAGICMASTER)
 def test_what_all_of_magicmasters_runs_share(name):
     config = find(name)
-    tokenizer, judge = config.optimizer, config.adversary.optimizer
+    tokenizer, judge = config.optimizer, config.gan.optimizer
     assert (tokenizer.lr, judge.lr) == (5.4e-5, 4.32e-4)
     for optimizer in (tokenizer, judge):
         assert (optimizer.betas, optimizer.weight_decay, optimizer.clip) == ((0.5, 0.9), 0.0, None)
-        assert {optimizer.rate(step, 1000) for step in (0, 500, 999)} == {optimizer.lr}
+        assert {optimizer.lr_at(step, 1000) for step in (0, 500, 999)} == {optimizer.lr}
     assert config.weights == {"l1": 1.0, "lpips": 1.0}
-    assert (config.adversary.weight, config.adversary.adaptive, config.adversary.loss) == (0.75, True, "hinge")
-    assert config.adversary.penalty == ("none" if "vqgan" in name else "one_centred")
-    assert (config.adversary.penalty_weight, config.adversary.penalty_every) == (1.0, 1)
-    assert (config.adversary.start, config.adversary.ramp, config.adversary.lecam) == (0, 0, 0.0)
-    assert (config.lpips.net, config.lpips_frames, config.adversary.discriminator.frames) == ("vgg", "random", "random")
+    assert (config.gan.weight, config.gan.adaptive, config.gan.loss) == (0.75, True, "hinge")
+    assert config.gan.penalty == ("none" if "vqgan" in name else "gradient_norm")
+    assert (config.gan.penalty_weight, config.gan.penalty_every) == (1.0, 1)
+    assert (config.gan.start, config.gan.ramp, config.gan.lecam) == (0, 0, 0.0)
+    assert (config.lpips.net, config.lpips_frames, config.gan.discriminator.frames) == ("vgg", "random", "random")
     assert (config.accumulate, config.entropy_boost, config.init) == (1, 0.0, None)
-    if config.adversary.discriminator.kind == "stylegan2":
-        assert (config.adversary.discriminator.group, config.adversary.discriminator.channel_multiplier) == (4, 2)
-    state = states.start(find(name, tiny=True), ALONE)
-    for optimizer in (state.optimizer, state.opponent.optimizer):
+    if config.gan.discriminator.kind == "stylegan2":
+        assert (config.gan.discriminator.group, config.gan.discriminator.channel_multiplier) == (4, 2)
+    state = start_tokenizer(find(name, tiny=True), ALONE)
+    for optimizer in (state.optimizer, state.gan.optimizer):
         assert {group["eps"] for group in optimizer.param_groups} == {1e-8}
         assert {(group["betas"], group["weight_decay"]) for group in optimizer.param_groups} == {((0.5, 0.9), 0.0)}
 
@@ -101,9 +101,9 @@ def test_the_averages_of_magicmasters_runs_start_late_and_have_their_whole_decay
 @pytest.mark.parametrize("name", MAGICMASTER)
 def test_ours_is_the_better_default_and_theirs_an_option(name):
     ours, theirs = find(name), find(name).override(RECIPES[name].as_theirs)
-    assert (ours.adversary.order, ours.lpips.dropout) == ("together", 0.0)
+    assert (ours.gan.order, ours.lpips.dropout) == ("together", 0.0)
     assert ours.precision == ("bfloat16" if "-imagenet-" in name else "float32")  # where they declare it
-    assert (theirs.adversary.order, theirs.lpips.dropout, theirs.precision) == ("alternate", 0.5, "float32")
+    assert (theirs.gan.order, theirs.lpips.dropout, theirs.precision) == ("alternate", 0.5, "float32")
     codes = math.prod(theirs.tokenizer.quantizer.digit_levels)
     assert codes == (25_600 if "dsq-15360" in name else 15_360 if "15360" in name else 64_000)
     assert math.prod(ours.tokenizer.quantizer.digit_levels) == (15_360 if "15360" in name else 64_000)
@@ -115,7 +115,7 @@ def test_mindones_numbers():
         optimizer = config.optimizer
         assert (optimizer.lr, optimizer.betas, optimizer.weight_decay) == (2e-5, (0.9, 0.999), 0.01)
         assert (optimizer.clip, optimizer.warmup) == (1.0, warmup)
-        assert optimizer.rate(config.steps, config.steps) == pytest.approx(1e-7)
+        assert optimizer.lr_at(config.steps, config.steps) == pytest.approx(1e-7)
         weights = {"l1": 10.0, "lpips": 0.1, "token_entropy": 0.1, "batch_entropy": -0.1, "commitment": 0.25}
         assert config.weights == weights
         assert (config.precision, config.lpips_frames) == ("bfloat16", "all")
@@ -125,8 +125,8 @@ def test_mindones_numbers():
     assert video.ema_decay(100) == pytest.approx(
         math.prod(0.9999 * (1 - math.exp(-n / 2000)) for n in range(1600, 1616))
     )
-    assert (played.adversary.weight, played.adversary.loss, played.adversary.lecam) == (0.1, "hinge", 0.001)
-    assert video.adversary is None
+    assert (played.gan.weight, played.gan.loss, played.gan.lecam) == (0.1, "hinge", 0.001)
+    assert video.gan is None
     for name in ("mindone-video", "mindone-video-gan"):
         assert not find(name).override(RECIPES[name].as_theirs).tokenizer.is_causal
         assert find(name).tokenizer.is_causal
@@ -137,15 +137,13 @@ def test_mindones_numbers():
 def test_lpips_sees_the_frame_that_the_judge_sees(name, order):
     lpips = {"lpips": {"kind": "lpips"}, "lpips_frames": "random"}
     config = find(name, tiny=True).replace({"weights": {"l1": 1.0, "lpips": 1.0}, **lpips})
-    config = config.override([f"adversary.order={order}"])
-    state = states.start(config.replace({"weights": {"l1": 1.0}, "lpips": None}), ALONE)
+    config = config.override([f"gan.order={order}"])
+    state = start_tokenizer(config.replace({"weights": {"l1": 1.0}, "lpips": None}), ALONE)
     state.config, state.lpips = config, LPIPS("alex", golden_weights("alex"))
     video = torch.rand(4, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     by_lpips, by_judge, made = [], [], []
     state.lpips.register_forward_pre_hook(lambda _, inputs: by_lpips.append([v.detach().clone() for v in inputs[:2]]))
-    state.opponent.discriminator.register_forward_pre_hook(
-        lambda _, inputs: by_judge.append(inputs[0].detach().clone())
-    )
+    state.gan.discriminator.register_forward_pre_hook(lambda _, inputs: by_judge.append(inputs[0].detach().clone()))
     state.tokenizer.register_forward_hook(lambda _, __, output: made.append(output.video.detach().clone()))
     step(state, video)
     assert len(made) == 1  # one forward for both players, where MagicMaster runs two
@@ -216,4 +214,4 @@ def test_every_recipe_has_a_small_form_that_is_valid_and_round_trips(name, tmp_p
     assert math.prod(small.tokenizer.total_strides) == math.prod(tokenizer.strides)
     if name not in NAMES[:6]:
         assert small.tokenizer.total_strides == full.tokenizer.total_strides
-        assert (small.adversary is None) == (full.adversary is None)
+        assert (small.gan is None) == (full.gan is None)

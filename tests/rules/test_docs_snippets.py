@@ -15,9 +15,8 @@ from smalti.config import Config
 from smalti.errors import ConfigError
 from smalti.metrics import GenerationProtocol, Protocol
 from smalti.recipes import catalogue, find
-from smalti.tokens.inputs import AnyInputs
-from smalti.tokens.options import Options
-from smalti.training.config import RESUMABLE
+from smalti.tokens.config import MediaInputs, TokenizeOptions
+from smalti.training.config import TokenizerTraining
 from tests.rules.test_docs import DOCUMENTS, FENCE, line_of
 from tests.rules.tree import ROOT, modules
 
@@ -129,7 +128,7 @@ def configs_in(annotation):
 
 def test_every_field_that_a_user_sets_is_in_a_table():
     recipes = {type(recipe.config()) for recipe in catalogue()}
-    written = set().union(*map(configs_in, (*recipes, Protocol, GenerationProtocol, Options, AnyInputs)))
+    written = set().union(*map(configs_in, (*recipes, Protocol, GenerationProtocol, TokenizeOptions, MediaInputs)))
     texts = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     tables = set(re.findall(r"<!-- fields: (\w+) -->", texts))
     missing = [
@@ -144,7 +143,7 @@ def test_every_field_that_a_user_sets_is_in_a_table():
 def test_the_docs_name_what_may_change_when_a_run_is_resumed():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("May change:"))
-    assert set(re.findall(r"`(\w+)`", line)) == RESUMABLE
+    assert set(re.findall(r"`(\w+)`", line)) == TokenizerTraining.changeable
 
 
 def test_the_docs_name_every_code_of_a_bad_file():

@@ -23,13 +23,13 @@ import contextlib, io, json, sys
 from pathlib import Path
 import torch
 import smalti
-from smalti.cli import main
+from smalti.cli.main import main
 from smalti.codec.codec import read_info
 from smalti.data.bundled import photos
 from smalti.recipes import find
 from smalti.tokens.reader import TokenSet
 from smalti.training.distributed import World
-from smalti.training.tokenizer_state import start
+from smalti.training.tokenizer_state import start_tokenizer
 
 def verb(*words):
     out = io.StringIO()
@@ -47,11 +47,11 @@ def doors(name, scratch):
     verb("compress", photo, scratch / "a.smt", "--tokenizer", name, "--device", "cpu")
     yield "compress", read_info(scratch / "a.smt").head.tokenizer
     verb("tokenize", name, photo, "--out", scratch / "set", "--size", "32", "--workers", "0", "--device", "cpu")
-    yield "tokenize", TokenSet(scratch / "set").about.fingerprint
+    yield "tokenize", TokenSet(scratch / "set").tokenizer_info.fingerprint
     verb("decode", scratch / "set", "--out", scratch / "decoded", "--device", "cpu")  # by the name in the set
     config = find("tiny", tiny=True).override([f"init={name}", "lpips=null"])
     config = config.replace({"tokenizer": smalti.load(name).config})
-    yield "init", start(config, World(0, 1, torch.device("cpu"))).tokenizer.fingerprint
+    yield "init", start_tokenizer(config, World(0, 1, torch.device("cpu"))).tokenizer.fingerprint
     done = json.loads(verb("reconstruct", name, photo, "--out", scratch / "out", "--json", "--device", "cpu"))["done"]
     yield "reconstruct", done[0]["psnr"]
 

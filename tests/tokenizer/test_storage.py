@@ -110,7 +110,7 @@ def test_saving_twice_gives_the_same_bytes_and_refuses_to_replace_unasked(stored
     smalti.load(folder).save(tmp_path / "again")
     for name in LAYOUT:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         tokenizer.save(tmp_path / "again")
     make(LFQConfig(bits=3)).save(tmp_path / "again", replace=True)
     assert smalti.load(tmp_path / "again").codebook_size == 8

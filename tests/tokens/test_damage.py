@@ -9,16 +9,14 @@ import pytest
 import torch
 
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
+from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.plan import load_plan
-from smalti.tokens.pool import Limits, pending, work
+from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.run import begin
 from smalti.tokens.shard import read_report
-from tests.token_sets import corpus, digest, encoded, make_set, picture, save_tokenizer, start_child
+from tests.token_sets import corpus, digest, encoded, make_set, picture, prepare, save_tokenizer, start_child
 
-OPTIONS = Options(shard_files=4)
+OPTIONS = TokenizeOptions(shard_files=4)
 KINDS = ["shard", "report", "plan", "inputs", "dataset"]
 
 
@@ -165,10 +163,10 @@ def test_a_changed_input_is_named_when_the_work_goes_on(made, begun):
 
 def test_an_input_that_changes_after_the_plan_is_a_bad_file(made, begun):
     name = sorted(path.name for path in (begun / "data").iterdir())[5]
-    begun_set = begin(str(made / "tokenizer"), choose(str(begun / "data")), begun / "set", OPTIONS)
+    prepared = prepare(made / "tokenizer", begun / "data", begun / "set", OPTIONS)
     (begun / "data" / name).write_bytes(b"other")
-    work(begun_set.plan, begun_set.job, pending(begun_set.plan), Limits(0))
-    report = read_report(begun_set.plan, 1)
+    run_pool(prepared.plan, prepared.worker, pending_shards(prepared.plan), PoolLimits(0))
+    report = read_report(prepared.plan, 1)
     assert [(fault.key, fault.code) for fault in report.bad] == [(name, "changed")]
     assert report.ok + len(report.bad) == report.listed
 
@@ -178,12 +176,12 @@ def test_changed_weights_are_refused(made, begun, tmp_path):
     with pytest.raises(IntegrityError, match="begun with the tokenizer"):
         make_set(other, begun / "data", begun / "set", options=OPTIONS)
     with pytest.raises(IntegrityError, match="its ids mean nothing"):
-        begin(str(other), choose(str(begun / "data")), begun / "set", OPTIONS, resume=True)
+        prepare(other, begun / "data", begun / "set", OPTIONS, resume=True)
     plan = load_plan(begun / "set")
-    job = begin(str(made / "tokenizer"), choose(str(begun / "data")), begun / "set", OPTIONS).job
+    worker = prepare(made / "tokenizer", begun / "data", begun / "set", OPTIONS).worker
     for workers in (0, 1):
         with pytest.raises(IntegrityError, match="its ids mean nothing"):
-            work(plan, job._replace(tokenizer=str(other)), [1], Limits(workers))
+            run_pool(plan, worker._replace(tokenizer=str(other)), [1], PoolLimits(workers))
 
 
 def test_other_options_are_refused_by_name(made, begun):
@@ -195,12 +193,12 @@ def test_other_options_are_refused_by_name(made, begun):
 
 def test_a_full_disk_is_one_line_and_the_rest_follows_later(made, tmp_path):
     out, told = tmp_path / "set", tmp_path / "told"
-    begun = begin(str(made / "tokenizer"), choose(str(made / "data")), out, OPTIONS)
+    plan, worker, _ = prepare(made / "tokenizer", made / "data", out, OPTIONS)
 
     def write() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
         try:
-            work(begun.plan, begun.job, pending(begun.plan), Limits(0))
+            run_pool(plan, worker, pending_shards(plan), PoolLimits(0))
         except MachineError as fault:
             told.write_text(str(fault))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from smalti.errors import ConfigError, InputError
+from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.dataset import TokenDataset, token_batches
-from smalti.tokens.options import Options
 from smalti.tokens.reader import TokenSet
 from tests.token_sets import encoded, make_set, picture, save_tokenizer
 
@@ -18,7 +18,7 @@ def rows(tmp_path_factory):
     (work / "data").mkdir()
     for i in range(COUNT):
         (work / "data" / f"{i:02d}.png").write_bytes(encoded(picture(16, 16, i), "PNG"))
-    options = Options(shard_files=3)
+    options = TokenizeOptions(shard_files=3)
     make_set(save_tokenizer(work / "tokenizer"), work / "data", work / "tokens", options=options)
     return TokenDataset(work / "tokens")
 

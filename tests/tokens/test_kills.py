@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from smalti.tokens.finalize import finish
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
+from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.plan import load_plan
-from smalti.tokens.pool import Limits, pending, work
+from smalti.tokens.pool import PoolLimits, pending_shards
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.run import begin
 from tests.token_sets import corpus, digest, kill_group, make_set, save_tokenizer, start_child
 
-OPTIONS = Options(shard_files=4)
+OPTIONS = TokenizeOptions(shard_files=4)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +33,7 @@ def disturbed(quiet, out: Path, kills: int, rng: random.Random, *, workers: int 
     killed = 0
 
     def write() -> None:
-        begun = begin(str(tokenizer), choose(str(data)), out, OPTIONS)
-        work(begun.plan, begun.job, pending(begun.plan), Limits(workers))
-        finish(begun.plan)
+        make_set(tokenizer, data, out, options=OPTIONS, limits=PoolLimits(workers))
 
     while killed < kills and not (out / "dataset.json").exists():
         wanted = done(out) + rng.choice((0, 0, 0, 1, 1))  # by shards and not by seconds: the machine may be busy
@@ -112,6 +107,6 @@ def test_a_shard_that_was_cut_is_made_anew(quiet, tmp_path):
     shard = plan.shard_path(1)
     shard.write_bytes(shard.read_bytes()[:-1])
     plan.report_path(2).write_bytes(b"{}")
-    assert sorted(pending(plan)) == [1, 2]
+    assert sorted(pending_shards(plan)) == [1, 2]
     make_set(tokenizer, data, tmp_path / "set", options=OPTIONS)
     check(quiet, tmp_path / "set")

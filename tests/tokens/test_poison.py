@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 
 from smalti.errors import MachineError
-from smalti.tokens.finalize import finish
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
-from smalti.tokens.pool import Limits, pending, work
+from smalti.tokens.config import TokenizeOptions
+from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.run import begin
-from tests.token_sets import corpus, digest, encoded, make_set, picture, save_tokenizer
+from tests.token_sets import corpus, digest, encoded, make_set, picture, prepare, save_tokenizer
 
-OPTIONS = Options(shard_files=16)
+OPTIONS = TokenizeOptions(shard_files=16)
 
 # A true double of a decoder with faults, in every process of this environment: it goes by the name of the file.
 DOUBLE = """
@@ -49,7 +46,7 @@ def tokenizer(tmp_path_factory):
 def faulty_decoder(tmp_path, monkeypatch):
     (tmp_path / "double").mkdir()
     (tmp_path / "double" / "sitecustomize.py").write_text(DOUBLE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "double"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "double"), prepend=os.pathsep)
 
 
 def listed(folder: Path) -> dict[str, str]:
@@ -70,7 +67,7 @@ def poison(folder: Path, names: list[str], good: int) -> Path:
 
 def test_a_file_that_kills_its_reader_is_left_out_after_three_tries(tokenizer, tmp_path, faulty_decoder):
     data = poison(tmp_path / "data", ["001-crash.png"], 4)
-    summary = make_set(tokenizer, data, tmp_path / "set", options=OPTIONS, limits=Limits(workers=1))
+    summary = make_set(tokenizer, data, tmp_path / "set", options=OPTIONS, limits=PoolLimits(workers=1))
     assert listed(tmp_path / "set") == {"001-crash.png": "crash"}
     assert (summary.ok, summary.bad, summary.listed) == (4, 1, 5)
     assert "died (SIGABRT), 3 times" in (tmp_path / "set" / "bad_files.jsonl").read_text()
@@ -82,7 +79,7 @@ def test_files_that_hang_crash_or_eat_memory_cost_their_own_rows_and_nothing_els
     names = ["003-hang.png", "010-crash.png", "020-eat.png", "020-exit.png"]
     data = poison(tmp_path / "data", names, 40)
     for workers in (1, 2):
-        limits = Limits(workers, timeout=20.0, memory=1_000_000_000)
+        limits = PoolLimits(workers, timeout=20.0, memory=1_000_000_000)
         make_set(tokenizer, data, tmp_path / f"{workers}", options=OPTIONS, limits=limits)
         codes = {"003-hang.png": "hang", "010-crash.png": "crash", "020-eat.png": "memory", "020-exit.png": "crash"}
         assert listed(tmp_path / f"{workers}") == codes
@@ -94,16 +91,16 @@ def test_workers_that_cannot_start_end_the_work(tokenizer, tmp_path, monkeypatch
     data = poison(tmp_path / "data", [], 2)
     (tmp_path / "double").mkdir()
     (tmp_path / "double" / "sitecustomize.py").write_text("import os, sys\nif '-m' in sys.orig_argv: os._exit(9)\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "double"))
-    begun = begin(str(tokenizer), choose(str(data)), tmp_path / "set", OPTIONS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "double"), prepend=os.pathsep)
+    plan, worker, _ = prepare(tokenizer, data, tmp_path / "set", OPTIONS)
     with pytest.raises(MachineError, match=r"a worker died \(exit code 9\) before its first file, 3 times"):
-        work(begun.plan, begun.job, pending(begun.plan), Limits(workers=1))
+        run_pool(plan, worker, pending_shards(plan), PoolLimits(workers=1))
 
 
 def modes(tokenizer: Path, data: Path, folder: Path) -> None:
     """The same set with 0 and 2 workers, and in three parts."""
     make_set(tokenizer, data, folder / "0", options=OPTIONS)
-    make_set(tokenizer, data, folder / "2", options=OPTIONS, limits=Limits(workers=2))
+    make_set(tokenizer, data, folder / "2", options=OPTIONS, limits=PoolLimits(workers=2))
     for part in range(3):
         make_set(tokenizer, data, folder / "parts", options=OPTIONS, part=(part, 3))
     assert digest(folder / "0") == digest(folder / "2") == digest(folder / "parts")
@@ -114,8 +111,7 @@ def check_corpus(tokenizer: Path, folder: Path, good: int, bad: int) -> None:
     modes(tokenizer, folder / "data", folder)
     found = listed(folder / "0")
     assert found.keys() == names
-    begun = begin(str(tokenizer), choose(str(folder / "data")), folder / "0", OPTIONS)
-    summary = finish(begun.plan)
+    summary = make_set(tokenizer, folder / "data", folder / "0", options=OPTIONS)
     assert (summary.ok, summary.bad, summary.skipped, summary.listed) == (good, len(names), 0, good + len(names))
     assert sum(summary.codes.values()) == len(names)
     assert {"truncated", "empty", "format", "bomb", "lfs-pointer", "sample-format", "missing"} <= summary.codes.keys()
@@ -137,11 +133,11 @@ def test_a_worker_ends_with_its_parent(tokenizer, tmp_path, faulty_decoder):
     from tests.token_sets import start_child
 
     data = poison(tmp_path / "data", ["000-hang.png"], 2)
-    begun = begin(str(tokenizer), choose(str(data)), tmp_path / "set", OPTIONS)
+    plan, worker, _ = prepare(tokenizer, data, tmp_path / "set", OPTIONS)
     seen = tmp_path / "seen"
 
     def supervise() -> None:
-        work(begun.plan, begun.job, [0], Limits(workers=1), lambda s: seen.write_text("x") if s.items else None)
+        run_pool(plan, worker, [0], PoolLimits(workers=1), lambda p: seen.write_text("x") if p.items else None)
 
     parent = start_child(supervise)
     time.sleep(1)

@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from smalti.errors import MachineError
-from smalti.tokens.inputs import choose
-from smalti.tokens.options import Options
-from smalti.tokens.pool import pending
+from smalti.tokens.config import TokenizeOptions
+from smalti.tokens.pool import pending_shards
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.run import begin
 from tests.rules.tree import ROOT
-from tests.token_sets import corpus, digest, make_set, save_tokenizer
+from tests.token_sets import corpus, digest, make_set, prepare, save_tokenizer
 
-OPTIONS = Options(shard_files=48)
+OPTIONS = TokenizeOptions(shard_files=48)
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra: pip install 'smalti[ray]'")
 
 
@@ -30,14 +28,14 @@ def scenario(tokenizer: str, data: str, out: str, faults: str) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from smalti.tokens.finalize import finish
-    from smalti.tokens.ray_engine import RayLimits, work_on_ray
+    from smalti.tokens.finalize import finish_set
+    from smalti.tokens.ray_engine import RayLimits, run_on_ray
 
     small = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=small)
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=100_000_000) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
-    begun = begin(tokenizer, choose(data), Path(out), OPTIONS)
+    plan, worker, _ = prepare(Path(tokenizer), Path(data), Path(out), OPTIONS)
     done = {"killed": 0, "removed": 0}
 
     def sabotage() -> None:
@@ -52,8 +50,8 @@ def scenario(tokenizer: str, data: str, out: str, faults: str) -> None:
 
     if faults:
         threading.Thread(target=sabotage, daemon=True).start()
-    work_on_ray(begun.plan, begun.job, pending(begun.plan), RayLimits())
-    summary = finish(begun.plan)
+    run_on_ray(plan, worker, pending_shards(plan), RayLimits())
+    summary = finish_set(plan)
     print(json.dumps({**done, "nodes": len(ray.nodes()), "bad": summary.bad, "whole": summary.is_whole}))
     ray.shutdown()
     cluster.shutdown()
@@ -100,7 +98,7 @@ def test_a_file_that_kills_its_reader_is_left_out_on_a_cluster_too(tmp_path, mon
 
     (tmp_path / "double").mkdir()
     (tmp_path / "double" / "sitecustomize.py").write_text(DOUBLE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "double"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "double"), prepend=os.pathsep)
     data = poison(tmp_path / "data", ["001-crash.png"], 60)
     on_cluster(save_tokenizer(tmp_path / "tokenizer"), data, tmp_path / "set")
     assert listed(tmp_path / "set") == {"001-crash.png": "crash"}
@@ -108,12 +106,12 @@ def test_a_file_that_kills_its_reader_is_left_out_on_a_cluster_too(tmp_path, mon
 
 
 def test_without_ray_the_line_says_how_to_get_it(tmp_path, monkeypatch):
-    from smalti.tokens.ray_engine import RayLimits, work_on_ray
+    from smalti.tokens.ray_engine import RayLimits, run_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    begun = begin(str(save_tokenizer(tmp_path / "tokenizer")), choose(str(_data(tmp_path))), tmp_path / "set", OPTIONS)
+    plan, worker, _ = prepare(save_tokenizer(tmp_path / "tokenizer"), _data(tmp_path), tmp_path / "set", OPTIONS)
     with pytest.raises(MachineError, match=r"pip install 'smalti\[ray\]'"):
-        work_on_ray(begun.plan, begun.job, [0], RayLimits())
+        run_on_ray(plan, worker, [0], RayLimits())
 
 
 def _data(folder: Path) -> Path:

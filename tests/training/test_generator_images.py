@@ -11,9 +11,9 @@ from smalti.data.bundled import photos
 from smalti.files import sha256
 from smalti.generation import Generator
 from smalti.model_folder import checkpoints
+from smalti.pipeline.train import train
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_state import run_generator
 from tests.token_sets import save_tokenizer
 from tests.training.test_generator_run import digests
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory):
 
 
 def config_of(made, kind="masked", **changes):
-    model = {"kind": kind, "levels": TokenSet(made / "set").about.levels, "grid": (1, 4, 4), "classes": 3}
+    model = {"kind": kind, "levels": TokenSet(made / "set").tokenizer_info.levels, "grid": (1, 4, 4), "classes": 3}
     model |= {"width": 16, "depth": 2, "heads": 2}
     tasks = [{"task": {"kind": "generation"}}]
     if kind == "masked":
@@ -163,16 +163,16 @@ def test_greedy_drawing_is_a_function_of_no_seed(runs, tmp_path):
 
 @each_kind
 def test_a_resumed_run_has_the_same_bits(made, runs, tmp_path, kind):
-    run_generator(config_of(made, kind), tmp_path / "run", device="cpu")
+    train(config_of(made, kind), tmp_path / "run", device="cpu")
     for part in ("generator", checkpoints(tmp_path / "run")[-1].name):
         (tmp_path / "run" / part).rename(tmp_path / part)
-    run_generator(config_of(made, kind), tmp_path / "run", resume=True, device="cpu")
+    train(config_of(made, kind), tmp_path / "run", resume=True, device="cpu")
     assert digests(tmp_path / "run") == digests(runs / kind)
 
 
 @each_kind
 def test_half_precision_keeps_the_weights_whole_and_learns_as_well(made, runs, tmp_path, kind):
-    run_generator(config_of(made, kind, precision="bfloat16"), tmp_path / "run", device="cpu")
+    train(config_of(made, kind, precision="bfloat16"), tmp_path / "run", device="cpu")
     half, whole = (Generator.load(folder / "generator").model for folder in (tmp_path / "run", runs / kind))
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     losses = [
@@ -196,4 +196,4 @@ def test_numbers_that_stay_not_finite_end_the_run_and_keep_the_weights(made, tmp
 def test_labels_that_a_model_has_no_class_for_are_refused(made, tmp_path):
     model = {**config_of(made).generator.plain(), "classes": 2}
     with pytest.raises(Exception, match=r"--set generator\.classes=3"):
-        run_generator(config_of(made, generator=model), tmp_path / "run", device="cpu")
+        train(config_of(made, generator=model), tmp_path / "run", device="cpu")

@@ -15,12 +15,12 @@ IN_FLOAT64 = """
 import sys, torch
 from pathlib import Path
 from smalti.config import load_yaml
-from smalti.training.generator_state import run_generator
+from smalti.pipeline.train import train
 from smalti.training.generator_config import GeneratorTraining
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-run_generator(load_yaml(GeneratorTraining, Path(sys.argv[1])), Path(sys.argv[2]), device="cpu")
+train(load_yaml(GeneratorTraining, Path(sys.argv[1])), Path(sys.argv[2]), device="cpu")
 """
 
 

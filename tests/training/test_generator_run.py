@@ -18,20 +18,21 @@ from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import sha256
 from smalti.generation import Generator, MaskedConfig, PaintingTask
 from smalti.model_folder import checkpoints
-from smalti.tokens.options import Options
+from smalti.pipeline.train import train
+from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_state import run_generator, task_of
+from smalti.training.generator_state import task_of_step
 from tests.token_sets import make_set, save_tokenizer
 
 TASKS = ("generation", "prediction", "interpolation", "outpainting", "inpainting")
 CHILD = (
     "import sys, torch; from pathlib import Path; from smalti.config import load_yaml\n"
-    "from smalti.training.generator_state import run_generator\n"
+    "from smalti.pipeline.train import train\n"
     "from smalti.training.generator_config import GeneratorTraining\n"
     "torch.set_num_threads(1)\n"
     "config = load_yaml(GeneratorTraining, Path(sys.argv[1]))\n"
-    "run_generator(config, Path(sys.argv[2]), resume=sys.argv[3] == 'resume', device='cpu')"
+    "train(config, Path(sys.argv[2]), resume=sys.argv[3] == 'resume', device='cpu')"
 )
 
 
@@ -41,14 +42,20 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     save_tokenizer(folder / "tokenizer", strides=((4, 2),), time_kernel=4, patch=4)
     for part in ("train", "heldout"):
-        make_set(folder / "tokenizer", bundled.videos(part), folder / part, options=Options(size=32, clip=9))
+        make_set(folder / "tokenizer", bundled.videos(part), folder / part, options=TokenizeOptions(size=32, clip=9))
     return folder
 
 
 def config_of(made, **changes):
     tokens = TokenSet(made / "train")
     model = MaskedConfig(
-        levels=tokens.about.levels, grid=tuple(tokens.ids(0).shape), tasks=TASKS, hints=True, width=16, depth=1, heads=2
+        levels=tokens.tokenizer_info.levels,
+        grid=tuple(tokens.ids(0).shape),
+        tasks=TASKS,
+        hints=True,
+        width=16,
+        depth=1,
+        heads=2,
     )
     tasks = [{"task": {"kind": kind}} for kind in TASKS]
     fields = {
@@ -81,13 +88,13 @@ def digests(out):
 def undisturbed(made, tmp_path_factory):
     out = tmp_path_factory.mktemp("quiet") / "run"
     (out.parent / "run.yaml").write_text(config_of(made).to_yaml())
-    run_generator(load_yaml(GeneratorTraining, out.parent / "run.yaml"), out, device="cpu")
+    train(load_yaml(GeneratorTraining, out.parent / "run.yaml"), out, device="cpu")
     return out
 
 
 def test_a_run_leaves_a_generator_a_log_and_samples_of_every_task(made, undisturbed):
     generator = Generator.load(undisturbed / "generator")
-    assert generator.origin.tokenizer == TokenSet(made / "train").about.fingerprint
+    assert generator.origin.tokenizer == TokenSet(made / "train").tokenizer_info.fingerprint
     lines = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     measured = [line for line in lines if "validation/bits_at_1" in line]
@@ -117,19 +124,19 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(made, undisturbed, 
 def test_a_run_resumed_from_any_checkpoint_ends_with_the_same_bits(made, undisturbed, tmp_path):
     for step in (2, 4):
         out = tmp_path / str(step)
-        run_generator(config_of(made), out, device="cpu")
+        train(config_of(made), out, device="cpu")
         for folder in checkpoints(out):
             if int(folder.name[5:]) > step:
                 folder.rename(tmp_path / f"{step}-{folder.name}")
-        run_generator(config_of(made), out, resume=True, device="cpu")
+        train(config_of(made), out, resume=True, device="cpu")
         assert digests(out) == digests(undisturbed)
 
 
 def test_the_tasks_of_steps_have_their_shares(made):
     config = config_of(made, tasks=[{"task": {"kind": "generation"}, "share": 3}, {"task": {"kind": "prediction"}}])
-    kinds = [task_of(config, number).kind for number in range(2000)]
+    kinds = [task_of_step(config, number).kind for number in range(2000)]
     assert abs(kinds.count("generation") / 2000 - 0.75) < 0.03
-    assert kinds == [task_of(config, number).kind for number in range(2000)]
+    assert kinds == [task_of_step(config, number).kind for number in range(2000)]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ def test_the_tasks_of_steps_have_their_shares(made):
 )
 def test_what_cannot_be_trained_is_one_line(made, tmp_path, changes, message):
     with pytest.raises(Exception, match=message):
-        run_generator(config_of(made, **changes), tmp_path / "run", device="cpu")
+        train(config_of(made, **changes), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -150,21 +157,21 @@ def test_a_model_that_does_not_fit_the_set_names_the_field_to_set(made, tmp_path
     for field, value in (("levels", [8, 8]), ("grid", [1, 4, 4]), ("classes", 3)):
         model = {**config_of(made).generator.plain(), field: value}
         with pytest.raises(ConfigError, match=f"--set generator.{field}="):
-            run_generator(config_of(made, generator=model), tmp_path / "run", device="cpu")
+            train(config_of(made, generator=model), tmp_path / "run", device="cpu")
 
 
 def test_another_tokenizer_than_that_of_the_set_is_refused(made, tmp_path):
     other = save_tokenizer(tmp_path / "other", seed=1, strides=((4, 2),), time_kernel=4, patch=4)
     with pytest.raises(IntegrityError, match="made by the tokenizer"):
-        run_generator(config_of(made, tokenizer=str(other)), tmp_path / "run", device="cpu")
+        train(config_of(made, tokenizer=str(other)), tmp_path / "run", device="cpu")
     assert torch.get_num_threads() >= 1
 
 
 def test_a_run_folder_names_its_tokenizer(made, tmp_path):
-    out = run_generator(config_of(made, tokenizer=str(made), steps=1), tmp_path / "run", device="cpu")
+    out = train(config_of(made, tokenizer=str(made), steps=1), tmp_path / "run", device="cpu").trained
     assert (out / "config.json").is_file()
     with pytest.raises(InputError, match="holds neither a tokenizer"):
-        run_generator(config_of(made, tokenizer=str(made / "train")), tmp_path / "other", device="cpu")
+        train(config_of(made, tokenizer=str(made / "train")), tmp_path / "other", device="cpu")
 
 
 def drawn(made, undisturbed, out, *options):
@@ -336,7 +343,7 @@ def test_inputs_that_cannot_be_read_are_named_and_the_rest_is_drawn(made, undist
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(made, tmp_path):
     config = config_of(made, steps=12, save_every=1, sample_every=12, eval_every=12)
     (tmp_path / "run.yaml").write_text(config.to_yaml())
-    run_generator(config, tmp_path / "quiet", device="cpu")
+    train(config, tmp_path / "quiet", device="cpu")
     command = [sys.executable, "-c", CHILD, str(tmp_path / "run.yaml"), str(tmp_path / "run")]
     for mode, lines in (("start", 2), ("resume", 6)):
         log = tmp_path / "run" / "log.jsonl"

@@ -8,9 +8,9 @@ from smalti.data.bundled import photos
 from smalti.discriminators import Magvit3DConfig, StyleGAN2Config
 from smalti.nn.stream import Stream
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.training import tokenizer_state as states
-from smalti.training.config import AdversaryConfig, TokenizerTraining
+from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 
 pytestmark = pytest.mark.gpu
@@ -93,9 +93,9 @@ def test_bfloat16_steps_are_finite_and_learn(judge, order):
         batch_size=2,
         weights={"l1": 1.0},
         precision="bfloat16",
-        adversary=AdversaryConfig(discriminator=judge, adaptive=True, penalty="one_centred", order=order),
+        gan=GANConfig(discriminator=judge, adaptive=True, penalty="gradient_norm", order=order),
     )
-    state = states.start(config, World(0, 1, torch.device("cuda")))
+    state = start_tokenizer(config, World(0, 1, torch.device("cuda")))
     video = clip(9, torch.float32)
     found = [step(state, video) for _ in range(20)]
     assert not any(measured.skipped for measured in found)

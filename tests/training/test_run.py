@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
 from smalti.files import sha256
 from smalti.model_folder import checkpoints
+from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
 from smalti.training.config import TokenizerTraining
-from smalti.training.tokenizer_run import run
 
 SMALL = ["steps=12", "batch_size=2", "save_every=4", "eval_every=6", "sample_every=12", "log_every=3", "data.size=32",
          "validation=null", "tokenizer.width=8", "keep=3"]  # fmt: skip
 CHILD = "import sys; from pathlib import Path; from smalti.recipes import find; " \
-        "from smalti.training.tokenizer_run import run; " \
+        "from smalti.pipeline.train import train; " \
         "import torch; torch.set_num_threads(1); a = sys.argv; " \
-        "run(find(a[1], tiny=True).override(a[4:]), Path(a[2]), resume=a[3] == 'resume')"  # fmt: skip
+        "train(find(a[1], tiny=True).override(a[4:]), Path(a[2]), resume=a[3] == 'resume')"  # fmt: skip
 
 
 def recipe(*changes, name="tiny"):
@@ -57,7 +57,7 @@ def logged(out):
 
 PAPER = [
     "tokenizer.width=8", "tokenizer.multipliers=[1,2]", "tokenizer.strides=[[2,2]]", "data.frames=3", "data.size=16",
-    "adversary.discriminator.width=4", "adversary.penalty_every=3", "adversary.start=2", "adversary.adaptive=true",
+    "gan.discriminator.width=4", "gan.penalty_every=3", "gan.start=2", "gan.adaptive=true",
 ]  # fmt: skip
 
 
@@ -99,15 +99,17 @@ def test_a_run_stopped_by_a_signal_saves_and_goes_on_to_the_same_bits(tmp_path, 
 
 
 def test_workers_and_accumulated_parts_change_no_sample(tmp_path):
-    run(recipe(), tmp_path / "a")
-    run(recipe("workers=2"), tmp_path / "b")
+    train(recipe(), tmp_path / "a")
+    train(recipe("workers=2"), tmp_path / "b")
     assert final_digests(tmp_path / "a") == final_digests(tmp_path / "b")
 
 
 def test_the_run_folder_is_complete(tmp_path):
     out = tmp_path / "run"
     settings = recipe().plain() | {"validation": find("tiny").validation.plain()}
-    trained = run(TokenizerTraining.parse(settings).override(["validation.size=32", "validation_limit=2"]), out)
+    trained = train(
+        TokenizerTraining.parse(settings).override(["validation.size=32", "validation_limit=2"]), out
+    ).trained
     assert {p.name for p in out.iterdir()} >= {"config.yaml", "log.jsonl", "events", "samples", "tokenizer"}
     assert [p.name for p in checkpoints(out)] == ["step-00000004", "step-00000008", "step-00000012"]
     tokenizer = Tokenizer.load(trained)
@@ -117,24 +119,24 @@ def test_the_run_folder_is_complete(tmp_path):
     assert [line["step"] for line in lines if "validation/psnr" in line] == [6, 12]
     assert list((out / "samples").glob("*.png"))
     assert list((out / "events").iterdir())
-    assert {"total", "psnr", "loss/l2", "usage", "perplexity", "rate", "gradient"} <= lines[0].keys()
+    assert {"total", "psnr", "loss/l2", "usage", "perplexity", "lr", "grad_norm"} <= lines[0].keys()
 
 
 def test_losses_fall_and_reconstructions_improve_on_real_photographs(tmp_path):
-    run(recipe("steps=60", "optimizer.warmup=5", "optimizer.lr=3e-3", "log_every=5"), tmp_path / "run")
+    train(recipe("steps=60", "optimizer.warmup=5", "optimizer.lr=3e-3", "log_every=5"), tmp_path / "run")
     lines = logged(tmp_path / "run")
     assert lines[-1]["psnr"] > lines[0]["psnr"] + 1
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
     out = tmp_path / "run"
-    run(recipe(), out)
+    train(recipe(), out)
     last = checkpoints(out)[-1] / "tokenizer.safetensors"
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
     before = load_file(out / "tokenizer" / "model.safetensors")
-    run(recipe(), out, resume=True)
+    train(recipe(), out, resume=True)
     said = capsys.readouterr().err
     assert "step-00000012" in said
     assert "resuming from step-00000008" in said
@@ -143,7 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
     for folder in checkpoints(out):
         (folder / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="none of its 3 checkpoints is whole"):
-        run(recipe(), out, resume=True)
+        train(recipe(), out, resume=True)
 
 
 def test_what_may_not_be_mixed_is_refused(tmp_path):
@@ -152,35 +154,35 @@ def test_what_may_not_be_mixed_is_refused(tmp_path):
     for photo in sorted(Path(find("tiny").data.path).glob("*.jpg"))[:3]:
         (data / photo.name).write_bytes(photo.read_bytes())
     config = recipe(f"data.path={data}")
-    run(config, out)
+    train(config, out)
     with pytest.raises(ConfigError, match="holds a run already"):
-        run(config, out)
+        train(config, out)
     with pytest.raises(ConfigError, match="other settings: seed"):
-        run(config.override(["seed=5"]), out, resume=True)
+        train(config.override(["seed=5"]), out, resume=True)
     (data / "more.jpg").write_bytes((data / photo.name).read_bytes())
     with pytest.raises(InputError, match="not the ones this run began with"):
-        run(config, out, resume=True)
+        train(config, out, resume=True)
     with pytest.raises(ConfigError, match="no run to resume"):
-        run(config, tmp_path / "nothing", resume=True)
+        train(config, tmp_path / "nothing", resume=True)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="is not a run"):
-        run(config, tmp_path / "else")
+        train(config, tmp_path / "else")
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     from smalti.files import lock
 
     out = tmp_path / "run"
-    run(recipe(), out)
+    train(recipe(), out)
     with lock(out / ".lock"), pytest.raises(ConfigError, match="another process writes here"):
-        run(recipe("log_every=1"), out, resume=True)
+        train(recipe("log_every=1"), out, resume=True)
 
 
 def test_numbers_that_stay_not_finite_end_the_run_with_good_weights(tmp_path):
     config = recipe("steps=40", "optimizer.lr=1e30", "optimizer.warmup=0", "optimizer.clip=null", "save_every=100")
     with pytest.raises(SmaltiError, match="not finite 10 times in a row") as error:
-        run(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert error.value.exit_code == 70
 
 
@@ -190,7 +192,7 @@ def test_bad_files_are_named_and_counted_and_the_run_goes_on(tmp_path):
     for photo in sorted(Path(find("tiny").data.path).glob("*.jpg"))[:5]:
         (data / photo.name).write_bytes(photo.read_bytes())
     (data / "cut.jpg").write_bytes(photo.read_bytes()[:2000])
-    run(recipe(f"data.path={data}", "batch_size=4"), tmp_path / "run")
+    train(recipe(f"data.path={data}", "batch_size=4"), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "bad_files.jsonl").read_text().splitlines()]
     assert [Path(row["path"]).name for row in rows] == ["cut.jpg"]
     assert logged(tmp_path / "run")[-1]["bad_files"] == 1
@@ -203,10 +205,10 @@ def test_pictures_and_film_can_be_learnt_together(tmp_path):
         ["steps=6", "batch_size=2", "data.images.size=32", "data.videos.size=32", "data.videos.frames=5",
          "data.images_per_clip=2", "validation=null", "tokenizer.width=8"]
     )  # fmt: skip
-    run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     seen = [line["tokens"] for line in logged(tmp_path / "run")]
     assert sum(seen) == 3 * (2 * 2 * 4 * 4) + 3 * (2 * 2 * 4 * 4)  # four pictures, or two clips of two latent frames
-    run(config, tmp_path / "run", resume=True)
+    train(config, tmp_path / "run", resume=True)
 
 
 def test_every_recipe_is_valid_and_round_trips():

@@ -7,31 +7,31 @@ import math
 import pytest
 import torch
 
-from benchmarks.training_step import ALONE, plain_gradients
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.errors import ConfigError
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import TokenizerConfig
-from smalti.training import tokenizer_state as states
-from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
-from smalti.training.distributed import update_ema
+from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.optimizer import update_ema
+from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate, step
+from tests.reference.plain_step import ALONE, plain_gradients
 
 MODEL = TokenizerConfig(
     width=8, depth=1, decoder_depth=1, middle=1, patch=2, multipliers=(1, 2), strides=((2, 2),), time_kernel=3,
     quantizer=LFQConfig(bits=6),
 )  # fmt: skip
 LFQ_WEIGHTS = {"l1": 0.7, "l2": 1.3, "token_entropy": 0.1, "batch_entropy": -0.1, "commitment": 0.25}
-ADVERSARIES = {
-    "patch": AdversaryConfig(discriminator=PatchConfig(width=8), adaptive=True, weight=0.75, lecam=0.1),
-    "style": AdversaryConfig(
-        discriminator=StyleGAN2Config(size=16, width=8, frames="all"), loss="non_saturating", penalty="zero_centred",
+GANS = {
+    "patch": GANConfig(discriminator=PatchConfig(width=8), adaptive=True, weight=0.75, lecam=0.1),
+    "style": GANConfig(
+        discriminator=StyleGAN2Config(size=16, width=8, frames="all"), loss="non_saturating", penalty="r1",
         penalty_weight=2.0,
     ),
-    "clip": AdversaryConfig(
-        discriminator=Magvit3DConfig(width=8, multipliers=(2,), grid=2), penalty="one_centred", adaptive=True
+    "clip": GANConfig(
+        discriminator=Magvit3DConfig(width=8, multipliers=(2,), grid=2), penalty="gradient_norm", adaptive=True
     ),
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def training(**changes):
 def double(state):
     """A state in float64, its zero-initialised parts moved away from zero."""
     rng = torch.Generator().manual_seed(3)
-    modules = [state.tokenizer, state.average, *([state.opponent.discriminator] if state.opponent else [])]
+    modules = [state.tokenizer, state.ema, *([state.gan.discriminator] if state.gan else [])]
     for module in modules:
         module.double()
         with torch.no_grad():
@@ -62,14 +62,14 @@ def clips(n=4, frames=3, size=16, seed=0):
     )
 
 
-@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("name", GANS)
 def test_gradients_equal_those_of_two_forwards_and_two_passes(name):
-    state = double(states.start(training(adversary=ADVERSARIES[name]), ALONE))
+    state = double(start_tokenizer(training(gan=GANS[name]), ALONE))
     video, index = clips(), torch.tensor([0, 2, 1, 1])
     wanted = plain_gradients(state, video, index)
-    state.opponent.anchors = None
+    state.gan.anchors = None
     accumulate(state, video, index, 1.0)
-    for module, gradients in zip((state.tokenizer, state.opponent.discriminator), wanted, strict=True):
+    for module, gradients in zip((state.tokenizer, state.gan.discriminator), wanted, strict=True):
         for (parameter_name, parameter), gradient in zip(module.named_parameters(), gradients, strict=True):
             error = (parameter.grad - gradient).abs().max()
             assert error <= 1e-9 * gradient.abs().max() + 1e-15, parameter_name
@@ -79,9 +79,9 @@ def test_gradients_equal_those_of_two_forwards_and_two_passes(name):
 @pytest.mark.parametrize("share", [1.0, 0.25])
 @pytest.mark.parametrize("beyond", [0.0, 0.5])
 def test_the_hinge_gives_both_players_their_own_gradients_whether_or_not_fakes_are_beyond_it(judge, share, beyond):
-    adversary = AdversaryConfig(discriminator=judge, adaptive=True, weight=0.75, penalty="one_centred")
-    state = double(states.start(training(adversary=adversary), ALONE))
-    discriminator, video, index = state.opponent.discriminator, clips(), torch.tensor([0, 2, 1, 1])
+    gan = GANConfig(discriminator=judge, adaptive=True, weight=0.75, penalty="gradient_norm")
+    state = double(start_tokenizer(training(gan=gan), ALONE))
+    discriminator, video, index = state.gan.discriminator, clips(), torch.tensor([0, 2, 1, 1])
     last = [p for p in discriminator.parameters() if p.dim() == 1][-1]  # the bias of the logits
     with torch.no_grad():
         logits = discriminator(discriminator.samples(state.tokenizer(video).video, index))
@@ -97,9 +97,9 @@ def test_the_hinge_gives_both_players_their_own_gradients_whether_or_not_fakes_a
 def test_parts_of_a_batch_add_up_to_the_whole():
     weights = {"l1": 1.0}
     model = MODEL.model_copy(update={"quantizer": FSQConfig(levels=(5, 4, 3))})
-    adversary = AdversaryConfig(discriminator=PatchConfig(width=8), penalty="one_centred")
+    gan = GANConfig(discriminator=PatchConfig(width=8), penalty="gradient_norm")
     whole, parts = (
-        double(states.start(training(tokenizer=model, weights=weights, adversary=adversary, accumulate=n), ALONE))
+        double(start_tokenizer(training(tokenizer=model, weights=weights, gan=gan, accumulate=n), ALONE))
         for n in (1, 2)
     )
     video = clips()
@@ -110,20 +110,16 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_a_batch_that_is_not_finite_moves_nothing():
-    state = states.start(
-        training(
-            adversary=ADVERSARIES["patch"].model_copy(update={"discriminator": PatchConfig(width=8, norm="batch")})
-        ),
+    state = start_tokenizer(
+        training(gan=GANS["patch"].model_copy(update={"discriminator": PatchConfig(width=8, norm="batch")})),
         ALONE,
     )
     video = clips(size=24).float()
     step(state, video)
-    before = copy.deepcopy(
-        [state.tokenizer.state_dict(), state.average.state_dict(), state.opponent.discriminator.state_dict()]
-    )
+    before = copy.deepcopy([state.tokenizer.state_dict(), state.ema.state_dict(), state.gan.discriminator.state_dict()])
     measured = step(state, torch.full_like(video, torch.nan))
     assert measured.skipped
-    after = [state.tokenizer.state_dict(), state.average.state_dict(), state.opponent.discriminator.state_dict()]
+    after = [state.tokenizer.state_dict(), state.ema.state_dict(), state.gan.discriminator.state_dict()]
     assert all(torch.equal(x[k], y[k]) for x, y in zip(before, after, strict=True) for k in x)
     assert state.step == 2
     assert state.updates == 1
@@ -139,7 +135,7 @@ def test_a_batch_that_is_not_finite_moves_nothing():
     ],
 )
 def test_names_of_losses_and_weights_must_agree_at_the_first_step(weights, said):
-    state = states.start(training(weights=weights), ALONE)
+    state = start_tokenizer(training(weights=weights), ALONE)
     with pytest.raises(ConfigError, match=said):
         step(state, clips().float())
 
@@ -149,31 +145,31 @@ def test_lpips_and_its_weight_go_together():
         TokenizerTraining.parse({**training().plain(), "weights": {**LFQ_WEIGHTS, "lpips": 1.0}})
 
 
-def test_the_adversary_starts_and_ramps():
-    adversary = AdversaryConfig(discriminator=PatchConfig(), start=10, ramp=4)
-    assert [adversary.share(n) for n in (0, 9, 10, 11, 13, 14, 99)] == [0, 0, 0.25, 0.5, 1, 1, 1]
+def test_the_discriminator_starts_and_ramps():
+    gan = GANConfig(discriminator=PatchConfig(), start=10, ramp=4)
+    assert [gan.share(n) for n in (0, 9, 10, 11, 13, 14, 99)] == [0, 0, 0.25, 0.5, 1, 1, 1]
 
 
-def test_before_its_start_the_adversary_is_not_touched():
-    adversary = AdversaryConfig(discriminator=PatchConfig(width=8), start=2)
-    state = states.start(training(adversary=adversary), ALONE)
-    before = copy.deepcopy(state.opponent.discriminator.state_dict())
+def test_before_its_start_the_discriminator_is_not_touched():
+    gan = GANConfig(discriminator=PatchConfig(width=8), start=2)
+    state = start_tokenizer(training(gan=gan), ALONE)
+    before = copy.deepcopy(state.gan.discriminator.state_dict())
     assert "adversarial" not in step(state, clips(size=24).float()).losses
     step(state, clips(size=24).float())
-    assert all(torch.equal(before[k], v) for k, v in state.opponent.discriminator.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in state.gan.discriminator.state_dict().items())
     assert "adversarial" in step(state, clips(size=24).float()).losses
-    assert not all(torch.equal(before[k], v) for k, v in state.opponent.discriminator.state_dict().items())
+    assert not all(torch.equal(before[k], v) for k, v in state.gan.discriminator.state_dict().items())
 
 
 def test_learning_rates():
     cosine = OptimizerConfig(lr=1.0, warmup=10, final=0.1)
-    rates = [cosine.rate(n, 110) for n in range(110)]
+    rates = [cosine.lr_at(n, 110) for n in range(110)]
     assert math.isclose(rates[0], 0.1)
     assert max(rates) == rates[10] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert math.isclose(rates[-1], 0.1, abs_tol=1e-3)
     constant = OptimizerConfig(lr=1.0, warmup=0, schedule="constant")
-    assert {constant.rate(n, 10) for n in range(10)} == {1.0}
+    assert {constant.lr_at(n, 10) for n in range(10)} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -205,44 +201,42 @@ def test_the_average_moves_by_its_decay_and_is_the_weights_until_it_starts():
     assert math.isclose(average.weight.item(), 0.1, rel_tol=1e-6)
     update_ema(average, live, 0.0)
     assert torch.equal(average.weight, live.weight)
-    state = states.start(training(ema_start=2, ema=0.5, ema_rise="none"), ALONE)
+    state = start_tokenizer(training(ema_start=2, ema=0.5, ema_rise="none"), ALONE)
     for n in range(3):
         step(state, clips().float())
-        same = [
-            torch.equal(a, b) for a, b in zip(state.average.parameters(), state.tokenizer.parameters(), strict=True)
-        ]
+        same = [torch.equal(a, b) for a, b in zip(state.ema.parameters(), state.tokenizer.parameters(), strict=True)]
         assert all(same) == (n < 2)
 
 
-@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("name", GANS)
 def test_alternating_players_equal_two_plain_steps_one_after_the_other(name):
     """The discriminator's plain gradient and step; then the tokenizer's plain gradient against what has moved."""
-    adversary = ADVERSARIES[name].replace({"order": "alternate"})
-    state = double(states.start(training(adversary=adversary), ALONE))
+    gan = GANS[name].replace({"order": "alternate"})
+    state = double(start_tokenizer(training(gan=gan), ALONE))
     video, index = clips(), torch.tensor([0, 2, 1, 1])
     rival = copy.deepcopy(state)
     of_discriminator = plain_gradients(rival, video, index)[1]
-    for parameter, gradient in zip(rival.opponent.discriminator.parameters(), of_discriminator, strict=True):
+    for parameter, gradient in zip(rival.gan.discriminator.parameters(), of_discriminator, strict=True):
         parameter.grad = gradient
-    torch.nn.utils.clip_grad_norm_(rival.opponent.discriminator.parameters(), adversary.optimizer.clip)
-    rival.opponent.optimizer.step()
+    torch.nn.utils.clip_grad_norm_(rival.gan.discriminator.parameters(), gan.optimizer.clip)
+    rival.gan.optimizer.step()
     of_tokenizer = plain_gradients(rival, video, index)[0]
     accumulate(state, video, index, 1.0)
     for (part, parameter), gradient in zip(state.tokenizer.named_parameters(), of_tokenizer, strict=True):
         assert (parameter.grad - gradient).abs().max() <= 1e-9 * gradient.abs().max() + 1e-15, part
-    moved = zip(state.opponent.discriminator.parameters(), rival.opponent.discriminator.parameters(), strict=True)
+    moved = zip(state.gan.discriminator.parameters(), rival.gan.discriminator.parameters(), strict=True)
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in moved)
-    assert all(parameter.grad is None for parameter in state.opponent.discriminator.parameters())
+    assert all(parameter.grad is None for parameter in state.gan.discriminator.parameters())
 
 
 def test_alternating_players_need_a_whole_batch():
-    adversary = ADVERSARIES["patch"].replace({"order": "alternate"})
+    gan = GANS["patch"].replace({"order": "alternate"})
     with pytest.raises(ValueError, match="accumulate 1"):
-        training(adversary=adversary, accumulate=2)
+        training(gan=gan, accumulate=2)
 
 
 def test_bfloat16_convolutions_run_in_bfloat16():
-    state = states.start(training(precision="bfloat16"), ALONE)
+    state = start_tokenizer(training(precision="bfloat16"), ALONE)
     seen = set()
     for module in state.tokenizer.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -252,7 +246,7 @@ def test_bfloat16_convolutions_run_in_bfloat16():
 
 
 def test_losses_fall_on_one_batch():
-    state = states.start(training(steps=40, optimizer=OptimizerConfig(lr=3e-3, warmup=0)), ALONE)
+    state = start_tokenizer(training(steps=40, optimizer=OptimizerConfig(lr=3e-3, warmup=0)), ALONE)
     video = clips(size=16).float() * 0.2 + 0.3
     first = step(state, video).losses["l2"]
     for _ in range(39):
@@ -261,7 +255,7 @@ def test_losses_fall_on_one_batch():
 
 
 def test_bfloat16_steps_are_finite_and_keep_float32_parameters():
-    state = states.start(training(precision="bfloat16", adversary=ADVERSARIES["clip"]), ALONE)
+    state = start_tokenizer(training(precision="bfloat16", gan=GANS["clip"]), ALONE)
     measured = step(state, clips().float())
     assert not measured.skipped
     assert all(p.dtype == torch.float32 for p in state.tokenizer.parameters())

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from smalti.app.page import write_page
+from smalti.app.demo_page import write_page
 from smalti.data import ImagesConfig, VideosConfig, bundled, open_video, write_video
 from smalti.errors import IntegrityError
 from smalti.files import write_json
 from smalti.metrics import SMALTI, Report, contact_sheet
 from smalti.metrics.contact_sheet import difference
+from smalti.pipeline.train import train
+from smalti.progress import Progress
 from smalti.recipes import DEMO_STEPS
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.tokenizer.score import score
 from smalti.training.config import TokenizerTraining
-from smalti.training.fit import Watch
-from smalti.training.tokenizer_run import run
 from smalti.video import to_uint8, to_video
 
 PHOTOS = ImagesConfig(path=bundled.photos("heldout"), size=128, crop="center", flip=False)
@@ -39,11 +39,11 @@ class Stage(NamedTuple):
 
 
 def run_demo(
-    out: Path, *, quick: bool = False, say: Say = print, watch: Callable[[str, int], Watch] | None = None
+    out: Path, *, quick: bool = False, say: Say = print, progress: Callable[[str], Progress] | None = None
 ) -> Path:
     """Run everything in the folder `out`; gives the page to look at. A demo that was stopped goes on where it was.
 
-    `quick` takes a few steps only, to see that all works. `watch(name, steps)` gives a callback for a training's steps.
+    `quick` takes a few steps only, to see that all works. `progress(name)` gives the callback of a training.
     """
     stages: list[Stage] = []
     started = time.monotonic()
@@ -55,14 +55,15 @@ def run_demo(
         yield
         stages.append(Stage(name, time.monotonic() - began))
 
-    def train(name: str, config: TokenizerTraining) -> Tokenizer:
-        callback = None if watch is None else watch(name, config.steps)
-        return Tokenizer.load(run(config, out / name, resume=(out / name / "config.yaml").is_file(), watch=callback))
+    def trained(name: str, config: TokenizerTraining) -> Tokenizer:
+        callback = None if progress is None else progress(name)
+        resume = (out / name / "config.yaml").is_file()
+        return Tokenizer.load(train(config, out / name, resume=resume, progress=callback).trained)
 
     image_steps, video_steps = (8, 8) if quick else DEMO_STEPS
     image_config, video_config = tiny(image_steps), tiny_video(video_steps)
     with stage("Training an image tokenizer on the photographs that smalti ships"):
-        image = train("image", image_config)
+        image = trained("image", image_config)
     with stage("Measuring it on photographs that it has never seen"):
         on_photos = score(image, PHOTOS.build(), SMALTI)
     with stage("Inflating it to a video tokenizer, and measuring that on unseen shots"):
@@ -71,7 +72,7 @@ def run_demo(
         inflated.save(out / "inflated", replace=True)
         before = score(inflated, SHOTS.build(), SMALTI)
     with stage("Fine-tuning it on film"):
-        video = train("video", video_config.model_copy(update={"init": out / "inflated"}))
+        video = trained("video", video_config.model_copy(update={"init": out / "inflated"}))
     with stage("Measuring it again"):
         on_shots = score(video, SHOTS.build(), SMALTI)
     with stage("Turning a shot into integers, and the integers alone back into a film"):

@@ -10,13 +10,13 @@ from smalti.cli.console import bar, print_json, say
 from smalti.cli.options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
-    from smalti.comparison import Contender, Media, Point, Run, Terms
+    from smalti.comparison import Point, Variant, VariantRun
 
 VARIANT_HELP = "A variant, a group of them, a recipe, or 'NAME: FIELD=VALUE ...'; repeatable."
 
 
 def compare_command(
-    contenders: Annotated[list[str] | None, typer.Option("--variant", metavar="NAME", help=VARIANT_HELP)] = None,
+    names: Annotated[list[str] | None, typer.Option("--variant", metavar="NAME", help=VARIANT_HELP)] = None,
     file: Annotated[Path | None, typer.Option("--variants", help="A YAML list of variants.")] = None,
     data: Annotated[Path | None, typer.Option(help="Images or videos; smalti's own samples if not given.")] = None,
     heldout: Annotated[Path | None, typer.Option(help="Held-out media; one file in five of DATA if not given.")] = None,
@@ -48,7 +48,7 @@ def compare_command(
     All see the same batches in the same order and are measured on the same
     held-out clips. A variant changes fields of a base: the recipe tiny for
     images, tiny-video for videos. Groups that are ready: quantizers, norms,
-    adaptive, stems, losses, adversaries.
+    adaptive, stems, losses, gans.
 
     \b
     Examples:
@@ -58,22 +58,42 @@ def compare_command(
       smalti compare --medium videos --variant norms --seconds 600
       smalti compare --variant norms --out norms --resume
     """
-    from smalti.comparison import Media, Terms
+    from smalti.app.compare import compare
+    from smalti.comparison import Budget, ComparisonData
 
-    media = Media.parse(
+    media = ComparisonData.parse(
         {"medium": medium, "data": data, "heldout": heldout, "root": root}
         | {"size": size, "frames": frames, "limit": limit},
         where="compare",
     )
     budget, amount = _budget(steps, seconds, teraflops)
-    terms = Terms.parse(
+    terms = Budget.parse(
         {"budget": budget, "amount": amount, "seeds": seeds, "points": points}
         | {"batch_size": batch or (8 if medium == "images" else 2)},
         where="compare",
     )
-    chosen = _chosen(contenders or [], file, medium, steps)
-    page = _learn(chosen, tuple(assignments or ()), media, terms, steps=steps, out=out, resume=resume, threads=threads,
-                  device=device, quiet=as_json)  # fmt: skip
+    import torch
+
+    torch.set_num_threads(threads)
+    variants = _variants(names or [], file, medium, steps)
+    with bar("learning", 1000) as advance:
+
+        def on_advance(share: float, run: "VariantRun", point: "Point | None") -> None:
+            advance(round(1000 * share), note=f"{run.source.name} {run.steps:,} steps")
+            if point is not None and not as_json and not sys.stderr.isatty():
+                say(_line(share, point))
+
+        page = compare(
+            variants,
+            media,
+            terms,
+            out,
+            steps=steps,
+            set=assignments or (),
+            resume=resume,
+            device=device,
+            on_advance=on_advance,
+        )
     _tell(page, as_json)
 
 
@@ -96,74 +116,20 @@ def _budget(steps: int, seconds: float | None, teraflops: float | None) -> tuple
     return ("steps", float(steps)) if teraflops is None else ("teraflops", teraflops)
 
 
-def _chosen(names: list[str], file: Path | None, medium: "Any", steps: int) -> "list[Contender]":
-    """The contenders in their order, each once."""
-    from smalti.comparison import Contenders, contender, shipped
+def _variants(names: list[str], file: Path | None, medium: "Any", steps: int) -> "list[Variant]":
+    """Return the variants in their order, each once."""
+    from smalti.comparison import VariantList, find_variants, variant_groups
     from smalti.config import load_yaml
     from smalti.errors import ConfigError
 
-    groups = shipped(medium, steps)
-    found = [one for name in names for one in contender(name, groups)]
+    groups = variant_groups(medium, steps)
+    found = [one for name in names for one in find_variants(name, groups)]
     if file is not None:
-        found += load_yaml(Contenders, file).contenders
+        found += load_yaml(VariantList, file).variants
     chosen = {one.name: one for one in reversed(found)}
     if not chosen:
-        raise ConfigError(f"no contender; give --variant, a group of {', '.join(groups)}, or --variants FILE")
+        raise ConfigError(f"no variant; give --variant, a group of {', '.join(groups)}, or --variants FILE")
     return [chosen[name] for name in dict.fromkeys(one.name for one in found)]
-
-
-def _learn(
-    contenders: "list[Contender]",
-    common: tuple[str, ...],
-    media: "Media",
-    terms: "Terms",
-    *,
-    steps: int,
-    out: Path,
-    resume: bool,
-    threads: int,
-    device: str | None,
-    quiet: bool,
-) -> Path:
-    import torch
-
-    from smalti.app.learning import write_learning
-    from smalti.comparison import Entry, Judge, Ours, gather, race
-    from smalti.comparison.manifest import begin, machine
-    from smalti.training.distributed import pick_device
-
-    torch.set_num_threads(threads)
-    where = pick_device(device)
-    trainings = {one.name: one.training(media.medium, steps, common) for one in contenders}
-    asked = {"contenders": {name: config.plain() for name, config in trainings.items()}, "media": media.plain()}
-    begin(out, {**asked, "terms": terms.plain(), "steps": steps}, resume=resume)
-    material = gather(media)
-    judge, absent = Judge.found(material.heldout, where)
-    about = {
-        **{"terms": terms.plain(), "data": material.about, "absent": absent},
-        **{"protocol": judge.protocol.plain(), "machine": machine(where)},
-    }
-    network = next((config.lpips.build() for config in trainings.values() if config.lpips is not None), None)
-
-    def entry(name: str) -> Entry:
-        config, lpips = trainings[name], network if trainings[name].lpips is not None else None
-        return Entry(name, lambda seed: Ours(config.replace({"seed": seed}), where, lpips))
-
-    with bar("learning", 1000) as advance:
-
-        def watch(share: float, run: "Run", point: "Point | None") -> None:
-            advance(round(1000 * share), note=f"{run.entry.name} {run.steps:,} steps")
-            if point is not None and not quiet and not sys.stderr.isatty():
-                say(_line(share, point))
-
-        runs = race(
-            [entry(name) for name in trainings],
-            *(material, terms, judge, out),
-            device=where,
-            watch=watch,
-            each_round=lambda runs: write_learning(out, runs, material, about),
-        )
-    return write_learning(out, runs, material, about)
 
 
 def _line(share: float, point: "Point") -> str:

@@ -1,14 +1,15 @@
 """`smalti decode`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.opening import open_tokenizer
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
-from smalti.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from smalti.pipeline.decode import DecodedRow
 
 SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="The folder of a token set.")]
 
@@ -30,29 +31,24 @@ def decode_command(
       smalti decode photo-tokens --out decoded --rows 0:10
       smalti decode video-tokens --out decoded --key a.mp4 --tokenizer runs/v
     """
-    from smalti.tokens.decode import choose_rows, decode_row, targets
-    from smalti.tokens.finalize import read_made
-    from smalti.tokens.reader import TokenSet
+    from smalti.pipeline.decode import decode
 
-    found = TokenSet(tokens)
-    name = tokenizer or read_made(tokens).get("tokenizer")
-    if name is None:
-        raise InputError(f"{tokens}: does not say where its tokenizer is; give --tokenizer")
-    chosen = choose_rows(found, rows, keys or [])
-    jobs = targets(found, chosen, out)
-    for target in jobs.values():
-        if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or another --out")
-    model = open_tokenizer(name, device)
-    found.check(model)
-    done = []
-    with bar("decoding", len(jobs)) as advance:
-        for number, (index, target) in enumerate(jobs.items(), start=1):
-            result = decode_row(model, found.row(index), target)
-            done.append({**result._asdict(), "row": index})
-            advance(number)
-            if not as_json:
-                length = "" if result.fps is None else f", {result.frames:,} frames at {result.fps:.4g}/s"
-                print(f"{message_line(target)}: {result.width}x{result.height}{length}", flush=True)
+    def on_row(row: "DecodedRow") -> None:
+        if not as_json:
+            length = "" if row.fps is None else f", {row.frames:,} frames at {row.fps:.4g}/s"
+            print(f"{message_line(row.path)}: {row.width}x{row.height}{length}", flush=True)
+
+    with bar("decoding", None) as progress:
+        written = decode(
+            tokens,
+            out,
+            rows=rows,
+            key=keys or [],
+            tokenizer=tokenizer,
+            overwrite=overwrite,
+            device=device,
+            progress=progress,
+            on_row=on_row,
+        )
     if as_json:
-        print_json({"set": tokens, "done": done})
+        print_json({"set": tokens, "done": [row._asdict() for row in written]})

@@ -3,15 +3,13 @@
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from smalti.cli.console import bar, say
-from smalti.cli.train import watch_steps
-
-if TYPE_CHECKING:
-    from smalti.training.fit import Watch
+from smalti.cli.train import show_steps
+from smalti.progress import Progress
 
 
 def demo_command(
@@ -32,9 +30,9 @@ def demo_command(
 
     with ExitStack() as shown:
 
-        def watch(name: str, steps: int) -> "Watch":
+        def progress(name: str) -> Progress:
             shown.close()  # one bar at a time
-            return watch_steps(steps, shown.enter_context(bar(f"training: {name}", steps)))
+            return show_steps(shown.enter_context(bar(f"training: {name}", None)))
 
-        page = run_demo(out, quick=quick, say=say, watch=watch)
+        page = run_demo(out, quick=quick, say=say, progress=progress)
     print(f"{page}: open this page to see it all")

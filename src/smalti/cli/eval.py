@@ -99,7 +99,8 @@ class Sides(NamedTuple):
 def _measure(targets: list[str], sides: Sides, question: "Question") -> "Answer | GenerationAnswer | None":
     from smalti.cli.evaluation import measure
     from smalti.cli.generated import measure_generated
-    from smalti.cli.sets import is_token_set, measure_set
+    from smalti.cli.sets import measure_set
+    from smalti.tokens.reader import is_token_set
 
     if sides.real is not None:
         if sides.data is not None or sides.against is not None:

@@ -121,12 +121,12 @@ def measure_tokenizer(target: str, data: Path, question: Question) -> Answer | N
 
     The leading rank gives the answer of one process; the others give None.
     """
-    with join_world(question.device, patience=_PATIENCE) as world:
+    with join_world(question.device, timeout=_PATIENCE) as world:
         with _agreed(world):
             ready = _prepare(target, data, question, world.device)
         part = _measure(ready, world)
-        sent = world.gather(b"" if world.leads else part.to_bytes())
-        if not world.leads:
+        sent = world.gather(b"" if world.is_main else part.to_bytes())
+        if not world.is_main:
             return None
         for other in sent[1:]:
             part = part.merge(other)
@@ -194,7 +194,7 @@ def _measure(ready: Ready, world: World) -> Part:
             middle = video.shape[2] // 2
             shown[index] = to_uint8(video.cpu())[0, middle], to_uint8(made.cpu())[0, middle]
 
-    with bar("measuring", len(ready.clips.source)) if world.leads else nullcontext(_silent) as advance:
+    with bar("measuring", len(ready.clips.source)) if world.is_main else nullcontext(_silent) as advance:
 
         def progress(row: Row) -> None:
             nonlocal done

@@ -24,10 +24,9 @@ def export_command(
     Examples:
       smalti export photo-tokens --out photo-npy
     """
-    from smalti.tokens.export import export_npy
-    from smalti.tokens.reader import TokenSet
+    from smalti.pipeline.export import export
 
-    metadata = export_npy(TokenSet(tokens), out)
+    metadata = export(tokens, out)
     if as_json:
         print_json({"out": out, **metadata})
     else:

@@ -37,7 +37,7 @@ def import_command(
     from smalti.files import write_json
 
     if out.exists():
-        raise ConfigError(f"{out}: is there already; give another --out")
+        raise ConfigError(f"{out}: already exists; choose another --out")
     tokenizer, report = imported(file, levels=None if levels is None else integers("--levels", levels), copy=copy)
     tokenizer.save(out)
     write_json(out / "import.json", report.plain())

@@ -29,11 +29,11 @@ def info_command(
       smalti info photo-tokens
       smalti info runs/tiny-generate
     """
-    from smalti.cli.sets import describe_set, is_token_set
     from smalti.codec.codec import read_info
     from smalti.generation import Generator
     from smalti.model_folder import find_model
     from smalti.tokenizer.open import find_tokenizer, load
+    from smalti.tokens.reader import describe_set, is_token_set
 
     path, run = Path(tokenizer), (Path(tokenizer) / "config.yaml").is_file()
     if path.is_file():

@@ -1,20 +1,24 @@
 """`smalti tokenize`."""
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli.console import message_line, print_json, say
+from smalti.cli.console import bar, message_line, print_json, say
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption
-from smalti.cli.tokenizing import Given, chosen, make, part_of, size_of
-from smalti.errors import InputError
+from smalti.errors import ConfigError, InputError
+from smalti.progress import Progress
 
 if TYPE_CHECKING:
-    from smalti.tokens.finalize import Summary
+    from smalti.tokens.finalize import SetSummary
 
-_SHOWN = 20
-"""Bad files that are named on stderr; the rest stand in bad_files.jsonl."""
+_MOST_LINES = 20
+"""Bad files that are named on stderr; all of them stand in bad_files.jsonl."""
+_LINE_SECONDS = 30.0
+"""Seconds between two lines of progress where there is no bar."""
 
 
 def tokenize_command(
@@ -65,19 +69,43 @@ def tokenize_command(
       smalti tokenize runs/tiny hf:owner/name --out t --set inputs.caption=text
       smalti tokenize runs/tiny tars --out tokens --engine ray --gpus 0.25
     """
-    flags = {"size": size_of(size), "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
-    given = Given(*chosen(data, source, flags, assignments or []), workers, engine, gpus, timeout, memory, resume)
-    from smalti.tokenizer.open import full_name
+    from smalti.pipeline.tokenize import tokenize
 
-    summary = make(full_name(tokenizer), out, given, part_of(shard), device=device, plan_only=plan_only, quiet=as_json)
-    if summary is None:
-        return
-    _tell(out, summary, as_json)
+    with bar("tokenizing", None) as advance:
+        summary = tokenize(
+            tokenizer,
+            data,
+            out,
+            size=None if size is None else _parse_size(size),
+            fps=fps,
+            clip=clip,
+            overlap=overlap,
+            batch=batch,
+            source=source,
+            set=assignments or [],
+            workers=workers,
+            shard=shard,
+            engine=engine,
+            gpus=gpus,
+            timeout=timeout,
+            memory=memory,
+            resume=resume,
+            plan_only=plan_only,
+            device=device,
+            progress=_LineProgress(advance, quiet=as_json),
+        )
+    for note in summary.notes:
+        say(f"note: {message_line(note)}")
+    if plan_only and not as_json:
+        what = f"{summary.inputs:,} inputs in {summary.planned_shards:,} shards"
+        print(f"{out}: {what}; run the same without --plan-only")
+    else:
+        _print_summary(out, summary, as_json)
 
 
-def _tell(out: Path, summary: "Summary", as_json: bool) -> None:
-    """The summary, and the end with code 3 where files were left out."""
-    from smalti.tokens.finalize import faults
+def _print_summary(out: Path, summary: "SetSummary", as_json: bool) -> None:
+    """Print the summary, and end with exit code 3 where files were left out."""
+    from smalti.tokens.finalize import bad_item_lines
 
     if as_json:
         print_json({"set": out, "finished": summary.is_whole, **summary._asdict()})
@@ -86,10 +114,41 @@ def _tell(out: Path, summary: "Summary", as_json: bool) -> None:
         what = f"{summary.rows:,} rows, {summary.tokens:,} tokens, {summary.bytes / 1e6:,.1f} MB"
         print(f"{out}: {counts}; {what}")
         if not summary.is_whole:
-            print(f"{summary.shards:,} of {summary.of:,} shards are done; the set is whole when the others are")
+            counts = f"{summary.shards:,} of {summary.planned_shards:,} shards are done"
+            print(f"{counts}; the set is whole when the others are")
     if summary.bad:
-        for fault in faults(out, _SHOWN):
-            say(f"left out: {message_line(fault)}")
+        for line in bad_item_lines(out, _MOST_LINES):
+            say(f"left out: {message_line(line)}")
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.codes.items())
         say(f"error: {summary.bad:,} of {summary.listed:,} are left out ({codes}); the rest is done")
         raise typer.Exit(InputError.exit_code)
+
+
+class _LineProgress:
+    """Moves the bar; where there is none, prints a line now and then unless `quiet`."""
+
+    def __init__(self, advance: Progress, *, quiet: bool) -> None:
+        self.advance, self.quiet = advance, quiet or sys.stderr.isatty()
+        self.begin = self.last_line = time.monotonic()
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        self.advance(done, total, note)
+        now = time.monotonic()
+        if not self.quiet and total and now - self.last_line > _LINE_SECONDS:
+            self.last_line = now
+            rest = (total - done) * (now - self.begin) / max(1, done)
+            unit, _, rates = note.partition(", ")
+            say(f"{done:,} of {total:,} {unit}, {rates}, {rest:,.0f} s left")
+
+
+def _parse_size(text: str) -> int | tuple[int, int]:
+    """Return height and width of `--size`, or the side of a square."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        return sides[0]
+    if len(sides) != 2:
+        raise ConfigError(f"--size {text}: expected one number or height x width, as in 256 or 144x256")
+    return sides[0], sides[1]

@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,11 +13,6 @@ from smalti.cli.info import last_lines
 from smalti.cli.options import DeviceOption, JsonOption
 from smalti.progress import Progress
 
-if TYPE_CHECKING:
-    from smalti.recipes import AnyTraining
-    from smalti.training.fit import Made, Watch
-
-_YAML = (".yaml", ".yml")
 _LINES = 20
 """Lines of progress that a whole run writes where nobody watches a bar."""
 
@@ -47,63 +42,36 @@ def train_command(
       smalti train tiny-generate --set data=video-tokens
       torchrun --nproc-per-node 8 -m smalti train image --set data.path=photos
     """
-    from smalti.training.config import TokenizerTraining
-    from smalti.training.generator_state import run_generator
-    from smalti.training.tokenizer_run import run
+    from smalti.pipeline.train import default_run, find_config
+    from smalti.pipeline.train import train as train_run
 
-    config = find_config(recipe, tiny).override([*(assignments or ()), *([] if seed is None else [f"seed={seed}"])])
-    folder = out or Path("runs") / (Path(recipe).stem if recipe.endswith(_YAML) else recipe)
+    config = find_config(recipe, tiny=tiny)
     leads = os.environ.get("RANK", "0") == "0"
-    with bar("training", config.steps) if leads else nullcontext() as advance:
-        watch = None if advance is None else watch_steps(config.steps, advance, quiet=as_json)
-        if isinstance(config, TokenizerTraining):
-            trained = run(config, folder, resume=resume, device=device, watch=watch)
-        else:
-            trained = run_generator(config, folder, resume=resume, device=device, watch=watch)
+    with bar("training", None) if leads else nullcontext() as advance:
+        result = train_run(
+            config,
+            out or default_run(recipe),
+            set=assignments or (),
+            resume=resume,
+            device=device,
+            seed=seed,
+            progress=None if advance is None else show_steps(advance, quiet=as_json),
+        )
     if not leads:
         return
     if as_json:
-        print_json({"run": folder, config.kind: trained, "steps": config.steps, **last_lines(folder)})
+        print_json({"run": result.run, result.kind: result.trained, "steps": result.steps, **last_lines(result.run)})
     else:
-        print(f"{trained}: the {config.kind} after {config.steps:,} steps. See it: smalti info {folder}")
+        print(f"{result.trained}: the {result.kind} after {result.steps:,} steps. See it: smalti info {result.run}")
 
 
-def find_config(recipe: str, tiny: bool) -> "AnyTraining":
-    """The config of a recipe's name or of a .yaml file. Raises ConfigError."""
-    from smalti.config import load_yaml
-    from smalti.errors import ConfigError
-    from smalti.recipes import find
-    from smalti.training.config import TokenizerTraining
-    from smalti.training.generator_config import GeneratorTraining
-
-    if not recipe.endswith(_YAML):
-        return find(recipe, tiny=tiny)
-    if tiny:
-        raise ConfigError(f"{recipe}: --tiny is a form of the recipes; set the fields of a file with --set")
-    path = Path(recipe)
-    kind = read_kind(path)
-    return load_yaml(GeneratorTraining, path) if kind == "generator" else load_yaml(TokenizerTraining, path)
-
-
-def read_kind(path: Path) -> str:
-    """What a config file says it trains: `kind`, a tokenizer where it says nothing (or cannot be read)."""
-    from smalti.config import parse_yaml
-
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8-sig"), where=str(path))
-    except (OSError, UnicodeDecodeError):
-        return "tokenizer"
-    return str(data.get("kind", "tokenizer")) if isinstance(data, dict) else "tokenizer"
-
-
-def watch_steps(steps: int, advance: Progress, quiet: bool = False) -> "Watch":
-    """Moves the bar; where there is none, writes a line now and then unless `quiet`."""
+def show_steps(advance: Progress, quiet: bool = False) -> Progress:
+    """Return a callback that moves the bar, and writes a line now and then if there is none, unless `quiet`."""
     plain = not quiet and not sys.stderr.isatty()
-    every = max(1, steps // _LINES)
 
-    def watch(made: "Made") -> None:
-        advance(made.step, note=made.note)
-        if plain and (made.step % every == 0 or made.step == steps):
-            say(f"step {made.step:,} of {steps:,}: {made.note}")
+    def progress(done: int, total: int | None = None, note: str = "") -> None:
+        advance(done, total, note)
+        if plain and total is not None and (done % max(1, total // _LINES) == 0 or done == total):
+            say(f"step {done:,} of {total:,}: {note}")
 
-    return watch
+    return progress

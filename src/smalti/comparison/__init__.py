@@ -1,32 +1,32 @@
-"""Contenders that learn side by side at an equal budget: one order of data, several seeds, one judge."""
+"""Variants of a config that learn side by side at an equal budget: one order of data, several seeds, one evaluator."""
 
-from smalti.comparison.data import Material, Media, gather, held_out
-from smalti.comparison.evaluator import Judge, Point
-from smalti.comparison.learner import Learner, Learnt, Ours
-from smalti.comparison.runner import Entry, Run, Terms, race, read_points
-from smalti.comparison.summary import Effect, Summary, summarise
-from smalti.comparison.variants import Contender, Contenders, contender, shipped
+from smalti.comparison.data import ComparisonData, DataParts, is_held_out, load_parts
+from smalti.comparison.evaluator import Evaluator, Point
+from smalti.comparison.learner import Learner, LearnerStep, TokenizerLearner
+from smalti.comparison.runner import Budget, LearnerSource, VariantRun, compare_variants, read_points
+from smalti.comparison.summary import Effect, VariantSummary, summarise_runs
+from smalti.comparison.variants import Variant, VariantList, find_variants, variant_groups
 
 __all__ = [
-    "Contender",
-    "Contenders",
+    "Budget",
+    "ComparisonData",
+    "DataParts",
     "Effect",
-    "Entry",
-    "Judge",
+    "Evaluator",
     "Learner",
-    "Learnt",
-    "Material",
-    "Media",
-    "Ours",
+    "LearnerSource",
+    "LearnerStep",
     "Point",
-    "Run",
-    "Summary",
-    "Terms",
-    "contender",
-    "gather",
-    "held_out",
-    "race",
+    "TokenizerLearner",
+    "Variant",
+    "VariantList",
+    "VariantRun",
+    "VariantSummary",
+    "compare_variants",
+    "find_variants",
+    "is_held_out",
+    "load_parts",
     "read_points",
-    "shipped",
-    "summarise",
+    "summarise_runs",
+    "variant_groups",
 ]

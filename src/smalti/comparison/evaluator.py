@@ -1,7 +1,6 @@
-"""The one judge of all contenders: held-out clips under one protocol, with the same networks."""
+"""The one evaluator of all variants: held-out clips under one protocol, with the same networks."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,19 +9,20 @@ from smalti.comparison.learner import Learner
 from smalti.config import Config
 from smalti.errors import MachineError
 from smalti.losses.perceptual import LPIPSConfig
-from smalti.metrics import SMALTI_FRECHET, Features, Moments, Perceptual, Protocol, Scores, Usage, find_features
+from smalti.metrics import SMALTI_FRECHET, Features, Moments, Perceptual, Protocol, Report, Scores, find_features
 
 PROTOCOL = SMALTI_FRECHET.replace({"name": "smalti-learn", "lpips": "alex"})
-"""LPIPS with AlexNet: not the network that contenders may train with, and a tenth of its time."""
+"""LPIPS with AlexNet: not the network that variants may train with, and a tenth of its time."""
 
 
 class Point(Config):
-    """A contender at one place of its run. Codes of `learnt` are those of the batches since the last point."""
+    """A variant at one place of its run: a line of points.jsonl, whose names are those of version 0.1.0."""
 
     contender: str
+    """Name of the variant."""
     seed: int
     share: float
-    """Of the budget."""
+    """Share of the budget that is spent."""
     steps: int
     seconds: float
     """CPU time of the steps alone, of all threads; on an accelerator, the clock."""
@@ -31,17 +31,18 @@ class Point(Config):
     ssim: float | None
     lpips: float | None
     frechet: float | None
-    """Of features of EfficientNet-lite0, over the held-out frames: compares contenders, and is no FID."""
+    """Fréchet distance of EfficientNet-lite0 features over the held-out frames: compares variants, and is no FID."""
     tokens: int
     distinct: int
     expected_distinct: float
-    """What as many even draws would show."""
+    """Distinct ids of a uniform sample of the same size."""
     codebook_size: int
     perplexity: float
     bits_per_pixel: float
     entropy_bits_per_pixel: float
-    """What an ideal coder that knows the frequencies of the held-out ids would take."""
+    """Bits per pixel of an ideal coder that knows the frequencies of the held-out ids."""
     learnt_loss: float
+    """Mean loss of the training batches since the last point; so are the other fields of this name."""
     learnt_psnr: float
     learnt_tokens: int
     learnt_distinct: int
@@ -49,19 +50,8 @@ class Point(Config):
     learnt_perplexity: float
 
 
-class Scored(NamedTuple):
-    """The figures of one look at the held-out clips."""
-
-    psnr: float
-    ssim: float | None
-    lpips: float | None
-    frechet: float | None
-    usage: Usage
-    pixels: int
-
-
-class Judge:
-    """Measures learners on the same clips."""
+class Evaluator:
+    """Scores learners on the same clips."""
 
     def __init__(
         self, heldout: Sequence[tuple[str, Tensor]], lpips: Perceptual | None = None, features: Features | None = None
@@ -78,8 +68,10 @@ class Judge:
             self.reference = originals.moments.originals
 
     @classmethod
-    def found(cls, heldout: Sequence[tuple[str, Tensor]], device: torch.device) -> tuple["Judge", dict[str, str]]:
-        """With the networks whose weights are found on this machine; and why others are not."""
+    def with_weights(
+        cls, heldout: Sequence[tuple[str, Tensor]], device: torch.device
+    ) -> tuple["Evaluator", dict[str, str]]:
+        """Return an evaluator with the networks whose weights are on this machine, and why others are absent."""
         absent: dict[str, str] = {}
         lpips = features = None
         try:
@@ -95,22 +87,19 @@ class Judge:
 
     @property
     def protocol(self) -> Protocol:
-        """In full, with the digests of the weights."""
+        """The whole protocol, with the digests of the weights."""
         return self._scores(None).protocol
 
-    def score(self, learner: Learner) -> Scored | None:
-        """The figures of a learner; None where a reconstruction is not finite."""
+    def score(self, learner: Learner) -> Report | None:
+        """Return the scores of a learner; None if a reconstruction is not finite."""
         scores = self._scores(learner.levels)
         for key, video in self.heldout:
             with torch.no_grad():
-                made, ids = learner.round_trip(video)
-            if not bool(made.isfinite().all()):
+                reconstruction, ids = learner.round_trip(video)
+            if not bool(reconstruction.isfinite().all()):
                 return None
-            scores.add(key, video, made.float().cpu(), ids.cpu())
-        report = scores.report()
-        assert scores.usage is not None
-        frechet = None if report.frechet is None else report.frechet.distance
-        return Scored(report.psnr, report.ssim, report.lpips, frechet, scores.usage, scores.pixels)
+            scores.add(key, video, reconstruction.float().cpu(), ids.cpu())
+        return scores.report()
 
     def _scores(self, levels: Sequence[int] | None) -> Scores:
         return Scores(PROTOCOL, lpips=self.lpips, features=self.features, reference=self.reference, levels=levels)

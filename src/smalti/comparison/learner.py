@@ -1,58 +1,60 @@
-"""What takes part: something that learns from batches, gives videos back by way of ids, and can be put on disk."""
+"""What is compared: anything that learns from batches, reconstructs videos from ids, and can be saved."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from smalti.files import load_tensors, save_tensors
-from smalti.losses import Anchors
+from smalti.files import load_tensors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage
+from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.score import round_trip
-from smalti.training import tokenizer_state as states
+from smalti.training.checkpoints import read_state, write_state
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.optimizer import Moments
+from smalti.training.task import Stateful
+from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import step
 
-STATE = "state.safetensors"
+_FORMER_STATE = "state.safetensors"
 
 
-class Learnt(NamedTuple):
-    """What a step was."""
+class LearnerStep(NamedTuple):
+    """The figures of a step."""
 
     loss: float
     psnr: float
-    """Of the batch, in dB."""
+    """PSNR of the batch in dB."""
     usage: Usage
-    """Of the batch's ids."""
+    """Usage of the codebook by the batch."""
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """A contender with its weights and its optimizer."""
+    """A model with its weights and its optimizer."""
 
     levels: Sequence[int]
     """Their product is the codebook's size."""
     parameters: int
 
-    def step(self, video: Tensor, share: float) -> Learnt:
+    def step(self, video: Tensor, share: float) -> LearnerStep:
         """Learn from a batch `b 3 t h w` in [-1, 1], when `share` of the budget is spent: schedules follow it."""
         ...
 
     def kind(self, share: float) -> Hashable:
-        """Steps of one kind make the same operations; their FLOPs are counted once."""
+        """Return the kind of a step: steps of one kind make the same operations, which are counted once."""
         ...
 
     def round_trip(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """(reconstruction, ids) of a video, by way of its ids alone, as it is measured."""
+        """Return (reconstruction, ids) of a video, decoded from its ids alone, as it is scored."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write all that the next step depends on into a folder that is there."""
+        """Write all that the next step depends on into a folder that exists."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -60,91 +62,77 @@ class Learner(Protocol):
         ...
 
 
-class Ours:
-    """A tokenizer of smalti with its training config; the step is that of `smalti train`."""
+class TokenizerLearner:
+    """A tokenizer of smalti with its training config; step, checkpoints and EMA are those of `smalti train`."""
+
+    data_digest = ""
 
     def __init__(self, config: TokenizerTraining, device: torch.device, lpips: LPIPS | None = None) -> None:
         """`lpips` takes the place of the network that the config would load once more."""
         self.config = config
-        self.state = states.start(config, World(0, 1, device))
+        self.state: TrainState = start_tokenizer(config, World(0, 1, device))
         if lpips is not None:
             self.state.lpips = lpips
         self.levels: Sequence[int] = self.state.tokenizer.levels
         self.parameters = sum(p.numel() for p in self.state.tokenizer.parameters())
 
-    def step(self, video: Tensor, share: float) -> Learnt:
-        """One step of `smalti.training`, at the place of its schedules that `share` says."""
+    def step(self, video: Tensor, share: float) -> LearnerStep:
+        """Make one step of `smalti.training`, at the place of its schedules that `share` says."""
         self.state.step = self._place(share)
-        measured = step(self.state, video)
-        return Learnt(measured.total, measured.psnr, measured.usage)
+        result = step(self.state, video)
+        return LearnerStep(result.total, result.psnr, result.usage)
 
     def kind(self, share: float) -> Hashable:
-        """Whether the adversary plays, and whether its penalty is due."""
-        adversary, place = self.config.adversary, self._place(share)
-        if adversary is None or adversary.share(place) == 0:
+        """Return whether there is a discriminator yet, and whether its penalty is due."""
+        gan, place = self.config.gan, self._place(share)
+        if gan is None or gan.share(place) == 0:
             return None
-        return adversary.penalty != "none" and place % adversary.penalty_every == 0
+        return gan.penalty != "none" and place % gan.penalty_every == 0
 
     def round_trip(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """By the averaged weights."""
-        return round_trip(self.state.average, video)
+        """Encode and decode with the EMA weights."""
+        return round_trip(self.state.ema, video)
 
     def save(self, folder: Path) -> None:
-        """Weights and moments; the averaged tokenizer beside them is a tokenizer folder of its own."""
-        tensors = pack(self._modules(), self._optimizers()) | {"updates": torch.tensor(self.state.updates)}
-        if self.state.opponent is not None and self.state.opponent.anchors is not None:
-            tensors |= {f"anchors/{name}": value for name, value in self.state.opponent.anchors._asdict().items()}
-        save_tensors(folder / STATE, tensors)
-        self.state.average.save(folder / "tokenizer")
+        """Write what a checkpoint of a run holds; `tokenizer` in it is a tokenizer folder of its own."""
+        write_state(self, folder)
 
     def load(self, folder: Path) -> None:
-        """Restore it."""
-        tensors = load_tensors(folder / STATE)
-        unpack(tensors, self._modules(), self._optimizers())
-        self.state.updates = int(tensors["updates"])
-        anchors = {name[len("anchors/") :]: value for name, value in tensors.items() if name.startswith("anchors/")}
-        if self.state.opponent is not None and anchors:
-            device = self.state.world.device
-            self.state.opponent.anchors = Anchors(**{name: value.to(device) for name, value in anchors.items()})
+        """Restore it, from a folder of an earlier version too."""
+        if (folder / _FORMER_STATE).is_file():
+            self._load_former(load_tensors(folder / _FORMER_STATE))
+        else:
+            read_state(self, folder)
+
+    @property
+    def ema(self) -> Tokenizer:
+        """The tokenizer with the EMA weights."""
+        return self.state.ema
+
+    def tensors(self) -> dict[str, Stateful]:
+        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        return self.state.tensors()
+
+    def export(self, folder: Path) -> None:
+        """Write the tokenizer with the EMA weights."""
+        self.ema.save(folder)
 
     def _place(self, share: float) -> int:
         return min(round(share * self.config.steps), self.config.steps - 1)
 
-    def _modules(self) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = {"tokenizer": self.state.tokenizer, "average": self.state.average}
-        return found if self.state.opponent is None else found | {"discriminator": self.state.opponent.discriminator}
-
-    def _optimizers(self) -> dict[str, Optimizer]:
-        found = {"of-tokenizer": self.state.optimizer}
-        return found if self.state.opponent is None else found | {"of-discriminator": self.state.opponent.optimizer}
-
-
-def pack(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
-    """The tensors of all of them: `module/name`, and `optimizer/number of the parameter/moment`."""
-    found = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    for name, optimizer in optimizers.items():
-        for number, parameter in enumerate(_parameters(optimizer)):
-            moments = optimizer.state.get(parameter, {})
-            found |= {f"{name}/{number}/{key}": value for key, value in moments.items()}
-    return found
+    def _load_former(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the single file of version 0.1.0, in which optimizers number their parameters."""
+        prefixes = {"optimizer": "of-tokenizer/", "discriminator-optimizer": "of-discriminator/", "ema": "average/"}
+        for name, target in {**self.tensors(), "ema": self.ema}.items():
+            prefix = prefixes.get(name, f"{name}/")
+            mine = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+            target.load_state_dict(_by_name(mine, target) if isinstance(target, Moments) else mine)
+        self.state.updates = int(tensors["updates"])
 
 
-def unpack(
-    tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
-) -> None:
-    """Put back what `pack` gave, into the same modules and optimizers."""
-    for name, module in modules.items():
-        module.load_state_dict({key: tensors[f"{name}/{key}"] for key in module.state_dict()})
-    for name, optimizer in optimizers.items():
-        parameters = list(_parameters(optimizer))
-        for full, value in tensors.items():
-            of, _, rest = full.partition("/")
-            if of == name:
-                number, _, key = rest.partition("/")
-                parameter = parameters[int(number)]
-                # Adam counts its steps on the CPU.
-                optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device)
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _by_name(numbered: Mapping[str, Tensor], moments: Moments) -> dict[str, Tensor]:
+    """Return `NUMBER/KIND` as `KIND/NAME`, by the order of the optimizer's parameters."""
+    names = {parameter: name for name, parameter in moments.module.named_parameters()}
+    parameters = [parameter for group in moments.optimizer.param_groups for parameter in group["params"]]
+    split = {key: key.partition("/") for key in numbered}
+    return {f"{kind}/{names[parameters[int(n)]]}": numbered[key].clone() for key, (n, _, kind) in split.items()}

@@ -1,4 +1,4 @@
-"""What a bench was asked for, kept in its folder, and the machine that it ran on."""
+"""The settings of a comparison, kept in its folder, and the machine that it runs on."""
 
 import platform
 from collections.abc import Mapping
@@ -12,41 +12,44 @@ from smalti.files import read_json, write_json
 from smalti.training.config import TokenizerTraining
 from smalti.version import __version__
 
-ASKED = "asked.json"
+SETTINGS = "asked.json"
 
 
-def begin(out: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
-    """Keep what was asked in a fresh folder, or see that a folder to go on in was asked the same.
+def prepare_comparison(out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Write the settings into a fresh folder, or check that a folder to resume in has the same.
 
-    `asked` holds `contenders`, by name, and `terms`. A bench that goes on may have more contenders and more seeds than
-    before: neither changes what another run learns.
-    Raises ConfigError where anything else differs, or where there is a bench and `resume` is not set.
+    `settings` holds `contenders`, the configs of the variants by name, and `terms`, the budget. A resumed comparison
+    may have more variants and more seeds than before: neither changes what another run learns.
+    Raises ConfigError if anything else differs, or if there is a comparison and `resume` is not set.
     """
-    path, plain = out / ASKED, {**asked, "format": 1}
+    path, plain = out / SETTINGS, {**settings, "format": 1}
     if path.is_file():
         if not resume:
-            raise ConfigError(f"{out}: holds a bench already; give --resume to go on with it, or another --out")
-        before = _grown(_in_present_names(read_json(path), str(path)), plain)
+            raise ConfigError(f"{out}: contains a comparison already; pass --resume to continue it, or another --out")
+        before = _extended(_in_present_names(read_json(path), str(path)), plain)
         changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
         if changed:
-            raise ConfigError(f"{out}: was begun with other {', '.join(changed)}; give the same, or another --out")
+            raise ConfigError(f"{out}: was started with other {', '.join(changed)}; give the same, or another --out")
     write_json(path, plain)
 
 
 def _in_present_names(before: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what an earlier version wrote with the names that fields of configs have now."""
-    configs = {name: TokenizerTraining.parse(config, where).plain() for name, config in before["contenders"].items()}
+    """Return what an earlier version wrote with the present names of fields; a benchmark's variants have no config."""
+    configs = {
+        name: TokenizerTraining.parse(plain, where).plain() if plain else plain
+        for name, plain in before["contenders"].items()
+    }
     return {**before, "contenders": configs}
 
 
-def _grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked before, with the contenders and the seeds that only `now` has."""
+def _extended(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the former settings, with the variants and the seeds that only `now` has."""
     terms = {**before["terms"], "seeds": max(before["terms"]["seeds"], now["terms"]["seeds"])}
     return {**before, "contenders": {**now["contenders"], **before["contenders"]}, "terms": terms}
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What times depend on."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the versions and hardware that times depend on."""
     return {
         "smalti": __version__,
         "torch": torch.__version__,

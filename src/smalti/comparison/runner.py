@@ -1,8 +1,8 @@
-"""Contenders take turns until each has spent the same budget; what they have learnt is measured along the way.
+"""Variants take turns until each has spent the same budget; they are evaluated along the way.
 
 All are in one process: each advances by a slice of its budget, then the next one, in the reverse order at every second
-slice, because the speed of a machine drifts. Only steps are paid for; reading data, measuring and saving are not. Every
-point is on the disk before the next slice begins: a race that was killed goes on from there.
+slice, because the speed of a machine drifts. Only steps count; reading data, evaluating and saving do not. Every point
+is on the disk before the next slice begins: a comparison that was killed continues from there.
 """
 
 import json
@@ -15,54 +15,55 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.comparison.data import Material, noted
-from smalti.comparison.evaluator import Judge, Point, Scored
-from smalti.comparison.flops import operations
-from smalti.comparison.learner import Learner, Learnt
+from smalti.comparison.data import DataParts, note_bad_files
+from smalti.comparison.evaluator import Evaluator, Point
+from smalti.comparison.flops import count_flops
+from smalti.comparison.learner import Learner, LearnerStep
 from smalti.config import Config
 from smalti.data import batches
 from smalti.errors import ConfigError
 from smalti.files import lock, new_folder, read_json, write_bytes, write_json
-from smalti.metrics import Usage
+from smalti.metrics import Report, Usage
 
 POINTS, RUNS = "points.jsonl", "runs"
 _SLICES = 4
 """Turns between two points."""
 
 
-class Entry(NamedTuple):
-    """A contender by name."""
+class LearnerSource(NamedTuple):
+    """A variant's name and how its learners are built."""
 
     name: str
     build: Callable[[int], Learner]
-    """A fresh learner of a seed."""
+    """Return a fresh learner of a seed."""
 
 
-class Terms(Config):
-    """What is equal for all."""
+class Budget(Config):
+    """The budget of every variant, and what else is equal for all."""
 
     budget: Literal["steps", "seconds", "teraflops"] = "steps"
     """`seconds`: CPU time of the steps, or the clock on an accelerator. Operations are those that torch counts: matrix
     products, convolutions and attention, forward and backward."""
     amount: float
+    """Steps, seconds or 10^12 operations of each variant."""
     seeds: int = 2
     points: int = 8
-    """How often what was learnt is measured, at equal shares of the budget."""
+    """Number of evaluations, at equal shares of the budget."""
     batch_size: int = 8
 
 
-class Run:
-    """One contender with one seed."""
+class VariantRun:
+    """One variant with one seed."""
 
-    def __init__(self, entry: Entry, seed: int, out: Path) -> None:
-        self.entry = entry
+    def __init__(self, source: LearnerSource, seed: int, out: Path) -> None:
+        self.source = source
         self.seed = seed
-        self.folder = out / RUNS / slug(entry.name) / str(seed)
-        self.learner = entry.build(seed)
+        self.folder = out / RUNS / slug(source.name) / str(seed)
+        self.learner = source.build(seed)
         self.steps, self.seconds, self.flops = 0, 0.0, 0.0
         self.points: list[Point] = []
         self.fault: str | None = None
-        """Why it has stopped early."""
+        """The reason why it has stopped early."""
         self._of_kind: dict[Hashable, float] = {}
         self._losses: list[float] = []
         self._psnrs: list[float] = []
@@ -70,37 +71,37 @@ class Run:
         if self.folder.is_dir():
             self._restore()
 
-    def spent(self, terms: Terms) -> float:
-        """The share of the budget that is spent."""
+    def spent(self, budget: Budget) -> float:
+        """Return the share of the budget that is spent."""
         return {"steps": self.steps, "seconds": self.seconds, "teraflops": self.flops / 1e12}[
-            terms.budget
-        ] / terms.amount
+            budget.budget
+        ] / budget.amount
 
-    def advance(self, material: Material, terms: Terms, until: float, device: torch.device) -> None:
-        """Learn until that share of the budget is spent: the batches of a seed are the same for all contenders."""
-        if self.fault is not None or self.spent(terms) >= until:
+    def advance(self, parts: DataParts, budget: Budget, until: float, device: torch.device) -> None:
+        """Learn until that share of the budget is spent: the batches of a seed are the same for all variants."""
+        if self.fault is not None or self.spent(budget) >= until:
             return
-        bad, size = noted(material.bad), terms.batch_size
-        for batch in batches(material.train, batch_size=size, seed=self.seed, start_step=self.steps, on_bad=bad):
-            share, video = self.spent(terms), batch.video.to(device)
+        bad, size = note_bad_files(parts.bad), budget.batch_size
+        for batch in batches(parts.train, batch_size=size, seed=self.seed, start_step=self.steps, on_bad=bad):
+            share, video = self.spent(budget), batch.video.to(device)
             self.flops += self._flops(video, share)
             began = _clock(device)
-            learnt = self.learner.step(video, share)
+            result = self.learner.step(video, share)
             self.seconds += _clock(device) - began
             self.steps += 1
-            self._note(learnt)
-            if self.spent(terms) >= until:
+            self._note(result)
+            if self.spent(budget) >= until:
                 return
 
-    def measure(self, judge: Judge, share: float) -> Point | None:
-        """The point of this share, kept on disk with the state; None for a run that has stopped."""
+    def evaluate(self, evaluator: Evaluator, share: float) -> Point | None:
+        """Return the point of this share, saved with the state; None for a run that has stopped."""
         if self.fault is not None or any(point.share >= share for point in self.points):
             return None
-        scored = judge.score(self.learner)
-        if scored is None:
+        report = evaluator.score(self.learner)
+        if report is None:
             self.fault = f"a reconstruction was not finite after {self.steps:,} steps"
         else:
-            self.points.append(self._point(scored, share))
+            self.points.append(self._point(report, share))
         self._losses, self._psnrs, self._usage = [], [], Usage(self.learner.levels)
         self._save()
         return None if self.fault is not None else self.points[-1]
@@ -110,35 +111,36 @@ class Run:
         """The mean so far."""
         return self.flops / max(1, self.steps)
 
-    def _note(self, learnt: Learnt) -> None:
-        self._losses.append(learnt.loss)
-        self._psnrs.append(learnt.psnr)
-        self._usage = self._usage.merge(learnt.usage)
+    def _note(self, result: LearnerStep) -> None:
+        self._losses.append(result.loss)
+        self._psnrs.append(result.psnr)
+        self._usage = self._usage.merge(result.usage)
 
     def _flops(self, video: Tensor, share: float) -> float:
-        """Operations of the step that comes: of a fresh learner, once for each kind."""
+        """Return the operations of the next step, counted on a fresh learner once for each kind."""
         kind = (self.learner.kind(share), tuple(video.shape))
         if kind not in self._of_kind:
-            fresh = self.entry.build(self.seed)
-            self._of_kind[kind] = operations(lambda: fresh.step(video, share))
+            fresh = self.source.build(self.seed)
+            self._of_kind[kind] = count_flops(lambda: fresh.step(video, share))
         return self._of_kind[kind]
 
-    def _point(self, scored: Scored, share: float) -> Point:
-        use, learnt = scored.usage.summary(scored.pixels), self._usage.summary()
+    def _point(self, report: Report, share: float) -> Point:
+        use, learnt = report.codebook, self._usage.summary()
+        assert use is not None
         assert use.bits_per_pixel is not None
         assert use.entropy_bits_per_pixel is not None
         count = max(1, len(self._losses))
         return Point(
-            contender=self.entry.name,
+            contender=self.source.name,
             seed=self.seed,
             share=share,
             steps=self.steps,
             seconds=self.seconds,
             flops=self.flops,
-            psnr=scored.psnr,
-            ssim=scored.ssim,
-            lpips=scored.lpips,
-            frechet=scored.frechet,
+            psnr=report.psnr,
+            ssim=report.ssim,
+            lpips=report.lpips,
+            frechet=None if report.frechet is None else report.frechet.distance,
             tokens=use.tokens,
             distinct=use.distinct,
             expected_distinct=use.expected_distinct,
@@ -168,75 +170,75 @@ class Run:
         self.points = [Point.parse(point, where=str(self.folder)) for point in about["points"]]
 
 
-Watch = Callable[[float, Run, Point | None], None]
-"""Sees the share of the whole race that is done, the run that has just advanced, and its new point if there is one."""
+RunCallback = Callable[[float, VariantRun, Point | None], None]
+"""Gets the share of the whole comparison that is done, the run that has just advanced, and its new point if any."""
 
 
-def race(
-    entries: Sequence[Entry],
-    material: Material,
-    terms: Terms,
-    judge: Judge,
+def compare_variants(
+    sources: Sequence[LearnerSource],
+    parts: DataParts,
+    budget: Budget,
+    evaluator: Evaluator,
     out: Path,
     *,
     device: torch.device,
-    watch: Watch | None = None,
-    each_round: Callable[[Sequence[Run]], object] | None = None,
-) -> list[Run]:
-    """Let all contenders learn, with all seeds; `out` holds the states and `points.jsonl`, and a race is resumed there.
+    on_advance: RunCallback | None = None,
+    each_round: Callable[[Sequence[VariantRun]], object] | None = None,
+) -> list[VariantRun]:
+    """Train all variants, with all seeds; `out` holds the states and `points.jsonl`, and a comparison is resumed there.
 
-    `each_round` is called when all have reached the next point, but for the last. Raises ConfigError for two contenders
+    `each_round` is called when all have reached the next point, but for the last. Raises ConfigError for two variants
     of one name.
     """
-    _check(entries)
+    _check(sources)
     with lock(out / ".lock"):
-        runs = [Run(entry, seed, out) for seed in range(terms.seeds) for entry in entries]
+        runs = [VariantRun(source, seed, out) for seed in range(budget.seeds) for source in sources]
         _write_points(out, runs)
-        count = terms.points * _SLICES
+        count = budget.points * _SLICES
         for number in range(1, count + 1):
-            measured, new = number % _SLICES == 0, False
+            evaluated, new = number % _SLICES == 0, False
             for place, run in enumerate(runs if number % 2 else runs[::-1]):
-                run.advance(material, terms, number / count, device)
-                point = run.measure(judge, number / count) if measured else None
+                run.advance(parts, budget, number / count, device)
+                point = run.evaluate(evaluator, number / count) if evaluated else None
                 if point is not None:
                     new = True
                     _write_points(out, runs)
-                if watch is not None:
-                    watch((number - 1 + (place + 1) / len(runs)) / count, run, point)
+                if on_advance is not None:
+                    on_advance((number - 1 + (place + 1) / len(runs)) / count, run, point)
             if new and number < count and each_round is not None:
                 each_round(runs)
     return runs
 
 
 def read_points(out: Path) -> list[Point]:
-    """All points of the race in `out`, in the order of its runs. Raises ConfigError for an object that is no point."""
+    """Return all points of the comparison in `out`, in the order of its runs. Raises ConfigError for a wrong line."""
     path = out / POINTS
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Point.parse(json.loads(line), where=f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def slug(name: str) -> str:
-    """The name as a part of a path."""
-    return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.") or "contender"
+    """Return the name as a part of a path."""
+    return re.sub(r"[^\w.=,+-]+", "-", name).strip("-.") or "variant"
 
 
-def _check(entries: Sequence[Entry]) -> None:
-    if not entries:
-        raise ConfigError("there is no contender; name one or more")
-    slugs = [slug(entry.name) for entry in entries]
+def _check(sources: Sequence[LearnerSource]) -> None:
+    if not sources:
+        raise ConfigError("there is no variant; name one or more")
+    slugs = [slug(source.name) for source in sources]
     twice = sorted({name for name in slugs if slugs.count(name) > 1})
     if twice:
-        raise ConfigError(f"{twice[0]}: two contenders have this name; give them different ones")
+        raise ConfigError(f"{twice[0]}: two variants have this name; give them different ones")
 
 
-def _write_points(out: Path, runs: Sequence[Run]) -> None:
-    """All points so far, one JSON object a line; the truth is in the runs' own folders."""
+def _write_points(out: Path, runs: Sequence[VariantRun]) -> None:
+    """Write all points so far, one JSON object a line; the truth is in the runs' own folders."""
     lines = "".join(json.dumps(point.plain()) + "\n" for run in runs for point in run.points)
     write_bytes(out / POINTS, lines.encode())
 
 
 def _clock(device: torch.device) -> float:
-    """CPU time of this process; on an accelerator the clock, when its queue is empty."""
+    """Return the CPU time of this process; on an accelerator the clock, when its queue is empty."""
     if device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize(device)

@@ -1,34 +1,34 @@
-"""What a race has found: each contender's mean over seeds, its spread, and its distance from the first contender's."""
+"""The results of a comparison: each variant's mean over seeds, its spread, its difference from the first variant's."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from smalti.comparison.evaluator import Point
-from smalti.comparison.runner import Run
+from smalti.comparison.runner import VariantRun
 
 BETTER: Mapping[str, int] = {"psnr": 1, "ssim": 1, "lpips": -1, "frechet": -1, "perplexity": 0, "distinct": 0}
-"""The scores of the table: 1 where more is better, -1 where less is, 0 where neither."""
+"""The scores of the table: 1 if more is better, -1 if less is, 0 if neither."""
 
 
 class Effect(NamedTuple):
-    """One score of one contender at the end of the budget."""
+    """One score of one variant at the end of the budget."""
 
     mean: float
     spread: float | None
     """Sample standard deviation over seeds; None for one seed."""
     difference: float
-    """Of the mean from that of the first contender."""
+    """Difference of the mean from that of the first variant."""
     error: float | None
-    """Standard error of `difference`, from the spread of one run pooled over all contenders; None for one seed."""
+    """Standard error of `difference`, from the spread of one run pooled over all variants; None for one seed."""
 
 
-class Summary(NamedTuple):
-    """A contender at the end of its budget."""
+class VariantSummary(NamedTuple):
+    """A variant at the end of its budget."""
 
     name: str
     seeds: int
-    """Runs that came to their end."""
+    """Number of runs that reached the end."""
     parameters: int
     steps: float
     seconds: float
@@ -40,19 +40,19 @@ class Summary(NamedTuple):
     faults: tuple[str, ...]
 
 
-def summarise(runs: Sequence[Run]) -> list[Summary]:
-    """One row a contender, in their order; scores at the last point that every unstopped run has."""
-    names = list(dict.fromkeys(run.entry.name for run in runs))
-    of = {name: [run for run in runs if run.entry.name == name] for name in names}
+def summarise_runs(runs: Sequence[VariantRun]) -> list[VariantSummary]:
+    """Return one row per variant, in their order; scores at the last point that every unstopped run has."""
+    names = list(dict.fromkeys(run.source.name for run in runs))
+    of = {name: [run for run in runs if run.source.name == name] for name in names}
     last = min((run.points[-1].share if run.points else 0.0 for run in runs if run.fault is None), default=0.0)
     points = {name: [p for run in of[name] for p in run.points if p.share == last and run.fault is None] for name in of}
     values = {
         score: {name: _values(points[name], score) for name in names if _values(points[name], score)}
         for score in BETTER
     }
-    effects = {score: compare(groups) for score, groups in values.items()}
+    effects = {score: compare_means(groups) for score, groups in values.items()}
     return [
-        Summary(
+        VariantSummary(
             name=name,
             seeds=len(points[name]),
             parameters=of[name][0].learner.parameters,
@@ -69,8 +69,8 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
     ]
 
 
-def compare(groups: Mapping[str, Sequence[float]]) -> dict[str, Effect]:
-    """Means, spreads, and differences from the first group.
+def compare_means(groups: Mapping[str, Sequence[float]]) -> dict[str, Effect]:
+    """Return means, spreads, and differences from the first group.
 
     The variance of one run is pooled: sum over groups of squared deviations / sum of (seeds - 1). A difference of means
     of n and m seeds then has the standard error sqrt(variance (1/n + 1/m)).
@@ -82,12 +82,12 @@ def compare(groups: Mapping[str, Sequence[float]]) -> dict[str, Effect]:
     squares = [math.fsum((v - _mean(group)) ** 2 for v in group) for group in groups.values()]
     freedom = sum(len(group) - 1 for group in groups.values())
     variance = math.fsum(squares) / freedom if freedom else None
-    found = {}
+    effects = {}
     for (name, group), square in zip(groups.items(), squares, strict=True):
         error = None if variance is None else math.sqrt(variance * (1 / len(group) + 1 / len(first)))
         spread = math.sqrt(square / (len(group) - 1)) if len(group) > 1 else None
-        found[name] = Effect(_mean(group), spread, _mean(group) - _mean(first), error)
-    return found
+        effects[name] = Effect(_mean(group), spread, _mean(group) - _mean(first), error)
+    return effects
 
 
 def _values(points: Sequence[Point], score: str) -> list[float]:

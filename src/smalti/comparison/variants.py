@@ -1,7 +1,8 @@
-"""Contenders by name: each is a recipe with some fields set, and all of a bench share the rest."""
+"""Variants by name: each is a recipe with some fields set, and all of a comparison share the rest."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from smalti.config import Config, Tuple
 from smalti.data.source import Medium
@@ -11,20 +12,20 @@ from smalti.text import nearest
 from smalti.training.config import TokenizerTraining
 
 BASE: dict[Medium, str] = {"images": "tiny", "videos": "tiny-video"}
-"""The recipe that contenders change: the backbone, the losses, the optimizer."""
+"""The recipe that variants change: the backbone, the losses, the optimizer."""
 
 
-class Contender(Config):
+class Variant(Config):
     """A recipe with some fields set."""
 
     name: str
     recipe: str | None = None
-    """Null takes the base of the bench: `tiny` for pictures, `tiny-video` for film."""
+    """Null takes the base of the comparison: `tiny` for images, `tiny-video` for videos."""
     set: Tuple[str] = ()
     """`field=value`, as in `smalti train --set`."""
 
     def training(self, medium: Medium, steps: int, common: tuple[str, ...] = ()) -> TokenizerTraining:
-        """The whole config with schedules of `steps` steps; `common` is set for all contenders, before its own."""
+        """Return the whole config with schedules of `steps` steps; `common` is set for all variants, before its own."""
         base = find(self.recipe or BASE[medium])
         if not isinstance(base, TokenizerTraining):
             raise ConfigError(f"{self.name}: the recipe {self.recipe} trains no tokenizer")
@@ -38,20 +39,22 @@ class Contender(Config):
             raise ConfigError(f"{self.name}: {error}") from None
 
 
-class Contenders(Config):
-    """A list of them, in a file."""
+class VariantList(Config):
+    """A list of variants, in a file."""
 
-    contenders: Tuple[Contender]
+    former_names: ClassVar[Mapping[str, str]] = {"contenders": "variants"}
 
-
-Groups = dict[str, tuple[Contender, ...]]
-
-PLAIN = Contender(name="base")
-"""The base as it is: what the contenders of a group are compared with."""
+    variants: Tuple[Variant]
 
 
-def contender(text: str, groups: Groups) -> list[Contender]:
-    """What `NAME` or `NAME: field=value ...` means: a contender that smalti has ready, a recipe, or a group's, all.
+Groups = dict[str, tuple[Variant, ...]]
+
+PLAIN = Variant(name="base")
+"""The base as it is: the variants of a group are compared with it."""
+
+
+def find_variants(text: str, groups: Groups) -> list[Variant]:
+    """Return what `NAME` or `NAME: field=value ...` means: a named variant, a recipe, or all variants of a group.
 
     Raises ConfigError with the nearest name.
     """
@@ -66,25 +69,25 @@ def contender(text: str, groups: Groups) -> list[Contender]:
     if name in groups and not more:
         return [PLAIN, *groups[name]]
     ready = {one.name: one for one in (PLAIN, *(one for members in groups.values() for one in members))}
-    recipes = {recipe.name: Contender(name=recipe.name, recipe=recipe.name) for recipe in catalogue()}
-    found = ready.get(name) or recipes.get(name)
-    if found is None:
-        lists = f"groups: {', '.join(groups)}; contenders: {', '.join(ready)}; or a recipe"
-        raise ConfigError(f"--variant {name}: no such contender{nearest(name, [*groups, *ready, *recipes])} ({lists})")
-    return [found.replace({"name": label if more else found.name, "set": (*found.set, *more)})]
+    recipes = {recipe.name: Variant(name=recipe.name, recipe=recipe.name) for recipe in catalogue()}
+    variant = ready.get(name) or recipes.get(name)
+    if variant is None:
+        lists = f"groups: {', '.join(groups)}; variants: {', '.join(ready)}; or a recipe"
+        raise ConfigError(f"--variant {name}: no such variant{nearest(name, [*groups, *ready, *recipes])} ({lists})")
+    return [variant.replace({"name": label if more else variant.name, "set": (*variant.set, *more)})]
 
 
-def shipped(medium: Medium, steps: int) -> Groups:
-    """All that smalti has ready for pictures or film; an adversary begins at a quarter of the steps."""
+def variant_groups(medium: Medium, steps: int) -> Groups:
+    """Return the named variants for images or videos; a discriminator starts at a quarter of the steps."""
     groups = {
         "quantizers": _quantizers(),
         "norms": _norms(medium),
         "adaptive": _adaptive(medium),
         "stems": _stems(medium),
         "losses": _losses(),
-        "adversaries": _adversaries(medium, steps),
+        "gans": _gans(medium, steps),
     }
-    return {name: tuple(Contender(name=n, set=changes) for n, changes in members) for name, members in groups.items()}
+    return {name: tuple(Variant(name=n, set=changes) for n, changes in members) for name, members in groups.items()}
 
 
 _Members = Iterator[tuple[str, tuple[str, ...]]]
@@ -135,20 +138,20 @@ def _losses() -> _Members:
     yield "lpips", ("lpips={kind: lpips}", "weights.lpips=0.1", "lpips_frames=random")
 
 
-def _adversaries(medium: Medium, steps: int) -> _Members:
+def _gans(medium: Medium, steps: int) -> _Members:
     """Each with the pixel loss of the base, which has none."""
-    judges = {
-        "patch": ("adversary.discriminator={kind: patch, width: 32}", "adversary.lecam=0.001"),
+    losses = {
+        "patch": ("gan.discriminator={kind: patch, width: 32}", "gan.lecam=0.001"),
         "stylegan2": (
-            "adversary.discriminator={kind: stylegan2, width: 32}",
-            "adversary.penalty=zero_centred",
-            "adversary.penalty_weight=10.0",
-            "adversary.penalty_every=4",
+            "gan.discriminator={kind: stylegan2, width: 32}",
+            "gan.penalty=r1",
+            "gan.penalty_weight=10.0",
+            "gan.penalty_every=4",
         ),
     }
     if medium == "videos":
-        clips = "adversary.discriminator={kind: magvit3d, width: 16, multipliers: [2, 4, 4, 4]}"
-        judges["magvit3d"] = (clips, "adversary.lecam=0.001")
-    place = (f"adversary.start={steps // 4}", f"adversary.ramp={max(1, steps // 10)}")
-    for name, fields in judges.items():
-        yield name, (*fields, "adversary.weight=0.1", "adversary.adaptive=true", *place)
+        clips = "gan.discriminator={kind: magvit3d, width: 16, multipliers: [2, 4, 4, 4]}"
+        losses["magvit3d"] = (clips, "gan.lecam=0.001")
+    place = (f"gan.start={steps // 4}", f"gan.ramp={max(1, steps // 10)}")
+    for name, fields in losses.items():
+        yield name, (*fields, "gan.weight=0.1", "gan.adaptive=true", *place)

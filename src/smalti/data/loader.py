@@ -118,7 +118,7 @@ def evaluation(
 class BadFileLog:
     """A callback for `on_bad` that writes each bad file once to `bad_files.jsonl`, and counts the kinds of fault.
 
-    A row is {path, code, message, bytes}. A log that is there already is continued, so that a resumed run counts
+    A row is {path, code, message, bytes}. An existing log is continued, so that a resumed run counts
     each file once. Raises MachineError where the disk refuses.
     """
 

@@ -4,10 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from smalti.discriminators.discriminator import Discriminator
+from smalti.discriminators.frames import (
+    Discriminator,
+    PatchConfig,
+    PatchDiscriminator,
+    StyleGAN2Config,
+    StyleGAN2Discriminator,
+)
 from smalti.discriminators.magvit3d import Magvit3DConfig, Magvit3DDiscriminator
-from smalti.discriminators.patch import PatchConfig, PatchDiscriminator
-from smalti.discriminators.stylegan2 import StyleGAN2Config, StyleGAN2Discriminator
 
 DiscriminatorConfig = Annotated[PatchConfig | StyleGAN2Config | Magvit3DConfig, Field(discriminator="kind")]
 

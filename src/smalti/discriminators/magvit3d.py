@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
-from smalti.discriminators.blur import halve
-from smalti.discriminators.discriminator import Discriminator, grid_mean
+from smalti.discriminators.frames import Discriminator, grid_mean, halve
 
 
 class Magvit3DConfig(Config):
@@ -37,8 +36,8 @@ class Magvit3DConfig(Config):
 class Magvit3DDiscriminator(Discriminator):
     """conv 3³, blocks, conv 3³, mean, linear, linear, with a leaky ReLU of slope 0.2 after each but the last.
 
-    Logits `b 1`. All convolutions are zero-padded on both sides: a judge need not be causal. Any length, height and
-    width; an image is a clip of one frame.
+    Logits `b 1`. All convolutions are zero-padded on both sides: a discriminator need not be causal. Any length,
+    height and width; an image is a clip of one frame.
     """
 
     def __init__(self, config: Magvit3DConfig) -> None:
@@ -47,7 +46,7 @@ class Magvit3DDiscriminator(Discriminator):
         self.frames = config.frames
         widths = [config.width, *(config.width * multiplier for multiplier in config.multipliers)]
         self.first = nn.Conv3d(3, widths[0], 3, padding=1)
-        self.blocks = nn.Sequential(*(Block(a, b) for a, b in itertools.pairwise(widths)))
+        self.blocks = nn.Sequential(*(Magvit3DBlock(a, b) for a, b in itertools.pairwise(widths)))
         self.last = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
         self.hidden = nn.Linear(widths[-1] * config.grid**2, widths[-1])
         self.logit = nn.Linear(widths[-1], 1)
@@ -64,17 +63,17 @@ class Magvit3DDiscriminator(Discriminator):
             # Under bfloat16 autocast, torch 2.13's gradients of 3-D weights on a CPU are now and then not finite
             # (4 of 40 first steps of a small run), and no faster.
             with torch.autocast("cpu", enabled=False):
-                return self._judge(video.to(self.first.weight.dtype))
-        return self._judge(video)
+                return self._logits(video.to(self.first.weight.dtype))
+        return self._logits(video)
 
-    def _judge(self, video: Tensor) -> Tensor:
-        features = activate(self.last(self.blocks(activate(self.first(video)))))
+    def _logits(self, video: Tensor) -> Tensor:
+        features = _leaky_relu(self.last(self.blocks(_leaky_relu(self.first(video)))))
         cells = grid_mean(features.mean(dim=2), self.config.grid)
-        logits: Tensor = self.logit(activate(self.hidden(cells.flatten(1))))
+        logits: Tensor = self.logit(_leaky_relu(self.hidden(cells.flatten(1))))
         return logits
 
 
-class Block(nn.Module):
+class Magvit3DBlock(nn.Module):
     """conv 3³, blur-pool, conv 3³; beside it blur-pool, conv 1³; the sum over sqrt 2. An axis n becomes ceil(n / 2)."""
 
     def __init__(self, channels: int, out: int) -> None:
@@ -85,11 +84,11 @@ class Block(nn.Module):
 
     def forward(self, features: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c2 t2 h2 w2"]:
         """Half the length, height and width; an axis of length 1 stays."""
-        main = halve(activate(self.inner(features)), (4, 3, 2))
+        main = halve(_leaky_relu(self.inner(features)), (4, 3, 2))
         side = self.skip(halve(features, (4, 3, 2)))
-        return (activate(self.outer(main)) + side) / math.sqrt(2)
+        return (_leaky_relu(self.outer(main)) + side) / math.sqrt(2)
 
 
-def activate(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def _leaky_relu(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """leaky ReLU of slope 0.2."""
     return F.leaky_relu(features, 0.2)

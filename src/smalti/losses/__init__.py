@@ -1,44 +1,49 @@
 """Losses: functions of tensors that return unweighted scalars; networks are passed in, never owned."""
 
-from smalti.losses.adversarial import (
+from smalti.losses.functions import (
     Anchors,
+    Frames,
     LastLayerNorms,
     adaptive_weight,
-    follow,
+    gradient_penalty,
     hinge_discriminator,
     hinge_generator,
     input_gradient_norms,
+    l1,
+    l2,
     last_layer_norms,
-    lazy,
+    lazy_factor,
     lecam,
     non_saturating_discriminator,
     non_saturating_generator,
-    one_centred,
-    zero_centred,
+    r1_penalty,
+    random_frames,
+    select_frames,
+    update_lecam_ema,
+    weigh,
+    widen,
 )
-from smalti.losses.frame_choice import Frames, random_frames, select_frames
-from smalti.losses.pixel import l1, l2
-from smalti.losses.weigh import weigh
 
 __all__ = [
     "Anchors",
     "Frames",
     "LastLayerNorms",
     "adaptive_weight",
-    "follow",
+    "gradient_penalty",
     "hinge_discriminator",
     "hinge_generator",
     "input_gradient_norms",
     "l1",
     "l2",
     "last_layer_norms",
-    "lazy",
+    "lazy_factor",
     "lecam",
     "non_saturating_discriminator",
     "non_saturating_generator",
-    "one_centred",
+    "r1_penalty",
     "random_frames",
     "select_frames",
+    "update_lecam_ema",
     "weigh",
-    "zero_centred",
+    "widen",
 ]

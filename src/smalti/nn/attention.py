@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.norm import Norm
+from smalti.nn.blocks import Norm
 from smalti.nn.stream import Stream
 
 

@@ -1,13 +1,95 @@
-"""The residual block, and the stems that trade pixels for channels."""
+"""Norms, the residual block, and the stems that trade pixels for channels.
 
+A norm decides what is exact: `position` is causal and tile-exact, `frame` is causal, `clip` is neither. `clip` is
+GroupNorm over time too: MagicMaster, Open-MAGVIT2 and mindone trained with it, and it is here for their weights.
+"""
+
+import math
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.activation import silu
-from smalti.nn.causal import CausalConv, Window
-from smalti.nn.norm import GROUPS, Norm, NormKind
+from smalti.nn.causal import CausalConv, Window, silu, stretch
 from smalti.nn.stream import Stream
+
+NormKind = Literal["position", "frame", "clip"]
+AdaptiveKind = Literal["none", "position", "frame", "clip"]
+_EPS = 1e-6
+_EPS_POOLED = 1e-5
+"""MagicMaster's in its norms that are modulated by pooled codes; all its other norms have 1e-6."""
+GROUPS = 32
+"""Of all published networks. Narrow ones need fewer: a group of one channel loses what it is on average, the colour."""
+
+
+class Norm(nn.Module):
+    """Normalisation of `t b c h w`, with a weight and a bias per channel if `affine`."""
+
+    def __init__(
+        self, kind: NormKind, channels: int, affine: bool = True, eps: float = _EPS, *, groups: int = GROUPS
+    ) -> None:
+        super().__init__()
+        self.kind, self.channels, self.eps = kind, channels, eps
+        self.groups = math.gcd(channels, groups)
+        self.weight = nn.Parameter(nn.init.ones_(Tensor(channels))) if affine else None
+        self.bias = nn.Parameter(nn.init.zeros_(Tensor(channels))) if affine else None
+
+    def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h w"]:
+        """Statistics over the channels of one position, over groups of channels of one frame, or of one clip."""
+        if self.kind == "position":
+            rows = F.layer_norm(x.movedim(2, -1), (self.channels,), self.weight, self.bias, self.eps)
+            return rows.movedim(-1, 2)
+        if self.kind == "frame":
+            frames = torch.group_norm(x.flatten(0, 1), self.groups, self.weight, self.bias, self.eps)
+            return frames.unflatten(0, x.shape[:2])
+        clips = torch.group_norm(x.permute(1, 2, 0, 3, 4), self.groups, self.weight, self.bias, self.eps)
+        return clips.permute(2, 0, 1, 3, 4)
+
+
+class AdaptiveNorm(nn.Module):
+    """A norm whose weight and bias are predicted from the codes: norm(x) * (1 + scale(codes)) + shift(codes).
+
+    `by="position"`: the codes are stretched to the resolution of x, so every position is modulated by its own code;
+    causal, tile-exact and free of any fixed size. `frame` takes the mean of the codes over each of their frames, and
+    `clip` that over the whole clip, which is what MagicMaster and Open-MAGVIT2 trained with and is not causal.
+    """
+
+    def __init__(
+        self,
+        kind: NormKind,
+        channels: int,
+        code_dim: int,
+        *,
+        by: AdaptiveKind = "position",
+        time_stride: int = 1,
+        groups: int = GROUPS,
+    ) -> None:
+        super().__init__()
+        self.by = by
+        self.time_stride = time_stride
+        """Frames of x per frame of codes."""
+        eps = _EPS if by == "position" else _EPS_POOLED
+        self.norm = Norm(kind, channels, affine=False, eps=eps, groups=groups)
+        self.modulation = nn.Conv2d(code_dim, 2 * channels, 1)
+        nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Float[Tensor, "t b c h w"], codes: Float[Tensor, "t2 b d h2 w2"]
+    ) -> Float[Tensor, "t b c h w"]:
+        """`codes` are the decoder's input, or a layer of it, at their own resolution."""
+        if self.by == "clip":
+            codes = codes.mean((0, 3, 4), keepdim=True)
+        elif self.by == "frame":
+            codes = codes.mean((3, 4), keepdim=True)
+        maps: Tensor = self.modulation(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+        if self.by == "position":
+            maps = stretch(maps, (x.shape[0], x.shape[3], x.shape[4]), self.time_stride)
+        elif self.by == "frame":
+            maps = stretch(maps, (x.shape[0], 1, 1), self.time_stride)
+        scale, shift = maps.chunk(2, 2)
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
 class ResidualBlock(nn.Module):

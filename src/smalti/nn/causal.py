@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.activation import silu
 from smalti.nn.stream import Stream
 
 PastKernel = Literal["full", "point"]
@@ -159,3 +158,8 @@ def stretch(x: Float[Tensor, "t b c h w"], size: tuple[int, int, int], stride: i
     """
     y = F.interpolate(x.flatten(0, 1), size=size[1:], mode="nearest").unflatten(0, x.shape[:2])
     return y.repeat_interleave(stride, 0)[stride * x.shape[0] - size[0] :] if stride > 1 else y
+
+
+def silu(fresh: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return x * sigmoid(x), in place when gradients are off; the caller must not use the argument again."""
+    return F.silu(fresh, inplace=not (torch.is_grad_enabled() and fresh.requires_grad))

@@ -1,1 +1,1 @@
-"""The library function behind each command, by the command's name and with its options."""
+"""One function for each command: the work behind the command line, for Python."""

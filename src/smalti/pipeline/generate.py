@@ -36,11 +36,11 @@ from smalti.generation import (
     task_prompt,
     task_tokens,
 )
+from smalti.pipeline.decode import target_name
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.decode import target_name
 from smalti.training.distributed import pick_device
 from smalti.training.generator_config import GeneratorTraining
 from smalti.video import to_uint8

@@ -77,4 +77,4 @@ def check_targets(
         if target.resolve() in inputs:
             raise ConfigError(f"{target}: is an input and would be written over; give {other}")
         if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: is there already; give --overwrite or {other}")
+            raise ConfigError(f"{target}: already exists; pass --overwrite or choose {other}")

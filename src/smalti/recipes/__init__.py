@@ -107,7 +107,7 @@ def _mindone() -> Iterator[Recipe]:
         "mindone-image",
         "mindone's VQVAE-2d, 128 px, 8x8, LFQ 2^18",
         "PSNR 20.013, SSIM 0.5734 on ImageNet val under mindone-psnr-images (its README)",
-        mindone.image,
+        mindone.vqvae_2d,
         data="ImageNet-1k, batch 64, 2 epochs",
         theirs="bash scripts/run_train_vqvae_2d_parallel.sh",
         as_theirs=(mindone.IN_TRAINING_MODE,),
@@ -120,7 +120,7 @@ def _mindone() -> Iterator[Recipe]:
         "mindone-video",
         about,
         "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone-psnr (its README)",
-        mindone.video,
+        mindone.vqvae_3d,
         data=data,
         before=before,
         theirs="bash scripts/run_train_vqvae_parallel.sh (--use_discriminator False)",
@@ -130,7 +130,7 @@ def _mindone() -> Iterator[Recipe]:
         "mindone-video-gan",
         f"{about}, with its discriminator",
         "none published",
-        partial(mindone.video, adversary=True),
+        partial(mindone.vqvae_3d, gan=True),
         data=data,
         before=before,
         theirs="bash scripts/run_train_vqvae_parallel.sh (--use_discriminator True)",
@@ -148,13 +148,20 @@ def _magicmaster_imagenet() -> Iterator[Recipe]:
         ("style2", 64_000, 256, 64, 60, "0.48 at epoch 50"),
         ("style2", 15_360, 256, 64, 60, "0.55 at epoch 50"),
     )
-    for judge, codes, size, batch, epochs, score in rows:
-        file = f"magvit_fsq_imagenet1k_{judge}_d128_{codes}_{size}x{size}_{batch // 8}x8_ep{epochs}"
+    for discriminator, codes, size, batch, epochs, score in rows:
+        file = f"magvit_fsq_imagenet1k_{discriminator}_d128_{codes}_{size}x{size}_{batch // 8}x8_ep{epochs}"
         yield _published(
-            f"magicmaster-imagenet-{judge}-{codes}-{size}-{batch // 8}x8-ep{epochs}",
-            f"MagicMaster's 2-D MAGVIT-v2, {size} px, 8x8, FSQ {codes:,}, {judge} judge",
+            f"magicmaster-imagenet-{discriminator}-{codes}-{size}-{batch // 8}x8-ep{epochs}",
+            f"MagicMaster's 2-D MAGVIT-v2, {size} px, 8x8, FSQ {codes:,}, {discriminator} discriminator",
             f"rFID {score} on ImageNet val under magicmaster-fid (its README)",
-            partial(magicmaster.imagenet_row, size=size, codes=codes, judge=judge, batch=batch, epochs=epochs),
+            partial(
+                magicmaster.imagenet_row,
+                size=size,
+                codes=codes,
+                discriminator=discriminator,
+                batch=batch,
+                epochs=epochs,
+            ),
             data=f"ImageNet-1k, batch {batch}, {epochs} epochs",
             theirs=f"bash tools/dist_train.sh configs/magvit/{file}.py 8",
             as_theirs=(*magicmaster.AS_THEIRS, magicmaster.IN_FLOAT32),
@@ -170,7 +177,7 @@ def _magicmaster_kinetics() -> Iterator[Recipe]:
         ("dsq", 64_000, 64, 40, "58.67", 2_000),
         ("dsq", 15_360, 64, 40, "64.62 with 25,600 codes, though it says 15,360,", 2_000),
     )
-    for quantizer, codes, width, epochs, score, average_from in rows:
+    for quantizer, codes, width, epochs, score, ema_start in rows:
         named = {"fsq": "fsq", "dsq": "fdq"}[quantizer]
         file = f"magvit_v2_{named}_k600_style2_d{width}_{codes}_128x128_4x32_ep{epochs}"
         more = (magicmaster.UNTIED,) if (quantizer, codes) == ("dsq", 15_360) else ()
@@ -184,7 +191,7 @@ def _magicmaster_kinetics() -> Iterator[Recipe]:
                 codes=codes,
                 width=width,
                 epochs=epochs,
-                average_from=average_from,
+                ema_start=ema_start,
             ),
             data=f"Kinetics-600, batch 128, {epochs} epochs",
             theirs=f"bash tools/dist_train.sh configs/magvit/{file}.py 8 (on each of 4 nodes)",
@@ -193,13 +200,13 @@ def _magicmaster_kinetics() -> Iterator[Recipe]:
 
 
 def _magicmaster_vqgan() -> Iterator[Recipe]:
-    for judge, epochs in (("patch", 20), ("style2", 20), ("style2", 40), ("style2", 60), ("style2", 100)):
-        file = "vqgan_fsq_imagenet1k-256x256" if judge == "patch" else "vqgan_fsq_imagenet1k_style-2_256x256"
+    for discriminator, epochs in (("patch", 20), ("style2", 20), ("style2", 40), ("style2", 60), ("style2", 100)):
+        file = "vqgan_fsq_imagenet1k-256x256" if discriminator == "patch" else "vqgan_fsq_imagenet1k_style-2_256x256"
         yield _published(
-            f"magicmaster-vqgan-{judge}-ep{epochs}",
-            f"MagicMaster's VQGAN, 256 px, 16x16, FSQ 64,000, {judge} judge",
+            f"magicmaster-vqgan-{discriminator}-ep{epochs}",
+            f"MagicMaster's VQGAN, 256 px, 16x16, FSQ 64,000, {discriminator} discriminator",
             "none published",
-            partial(magicmaster.vqgan_row, judge=judge, epochs=epochs),
+            partial(magicmaster.vqgan_row, discriminator=discriminator, epochs=epochs),
             data=f"ImageNet-1k, batch 96, {epochs} epochs",
             theirs=f"bash tools/dist_train.sh configs/VQGAN/{file}_ep{epochs}.py 8",
             as_theirs=magicmaster.AS_THEIRS,

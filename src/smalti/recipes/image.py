@@ -9,7 +9,7 @@ from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.recipes.data import IMAGENET
 from smalti.tokenizer import TokenizerConfig
-from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 
 FOLDER = Path("data/train")
 """Where a recipe looks unless `data.path` says otherwise."""
@@ -56,7 +56,7 @@ def tiny(steps: int = 300) -> TokenizerTraining:
 
 
 def image() -> TokenizerTraining:
-    """Our default for a GPU: 128 px, LPIPS from the start, an adversary from step 20,000."""
+    """Our default for a GPU: 128 px, LPIPS from the start, a discriminator from step 20,000."""
     return TokenizerTraining(
         tokenizer=TokenizerConfig(
             quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5)),
@@ -73,9 +73,7 @@ def image() -> TokenizerTraining:
         batch_size=256,
         weights={"l1": 1.0, "lpips": 1.0},
         lpips=LPIPSConfig(net="vgg"),
-        adversary=AdversaryConfig(
-            discriminator=PatchConfig(), weight=0.1, adaptive=True, start=20_000, ramp=5_000, lecam=0.001
-        ),
+        gan=GANConfig(discriminator=PatchConfig(), weight=0.1, adaptive=True, start=20_000, ramp=5_000, lecam=0.001),
         optimizer=OptimizerConfig(lr=4e-4, warmup=2_000),
         precision="bfloat16",
         workers=8,
@@ -112,11 +110,11 @@ def paper_image(size: int = 128) -> TokenizerTraining:
         weights={"l2": 1.25, "lpips": 0.1, "token_entropy": 0.1, "batch_entropy": -0.1, "commitment": 0.25},
         entropy_boost=2.0,
         lpips=LPIPSConfig(net="vgg"),
-        adversary=AdversaryConfig(
+        gan=GANConfig(
             discriminator=StyleGAN2Config.parse({"size": size}),
             loss="non_saturating",
             weight=0.1,
-            penalty="zero_centred",
+            penalty="r1",
             penalty_weight=40.0,
             penalty_every=16,
             lecam=0.001,

@@ -1,7 +1,5 @@
 """The 18 configurations of MagicMaster (github.com/ZhichengHuang/MagicMaster), by the names of its config files."""
 
-from typing import Literal
-
 from smalti.data import ImagesConfig, VideosConfig
 from smalti.discriminators import DiscriminatorConfig, PatchConfig, StyleGAN2Config
 from smalti.families.magicmaster import LEVELS
@@ -9,9 +7,9 @@ from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import DSQConfig, FSQConfig, QuantizerConfig
 from smalti.recipes.data import IMAGENET, KINETICS_600, imagenet, kinetics
 from smalti.tokenizer import AnyTokenizerConfig, TokenizerConfig, VQGANConfig
-from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 
-AS_THEIRS = ("adversary.order=alternate", "lpips.dropout=0.5")
+AS_THEIRS = ("gan.order=alternate", "lpips.dropout=0.5")
 """What all its runs do and ours do better: the discriminator moves first, and the tokenizer then plays against another
 one than was measured; LPIPS drops half of its differences, for it was left in training mode."""
 IN_FLOAT32 = "precision=float32"
@@ -60,95 +58,102 @@ def video_tokenizer(quantizer: QuantizerConfig, width: int = 64) -> TokenizerCon
 
 
 def imagenet_row(
-    *, size: int = 128, codes: int = 64_000, judge: str = "style2", batch: int = 64, epochs: int = 20
+    *, size: int = 128, codes: int = 64_000, discriminator: str = "style2", batch: int = 64, epochs: int = 20
 ) -> TokenizerTraining:
-    """A row of its table of ImageNet results. `judge` is style2 or patch; `batch` counts all GPUs."""
+    """A row of its table of ImageNet results. `discriminator` is style2 or patch; `batch` counts all GPUs."""
     return _training(
         image_tokenizer(codes),
-        _judge(judge, size, penalty=True),
-        data=(imagenet("train", size), imagenet("val", size)),
+        _gan(discriminator, size, penalty=True),
+        train=imagenet("train", size),
+        validation=imagenet("val", size),
         batch=batch,
         steps=epochs * (IMAGENET // batch),
-        average=(0.9998, 20_000),
-        precision="bfloat16",
-    )
+        ema=0.9998,
+        ema_start=20_000,
+    ).replace({"precision": "bfloat16"})
 
 
 def kinetics_row(
-    *, quantizer: str = "fsq", codes: int = 64_000, width: int = 64, epochs: int = 40, average_from: int = 2_000
+    *, quantizer: str = "fsq", codes: int = 64_000, width: int = 64, epochs: int = 40, ema_start: int = 2_000
 ) -> TokenizerTraining:
     """A row of its table of Kinetics-600 results: 17 frames at a stride of 2, 128 px, 4 clips on each of 32 GPUs.
 
     DSQ of 15,360 codes is what its name says here; in MagicMaster it has 25,600 (see `smalti.families.magicmaster`).
     """
-    chosen = DSQConfig(levels=LEVELS[codes]) if quantizer == "dsq" else FSQConfig(levels=LEVELS[codes])
+    layer = DSQConfig(levels=LEVELS[codes]) if quantizer == "dsq" else FSQConfig(levels=LEVELS[codes])
     return _training(
-        video_tokenizer(chosen, width),
-        _judge("style2", 128, penalty=True),
-        data=(kinetics("train"), kinetics("val")),
+        video_tokenizer(layer, width),
+        _gan("style2", 128, penalty=True),
+        train=kinetics("train"),
+        validation=kinetics("val"),
         batch=128,
         steps=epochs * -(-KINETICS_600 // 128),
-        average=(0.9998, average_from),
+        ema=0.9998,
+        ema_start=ema_start,
     )
 
 
-def vqgan_row(*, judge: str = "style2", epochs: int = 20) -> TokenizerTraining:
+def vqgan_row(*, discriminator: str = "style2", epochs: int = 20) -> TokenizerTraining:
     """One of its VQGAN configurations: ImageNet 256 px, 16x16 strides, 12 pictures on each of 8 GPUs; no penalty."""
-    passes = -(-IMAGENET // 96) if judge == "patch" else IMAGENET // 96  # the former keeps the last, smaller batch
+    passes = (
+        -(-IMAGENET // 96) if discriminator == "patch" else IMAGENET // 96
+    )  # the former keeps the last, smaller batch
     return _training(
         VQGANConfig(quantizer=FSQConfig(levels=LEVELS[64_000])),
-        _judge(judge, 256, penalty=False),
-        data=(imagenet("train", 256), imagenet("val", 256)),
+        _gan(discriminator, 256, penalty=False),
+        train=imagenet("train", 256),
+        validation=imagenet("val", 256),
         batch=96,
         steps=epochs * passes,
-        average=(0.9999 if judge == "patch" else 0.9998, 20_000),
+        ema=0.9999 if discriminator == "patch" else 0.9998,
+        ema_start=20_000,
     )
 
 
-def _judge(name: str, size: int, *, penalty: bool) -> AdversaryConfig:
+def _gan(name: str, size: int, *, penalty: bool) -> GANConfig:
     network: DiscriminatorConfig = PatchConfig(norm="batch")
     if name == "style2":
         network = StyleGAN2Config.parse({"size": size})
-    return AdversaryConfig(
+    return GANConfig(
         discriminator=network,
         weight=0.75,
         adaptive=True,
-        penalty="one_centred" if penalty else "none",
+        penalty="gradient_norm" if penalty else "none",
         optimizer=_adam(4.32e-4),
     )
 
 
-def _adam(rate: float) -> OptimizerConfig:
-    return OptimizerConfig(lr=rate, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, schedule="constant", clip=None)
+def _adam(lr: float) -> OptimizerConfig:
+    return OptimizerConfig(lr=lr, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, schedule="constant", clip=None)
 
 
 def _training(
     tokenizer: AnyTokenizerConfig,
-    adversary: AdversaryConfig,
+    gan: GANConfig,
     *,
-    data: tuple[ImagesConfig | VideosConfig, ImagesConfig | VideosConfig],
+    train: ImagesConfig | VideosConfig,
+    validation: ImagesConfig | VideosConfig,
     batch: int,
     steps: int,
-    average: tuple[float, int],
-    precision: Literal["float32", "bfloat16"] = "float32",
+    ema: float,
+    ema_start: int,
 ) -> TokenizerTraining:
-    """What all 18 have in common. `average`: the decay of the averaged weights, and the update that it starts at."""
+    """Return what all 18 have in common."""
     return TokenizerTraining(
         tokenizer=tokenizer,
-        data=data[0],
-        validation=data[1],
+        data=train,
+        validation=validation,
         validation_limit=1_000,
         steps=steps,
         batch_size=batch,
         weights={"l1": 1.0, "lpips": 1.0},
         lpips=LPIPSConfig(net="vgg"),
         lpips_frames="random",
-        adversary=adversary,
+        gan=gan,
         optimizer=_adam(5.4e-5),
-        ema=average[0],
+        ema=ema,
         ema_rise="none",
-        ema_start=average[1],
-        precision=precision,
+        ema_start=ema_start,
         workers=12 if tokenizer.time_kernel > 1 else 4,
         log_every=100,
         save_every=10_000,

@@ -7,7 +7,7 @@ from smalti.quantize import LFQConfig
 from smalti.recipes.data import IMAGENET, UCF_101, ucf
 from smalti.recipes.data import mindone_imagenet as imagenet
 from smalti.tokenizer import TokenizerConfig
-from smalti.training.config import AdversaryConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 
 TIME_STRIDES = (2, 2, 1)
 """From the pixels inwards: early, where the paper reduces time late."""
@@ -35,14 +35,14 @@ def tokenizer() -> TokenizerConfig:
     )
 
 
-def video_tokenizer() -> TokenizerConfig:
+def vqvae_3d_tokenizer() -> TokenizerConfig:
     """VQVAE-3d: 349,247,488 parameters. It is what `smalti inflate --time-strides 2,2,1` makes of VQVAE-2d."""
     strides = tuple((time, 2) for time in TIME_STRIDES)
     return tokenizer().replace({"time_kernel": 3, "past_kernel": "full", "strides": strides})
 
 
-def image() -> TokenizerTraining:
-    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs, no averaged weights."""
+def vqvae_2d() -> TokenizerTraining:
+    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs, no EMA."""
     return TokenizerTraining(
         tokenizer=tokenizer(),
         data=imagenet("train", 128),
@@ -65,29 +65,29 @@ def image() -> TokenizerTraining:
     )
 
 
-def video(adversary: bool = False) -> TokenizerTraining:
+def vqvae_3d(*, gan: bool = False) -> TokenizerTraining:
     """VQVAE-3d on UCF-101, 17x128x128, from the inflated image tokenizer (`init`): batch 128, 60 epochs.
 
-    With `adversary`, its VQGAN training: a 3-D judge, hinge, weight 0.1, LeCAM 0.001. Ours is the paper's judge (its
+    With `gan`, its VQGAN training: a 3-D discriminator, hinge, weight 0.1, LeCAM 0.001. Ours is the paper's (its
     blur mixes all channels and its norms are not in the paper), LeCAM's anchors follow the logits (there: 0 for ever).
     """
-    base = image()
-    rate = base.optimizer.replace({"warmup": 62})  # 1,000 micro-steps, 16 to an update
-    judge = AdversaryConfig(discriminator=Magvit3DConfig(), weight=0.1, lecam=0.001, optimizer=rate)
+    base = vqvae_2d()
+    optimizer = base.optimizer.replace({"warmup": 62})  # 1,000 micro-steps, 16 to an update
+    loss = GANConfig(discriminator=Magvit3DConfig(), weight=0.1, lecam=0.001, optimizer=optimizer)
     steps = 60 * (UCF_101 // 128)
     return base.replace(
         {
-            "tokenizer": video_tokenizer(),
+            "tokenizer": vqvae_3d_tokenizer(),
             "data": ucf("train"),
             "validation": ucf("test"),
             "steps": steps,
             "batch_size": 128,
             "accumulate": 16,
-            "optimizer": rate,
+            "optimizer": optimizer,
             "ema": 0.9999,
             "ema_rise": "exponential",
             "ema_moves": 16,
-            "adversary": judge if adversary else None,
+            "gan": loss if gan else None,
             "workers": 12,
             "save_every": 500,
             "sample_every": 500,

@@ -13,7 +13,7 @@ SIDE, FRAMES, BATCH, WIDTH = 32, 5, 4, 8
 def shrink(full: TokenizerTraining, steps: int = 40) -> TokenizerTraining:
     """`full` with narrow networks, small clips, no LPIPS (whose weights may be absent) and `steps` steps.
 
-    Everything else is as it was: quantizer, norms, strides, losses, adversary, optimizers, averaging, transforms.
+    Everything else is as it was: quantizer, norms, strides, losses, discriminator, optimizers, EMA, transforms.
     """
     is_video = full.tokenizer.time_kernel > 1
     changes: dict[str, object] = {
@@ -34,13 +34,13 @@ def shrink(full: TokenizerTraining, steps: int = 40) -> TokenizerTraining:
         "sample_every": steps,
         "eval_every": steps,
     }
-    if full.adversary is not None:
-        optimizer = full.adversary.optimizer
-        changes["adversary"] = full.adversary.replace(
+    if full.gan is not None:
+        optimizer = full.gan.optimizer
+        changes["gan"] = full.gan.replace(
             {
-                "discriminator": _discriminator(full.adversary.discriminator),
-                "start": min(full.adversary.start, steps // 4),
-                "ramp": min(full.adversary.ramp, steps // 4),
+                "discriminator": _discriminator(full.gan.discriminator),
+                "start": min(full.gan.start, steps // 4),
+                "ramp": min(full.gan.ramp, steps // 4),
                 "optimizer": optimizer.replace({"warmup": min(optimizer.warmup, steps // 4)}),
             }
         )

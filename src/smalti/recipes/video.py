@@ -51,7 +51,7 @@ def paper_video() -> TokenizerTraining:
     Differs as `paper_image` does. Start it from the inflated image tokenizer, as the paper does, with `init`.
     """
     base = paper_image()
-    assert base.adversary is not None
+    assert base.gan is not None
     late = ((1, 2), (2, 2), (2, 2))  # the first reduction is in space alone
     optimizer = base.optimizer.replace({"warmup": 2_000})
     return base.replace(
@@ -60,7 +60,7 @@ def paper_video() -> TokenizerTraining:
             "data": VideosConfig(path=FOLDER, size=128, frames=17),
             "steps": 190 * (KINETICS_600 // 256),
             "lpips_frames": "random",
-            "adversary": base.adversary.replace({"discriminator": Magvit3DConfig(), "optimizer": optimizer}),
+            "gan": base.gan.replace({"discriminator": Magvit3DConfig(), "optimizer": optimizer}),
             "optimizer": optimizer,
             "workers": 12,
         }

@@ -10,10 +10,8 @@ from pydantic import Field, Strict, model_validator
 from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
-from smalti.nn.activation import silu
-from smalti.nn.blocks import ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Start, Window
-from smalti.nn.norm import AdaptiveKind, AdaptiveNorm, Norm, NormKind
+from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
+from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Start, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 

@@ -3,8 +3,8 @@
 import torch
 
 from smalti.errors import ConfigError
+from smalti.nn.blocks import NormKind
 from smalti.nn.causal import PastKernel
-from smalti.nn.norm import NormKind
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.tokenizer import Tokenizer
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
 from smalti.nn.attention import FrameAttention
-from smalti.nn.blocks import ResidualBlock
+from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window
-from smalti.nn.norm import Norm
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 

@@ -1,4 +1,4 @@
-"""Reading a token set: by row, by key, in order; nothing is believed that its digests do not bear out."""
+"""Reading a token set by row, by key, or in order; digests and ids are checked on the way."""
 
 import hashlib
 import json
@@ -17,20 +17,20 @@ from torch import Tensor
 from smalti.errors import InputError, IntegrityError
 from smalti.files import sha256
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.frames import ids_to_frames, ids_to_image
 from smalti.tokenizer_info import TokenizerInfo
-from smalti.tokens.finalize import DATASET
-from smalti.tokens.options import Options
-from smalti.tokens.parquet import need_pyarrow, open_table, read_group
-from smalti.tokens.plan import PLAN
-from smalti.tokens.sealed import read_sealed
-from smalti.tokens.shard import Row, schema
+from smalti.tokens.config import TokenizeOptions
+from smalti.tokens.finalize import DATASET, summarize_set
+from smalti.tokens.format import open_table, pyarrow_version, read_digest_json, read_group
+from smalti.tokens.plan import PLAN, Plan, load_plan, read_provenance
+from smalti.tokens.shard import TokenRow, shard_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 CACHE = 256 << 20
-"""Bytes of row groups that are kept decoded."""
+"""Bytes of decoded row groups that are kept in memory."""
 
 
 class _Group(NamedTuple):
@@ -38,9 +38,9 @@ class _Group(NamedTuple):
 
     table: "pa.Table"
     ids: np.ndarray
-    """Of all its rows, one after the other."""
+    """Ids of all its rows, one after the other."""
     ends: np.ndarray
-    """Where the ids of each row end."""
+    """End of the ids of each row."""
     shapes: np.ndarray
     """Three numbers for each row."""
 
@@ -57,17 +57,17 @@ class TokenSet:
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True, cache: int = CACHE) -> None:
-        need_pyarrow()
+        pyarrow_version()
         self.path, self.verify, self.cache = Path(path), verify, cache
         if not (self.path / DATASET).is_file():
             begun = (self.path / PLAN).is_file()
             what = "is not finished: run `smalti tokenize` again" if begun else f"no token set: it has no {DATASET}"
             raise InputError(f"{self.path}: {what}")
-        data = read_sealed(self.path / DATASET, "token set")
+        data = read_digest_json(self.path / DATASET, "token set")
         where = str(self.path / DATASET)
-        self.about = TokenizerInfo.parse(data["tokenizer"], where)
-        """The tokenizer that the ids belong to."""
-        self.options = Options.parse(data["options"], where)
+        self.tokenizer_info = TokenizerInfo.parse(data["tokenizer"], where)
+        """Facts of the tokenizer that made the ids."""
+        self.options = TokenizeOptions.parse(data["options"], where)
         self.classes: tuple[str, ...] = tuple(data["classes"])
         self.totals: dict[str, Any] = data["totals"]
         self.plan: str = data["plan"]
@@ -85,36 +85,36 @@ class TokenSet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def row(self, index: int) -> Row:
-        """Row `index`. Raises IndexError, and IntegrityError where the file is not what was written."""
+    def row(self, index: int) -> TokenRow:
+        """Return row `index`. Raises IndexError, and IntegrityError where the file is not what was written."""
         group, place = self._find(index)
-        cells = {name: group.table[name][place].as_py() for name in Row._fields if name != "ids"}
+        cells = {name: group.table[name][place].as_py() for name in TokenRow._fields if name != "ids"}
         cells["ids"] = self._checked(group, place, index)
         cells["size"] = tuple(cells["size"])
         cells["pts"] = None if cells["pts"] is None else np.asarray(cells["pts"], np.int64)
-        return Row(**cells)
+        return TokenRow(**cells)
 
     def ids(self, index: int) -> Int[Tensor, "t h w"]:
-        """The ids of a row alone, as int64; faster than `row`."""
+        """Return the ids of a row alone, as int64; faster than `row`."""
         group, place = self._find(index)
         return torch.from_numpy(self._checked(group, place, index).astype(np.int64))
 
     def label(self, index: int) -> int | None:
-        """The class of a row."""
+        """Return the number of the class of a row, None where it has none."""
         group, place = self._find(index)
         label: int | None = group.table["label"][place].as_py()
         return label
 
-    def __iter__(self) -> Iterator[Row]:
-        """All rows in order."""
+    def __iter__(self) -> Iterator[TokenRow]:
+        """Yield all rows in order."""
         return (self.row(index) for index in range(len(self)))
 
     def find(self, key: str) -> int:
-        """The row of a key; the first call reads all keys. Raises InputError where there is none."""
+        """Return the row of a key; the first call reads all keys. Raises InputError where there is none."""
         hashes, order = self._key_index()
-        wanted = _hash(key)
-        at = int(np.searchsorted(hashes, wanted))
-        while at < len(hashes) and hashes[at] == wanted:
+        key_hash = _hash(key)
+        at = int(np.searchsorted(hashes, key_hash))
+        while at < len(hashes) and hashes[at] == key_hash:
             index = int(order[at])
             group, place = self._find(index)
             if group.table["key"][place].as_py() == key:
@@ -124,7 +124,7 @@ class TokenSet:
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise IntegrityError unless `tokenizer` is the one that made the set."""
-        self.about.check(tokenizer.info, self.path)
+        self.tokenizer_info.check(tokenizer.info, self.path)
 
     def check_all(self) -> None:
         """Check every shard against its digest. Raises IntegrityError, naming the file."""
@@ -132,16 +132,16 @@ class TokenSet:
             self._check_shard(shard)
 
     def shard_path(self, shard: int) -> Path:
-        """The Parquet file of a shard."""
+        """Return the Parquet file of a shard."""
         return self.path / "data" / f"tokens-{shard:05d}-of-{len(self._sha256):05d}.parquet"
 
     def _check_names(self) -> None:
-        wanted = {self.shard_path(shard).name for shard in range(len(self._sha256))}
+        shards = {self.shard_path(shard).name for shard in range(len(self._sha256))}
         folder = self.path / "data"
-        found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        for name in sorted(wanted - found):
+        files = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        for name in sorted(shards - files):
             raise IntegrityError(f"{folder / name}: is missing; fetch it again, or tokenize again")
-        for name in sorted(found - wanted):
+        for name in sorted(files - shards):
             if not name.startswith("."):
                 raise IntegrityError(f"{folder / name}: is no shard of this set; move it elsewhere")
 
@@ -170,7 +170,7 @@ class TokenSet:
             if self.verify:
                 self._check_shard(shard)
             table = open_table(path)
-            _check_footer(path, table, self.plan, shard, self.about)
+            _check_footer(path, table, self.plan, shard, self.tokenizer_info)
             if table.metadata.num_rows != self._ends[shard + 1] - self._ends[shard]:
                 raise IntegrityError(f"{path}: has {table.metadata.num_rows} rows, not those of {DATASET}")
             if len(self._open) >= 64:
@@ -197,7 +197,7 @@ class TokenSet:
 
     def _checked(self, group: _Group, place: int, index: int) -> np.ndarray:
         ids = group.ids[group.ends[place - 1] if place else 0 : group.ends[place]]
-        shape, end = group.shapes[3 * place : 3 * place + 3].tolist(), self.about.codebook_size
+        shape, end = group.shapes[3 * place : 3 * place + 3].tolist(), self.tokenizer_info.codebook_size
         if ids.size != math.prod(shape):
             raise IntegrityError(f"{self.path}: row {index} has {ids.size} ids, not those of the shape {shape}")
         if ids.size and int(ids.max()) >= end:
@@ -205,7 +205,7 @@ class TokenSet:
         return ids.reshape(shape)
 
     def _key_index(self) -> tuple[np.ndarray, np.ndarray]:
-        """(hashes of keys, sorted; their rows): 16 bytes a row."""
+        """Return (hashes of keys, sorted; their rows): 16 bytes a row."""
         if self._keys is None:
             hashes = np.empty(len(self), np.uint64)
             at = 0
@@ -220,18 +220,53 @@ class TokenSet:
         return self._keys
 
 
+def decode_row(tokenizer: Tokenizer, row: TokenRow) -> Iterator[Tensor]:
+    """Decode the frames of a row, uint8 `h w 3`, in memory that does not grow where the tokenizer is causal.
+
+    Raises ValueError for an id that the tokenizer does not have.
+    """
+    ids, (count, height, width) = row.tensor()[None], row.size
+    if count == 1:
+        yield ids_to_image(tokenizer, ids, (height, width))
+    else:
+        yield from ids_to_frames(tokenizer, [(count, ids)], (height, width))
+
+
+def is_token_set(path: Path) -> bool:
+    """Return whether a folder is a token set, finished or begun."""
+    return (path / PLAN).is_file() or (path / DATASET).is_file()
+
+
+def describe_set(path: Path) -> dict[str, Any]:
+    """Describe a token set as plain data; if it is not finished, with how far it is."""
+    finished = (path / DATASET).is_file()
+    content: TokenSet | Plan = TokenSet(path) if finished else load_plan(path)
+    totals = content.totals if isinstance(content, TokenSet) else summarize_set(content)._asdict()
+    info, tokens = content.tokenizer_info, totals["tokens"]
+    return {
+        "kind": "token set",
+        "finished": finished,
+        **totals,
+        "bits_per_token": 8 * totals["bytes"] / tokens if tokens else None,
+        "codebook_bits": math.log2(info.codebook_size),
+        "tokenizer": info.plain(),
+        "options": content.options.plain(),
+        "provenance": read_provenance(path),
+    }
+
+
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _check_footer(path: Path, table: "pq.ParquetFile", plan: str, shard: int, about: TokenizerInfo) -> None:
-    """The file must say that it is this shard of this set, and have the columns of one."""
+def _check_footer(path: Path, table: "pq.ParquetFile", plan: str, shard: int, info: TokenizerInfo) -> None:
+    """Raise IntegrityError unless the file is this shard of this set and has the columns of one."""
     try:
-        found = json.loads((table.metadata.metadata or {})[b"smalti"])
+        footer = json.loads((table.metadata.metadata or {})[b"smalti"])
     except (KeyError, ValueError):
         raise IntegrityError(f"{path}: is no shard of a token set; use another copy") from None
-    if found.get("plan") != plan or found.get("shard") != shard:
+    if footer.get("plan") != plan or footer.get("shard") != shard:
         raise IntegrityError(f"{path}: is a shard of another token set, or another shard of this one")
-    wanted = schema(about.codebook_size)
-    if table.schema_arrow.names != wanted.names or table.schema_arrow.field("ids").type != wanted.field("ids").type:
-        raise IntegrityError(f"{path}: does not have the columns of a token set of {about.codebook_size:,} codes")
+    schema = shard_schema(info.codebook_size)
+    if table.schema_arrow.names != schema.names or table.schema_arrow.field("ids").type != schema.field("ids").type:
+        raise IntegrityError(f"{path}: does not have the columns of a token set of {info.codebook_size:,} codes")

@@ -14,11 +14,10 @@ from smalti.errors import BadFile
 from smalti.metrics import Report, Scores
 from smalti.metrics import Row as Score
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.decode import decode_frames
-from smalti.tokens.media import Item, digest_of, items_of, open_medium, shown
 from smalti.tokens.plan import load_plan
-from smalti.tokens.reader import TokenSet
-from smalti.tokens.shard import Row
+from smalti.tokens.reader import TokenSet, decode_row
+from smalti.tokens.shard import TokenRow
+from smalti.tokens.tokenize import Item, apply_view, items_of, media_digest, open_medium
 from smalti.video import to_video
 
 
@@ -47,10 +46,10 @@ def score_set(
     IntegrityError for another tokenizer than the set's, InputError where no row can be compared.
     """
     tokens.check(tokenizer)
-    time = tokens.about.strides[0]
+    time = tokens.tokenizer_info.strides[0]
     for row, original in islice(_pairs(tokens, root, asked.frames, on_bad or (lambda bad: None)), asked.rows):
         count = len(original)
-        made = torch.stack(list(islice(decode_frames(tokenizer, row), count)))
+        made = torch.stack(list(islice(decode_row(tokenizer, row), count)))
         ids = row.tensor()[None, : 1 + -(-(count - 1) // time)]
         score = scores.add(row.key, to_video(original), to_video(made), ids)
         if progress is not None:
@@ -58,7 +57,9 @@ def score_set(
     return scores.report()
 
 
-def _pairs(tokens: TokenSet, root: Path, most: int, on_bad: Callable[[BadFile], None]) -> Iterator[tuple[Row, Tensor]]:
+def _pairs(
+    tokens: TokenSet, root: Path, most: int, on_bad: Callable[[BadFile], None]
+) -> Iterator[tuple[TokenRow, Tensor]]:
     """(row, the first frames of its original, uint8 `t h w 3`): the items of the plan and the rows side by side."""
     plan, index = load_plan(tokens.path), 0
     for shard in range(plan.shards):
@@ -74,15 +75,15 @@ def _pairs(tokens: TokenSet, root: Path, most: int, on_bad: Callable[[BadFile], 
                     on_bad(bad)
 
 
-def _original(tokens: TokenSet, item: Item, row: Row, most: int) -> Tensor:
+def _original(tokens: TokenSet, item: Item, row: TokenRow, most: int) -> Tensor:
     if item.fault is not None or item.store is None:
         raise item.fault or BadFile(item.key, "missing", "is not there")
     options, media, name = tokens.options, item.store.media(item.place), item.store.where(item.place)
     with open_medium(media) as file:
-        if digest_of(file) != row.source_sha256:
+        if media_digest(file) != row.source_sha256:
             raise BadFile(item.key, "changed", "has other bytes than those that were encoded; bring them back")
         if row.fps is None:
-            return shown(options.view, decode_image(file, name, options.max_pixels), item.key)[None]
+            return apply_view(options.view, decode_image(file, name, options.max_pixels), item.key)[None]
     with VideoReader(media, options.max_pixels, name) as reader:
         chosen = options.frames_of(reader.times)[row.start : row.start + min(most, row.size[0])]
-        return torch.stack([shown(options.view, frame, item.key) for frame in reader.at(chosen)])
+        return torch.stack([apply_view(options.view, frame, item.key) for frame in reader.at(chosen)])

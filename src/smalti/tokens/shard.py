@@ -1,4 +1,4 @@
-"""One shard: its columns, how rows become bytes, and the report that says it is done."""
+"""One shard: its rows, how they become bytes, and the report that says it is done."""
 
 import hashlib
 import json
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from smalti.errors import BadFile, InputError, IntegrityError
 from smalti.files import failpoint, write_bytes
-from smalti.tokens.parquet import table_bytes
+from smalti.tokens.format import read_digest_json, table_bytes, write_digest_json
 from smalti.tokens.plan import Plan
-from smalti.tokens.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 GROUP_TOKENS = 1 << 18
-"""Tokens of a row group: what is read to have one row. Half a megabyte, of which the footer takes half a percent."""
+"""Tokens of a row group, which is read whole for one row. Half a megabyte; the footer takes half a percent of it."""
 
 _ENCODINGS = {
     "key": "DELTA_BYTE_ARRAY",  # keys come in order, so that each shares its head with the one before
@@ -33,75 +32,84 @@ _ENCODINGS = {
 }
 
 
-class Row(NamedTuple):
-    """One picture, video or clip as tokens."""
+class TokenRow(NamedTuple):
+    """One image, video or clip as tokens."""
 
     key: str
-    """The name of the medium, as `smalti.data` names it; of a clip, with `#` and its first frame. Unique in a set."""
+    """Name of the medium, as `smalti.data` names it; for a clip, with `#` and its first frame. Unique in a set."""
     ids: np.ndarray
-    """`t h w`, in the smallest unsigned integers that hold the codebook."""
+    """Ids `t h w`, in the smallest unsigned integers that hold the codebook."""
     size: tuple[int, int, int]
-    """Frames, rows and columns of pixels, before the padding."""
+    """Frames, height and width in pixels, before the padding."""
     fps: float | None
-    """Mean frames per second; None for a picture."""
+    """Mean frames per second; None for an image."""
     pts: np.ndarray | None
-    """When each frame is shown, in units of `time_base` seconds, as the file says; None for a picture."""
+    """Presentation time of each frame in units of `time_base` seconds, as the file says; None for an image."""
     time_base: str | None
-    """A fraction, as `1/12800`."""
+    """Seconds of a unit of `pts` as a fraction, as `1/12800`; None for an image."""
     start: int
-    """The first frame, among the chosen ones of the video."""
+    """First frame of a clip, among those chosen from the video."""
     label: int | None
+    """Number of the class."""
     class_name: str | None
+    """Name of the class."""
     caption: str | None
+    """Text that goes with the medium."""
     source: str
-    """The key of the medium."""
+    """Key of the medium."""
     source_sha256: bytes
-    """Of the medium's bytes."""
+    """Sha256 of the bytes of the medium."""
 
     def tensor(self) -> Tensor:
-        """The ids as int64 `t h w`."""
+        """Return the ids as int64 `t h w`."""
         return torch.from_numpy(self.ids.astype(np.int64))
 
 
-class Fault(NamedTuple):
-    """An item that is not in the shard."""
+class BadItem(NamedTuple):
+    """An item that is not in the shard, and why."""
 
     key: str
     code: str
+    """Short kind of the fault, as in `BadFile`."""
     message: str
 
     @classmethod
-    def of(cls, key: str, bad: BadFile) -> "Fault":
-        """The record of a bad file."""
+    def of(cls, key: str, bad: BadFile) -> "BadItem":
+        """Return the record of a bad file."""
         return cls(key, bad.code, bad.message)
 
 
-class Report(NamedTuple):
-    """What a shard holds: `ok + bad + skipped = listed`, in media; a video cut into clips gives several rows."""
+class ShardReport(NamedTuple):
+    """Counts of a shard. `ok + bad + skipped = listed`, in media; a video that is cut into clips gives several rows."""
 
     shard: int
+    """Number of the shard."""
     listed: int
+    """Media that its inputs hold, and inputs that cannot be read."""
     ok: int
+    """Media that became rows."""
     rows: int
     tokens: int
     frames: int
     pixels: int
     bytes: int
+    """Size of the Parquet file."""
     sha256: str
-    bad: tuple[Fault, ...]
-    skipped: tuple[Fault, ...]
+    """Digest of the Parquet file."""
+    bad: tuple[BadItem, ...]
+    skipped: tuple[BadItem, ...]
 
 
 def id_type(codebook_size: int) -> np.dtype[Any]:
-    """The smallest unsigned integer that holds every id."""
+    """Return the smallest unsigned integer type that holds every id."""
     for kind in (np.uint8, np.uint16, np.uint32):
         if codebook_size - 1 <= np.iinfo(kind).max:
             return np.dtype(kind)
     return np.dtype(np.uint64)
 
 
-def schema(codebook_size: int, metadata: dict[str, str] | None = None) -> "pa.Schema":
-    """The columns of a shard."""
+def shard_schema(codebook_size: int, metadata: dict[str, str] | None = None) -> "pa.Schema":
+    """Return the columns of a shard."""
     import pyarrow as pa
 
     fields = [
@@ -122,60 +130,56 @@ def schema(codebook_size: int, metadata: dict[str, str] | None = None) -> "pa.Sc
     return pa.schema(fields, metadata=metadata)
 
 
-def shard_bytes(rows: Sequence[Row], codebook_size: int, metadata: dict[str, str]) -> bytes:
-    """The Parquet file of these rows. Raises ValueError for an id outside [0, codebook_size)."""
-    columns = schema(codebook_size, metadata)
-    groups = (_group(part, columns, codebook_size) for part in _groups(rows))
+def shard_bytes(rows: Sequence[TokenRow], codebook_size: int, metadata: dict[str, str]) -> bytes:
+    """Return the Parquet file of these rows. Raises ValueError for an id outside [0, codebook_size)."""
+    columns = shard_schema(codebook_size, metadata)
+    groups = (_group(group, columns, codebook_size) for group in _groups(rows))
     return table_bytes(groups, columns, _ENCODINGS)
 
 
-def write_shard(plan: Plan, report: Report, rows: Sequence[Row]) -> Report:
+def write_shard(plan: Plan, report: ShardReport, rows: Sequence[TokenRow]) -> ShardReport:
     """Write a shard, and after it its report; each appears whole or not at all, and always with the same bytes."""
-    data = shard_bytes(rows, plan.about.codebook_size, shard_metadata(plan, report.shard))
+    data = shard_bytes(rows, plan.tokenizer_info.codebook_size, _metadata(plan, report.shard))
     report = report._replace(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     write_bytes(plan.shard_path(report.shard), data)
     failpoint("write_shard:before-report")
-    write_sealed(plan.report_path(report.shard), "shard report", {"plan": plan.digest, **_plain(report)})
+    write_digest_json(plan.report_path(report.shard), "shard report", {"plan": plan.digest, **report._asdict()})
     return report
 
 
-def shard_metadata(plan: Plan, shard: int) -> dict[str, str]:
-    """What the footer of a shard says, so that a file that went astray can be told."""
-    about = {"plan": plan.digest, "shard": shard, "shards": plan.shards, "tokenizer": plan.about.plain()}
-    return {"smalti": json.dumps(about)}
+def _metadata(plan: Plan, shard: int) -> dict[str, str]:
+    """Return what the footer of a shard says, so that a file that went astray can be recognised."""
+    facts = {"plan": plan.digest, "shard": shard, "shards": plan.shards, "tokenizer": plan.tokenizer_info.plain()}
+    return {"smalti": json.dumps(facts)}
 
 
-def read_report(plan: Plan, shard: int) -> Report | None:
-    """The report of a shard that is done, None where it is not. Raises IntegrityError where it is damaged."""
+def read_report(plan: Plan, shard: int) -> ShardReport | None:
+    """Return the report of a shard that is done, None where it is not. Raises IntegrityError where it is damaged."""
     path = plan.report_path(shard)
     try:
-        data = read_sealed(path, "shard report")
+        data = read_digest_json(path, "shard report")
     except InputError:
         return None
     if data["plan"] != plan.digest or data["shard"] != shard:
         raise IntegrityError(f"{path}: is of another shard or token set; delete it and tokenize again")
-    faults = {name: tuple(Fault(*fault) for fault in data[name]) for name in ("bad", "skipped")}
-    return Report(**{**{name: data[name] for name in Report._fields}, **faults})
+    items = {name: tuple(BadItem(*item) for item in data[name]) for name in ("bad", "skipped")}
+    return ShardReport(**{**{name: data[name] for name in ShardReport._fields}, **items})
 
 
 def is_done(plan: Plan, shard: int) -> bool:
-    """Whether a shard is there in the size that its report tells."""
+    """Return whether a shard is there in the size that its report says."""
     try:
         report = read_report(plan, shard)
     except IntegrityError:
-        return False  # it is made anew, and its report with it
+        return False  # it is written again, and its report with it
     try:
         return report is not None and plan.shard_path(shard).stat().st_size == report.bytes
     except FileNotFoundError:
         return False
 
 
-def _plain(report: Report) -> dict[str, Any]:
-    return {**report._asdict(), "bad": [list(f) for f in report.bad], "skipped": [list(f) for f in report.skipped]}
-
-
-def _groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Runs of rows with at most `GROUP_TOKENS` tokens; a longer row is one by itself."""
+def _groups(rows: Sequence[TokenRow]) -> Iterator[Sequence[TokenRow]]:
+    """Yield runs of rows with at most `GROUP_TOKENS` tokens; a longer row is one by itself."""
     first, total = 0, 0
     for i, row in enumerate(rows):
         if i > first and total + row.ids.size > GROUP_TOKENS:
@@ -186,7 +190,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         yield rows[first:]
 
 
-def _group(rows: Sequence[Row], columns: "pa.Schema", codebook_size: int) -> "pa.Table":
+def _group(rows: Sequence[TokenRow], columns: "pa.Schema", codebook_size: int) -> "pa.Table":
     import pyarrow as pa
 
     kind = id_type(codebook_size)

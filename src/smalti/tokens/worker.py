@@ -1,8 +1,8 @@
-"""A worker process: makes the shards it is told to, and says before every item what it is about to touch.
+"""The program of a worker process: makes the shards it is asked for, and says before every item what it will touch.
 
-It reads one JSON object a line on its standard input, the job first and then orders, and answers in lines on its
-standard output; what libraries print there goes to standard error. Its parent sees from the last line which item
-killed or hung it.
+It reads one JSON object a line on its standard input, its `WorkerConfig` first and then orders, and answers in lines on
+its standard output; what libraries print there goes to standard error. Its parent sees from the last line which item
+killed or hung it. The libraries are imported late, when signals and pipes are set up.
 """
 
 import ctypes
@@ -13,26 +13,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from smalti.errors import BadFile, SmaltiError
 
-Say = Callable[[Mapping[str, Any]], None]
 
-
-class Job(NamedTuple):
-    """What a worker has to know; plain text, so that it travels as JSON to other machines too."""
-
-    folder: str
-    """Of the token set, whose plan says the rest."""
-    root: str
-    """Where the inputs are on this machine."""
-    tokenizer: str
-    """Its folder, or its name on the hub."""
-    device: str = "cpu"
-
-
-def main() -> None:
+def serve_parent() -> None:
     """Serve until the standard input ends."""
     parent = os.getppid()
     if sys.platform == "linux":
@@ -48,7 +34,7 @@ def main() -> None:
         answers.flush()
 
     try:
-        serve(Job(**json.loads(sys.stdin.readline())), say)
+        serve_orders(json.loads(sys.stdin.readline()), say)
     except SmaltiError as error:
         say({"fault": str(error), "code": error.exit_code})
     except BrokenPipeError:
@@ -58,32 +44,31 @@ def main() -> None:
         say({"fault": f"internal error: {type(error).__name__}: {error}", "code": SmaltiError.exit_code})
 
 
-def serve(job: Job, say: Say) -> None:
-    """Follow the orders `{"shard", "avoid"}` and `{"shard", "probe"}` on the standard input."""
-    from smalti.tokenizer import load
-    from smalti.tokens.plan import load_plan
-    from smalti.tokens.tokenize import make_shard, probe_item, warm_up
+def serve_orders(config: Mapping[str, str], say: Callable[[Mapping[str, Any]], None]) -> None:
+    """Follow the orders `{"shard", "skip"}` and `{"shard", "probe"}` on the standard input; `config` is a
+    `WorkerConfig` as plain data."""
+    from smalti.tokens.plan import WorkerConfig, load_plan
+    from smalti.tokens.tokenize import make_shard, open_tokenizer_of, probe_item, warm_up
 
-    plan, root = load_plan(Path(job.folder)), Path(job.root)
-    tokenizer = load(job.tokenizer, job.device)
-    plan.about.check(tokenizer.info, plan.folder)
-
+    worker = WorkerConfig(**config)
+    plan, root = load_plan(Path(worker.folder)), Path(worker.root)
+    tokenizer = open_tokenizer_of(plan, worker)
     warm_up(tokenizer)
 
-    def watch(item: int, tokens: int) -> None:
+    def on_item(item: int, tokens: int) -> None:
         say({"item": item, "tokens": tokens})
 
     say({"ready": True})
     for line in sys.stdin:
         order = json.loads(line)
         if "probe" in order:
-            probe_item(plan, order["shard"], root, tokenizer, order["probe"], watch=watch)
+            probe_item(plan, order["shard"], root, tokenizer, order["probe"], on_item=on_item)
             say({"probed": order["probe"]})
             continue
-        avoid = {int(item): BadFile(*fault) for item, fault in order["avoid"].items()}
-        report = make_shard(plan, order["shard"], root, tokenizer, avoid=avoid, watch=watch)
+        skip = {int(item): BadFile(*fault) for item, fault in order["skip"].items()}
+        report = make_shard(plan, order["shard"], root, tokenizer, skip=skip, on_item=on_item)
         say({"done": order["shard"], "listed": report.listed, "tokens": report.tokens, "bad": len(report.bad)})
 
 
 if __name__ == "__main__":
-    main()
+    serve_parent()

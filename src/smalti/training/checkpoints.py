@@ -1,64 +1,89 @@
-"""The checkpoints of a run folder: their names, what they say of themselves, the newest whole one, and old ones."""
+"""The checkpoints of a run folder: names, contents, the newest whole one, and old ones."""
 
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smalti.errors import InputError, IntegrityError
-from smalti.files import check_manifest, read_json, write_json
-from smalti.model_folder import checkpoints
+from smalti.files import check_manifest, load_tensors, new_folder, read_json, save_tensors, write_json
+from smalti.model_folder import WEIGHTS, checkpoints
+from smalti.training.task import Savable, Task
 from smalti.version import __version__
 
 _FORMAT = 1
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the folder of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
-def digest_of(keys: list[str]) -> str:
-    """One digest of a data listing: a resumed run must see the same."""
+def digest_of_keys(keys: Iterable[str]) -> str:
+    """Return one digest of a data listing: a resumed run must have the same."""
     return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def write_about(part: Path, data_digest: str, step: int, updates: int) -> None:
-    """Write `state.json` into a checkpoint that is being made."""
-    about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": data_digest}
-    write_json(part / "state.json", about | {"step": step, "updates": updates})
+def save_checkpoint(task: Task, out: Path) -> Path:
+    """Write `out/step-N` whole or not at all; the model with its EMA weights in it is a model folder of its own."""
+    target = checkpoint_path(out, task.state.step)
+    with new_folder(target, replace=True) as part:
+        write_state(task, part)
+    return target
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """What `state.json` of a checkpoint says. Raises IntegrityError on any change in the checkpoint."""
+def write_state(task: Savable, folder: Path) -> None:
+    """Write all that the next step depends on into a folder that exists."""
+    task.export(folder / task.state.config.kind)
+    for name, source in task.tensors().items():
+        if tensors := source.state_dict():
+            save_tensors(folder / f"{name}.safetensors", tensors)
+    about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
+    write_json(folder / "state.json", about | {"step": task.state.step, "updates": task.state.updates})
+
+
+def load_checkpoint(task: Task, folder: Path) -> dict[str, Any]:
+    """Restore a checkpoint into a fresh task; return `state.json`. Raises IntegrityError on any change in it."""
     check_manifest(folder)
-    about = read_json(folder / "state.json")
+    return read_state(task, folder)
+
+
+def read_state(task: Savable, folder: Path) -> dict[str, Any]:
+    """Put back what `write_state` wrote; return `state.json`. Raises IntegrityError for another format."""
+    about = dict(read_json(folder / "state.json"))
     if about.get("format") != _FORMAT:
         raise IntegrityError(f"{folder}: format {about.get('format')} by smalti {about.get('smalti')}, not {_FORMAT}")
-    return dict(about)
+    task.ema.load_state_dict(load_tensors(folder / task.state.config.kind / WEIGHTS))
+    for name, target in task.tensors().items():
+        path = folder / f"{name}.safetensors"
+        target.load_state_dict(load_tensors(path) if path.is_file() else {})
+    task.state.step, task.state.updates = about["step"], about["updates"]
+    return about
 
 
-def resume_newest(load: Callable[[Path], dict[str, Any]], out: Path, digest: str, *, count: int, leads: bool) -> None:
-    """`load` the newest checkpoint that is whole; say so where a newer one is damaged.
+def resume_newest(task: Task, out: Path) -> None:
+    """Load the newest checkpoint that is whole; say so on stderr if a newer one is damaged.
 
-    Raises InputError where it was made of other data than `digest` names.
+    Raises InputError if it was made with other data.
     """
     found = checkpoints(out)
     faults: list[str] = []
     for folder in reversed(found):
         try:
-            about = load(folder)
+            about = load_checkpoint(task, folder)
         except (IntegrityError, InputError) as fault:
             faults.append(str(fault))
             continue
-        if faults and leads:
+        if faults and task.state.world.is_main:
             print(f"warning: {faults[0]}; resuming from {folder.name} instead", file=sys.stderr)
-        if about["data"] != digest:
-            raise InputError(f"data: {count:,} samples, not the ones this run began with; restore them or start anew")
+        if about["data"] != task.data_digest:
+            raise InputError(
+                f"data: {task.data_count:,} samples, not the ones this run began with; restore them or start anew"
+            )
         return
     if found:
         raise IntegrityError(f"{out}: none of its {len(found)} checkpoints is whole; the newest: {faults[0]}")

@@ -1,14 +1,15 @@
-"""What a training run is: model, data, losses, optimizers, and when to save, measure and draw."""
+"""The config of a training run: model, data, losses, optimizers, and when to save, validate and sample."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from smalti.config import Config, PathField
 from smalti.data import OneKindConfig, SourceConfig
 from smalti.discriminators import DiscriminatorConfig
-from smalti.losses.frame_choice import Frames
+from smalti.losses import Frames
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.tokenizer import AnyTokenizerConfig
 
@@ -33,8 +34,8 @@ class OptimizerConfig(Config):
     clip: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null switches clipping off."""
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step in [0, steps)."""
+    def lr_at(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step in [0, steps)."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.schedule == "constant":
@@ -43,7 +44,7 @@ class OptimizerConfig(Config):
         return self.lr * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * along)))
 
 
-class AdversaryConfig(Config):
+class GANConfig(Config):
     """The GAN loss: the discriminator, the adversarial loss, its weight and its regularisers."""
 
     discriminator: DiscriminatorConfig
@@ -62,8 +63,8 @@ class AdversaryConfig(Config):
     """First step with a discriminator."""
     ramp: int = Field(0, ge=0)
     """Steps after `start` over which the adversarial weight rises linearly to its full value."""
-    penalty: Literal["none", "zero_centred", "one_centred"] = "none"
-    """Penalty on the discriminator's gradient at real samples: R1 (`zero_centred`), or MagicMaster's (norm - 1)^2."""
+    penalty: Literal["none", "r1", "gradient_norm"] = "none"
+    """Penalty on the discriminator's gradient at real samples: `r1`, or MagicMaster's (norm - 1)^2."""
     penalty_weight: float = Field(1.0, ge=0)
     """Weight of the penalty. For R1, a weight published for pixels in [0, 1] is four times as large here."""
     penalty_every: int = Field(1, ge=1)
@@ -73,15 +74,67 @@ class AdversaryConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), schedule="constant", weight_decay=0.0)
     """Optimizer of the discriminator."""
 
+    @field_validator("penalty", mode="before")
+    @classmethod
+    def _read_former_penalty(cls, value: Any) -> Any:
+        former = {"zero_centred": "r1", "one_centred": "gradient_norm"}
+        return former.get(value, value) if isinstance(value, str) else value
+
     def share(self, step: int) -> float:
-        """How much of `weight` holds at a step: 0 before `start`, then up to 1 along the ramp."""
+        """Return how much of `weight` holds at a step: 0 before `start`, then up to 1 along the ramp."""
         if step < self.start:
             return 0.0
         return min(1.0, (step - self.start + 1) / self.ramp) if self.ramp else 1.0
 
 
-class TokenizerTraining(Config):
-    """A tokenizer's training run. `batch_size` is global: over all ranks and micro-batches."""
+class RunConfig(Config):
+    """The fields of every training run. `batch_size` is global: over all ranks and micro-batches."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit")
+    )
+    """Fields that may differ between a run and its resumption: none of them changes the result."""
+
+    kind: str
+    """Kind of the model that is trained."""
+    steps: int = Field(ge=1)
+    """Number of training steps."""
+    batch_size: int = Field(16, ge=1)
+    """Global batch size, over all ranks and micro-batches."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, data order and every other random choice."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer of the model."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the EMA weights, which are evaluated, sampled from and exported; 0 uses the weights themselves."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Data type of convolutions and matrix products; parameters, norms, quantizer and losses stay float32."""
+    validation_limit: int = Field(32, ge=1)
+    """Largest number of clips or rows of `validation` that are scored."""
+    workers: int = Field(0, ge=0)
+    """Data loading processes per rank."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of the log."""
+    save_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep."""
+    sample_every: int = Field(500, ge=1)
+    """Steps between sample images."""
+    eval_every: int = Field(500, ge=1)
+    """Steps between validations."""
+
+    def ema_decay(self, updates: int) -> float:
+        """Return the decay of the EMA weights at the update after `updates` others."""
+        return min(self.ema, (1 + updates) / (10 + updates))
+
+
+class TokenizerTraining(RunConfig):
+    """The config of a tokenizer's training run."""
+
+    former_names: ClassVar[Mapping[str, str]] = {"adversary": "gan"}
+    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"accumulate"}
+    """`accumulate` only changes rounding."""
 
     kind: Literal["tokenizer"] = "tokenizer"
     tokenizer: AnyTokenizerConfig
@@ -91,19 +144,11 @@ class TokenizerTraining(Config):
     validation: OneKindConfig | None = None
     """Held-out images or videos, scored every `eval_every` steps with the EMA weights under the protocol `smalti`
     without LPIPS."""
-    validation_limit: int = Field(32, ge=1)
-    """Largest number of clips of `validation` that are scored."""
     init: PathField | None = None
     """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
     `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
-    steps: int = Field(ge=1)
-    """Number of training steps."""
-    batch_size: int = Field(16, ge=1)
-    """Global batch size, over all ranks and micro-batches."""
     accumulate: int = Field(1, ge=1)
     """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`."""
-    seed: int = Field(0, ge=0)
-    """Seed of weights, data order, crops and choice of frames."""
     weights: dict[str, float]
     """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, and those of the quantizer. Every loss that
     is computed needs a weight and every weight a loss."""
@@ -115,12 +160,8 @@ class TokenizerTraining(Config):
     """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""
     lpips_frames: Frames = "all"
     """Frames of a clip that LPIPS is computed on: all, or one at random."""
-    adversary: AdversaryConfig | None = None
+    gan: GANConfig | None = None
     """GAN loss; null trains without a discriminator."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """Optimizer of the tokenizer."""
-    ema: float = Field(0.999, ge=0, lt=1)
-    """Decay of the EMA weights, which are evaluated and exported; 0 uses the weights themselves."""
     ema_rise: Literal["ratio", "exponential", "none"] = "ratio"
     """Rise of the decay to `ema` with the number of updates n: (1 + n) / (10 + n) for `ratio`, 1 - exp(-n / 2000) for
     `exponential` (mindone), or none (MagicMaster)."""
@@ -128,20 +169,6 @@ class TokenizerTraining(Config):
     """Updates before the EMA starts; until then its weights are those of the model (MagicMaster: 2,000 to 200,000)."""
     ema_moves: int = Field(1, ge=1)
     """EMA updates per optimizer step, which `ema_rise` counts (mindone: 16, one for each micro-batch)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the convolutions; parameters, norms, quantizer and losses stay float32."""
-    workers: int = Field(0, ge=0)
-    """Data loading processes per rank."""
-    log_every: int = Field(10, ge=1)
-    """Steps between lines of the log."""
-    save_every: int = Field(500, ge=1)
-    """Steps between checkpoints."""
-    keep: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep."""
-    sample_every: int = Field(500, ge=1)
-    """Steps between sample images of reconstructions."""
-    eval_every: int = Field(500, ge=1)
-    """Steps between validations."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TokenizerTraining":
@@ -149,12 +176,12 @@ class TokenizerTraining(Config):
             raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
         if (self.lpips is None) != ("lpips" not in self.weights):
             raise ValueError("lpips and weights.lpips go together: give both or neither")
-        if self.accumulate > 1 and self.adversary is not None and self.adversary.order == "alternate":
-            raise ValueError("adversary.order alternate needs accumulate 1: the discriminator moves within the batch")
+        if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
+            raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
         return self
 
     def ema_decay(self, updates: int) -> float:
-        """The decay of the averaged weights at the update after `updates` others: the product of its moves' decays."""
+        """Return the decay at the update after `updates` others: the product of its moves' decays."""
         if updates < self.ema_start:
             return 0.0
         moves = range(updates * self.ema_moves, (updates + 1) * self.ema_moves)
@@ -164,16 +191,3 @@ class TokenizerTraining(Config):
         if self.ema_rise == "exponential":
             return self.ema * (1 - math.exp(-n / 2000))
         return min(self.ema, (1 + n) / (10 + n)) if self.ema_rise == "ratio" else self.ema
-
-
-RESUMABLE = {
-    "workers",
-    "log_every",
-    "save_every",
-    "keep",
-    "sample_every",
-    "eval_every",
-    "validation_limit",
-    "accumulate",
-}
-"""Fields that may differ between a run and its resumption: none changes what is learnt (`accumulate`: but rounding)."""

@@ -1,4 +1,4 @@
-"""What training loops share: the group of processes, averaged weights, flags that all ranks agree on."""
+"""The processes of a run and the values that they exchange; the device of each."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from smalti.errors import ConfigError, MachineError
+
+RANK_TIMEOUT = timedelta(minutes=5)
+"""The defaults are 10 minutes (NCCL) and 30 (gloo): a dead peer should end the run soon."""
 
 
 class World(NamedTuple):
@@ -21,12 +24,12 @@ class World(NamedTuple):
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean over ranks, without gradient."""
+        """Return the mean over ranks, without gradient."""
         if self.size == 1:
             return x
         x = x.detach().clone()
@@ -34,7 +37,7 @@ class World(NamedTuple):
         return x / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         tensor = torch.tensor(int(flag), device=self.device)
@@ -42,7 +45,7 @@ class World(NamedTuple):
         return bool(tensor.item())
 
     def gather(self, data: bytes) -> list[bytes]:
-        """The bytes of every rank, in the order of ranks."""
+        """Return the bytes of every rank, in the order of ranks."""
         if self.size == 1:
             return [data]
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
@@ -53,17 +56,17 @@ class World(NamedTuple):
         dist.all_gather(parts, mine)
         return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
-    def least(self, number: int) -> int:
-        """The smallest over ranks."""
+    def min(self, number: int) -> int:
+        """Return the smallest over ranks."""
         if self.size == 1:
             return number
         tensor = torch.tensor(number, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor.item())
 
-    def agree(self, number: int) -> bool:
-        """Whether all ranks have the same number, less than 2^63 in size."""
-        return self.least(number) == -self.least(-number)
+    def all_equal(self, number: int) -> bool:
+        """Return whether all ranks have the same number, less than 2^63 in size."""
+        return self.min(number) == -self.min(-number)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -72,18 +75,17 @@ class World(NamedTuple):
 
 
 @contextmanager
-def join_world(device: str | None = None, *, patience: timedelta = timedelta(minutes=5)) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone. `device` None takes an accelerator if there is one.
+def join_world(device: str | None = None, *, timeout: timedelta = RANK_TIMEOUT) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone; a `device` of None takes an accelerator if there is one.
 
-    `patience` is how long a rank waits for the others where they meet.
+    A rank waits `timeout` for the others wherever all of them meet.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
         yield World(0, 1, chosen)
         return
-    # 5 minutes, where the defaults are 10 (NCCL) and 30 (gloo): a dead peer should end the run soon.
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
     try:
         if dist.get_world_size() != size:
             raise ConfigError(f"asked for {size} processes, but {dist.get_world_size()} joined")
@@ -93,7 +95,7 @@ def join_world(device: str | None = None, *, patience: timedelta = timedelta(min
 
 
 def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device of that name, or the best there is. Raises MachineError if it is not there."""
+    """Return the device of that name, or the best there is. Raises MachineError if it is not there."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
         name = accelerator.type if accelerator is not None else "cpu"
@@ -108,9 +110,3 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device(device.type, local_rank)
         torch.accelerator.set_device_index(local_rank)
     return device
-
-
-@torch.no_grad()
-def update_ema(average: nn.Module, live: nn.Module, decay: float) -> None:
-    """Move the averaged weights to decay * average + (1 - decay) * live."""
-    torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)

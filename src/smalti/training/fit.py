@@ -1,162 +1,130 @@
-"""A run folder and the loop over steps that fills it, the same for all that is trained."""
+"""A run folder, the loop over steps that fills it, and its log: the same for all that is trained."""
 
 import hashlib
+import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
 
-from smalti.config import Config, load_yaml
+from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
-from smalti.files import remove_leftovers, write_bytes
-from smalti.training.distributed import World
+from smalti.files import lock, remove_leftovers, write_bytes
+from smalti.progress import Progress
+from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
+from smalti.training.config import RunConfig
+from smalti.training.task import Samples, StepResult, Task
 
-PATIENCE = 10
+L = TypeVar("L", bound="RunLog")
+
+MAX_SKIPPED = 10
 """Steps in a row that may be skipped for numbers that are not finite, before the run gives up."""
 
 
-@runtime_checkable
-class Cadence(Protocol):
-    """The fields of a training config that say when."""
-
-    @property
-    def steps(self) -> int:
-        """How many there are."""
-
-    @property
-    def save_every(self) -> int:
-        """Steps between checkpoints."""
-
-    @property
-    def sample_every(self) -> int:
-        """Steps between samples."""
-
-    @property
-    def eval_every(self) -> int:
-        """Steps between validations."""
-
-
-@runtime_checkable
-class Made(Protocol):
-    """What every step says of itself."""
-
-    @property
-    def step(self) -> int:
-        """Steps made."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the update was left out."""
-
-    @property
-    def note(self) -> str:
-        """A few words for who watches."""
-
-
-M = TypeVar("M", bound=Made)
-Watch = Callable[[Made], None]
-
-
-@dataclass(frozen=True)
-class Hooks(Generic[M]):
-    """What happens beside the steps. All but `save` and `draw` run on every rank."""
-
-    write: Callable[[M], None]
-    save: Callable[[], None]
-    draw: Callable[[], None]
-    validate: Callable[[], None]
-
-
-def follow(
-    steps: Iterator[M], cadence: Cadence, world: World, hooks: Hooks[M], *, watch: Watch | None, stopped: list[int]
-) -> None:
-    """Make all steps; write, save, draw and validate when it is time. Raises Stopped once a signal is in `stopped`."""
-    for made in steps:
-        hooks.write(made)
-        if watch is not None:
-            watch(made)
-        ended = made.step == cadence.steps
-        stop = world.any(bool(stopped))
-        if ended or stop or made.step % cadence.save_every == 0:
-            if world.leads:
-                hooks.save()
-            world.barrier()
-        if world.leads and (ended or made.step % cadence.sample_every == 0):
-            hooks.draw()
-        if ended or made.step % cadence.eval_every == 0:
-            hooks.validate()
-        if stop and not ended:
-            raise Stopped(made.step, stopped[0] if stopped else signal.SIGTERM)  # else another rank was told
-
-
-def patient(steps: Iterator[M]) -> Iterator[M]:
-    """The same steps; SmaltiError once `PATIENCE` in a row were skipped."""
-    skipped = 0
-    for made in steps:
-        skipped = skipped + 1 if made.skipped else 0
-        if skipped == PATIENCE:
-            raise SmaltiError(
-                f"step {made.step}: losses or gradients were not finite {PATIENCE} times in a row; the weights are as "
-                f"before them. Lower the learning rate and resume from the last checkpoint."
-            )
-        yield made
-
-
 class Stopped(SmaltiError):
-    """The run was asked to stop and has saved."""
+    """The run received a signal to stop, and has saved."""
 
     def __init__(self, step: int, number: int) -> None:
         super().__init__(f"stopped by signal {int(number)} at step {step}, saved; go on with --resume")
         self.exit_code = 128 + number
 
 
-def prepare(config: Config, out: Path, *, resume: bool, may_change: set[str]) -> None:
-    """Make the run folder, or check that it holds the run that `config` describes."""
-    known = out / "config.yaml"
-    if known.is_file():
+def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | None = None) -> Path:
+    """Train `task` to its last step in the run folder `out`; return the folder of the trained model, `out/KIND`.
+
+    With `resume` a stopped run continues from its newest whole checkpoint, and ends with the weights of an undisturbed
+    run, bit for bit on the same machine. SIGTERM and SIGINT save first. Raises SmaltiError.
+    """
+    config, world = task.state.config, task.state.world
+    if world.is_main:
+        prepare_folder(config, out, resume=resume)
+    world.barrier()
+    with lock(out / ".lock") if world.is_main else nullcontext(), collect_signals() as signals:
+        if resume:
+            resume_newest(task, out)
+        check_ranks(task)
+        with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
+            for result in stop_after_skips(task.steps(out)):
+                ended, stop = result.step == config.steps, world.any(bool(signals))
+                if progress is not None:
+                    progress(result.step, config.steps, result.note)
+                if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
+                    log.write({**result.line(), "steps_per_second": log.steps_per_second(result.step)})
+                if ended or stop or result.step % config.save_every == 0:
+                    if world.is_main:
+                        save_checkpoint(task, out)
+                        keep_newest(out, config.keep)
+                    world.barrier()
+                if log is not None and (ended or result.step % config.sample_every == 0):
+                    log.write_samples(result.step, task.samples())
+                if log is not None and (ended or result.step % config.eval_every == 0):
+                    log.write_scores(result.step, task.validate())
+                if stop and not ended:
+                    # Without a signal of its own, another rank received one.
+                    raise Stopped(result.step, signals[0] if signals else signal.SIGTERM)
+        if world.is_main:
+            task.export(out / config.kind)
+        world.barrier()
+    return out / config.kind
+
+
+def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:
+    """Yield the same results; raise SmaltiError once `MAX_SKIPPED` steps in a row were skipped."""
+    skipped = 0
+    for result in results:
+        skipped = skipped + 1 if result.skipped else 0
+        if skipped == MAX_SKIPPED:
+            raise SmaltiError(
+                f"step {result.step}: losses or gradients were not finite {MAX_SKIPPED} times in a row; the weights "
+                f"are as before them. Lower the learning rate and resume from the last checkpoint."
+            )
+        yield result
+
+
+def prepare_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
+    """Make the run folder, or check that it contains the run that `config` describes. Raises ConfigError."""
+    path = out / "config.yaml"
+    if path.is_file():
         if not resume:
             raise ConfigError(f"{out}: holds a run already; give --resume to go on with it, or another --out")
-        _check_same(load_yaml(type(config), known), config, known, may_change)
+        _check_same(load_yaml(type(config), path), config, path)
     elif out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: is there and is not a run; give another --out")
     elif resume:
         raise ConfigError(f"{out}: there is no run to resume; leave --resume out to start one")
-    write_bytes(known, config.to_yaml().encode())
+    write_bytes(path, config.to_yaml().encode())
     remove_leftovers(out)
 
 
-def _check_same(old: Config, new: Config, where: Path, may_change: set[str]) -> None:
-    differing = [
-        name for name in type(old).model_fields if name not in may_change and getattr(old, name) != getattr(new, name)
-    ]
+def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
+    fixed = [name for name in type(old).model_fields if name not in old.changeable]
+    differing = [name for name in fixed if getattr(old, name) != getattr(new, name)]
     if differing:
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
-            f"{', '.join(sorted(may_change))}"
+            f"{', '.join(sorted(old.changeable))}"
         )
 
 
-def check_ranks(world: World, config: Config, digest: str, step: int) -> None:
-    """Raise ConfigError, on all ranks, where they would not train one run: nodes differ in arguments or in disks.
-
-    `digest` is of the data, `step` is where the run goes on.
-    """
+def check_ranks(task: Task) -> None:
+    """Raise ConfigError, on all ranks, if they have different arguments, data or checkpoints."""
+    config, world = task.state.config, task.state.world
     settings = config.replace(dict.fromkeys(("workers", "log_every"), 1)).to_yaml()
-    for what, told in (("settings", settings), ("lists of data", digest), ("checkpoints", str(step))):
-        number = int(hashlib.sha256(told.encode()).hexdigest()[:15], 16)
-        if not world.agree(number):
+    compared = {"settings": settings, "lists of data": task.data_digest, "checkpoints": str(task.state.step)}
+    for name, text in compared.items():
+        if not world.all_equal(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)):
             raise ConfigError(
-                f"the {world.size} processes have different {what}: give all nodes the same arguments, data and "
+                f"the {world.size} processes have different {name}: give all nodes the same arguments, data and "
                 f"run folder (on a disk that they share)"
             )
 
 
 @contextmanager
-def stoppable() -> Iterator[list[int]]:
+def collect_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying; a second one of the same kind ends the process at once."""
     received: list[int] = []
     before: dict[int, Any] = {}
@@ -175,3 +143,64 @@ def stoppable() -> Iterator[list[int]]:
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
+
+
+class RunLog:
+    """log.jsonl and TensorBoard events; lines of steps after the one resumed from are taken out first."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.first = folder, step
+        self.path = folder / "log.jsonl"
+        self.since = time.monotonic()
+        _truncate(self.path, step)
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
+
+    def __enter__(self: L) -> L:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.events.close()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write a line, which has its `step`."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self.events.add_scalar(name, value, line["step"])
+
+    def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write a line of validation scores, if there are any."""
+        if scores:
+            self.write({"step": step, **{f"validation/{name}": value for name, value in scores.items()}})
+
+    def write_samples(self, step: int, samples: Samples) -> None:
+        """Write `samples/step-N.png` and a line of what else there is, if anything."""
+        if samples.values:
+            self.write({"step": step, **{f"samples/{name}": value for name, value in samples.values.items()}})
+        if samples.image is not None:
+            target = self.folder / "samples" / f"step-{step:08d}.png"
+            target.parent.mkdir(exist_ok=True)
+            samples.image.save(target)
+
+    def steps_per_second(self, step: int) -> float:
+        """Return the rate since the run was started or resumed."""
+        return (step - self.first) / max(1e-9, time.monotonic() - self.since)
+
+
+def _truncate(path: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`, and a line that was cut short by a kill."""
+    if not path.is_file():
+        return
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            if json.loads(text)["step"] <= last_step:
+                lines.append(text)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_bytes(path, "".join(f"{text}\n" for text in lines).encode())

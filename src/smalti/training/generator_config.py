@@ -1,6 +1,6 @@
-"""What a generator's run is: a token set, a token model, tasks and their shares, loss, optimizer, and when to save."""
+"""The config of a generator's run: token set, token model, tasks and their shares, loss, optimizer."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from smalti.generation import (
     SamplingConfig,
     TaskConfig,
 )
-from smalti.training.config import OptimizerConfig
+from smalti.training.config import OptimizerConfig, RunConfig
 
 
 class TaskShare(Config):
@@ -27,8 +27,10 @@ class TaskShare(Config):
     """Relative frequency of the task; the shares need not sum to 1."""
 
 
-class GeneratorTraining(Config):
-    """A token model's training run. `batch_size` is global: over all ranks."""
+class GeneratorTraining(RunConfig):
+    """The config of a token model's training run."""
+
+    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"sampling"}
 
     kind: Literal["generator"] = "generator"
     generator: GeneratorConfig
@@ -39,8 +41,6 @@ class GeneratorTraining(Config):
     validation: PathField | None = None
     """A held-out token set of the same tokenizer, scored with the EMA weights under the first task: bits per token with
     0.25, 0.5, 0.75 and all tokens masked (autoregressive: over all tokens)."""
-    validation_limit: int = Field(256, ge=1)
-    """Largest number of rows of `validation` that are scored."""
     tokenizer: PathField | None = None
     """Tokenizer of the token set: a folder, a run, or the name of one that ships with the package. Needed for sample
     images, and for tasks with hints."""
@@ -50,28 +50,18 @@ class GeneratorTraining(Config):
     """Loss: masking schedule, label smoothing, class dropout."""
     sampling: SamplingConfig = SamplingConfig()
     """Sampling of the sample images in the log."""
-    steps: int = Field(ge=1)
-    """Number of training steps."""
     batch_size: int = Field(256, ge=1)
     """Global batch size, over all ranks."""
-    seed: int = Field(0, ge=0)
-    """Seed of weights, data order, tasks, masks and dropped classes."""
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=1e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup=5_000, final=0.0
     )
     """Optimizer of the token model."""
     ema: float = Field(0.9999, ge=0, lt=1)
     """Decay of the EMA weights, which are evaluated, sampled from and exported; it rises as (1 + n) / (10 + n)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the matrix products; parameters, norms and losses stay float32."""
-    workers: int = Field(0, ge=0)
-    """Data loading processes per rank."""
-    log_every: int = Field(10, ge=1)
-    """Steps between lines of the log."""
+    validation_limit: int = Field(256, ge=1)
+    """Largest number of rows of `validation` that are scored."""
     save_every: int = Field(1_000, ge=1)
     """Steps between checkpoints."""
-    keep: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep."""
     sample_every: int = Field(1_000, ge=1)
     """Steps between sample images."""
     eval_every: int = Field(1_000, ge=1)
@@ -100,20 +90,3 @@ class GeneratorTraining(Config):
             raise ValueError(f"task {kind} needs `tokenizer`: which tokens are known or hinted follows from pixels")
         if isinstance(self.generator, MaskedConfig) and not self.generator.hints:
             raise ValueError(f"task {kind} hints at cells: set generator.hints to true")
-
-    def ema_decay(self, updates: int) -> float:
-        """The decay of the averaged weights at the update after `updates` others."""
-        return min(self.ema, (1 + updates) / (10 + updates))
-
-
-CHANGEABLE = {
-    "workers",
-    "log_every",
-    "save_every",
-    "keep",
-    "sample_every",
-    "eval_every",
-    "validation_limit",
-    "sampling",
-}
-"""Fields that may differ between a run and its resumption: none changes what is learnt."""

@@ -1,5 +1,8 @@
-"""AdamW of a module: its groups, and its tensors by name for a checkpoint; modules that several ranks share."""
+"""AdamW and its state, EMA weights, and modules that several ranks train together."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
@@ -8,8 +11,8 @@ from smalti.training.config import OptimizerConfig
 from smalti.training.distributed import World
 
 
-def shared(module: nn.Module, world: World, *, unused: bool = False) -> nn.Module:
-    """The module, wrapped for several ranks; `unused` where a step may leave some parameters out."""
+def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Module:
+    """Return the module, wrapped if there are several ranks; `unused` if a step may leave some parameters out."""
     # Buffers are tables that never change, or a batch norm's, which stays local as in the peers.
     if world.size == 1:
         return module
@@ -17,7 +20,7 @@ def shared(module: nn.Module, world: World, *, unused: bool = False) -> nn.Modul
 
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW over what is trained; weight decay is on matrices and kernels only."""
+    """Return AdamW over what is trained; weight decay is on matrices and kernels only."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -26,20 +29,38 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> AdamW:
     return AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
 
 
-def flatten(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's tensors by parameter name: `exp_avg/NAME`, ..."""
-    return {
-        f"{kind}/{name}": value
-        for name, parameter in module.named_parameters()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
+def clip_gradient(module: nn.Module, limit: float | None) -> Tensor:
+    """Cut the whole gradient to a norm of at most `limit`, if there is one; return the norm before."""
+    if limit:
+        return torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
-def unflatten(optimizer: Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `flatten` gave."""
-    for name, parameter in module.named_parameters():
-        kinds = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}/{name}" in tensors]
-        for kind in kinds:
-            value = tensors[f"{kind}/{name}"]
-            # AdamW counts its steps on the CPU.
-            optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+@torch.no_grad()
+def update_ema(ema: nn.Module, live: nn.Module, decay: float) -> None:
+    """Move the EMA weights to decay * ema + (1 - decay) * live."""
+    torch._foreach_lerp_(list(ema.parameters()), list(live.parameters()), 1 - decay)
+
+
+class Moments:
+    """The tensors of an optimizer under the names of a module's parameters: `exp_avg/NAME`, ..."""
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module) -> None:
+        self.optimizer, self.module = optimizer, module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors; none before the first step."""
+        return {
+            f"{kind}/{name}": value
+            for name, parameter in self.module.named_parameters()
+            for kind, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Put them back."""
+        for name, parameter in self.module.named_parameters():
+            for kind in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{kind}/{name}" in tensors:
+                    value = tensors[f"{kind}/{name}"]
+                    # AdamW counts its steps on the CPU.
+                    self.optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)

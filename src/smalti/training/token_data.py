@@ -29,10 +29,10 @@ class GridRows(TokenDataset):
     def __init__(self, path: Path, model: GeneratorConfig) -> None:
         super().__init__(path, cache=0)  # every group is read once
         tokens = self.tokens
-        if tuple(model.levels) != tuple(tokens.about.levels):
-            found = _listed(tokens.about.levels)
+        if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
+            found = _listed(tokens.tokenizer_info.levels)
             raise ConfigError(f"{path}: its ids have the levels {found}; --set generator.levels={found}")
-        smallest = np.min_scalar_type(tokens.about.codebook_size - 1)
+        smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
         rows = [_Row(i, tokens.ids(i).numpy().astype(smallest), tokens.label(i)) for i in range(len(tokens))]
         fitting = [row for row in rows if row.ids.shape == tuple(model.grid)]
         if not fitting:
@@ -40,7 +40,7 @@ class GridRows(TokenDataset):
             raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); --set generator.grid={found}")
         _check_classes(path, model.classes, [row.label for row in fitting], tokens.classes)
         self.rows = fitting
-        self.left_out = len(rows) - len(fitting)
+        self.other_shapes = len(rows) - len(fitting)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,38 +1,45 @@
-"""All that a run owns and a checkpoint holds: both players, averaged weights, optimizers, the step."""
+"""The state of a tokenizer's run: tokenizer, discriminator, EMA weights, optimizers, the step."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.discriminators import Discriminator
 from smalti.errors import IntegrityError
-from smalti.files import load_tensors, new_folder, save_tensors
 from smalti.losses import Anchors
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer import load as load_tokenizer
-from smalti.training.checkpoints import checkpoint_path, read_about, write_about
-from smalti.training.config import AdversaryConfig, TokenizerTraining
+from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.optimizer import adamw, flatten, shared, unflatten
+from smalti.training.optimizer import Moments, adamw, wrap_ddp
+from smalti.training.task import Stateful
 
 
 @dataclass
-class Opponent:
-    """The adversary's part of a run."""
+class GANState:
+    """The discriminator's part of a run. As a `Stateful` it holds what no module or optimizer does: LeCAM's anchors."""
 
-    config: AdversaryConfig
+    config: GANConfig
     discriminator: Discriminator
-    shared: nn.Module
-    """The same, wrapped for several ranks."""
+    ddp: nn.Module
+    """The discriminator, wrapped for several ranks."""
     optimizer: Optimizer
     anchors: Anchors | None = None
     """LeCAM's moving means of the logits."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the anchors, if there are any yet."""
+        return {} if self.anchors is None else self.anchors._asdict()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Put them back."""
+        device = next(self.discriminator.parameters()).device
+        self.anchors = Anchors(**{name: t.to(device) for name, t in tensors.items()}) if tensors else None
 
 
 @dataclass
@@ -42,76 +49,54 @@ class TrainState:
     config: TokenizerTraining
     world: World
     tokenizer: Tokenizer
-    shared: nn.Module
-    """The same, wrapped for several ranks."""
-    average: Tokenizer
-    """Moving average of the weights: what is measured, drawn and kept."""
+    ddp: nn.Module
+    """The tokenizer, wrapped for several ranks."""
+    ema: Tokenizer
+    """The tokenizer with the EMA weights: it is validated, sampled from and kept."""
     optimizer: Optimizer
-    opponent: Opponent | None = None
+    gan: GANState | None = None
     lpips: LPIPS | None = None
     step: int = 0
-    """Steps made, those skipped included."""
+    """Steps so far, skipped ones included."""
     updates: int = 0
     """Steps that changed the weights."""
 
+    def tensors(self) -> dict[str, Stateful]:
+        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        found: dict[str, Stateful] = {
+            "tokenizer": self.tokenizer,
+            "optimizer": Moments(self.optimizer, self.tokenizer),
+        }
+        if self.gan is not None:
+            found["discriminator"] = self.gan.discriminator
+            found["discriminator-optimizer"] = Moments(self.gan.optimizer, self.gan.discriminator)
+            found["anchors"] = self.gan
+        return found
 
-def start(config: TokenizerTraining, world: World) -> TrainState:
-    """A fresh state; random weights are a function of the seed."""
+
+def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
+    """Return a fresh state; random weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer(config.tokenizer)
-        discriminator = None if config.adversary is None else config.adversary.discriminator.build()
+        discriminator = None if config.gan is None else config.gan.discriminator.build()
     if config.init is not None:
-        given = load_tokenizer(str(config.init))
-        if given.config != config.tokenizer:
+        initial = load_tokenizer(str(config.init))
+        if initial.config != config.tokenizer:
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
-        tokenizer.load_state_dict(given.state_dict())
+        tokenizer.load_state_dict(initial.state_dict())
     tokenizer.to(world.device).train()
     state = TrainState(
         config=config,
         world=world,
         tokenizer=tokenizer,
-        shared=shared(tokenizer, world),
-        average=copy.deepcopy(tokenizer).requires_grad_(False).eval(),
+        ddp=wrap_ddp(tokenizer, world),
+        ema=copy.deepcopy(tokenizer).requires_grad_(False).eval(),
         optimizer=adamw(tokenizer, config.optimizer),
         lpips=None if config.lpips is None else config.lpips.build().to(world.device),
     )
-    if discriminator is not None and config.adversary is not None:
+    if discriminator is not None and config.gan is not None:
         discriminator = discriminator.to(world.device).train()
-        optimizer = adamw(discriminator, config.adversary.optimizer)
-        state.opponent = Opponent(config.adversary, discriminator, shared(discriminator, world), optimizer)
+        optimizer = adamw(discriminator, config.gan.optimizer)
+        state.gan = GANState(config.gan, discriminator, wrap_ddp(discriminator, world), optimizer)
     return state
-
-
-def save(state: TrainState, folder: Path, data_digest: str) -> Path:
-    """Write `folder/step-N` whole or not at all; the averaged tokenizer in it is a tokenizer folder of its own."""
-    target = checkpoint_path(folder, state.step)
-    with new_folder(target, replace=True) as part:
-        state.average.save(part / "tokenizer")
-        save_tensors(part / "tokenizer.safetensors", state.tokenizer.state_dict())
-        save_tensors(part / "optimizer.safetensors", flatten(state.optimizer, state.tokenizer))
-        if (opponent := state.opponent) is not None:
-            save_tensors(part / "discriminator.safetensors", opponent.discriminator.state_dict())
-            moments = flatten(opponent.optimizer, opponent.discriminator)
-            save_tensors(part / "discriminator-optimizer.safetensors", moments)
-            if opponent.anchors is not None:
-                save_tensors(part / "anchors.safetensors", opponent.anchors._asdict())
-        write_about(part, data_digest, state.step, state.updates)
-    return target
-
-
-def load(state: TrainState, folder: Path) -> dict[str, Any]:
-    """Restore a checkpoint into a fresh state; gives what `state.json` says. Raises IntegrityError on any change."""
-    about = read_about(folder)
-    state.tokenizer.load_state_dict(load_tensors(folder / "tokenizer.safetensors"))
-    state.average.load_state_dict(load_tensors(folder / "tokenizer" / "model.safetensors"))
-    unflatten(state.optimizer, state.tokenizer, load_tensors(folder / "optimizer.safetensors"))
-    if (opponent := state.opponent) is not None:
-        opponent.discriminator.load_state_dict(load_tensors(folder / "discriminator.safetensors"))
-        moments = load_tensors(folder / "discriminator-optimizer.safetensors")
-        unflatten(opponent.optimizer, opponent.discriminator, moments)
-        if (folder / "anchors.safetensors").is_file():
-            anchors = load_tensors(folder / "anchors.safetensors")
-            opponent.anchors = Anchors(**{name: t.to(state.world.device) for name, t in anchors.items()})
-    state.step, state.updates = about["step"], about["updates"]
-    return about

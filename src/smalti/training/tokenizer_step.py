@@ -1,6 +1,6 @@
-"""One training step of a tokenizer and its adversary: one forward of the tokenizer, then both updates.
+"""One training step of a tokenizer and its discriminator: one forward of the tokenizer, then both updates.
 
-The two players move at once, each against the other as it was, unless the config has them alternate: parts of a batch
+Both networks are updated at once, each against the other as it was, unless the config has them alternate: micro-batches
 can then be accumulated and give the gradients of the whole. Gradients with respect to the reconstructed pixels are
 linear in the losses, so each is taken once, there: the last layer's norms, which the adaptive weight compares, follow
 from them, and their weighted sum is sent back through the tokenizer once. The plain way runs the tokenizer twice and
@@ -10,7 +10,7 @@ LPIPS and discriminator backward twice.
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,67 +18,80 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smalti import losses as loss
 from smalti.data.shuffle import sample_rng
-from smalti.losses import Anchors
-from smalti.losses.pixel import widen
+from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import Usage
-from smalti.training.config import AdversaryConfig, OptimizerConfig
-from smalti.training.distributed import update_ema
-from smalti.training.tokenizer_state import Opponent, TrainState
+from smalti.training.config import GANConfig, OptimizerConfig
+from smalti.training.optimizer import clip_gradient, update_ema
+from smalti.training.tokenizer_state import GANState, TrainState
 
 
-class Measured(NamedTuple):
-    """What a step was, for the log; means over ranks and accumulated parts."""
+class TokenizerStep(NamedTuple):
+    """The figures of a step; means over ranks and micro-batches."""
 
     step: int
     losses: Mapping[str, float]
-    """Unweighted, by name; with an adversary also `adversarial`, `discriminator`, `penalty`, `lecam`."""
+    """Unweighted losses by name; with a GAN also `adversarial`, `discriminator`, `penalty`, `lecam`."""
     total: float
-    """The weighted sum that the tokenizer descended, without the adversary."""
-    rate: float
-    gradient: float
+    """The weighted sum that the tokenizer minimises, without the adversarial loss."""
+    lr: float
+    grad_norm: float
     """Norm of the tokenizer's gradient before clipping."""
-    adversary_weight: float
+    gan_weight: float
     psnr: float
-    """Of the training batch, in dB, on floats."""
+    """PSNR of the training batch in dB, on floats."""
     usage: Usage
-    """Of this batch's ids on this rank."""
+    """Usage of the codebook on this rank: by this batch, or in a run by all batches since the last line of the log."""
     skipped: bool
     """Whether the update was left out because a loss or gradient was not finite."""
+
+    bad_files: int = 0
+    """Files of the run that could not be read so far, on this rank."""
 
     @property
     def note(self) -> str:
         """The loss and the PSNR."""
         return f"loss {self.total:.4f} psnr {self.psnr:.2f}"
 
+    def line(self) -> dict[str, Any]:
+        """Return the line for log.jsonl."""
+        use = self.usage.summary(pixels=1)
+        return {
+            **{"step": self.step, "total": self.total, "psnr": self.psnr},
+            **{f"loss/{name}": value for name, value in self.losses.items()},
+            **{"lr": self.lr, "grad_norm": self.grad_norm, "gan_weight": self.gan_weight},
+            **{"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens},
+            **{"skipped": self.skipped, "bad_files": self.bad_files},
+        }
 
-def step(state: TrainState, video: Tensor) -> Measured:
+
+def step(state: TrainState, video: Tensor) -> TokenizerStep:
     """Train on one batch of this rank, `b 3 t h w` in [-1, 1]; advances `state`."""
     config, world = state.config, state.world
-    # Ranks must make as many parts as each other, and a bad file can leave one of them with fewer rows.
-    count = world.least(min(config.accumulate, len(video))) if config.accumulate > 1 else 1
+    # Ranks must make equally many micro-batches, and a bad file can leave one of them with fewer rows.
+    count = world.min(min(config.accumulate, len(video))) if config.accumulate > 1 else 1
     parts, frames = video.tensor_split(count), _frame_index(state, video).tensor_split(count)
     sums: dict[str, Tensor] = {}
     usage = Usage(state.tokenizer.levels)
-    rates = _set_rates(state)
+    lr = _set_lrs(state)
     averages = _averages(state)
     for i, (part, index) in enumerate(zip(parts, frames, strict=True)):
         last = i == len(parts) - 1
-        with _unsynced(state.shared, last), _unsynced(None if state.opponent is None else state.opponent.shared, last):
+        with _unsynced(state.ddp, last), _unsynced(None if state.gan is None else state.gan.ddp, last):
             measured, ids = accumulate(state, part.to(world.device), index, len(part) / len(video))
         usage.update(ids.cpu())
         for name, value in measured.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * (len(part) / len(video))
     means = {name: float(value) for name, value in zip(sums, world.mean(torch.stack([*sums.values()])), strict=True)}
-    gradient, skipped = _update(state, all(map(math.isfinite, means.values())))
+    grad_norm, skipped = _update(state, all(map(math.isfinite, means.values())))
     if skipped:
         _restore(state, averages)
-    return Measured(
+    return TokenizerStep(
         step=state.step,
-        losses={n: v for n, v in means.items() if n not in ("total", "adversary_weight", "squared_error")},
+        losses={n: v for n, v in means.items() if n not in ("total", "gan_weight", "squared_error")},
         total=means["total"],
-        rate=rates,
-        gradient=gradient,
-        adversary_weight=means.get("adversary_weight", 0.0),
+        lr=lr,
+        grad_norm=grad_norm,
+        gan_weight=means.get("gan_weight", 0.0),
         psnr=-10 * math.log10(means["squared_error"] / 4) if means["squared_error"] > 0 else math.nan,
         usage=usage,
         skipped=skipped,
@@ -86,10 +99,10 @@ def step(state: TrainState, video: Tensor) -> Measured:
 
 
 def accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Add one part's gradients, times its share of the batch, to both players; its losses and ids."""
+    """Add one micro-batch's gradients, times its share of the batch, to both networks; return its losses and ids."""
     config = state.config
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        reconstruction = state.shared(video)
+        reconstruction = state.ddp(video)
         # The graph is cut at the pixels: every loss is differentiated down to here, once.
         pixels = widen(reconstruction.video.detach()).requires_grad_()
         pixel_losses = _pixel_losses(state, pixels, video, index)
@@ -97,12 +110,12 @@ def accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) ->
         total = loss.weigh({**pixel_losses, **reconstruction.losses}, weights)
         (at_pixels,) = torch.autograd.grad(total, pixels, retain_graph=bool(reconstruction.losses))
         measured = {**pixel_losses, **reconstruction.losses, "total": total}
-        opponent = state.opponent
-        if opponent is not None and opponent.config.share(state.step) > 0:
-            played, adversarial_at_pixels = _play(state, opponent, video, pixels, index, share)
-            weight = _adversary_weight(state, opponent.config, reconstruction.video, at_pixels, adversarial_at_pixels)
+        gan = state.gan
+        if gan is not None and gan.config.share(state.step) > 0:
+            gan_losses, adversarial_at_pixels = _gan_gradients(state, gan, video, pixels, index, share)
+            weight = _gan_weight(state, gan.config, reconstruction.video, at_pixels, adversarial_at_pixels)
             at_pixels = at_pixels + weight * adversarial_at_pixels
-            measured |= played | {"adversary_weight": weight}
+            measured |= gan_losses | {"gan_weight": weight}
     outputs, gradients = [reconstruction.video], [(at_pixels * share).to(reconstruction.video.dtype)]
     for name, value in reconstruction.losses.items():  # these reach the encoder by another way than the pixels
         outputs, gradients = [*outputs, value], [*gradients, torch.full_like(value, weights[name] * share)]
@@ -112,164 +125,157 @@ def accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) ->
 
 
 def _pixel_losses(state: TrainState, pixels: Tensor, video: Tensor, index: Tensor) -> dict[str, Tensor]:
-    """The losses between pixels: l1 and l2 where they are weighted, lpips where it is configured."""
-    wanted = {"l1": loss.l1, "l2": loss.l2}
-    found = {name: function(pixels, video) for name, function in wanted.items() if name in state.config.weights}
+    """Return the losses between pixels: l1 and l2 if they are weighted, lpips if it is configured."""
+    functions = {"l1": loss.l1, "l2": loss.l2}
+    losses = {name: function(pixels, video) for name, function in functions.items() if name in state.config.weights}
     if state.lpips is not None:
-        chosen = index if state.config.lpips_frames == "random" else None
-        ours, theirs = (loss.select_frames(v, chosen).squeeze(2) for v in (pixels, video))
+        frames = index if state.config.lpips_frames == "random" else None
+        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, video))
         rng = sample_rng(state.config.seed, state.step, 1) if state.lpips.dropout else None
-        found["lpips"] = state.lpips(ours, theirs, rng).mean()
-    return found
+        losses["lpips"] = state.lpips(ours, theirs, rng).mean()
+    return losses
 
 
 def _weights(state: TrainState) -> dict[str, float]:
-    """The configured weights, with the entropies' boost of the first steps."""
+    """Return the configured weights, with the entropies' boost of the first steps."""
     config = state.config
     boost = 1 + config.entropy_boost * max(0.0, 1 - state.step / config.entropy_boost_steps)
     return {name: w * (boost if name.endswith("_entropy") else 1) for name, w in config.weights.items()}
 
 
-def _play(
-    state: TrainState, opponent: Opponent, video: Tensor, pixels: Tensor, index: Tensor, share: float
+def _gan_gradients(
+    state: TrainState, gan: GANState, video: Tensor, pixels: Tensor, index: Tensor, share: float
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The discriminator's gradients added to it; the losses, and the tokenizer's adversarial gradient at the pixels.
+    """Add the discriminator's gradients to it; return the losses and the adversarial gradient at the pixels.
 
-    Where the players alternate, the discriminator has moved, and that gradient is taken through the new one. Where both
-    move at once, one backward through the fakes serves both as long as none is beyond the hinge.
+    If the updates alternate, the discriminator is updated here, and that gradient is taken through the new one. If both
+    are made at once, one backward through the fakes serves both as long as none is beyond the hinge.
     """
-    adversary, samples = opponent.config, opponent.discriminator.samples
-    alternate = adversary.order == "alternate"
-    fake = opponent.shared(samples(pixels.detach() if alternate else pixels, index))
-    common = not alternate and _opposed(adversary, fake)
+    settings, samples = gan.config, gan.discriminator.samples
+    alternate = settings.order == "alternate"
+    fake = gan.ddp(samples(pixels.detach() if alternate else pixels, index))
+    common = not alternate and _opposed(settings, fake)
     tokenizer_loss, discriminator_loss = {
         "hinge": (loss.hinge_generator, loss.hinge_discriminator),
         "non_saturating": (loss.non_saturating_generator, loss.non_saturating_discriminator),
-    }[adversary.loss]
+    }[settings.loss]
     adversarial = tokenizer_loss(fake)
     if not (alternate or common):
         (at_pixels,) = torch.autograd.grad(adversarial, pixels, retain_graph=True)
-    factor = loss.lazy(state.step, adversary.penalty_every) if adversary.penalty != "none" else 0
+    factor = loss.lazy_factor(state.step, settings.penalty_every) if settings.penalty != "none" else 0
     real_samples = samples(video, index).requires_grad_(factor > 0)
     # A second derivative in bfloat16 is noise, so the real samples are scored in float32 where there is a penalty.
     half = state.config.precision == "bfloat16" and not factor
     with torch.autocast(video.device.type, torch.bfloat16, enabled=half):
-        real = opponent.shared(real_samples)
+        real = gan.ddp(real_samples)
     measured = {"discriminator": discriminator_loss(real, fake)}
     objective = measured["discriminator"]
     if factor:
         norms = loss.input_gradient_norms(real, real_samples)
-        penalties = {"zero_centred": loss.zero_centred, "one_centred": loss.one_centred}
-        measured["penalty"] = penalties[adversary.penalty](norms)
-        objective = objective + factor * adversary.penalty_weight * measured["penalty"]
-    if adversary.lecam:
+        penalties = {"r1": loss.r1_penalty, "gradient_norm": loss.gradient_penalty}
+        measured["penalty"] = penalties[settings.penalty](norms)
+        objective = objective + factor * settings.penalty_weight * measured["penalty"]
+    if settings.lecam:
         means = [state.world.mean(logits.float().mean()) for logits in (real, fake)]
-        opponent.anchors = loss.follow(opponent.anchors, means[0], means[1])
-        measured["lecam"] = loss.lecam(real, fake, opponent.anchors)
-        objective = objective + adversary.lecam * measured["lecam"]
-    parameters = list(opponent.discriminator.parameters())
+        gan.anchors = loss.update_lecam_ema(gan.anchors, means[0], means[1])
+        measured["lecam"] = loss.lecam(real, fake, gan.anchors)
+        objective = objective + settings.lecam * measured["lecam"]
+    parameters = list(gan.discriminator.parameters())
     torch.autograd.backward(objective * share, inputs=[*parameters, pixels] if common else parameters)
     if common:
         assert pixels.grad is not None
         at_pixels = pixels.grad * (-2 / share)
     elif alternate:
-        _move(state, opponent)
-        adversarial = tokenizer_loss(opponent.discriminator(samples(pixels, index)))
+        _move(state, gan)
+        adversarial = tokenizer_loss(gan.discriminator(samples(pixels, index)))
         (at_pixels,) = torch.autograd.grad(adversarial, pixels)
     return measured | {"adversarial": adversarial}, at_pixels
 
 
-def _opposed(adversary: AdversaryConfig, fake: Tensor) -> bool:
-    """Whether the discriminator's loss has -1/2 times the gradient of the tokenizer's at every fake.
+def _opposed(settings: GANConfig, fake: Tensor) -> bool:
+    """Return whether the discriminator's loss has -1/2 times the gradient of the tokenizer's at every fake.
 
     mean relu(1 + D) / 2 is (1 + mean D) / 2 where no fake is below -1, and the tokenizer's is -mean D.
     """
-    return adversary.loss == "hinge" and not adversary.lecam and bool((fake > -1).all())
+    return settings.loss == "hinge" and not settings.lecam and bool((fake > -1).all())
 
 
-def _move(state: TrainState, opponent: Opponent) -> None:
-    """The discriminator's update, within the step; left out where its gradient is not finite on any rank."""
-    norm = _clipped(opponent.discriminator, opponent.config.optimizer.clip)
+def _move(state: TrainState, gan: GANState) -> None:
+    """Update the discriminator within the step, unless its gradient is not finite on any rank."""
+    norm = clip_gradient(gan.discriminator, gan.config.optimizer.clip)
     if not state.world.any(not bool(torch.isfinite(norm))):
-        opponent.optimizer.step()
-    opponent.optimizer.zero_grad(set_to_none=True)
+        gan.optimizer.step()
+    gan.optimizer.zero_grad(set_to_none=True)
 
 
-def _adversary_weight(
-    state: TrainState, adversary: AdversaryConfig, video: Tensor, at_pixels: Tensor, adversarial_at_pixels: Tensor
+def _gan_weight(
+    state: TrainState, settings: GANConfig, video: Tensor, at_pixels: Tensor, adversarial_at_pixels: Tensor
 ) -> Tensor:
-    weight = torch.tensor(adversary.weight, device=video.device)
-    if adversary.adaptive:
+    weight = torch.tensor(settings.weight, device=video.device)
+    if settings.adaptive:
         last = state.tokenizer.decoder.last_weight
         norms = loss.last_layer_norms(video, last, at_pixels, adversarial_at_pixels, reduce=state.world.mean)
-        weight = loss.adaptive_weight(norms.reconstruction, norms.adversarial, scale=adversary.weight)
-    return weight * adversary.share(state.step)
+        weight = loss.adaptive_weight(norms.reconstruction, norms.adversarial, scale=settings.weight)
+    return weight * settings.share(state.step)
 
 
 def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
-    """Both optimizers' steps, unless something is not finite on any rank; then neither moves."""
-    config, opponent = state.config, state.opponent
-    players: list[tuple[torch.nn.Module, torch.optim.Optimizer, OptimizerConfig]]
-    players = [(state.tokenizer, state.optimizer, config.optimizer)]
-    if opponent is not None and opponent.config.order == "together" and opponent.config.share(state.step) > 0:
-        players.append((opponent.discriminator, opponent.optimizer, opponent.config.optimizer))
-    norms = [_clipped(module, settings.clip) for module, _, settings in players]
+    """Update both networks, or neither if something is not finite on any rank; return grad_norm and whether skipped."""
+    config, gan = state.config, state.gan
+    trained: list[tuple[torch.nn.Module, torch.optim.Optimizer, OptimizerConfig]]
+    trained = [(state.tokenizer, state.optimizer, config.optimizer)]
+    if gan is not None and gan.config.order == "together" and gan.config.share(state.step) > 0:
+        trained.append((gan.discriminator, gan.optimizer, gan.config.optimizer))
+    norms = [clip_gradient(module, settings.clip) for module, _, settings in trained]
     skipped = state.world.any(not (finite and all(bool(torch.isfinite(norm)) for norm in norms)))
-    for _, optimizer, _ in players:
+    for _, optimizer, _ in trained:
         if not skipped:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if not skipped:
-        update_ema(state.average, state.tokenizer, config.ema_decay(state.updates))
+        update_ema(state.ema, state.tokenizer, config.ema_decay(state.updates))
         state.updates += 1
     state.step += 1
     return float(norms[0]), skipped
 
 
-def _clipped(module: torch.nn.Module, clip: float | None) -> Tensor:
-    """The norm of the whole gradient, which is cut to `clip`, or left as it is."""
-    if clip:
-        return torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-
-
-def _set_rates(state: TrainState) -> float:
-    """Set both learning rates of this step; gives the tokenizer's."""
+def _set_lrs(state: TrainState) -> float:
+    """Set both learning rates of this step; return the tokenizer's."""
     optimizers = [(state.optimizer, state.config.optimizer)]
-    if (opponent := state.opponent) is not None:
-        optimizers.append((opponent.optimizer, opponent.config.optimizer))
+    if (gan := state.gan) is not None:
+        optimizers.append((gan.optimizer, gan.config.optimizer))
     for optimizer, settings in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate(state.step, state.config.steps)
-    return state.config.optimizer.rate(state.step, state.config.steps)
+            group["lr"] = settings.lr_at(state.step, state.config.steps)
+    return state.config.optimizer.lr_at(state.step, state.config.steps)
 
 
 def _frame_index(state: TrainState, video: Tensor) -> Tensor:
-    """One frame number per clip of this rank: its share of those drawn for the global batch."""
+    """Return one frame number per clip of this rank: its share of those for the global batch."""
     clips, frames = video.shape[0], video.shape[2]
     rng = sample_rng(state.config.seed, state.step, 0)
-    drawn = loss.random_frames(max(state.config.batch_size, clips * state.world.size), frames, rng)
-    return drawn[state.world.rank :: state.world.size][:clips]
+    numbers = loss.random_frames(max(state.config.batch_size, clips * state.world.size), frames, rng)
+    return numbers[state.world.rank :: state.world.size][:clips]
 
 
 def _unsynced(module: torch.nn.Module | None, last: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients in the last part alone."""
+    """Return the context in which ranks exchange gradients in the last micro-batch alone."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
 
 
 def _averages(state: TrainState) -> tuple[Anchors | None, list[Tensor]]:
-    """What a forward pass of the adversary moves: LeCAM's anchors, and a batch norm's running statistics."""
-    if state.opponent is None:
+    """Return what a forward pass of the discriminator changes: LeCAM's anchors, a batch norm's running statistics."""
+    if state.gan is None:
         return None, []
-    return state.opponent.anchors, [buffer.clone() for buffer in state.opponent.discriminator.buffers()]
+    return state.gan.anchors, [buffer.clone() for buffer in state.gan.discriminator.buffers()]
 
 
 @torch.no_grad()
 def _restore(state: TrainState, averages: tuple[Anchors | None, list[Tensor]]) -> None:
-    """Put them back after a step that was skipped: one NaN would stay in them for good."""
-    if state.opponent is not None:
-        state.opponent.anchors, buffers = averages
-        for buffer, before in zip(state.opponent.discriminator.buffers(), buffers, strict=True):
+    """Put those averages back after a step that was skipped: one NaN would stay in them for good."""
+    if state.gan is not None:
+        state.gan.anchors, buffers = averages
+        for buffer, before in zip(state.gan.discriminator.buffers(), buffers, strict=True):
             buffer.copy_(before)

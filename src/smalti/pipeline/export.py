@@ -1,4 +1,4 @@
-"""A token set as .npy files that can be mapped into memory, for trainers that read those."""
+"""Write a token set as .npy files that can be mapped into memory: the library function behind `smalti export`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,20 @@ from smalti.tokens.reader import TokenSet
 from smalti.tokens.shard import id_type
 
 
-def export_npy(tokens: TokenSet, out: Path) -> dict[str, Any]:
-    """Write the folder `out` with a manifest, whole or not at all, and give its metadata.json.
+def export(tokens: TokenSet | str | Path, out: str | Path) -> dict[str, Any]:
+    """Write the folder `out` with a manifest, whole or not at all, and return its metadata.json.
 
     `ids.npy` holds all ids, one row after the other, in the type of the set; row i is `ids[offsets[i]:offsets[i + 1]]`
     in the shape `shapes[i]`. Where all rows have one shape, metadata.json has `shape`, `rows t h w`, to which `ids` can
-    be reshaped. `labels.npy` has -1 where there is none; `keys.txt` one key a line. Raises ConfigError where `out` is
-    there.
+    be reshaped. `labels.npy` has -1 for a row without a class; `keys.txt` has one key a line. Raises ConfigError where
+    `out` is there.
     """
+    tokens, out = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens), Path(out)
     count, total = len(tokens), int(tokens.totals["tokens"])
     shapes, offsets, labels = np.zeros((count, 3), np.int32), np.zeros(count + 1, np.int64), np.full(count, -1)
     keys = []
     with new_folder(out) as folder, naming_os_errors(out):
-        kind = id_type(tokens.about.codebook_size)
+        kind = id_type(tokens.tokenizer_info.codebook_size)
         ids: Any = open_memmap(folder / "ids.npy", "w+", kind, (total,)) if total else np.empty(0, kind)
         for index, row in enumerate(tokens):
             offsets[index + 1] = offsets[index] + row.ids.size
@@ -39,7 +40,7 @@ def export_npy(tokens: TokenSet, out: Path) -> dict[str, Any]:
             np.save(folder / f"{name}.npy", array)
         write_bytes(folder / "keys.txt", "".join(f"{key}\n" for key in keys).encode("utf-8", "backslashreplace"))
         metadata = {
-            "tokenizer": tokens.about.plain(),
+            "tokenizer": tokens.tokenizer_info.plain(),
             "rows": count,
             "tokens": total,
             "type": str(kind),

@@ -1,0 +1,129 @@
+"""Turn rows of a token set back into files: the library function behind `smalti decode`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from smalti.data.video_writer import write_media
+from smalti.errors import ConfigError, InputError
+from smalti.pipeline.models import as_tokenizer
+from smalti.pipeline.outputs import check_targets
+from smalti.progress import Progress
+from smalti.tokenizer import Tokenizer
+from smalti.tokens.plan import PROVENANCE, read_provenance
+from smalti.tokens.reader import TokenSet, decode_row
+
+
+class DecodedRow(NamedTuple):
+    """A file that was written."""
+
+    key: str
+    path: Path
+    frames: int
+    height: int
+    width: int
+    fps: float | None
+    """Frame rate of a video; None for an image."""
+    row: int
+    """Number of the row."""
+
+
+def decode(
+    tokens: TokenSet | str | Path,
+    out: str | Path,
+    *,
+    rows: str | Sequence[int] | None = None,
+    key: Sequence[str] = (),
+    tokenizer: Tokenizer | str | Path | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: Progress | None = None,
+    on_row: Callable[[DecodedRow], None] | None = None,
+) -> list[DecodedRow]:
+    """Write rows of a token set below `out`, images as PNG and videos as MP4 at their frame rate.
+
+    Args:
+        tokens: the token set.
+        out: folder to write to.
+        rows: numbers of rows, or text as `0:10`, `-5:` or `7`; None takes all, or those of `key` alone.
+        key: keys of rows.
+        tokenizer: a tokenizer or its name; None takes the one that the set was made with.
+        overwrite: replace files that are there.
+        device: device of a tokenizer that is loaded here; None takes the best there is.
+        progress: called after each row.
+        on_row: called with each file that was written.
+
+    Raises ConfigError where a file exists already, InputError for keys that the set does not have, IntegrityError
+    for another tokenizer than the set's.
+    """
+    tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
+    targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
+    check_targets(targets.values(), overwrite=overwrite)
+    model = open_set_tokenizer(tokens, tokenizer, device)
+    tokens.check(model)
+    written = []
+    for index, target in targets.items():
+        row = tokens.row(index)
+        write_media(target, decode_row(model, row), row.fps)
+        written.append(DecodedRow(row.key, target, *row.size, row.fps, index))
+        if progress is not None:
+            progress(len(written), len(targets), row.key)
+        if on_row is not None:
+            on_row(written[-1])
+    return written
+
+
+def open_set_tokenizer(
+    tokens: TokenSet, tokenizer: Tokenizer | str | Path | None = None, device: str | None = None
+) -> Tokenizer:
+    """Load a tokenizer, by default the one that the set says it was made with. Raises InputError where it does not
+    say."""
+    tokenizer = read_provenance(tokens.path).get("tokenizer") if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give --tokenizer")
+    return as_tokenizer(tokenizer, device)
+
+
+def choose_rows(tokens: TokenSet, rows: str | Sequence[int] | None, keys: Sequence[str]) -> list[int]:
+    """Return the numbers of the rows that are asked for, all where nothing is. Raises ConfigError, InputError."""
+    by_key = [tokens.find(key) for key in keys]
+    if rows is None:
+        return by_key or list(range(len(tokens)))
+    if not isinstance(rows, str):
+        return [*by_key, *(_row_number(tokens, number) for number in rows)]
+    start, colon, stop = rows.partition(":")
+    try:
+        numbers = [int(text) if text else None for text in (start, stop)]
+    except ValueError:
+        raise ConfigError(f"--rows {rows}: expected START:STOP or one number, as in 0:10") from None
+    if colon:
+        return [*by_key, *range(len(tokens))[slice(*numbers)]]
+    if numbers[0] is None:
+        raise ConfigError("--rows: expected START:STOP or one number, as in 0:10")
+    return [*by_key, _row_number(tokens, numbers[0])]
+
+
+def _row_number(tokens: TokenSet, number: int) -> int:
+    if not -len(tokens) <= number < len(tokens):
+        raise ConfigError(f"--rows {number}: the set has the rows 0 to {len(tokens) - 1}")
+    return number % len(tokens)
+
+
+def row_targets(tokens: TokenSet, rows: Sequence[int], out: Path) -> dict[int, Path]:
+    """Return the file below `out` for each row. Raises ConfigError where two rows would become one."""
+    rows_of: dict[Path, int] = {}
+    for index in rows:
+        row = tokens.row(index)
+        path = out / target_name(row.key, is_video=row.fps is not None)
+        if rows_of.setdefault(path, index) != index:
+            raise ConfigError(f"rows {rows_of[path]} and {index} would both become {path}; decode them in turn")
+    return {index: path for path, index in rows_of.items()}
+
+
+def target_name(key: str, *, is_video: bool) -> Path:
+    """Return a path below the folder of results for any key, which never leads out of it: `tar/a.jpg` becomes
+    `tar/a.png`, `video.mp4#000017` becomes `video#000017.mp4`."""
+    name, hash_, clip = key.rpartition("#") if "#" in key and key.rpartition("#")[2].isdigit() else (key, "", "")
+    parts = [part for part in PurePosixPath(name.replace("\0", "")).parts if part not in ("/", "..", ".")]
+    stem = Path(parts[-1] if parts else "row").stem or "row"
+    return Path(*parts[:-1], f"{stem}{hash_}{clip}{'.mp4' if is_video else '.png'}")

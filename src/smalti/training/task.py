@@ -1,0 +1,114 @@
+"""The parts of a run that differ between what is trained; `fit` does the rest, the same for all."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from PIL import Image
+from torch import nn
+
+from smalti.training.config import RunConfig
+from smalti.training.distributed import World
+
+
+@runtime_checkable
+class StepResult(Protocol):
+    """The figures of one step."""
+
+    @property
+    def step(self) -> int:
+        """Steps so far, this one included."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the update was left out because a loss or gradient was not finite."""
+
+    @property
+    def note(self) -> str:
+        """A few words for a progress bar."""
+
+    def line(self) -> dict[str, Any]:
+        """Return the line for log.jsonl."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Tensors that a checkpoint holds under their names: a module, or anything that reads and gives them as one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors by name; none at all make no file."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
+        """Put them back."""
+
+
+@runtime_checkable
+class RunState(Protocol):
+    """The state of a run, as far as every task has it."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The whole config of the run."""
+
+    @property
+    def world(self) -> World:
+        """The processes of the run."""
+
+    step: int
+    """Steps so far, skipped ones included."""
+    updates: int
+    """Steps that changed the weights."""
+
+
+class Samples(NamedTuple):
+    """Samples to look at."""
+
+    image: Image.Image | None
+    values: dict[str, Any]
+    """More of them, for log.jsonl."""
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """Something whose training can be saved and restored."""
+
+    @property
+    def state(self) -> RunState:
+        """All that changes while it is trained."""
+
+    @property
+    def ema(self) -> nn.Module:
+        """The EMA weights, which `export` writes and a resumed run reads back from there."""
+
+    @property
+    def data_digest(self) -> str:
+        """A digest of the data: a resumed run must have the same."""
+
+    def tensors(self) -> Mapping[str, Stateful]:
+        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model, with its EMA weights, as a folder that `smalti.load` and the commands read."""
+        ...
+
+
+@runtime_checkable
+class Task(Savable, Protocol):
+    """Something that can be trained by `fit`."""
+
+    @property
+    def data_count(self) -> int:
+        """Samples in the data."""
+
+    def steps(self, folder: Path) -> Iterator[StepResult]:
+        """Train from the present step to the last; lists of files that cannot be read go into the run folder."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Return scores of the EMA weights on held-out data; none where there is no such data."""
+        ...
+
+    def samples(self) -> Samples:
+        """Return samples of the EMA weights, always of the same inputs."""
+        ...

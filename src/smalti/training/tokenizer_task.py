@@ -1,0 +1,96 @@
+"""A tokenizer as a task of `fit`: its data, steps, validation scores and samples."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from smalti.data import BadFileLog, JointConfig, batches, evaluation
+from smalti.metrics import SMALTI, Usage
+from smalti.metrics.contact_sheet import contact_sheet, difference
+from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.score import round_trip, score
+from smalti.training.checkpoints import digest_of_keys
+from smalti.training.config import TokenizerTraining
+from smalti.training.distributed import World
+from smalti.training.task import Samples, Stateful
+from smalti.training.tokenizer_state import start_tokenizer
+from smalti.training.tokenizer_step import TokenizerStep, step
+from smalti.video import to_uint8
+
+_SAMPLES = 6
+"""Clips in an image of samples."""
+
+
+class TokenizerTask:
+    """The training of a tokenizer. What can fail for want of files, weights or memory fails when it is made."""
+
+    def __init__(self, config: TokenizerTraining, world: World) -> None:
+        self.source = config.data.build()
+        self.state = start_tokenizer(config, world)
+        self.data_count = len(self.source)
+        self.data_digest = digest_of_keys(self.source.key(i) for i in range(self.data_count))
+        self._clips: list[Tensor] = []
+
+    @property
+    def ema(self) -> Tokenizer:
+        """The tokenizer with the EMA weights."""
+        return self.state.ema
+
+    def steps(self, folder: Path) -> Iterator[TokenizerStep]:
+        """Train to the last step; files that cannot be read are listed in `bad_files.jsonl` (`-RANK`) of `folder`."""
+        config, world = self.state.config, self.state.world
+        bad_files = BadFileLog(folder / f"bad_files{f'-{world.rank}' if world.rank else ''}.jsonl")
+        stream = batches(
+            self.source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=self.state.step,
+            part=(world.rank, world.size),
+            workers=config.workers,
+            on_bad=bad_files,
+        )
+        usage = Usage(self.state.tokenizer.levels)
+        for _ in range(self.state.step, config.steps):
+            result = step(self.state, next(stream).video)
+            usage = usage.merge(result.usage)
+            yield result._replace(usage=usage, bad_files=bad_files.total)
+            if (
+                result.skipped or result.step % config.log_every == 0
+            ):  # a line of the log has all batches since the last
+                usage = Usage(usage.levels)
+
+    def tensors(self) -> dict[str, Stateful]:
+        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        return self.state.tensors()
+
+    def export(self, folder: Path) -> None:
+        """Write the tokenizer with the EMA weights."""
+        self.ema.save(folder, replace=True)
+
+    def validate(self) -> dict[str, float]:
+        """Score the EMA weights on the held-out data under the default protocol."""
+        config = self.state.config
+        if config.validation is None:
+            return {}
+        report = score(self.ema, config.validation.build(), SMALTI, limit=config.validation_limit)
+        scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def samples(self) -> Samples:
+        """Return a sheet of originals, reconstructions and their difference, always of the same clips."""
+        self._clips = self._clips or _first_clips(self.state.config)
+        rows = []
+        for video in self._clips:
+            # Encoded and decoded, not `forward`: its entropies are taken over all ranks, and this rank is alone here.
+            reconstruction = round_trip(self.ema, video)[0].cpu()
+            a, b = (to_uint8(v)[0, -1].numpy() for v in (video, reconstruction))
+            rows.append([a, b, difference(a, b)])
+        return Samples(contact_sheet(rows, ["original", "reconstruction", "difference x4"]), {})
+
+
+def _first_clips(config: TokenizerTraining) -> list[Tensor]:
+    """Return the first clips of the validation data, or of the training data without it."""
+    shown = config.validation or config.data
+    source = (shown.videos if isinstance(shown, JointConfig) else shown).build()
+    return [batch.video for batch, _ in zip(evaluation(source), range(_SAMPLES), strict=False)]

@@ -1,0 +1,1 @@
+"""Plain implementations that tests and benchmarks compare the package with."""
