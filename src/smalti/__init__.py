@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
+    from smalti.pipeline.evaluate import evaluate
     from smalti.pipeline.export import export
     from smalti.pipeline.generate import generate
     from smalti.pipeline.reconstruct import reconstruct
@@ -35,6 +36,7 @@ _HOMES = {
     "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
     "decompress": "smalti.pipeline.compress",
+    "evaluate": "smalti.pipeline.evaluate",
     "export": "smalti.pipeline.export",
     "generate": "smalti.pipeline.generate",
     "load": "smalti.tokenizer",
@@ -54,6 +56,7 @@ __all__ = [
     "compress",
     "decode",
     "decompress",
+    "evaluate",
     "export",
     "generate",
     "load",
