@@ -24,23 +24,33 @@ def info_command(
       smalti info photo-tokens
       smalti info runs/tiny-generate
     """
-    from smalti.cli.generators import describe_generator, find_generator
     from smalti.codec.codec import read_info
+<<<<<<< HEAD
     from smalti.pipeline.info import describe_tokenizer, last_lines
+=======
+    from smalti.generation import Generator
+    from smalti.model_folder import find_model
+>>>>>>> main
     from smalti.tokenizer.open import find_tokenizer, load
     from smalti.tokens.reader import describe_set, is_token_set
 
-    path, run = Path(tokenizer), False
+    path, run = Path(tokenizer), (Path(tokenizer) / "config.yaml").is_file()
     if path.is_file():
         facts = read_info(path).plain()
     elif is_token_set(path):
         facts = describe_set(path)
-    elif find_generator(tokenizer) is not None:
-        facts = describe_generator(tokenizer)
+    elif (folder := find_model(path, "generator")) is not None:
+        facts = {"generator": str(folder), **Generator.load(folder).facts()}
     else:
+<<<<<<< HEAD
         facts, run = describe_tokenizer(load(tokenizer)), (path / "config.yaml").is_file()
+=======
+        facts = describe(load(tokenizer))
+        if run:
+            facts = {"tokenizer": str(find_tokenizer(tokenizer)), **facts}
+>>>>>>> main
     if run:
-        facts = {"tokenizer": str(find_tokenizer(tokenizer)), **facts, "run": last_lines(Path(tokenizer))}
+        facts["run"] = last_lines(path)
     if as_json:
         print_json(facts)
         return
