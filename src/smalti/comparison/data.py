@@ -16,7 +16,7 @@ from smalti.data.views import ScaleField
 from smalti.errors import InputError
 
 _ONE_IN_FIVE = 51
-"""Of 256 values of a byte."""
+"""Values of the first byte of a name's sha256, of 256, that mean held-out: one in five."""
 _IN_MEMORY = 64
 """Images that stay decoded in memory."""
 

@@ -23,7 +23,7 @@ class Example(NamedTuple):
     label: int
     """-1 where there is none."""
     row: int
-    """Of the set."""
+    """Number of the row in the set."""
 
 
 class TokenBatch(NamedTuple):

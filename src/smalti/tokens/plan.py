@@ -117,7 +117,7 @@ class Plan(NamedTuple):
 
 
 class WorkerConfig(NamedTuple):
-    """What a worker must know to make shards; plain text, so that it travels as JSON to other machines too."""
+    """The settings that a worker needs to make shards; plain text, so that it travels as JSON to other machines too."""
 
     folder: str
     """Folder of the token set, whose plan says the rest."""
