@@ -21,7 +21,7 @@ from smalti.recipes import DEMO_STEPS
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.video import to_uint8, to_video
 
@@ -65,16 +65,16 @@ def run_demo(
     with stage("Training an image tokenizer on the photographs that smalti ships"):
         image = trained("image", image_config)
     with stage("Measuring it on photographs that it has never seen"):
-        on_photos = score(image, PHOTOS.build(), SMALTI)
+        on_photos = score_tokenizer(image, PHOTOS.build(), SMALTI)
     with stage("Inflating it to a video tokenizer, and measuring that on unseen clips"):
         config = video_config.tokenizer
         inflated = inflate(image, tuple(t for t, _ in config.strides), time_kernel=config.time_kernel)
         inflated.save(out / "inflated", replace=True)
-        before = score(inflated, CLIPS.build(), SMALTI)
+        before = score_tokenizer(inflated, CLIPS.build(), SMALTI)
     with stage("Fine-tuning it on video"):
         video = trained("video", video_config.model_copy(update={"init": out / "inflated"}))
     with stage("Measuring it again"):
-        on_clips = score(video, CLIPS.build(), SMALTI)
+        on_clips = score_tokenizer(video, CLIPS.build(), SMALTI)
     with stage("Turning a video into integers, and the integers alone back into a video"):
         codec = _there_and_back(video, out)
     with stage("Writing images"):

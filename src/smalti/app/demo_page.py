@@ -64,8 +64,9 @@ def _scores(title: str, report: Report) -> str:
     use = report.codebook
     if use is not None:
         shown += (
-            f"<small>{use.tokens:,} tokens used {use.distinct:,} different codes of {use.codebook_size:,} (even use of "
-            f"as many tokens would show {use.expected_distinct:,.0f}); perplexity {use.perplexity:,.0f}.</small> "
+            f"<small>{use.tokens:,} tokens used {use.distinct:,} different codes of {use.codebook_size:,} "
+            f"({use.expected_distinct:,.0f} in a uniform sample of the same size); perplexity {use.perplexity:,.0f}."
+            "</small> "
         )
     reasons = "; ".join(f"{name}: {reason}" for name, reason in report.absent.items())
     return shown + (f"<small>{html.escape(reasons)}</small>" if reasons else "")

@@ -78,12 +78,12 @@ def _lpips(net: Literal["vgg", "alex"]) -> Check:
 
 
 def _features() -> list[Check]:
-    from smalti.metrics.weights import NETWORKS, find_file, read_features
+    from smalti.metrics.weights import NETWORKS, find_weights_file, read_features
 
     checks = []
     for network in NETWORKS.values():
         try:
-            path = find_file(network)
+            path = find_weights_file(network)
             read_features(network, path)
         except MachineError as fault:
             checks.append(Check(network.score, "note", f"no weights of {network.name}", str(fault)))

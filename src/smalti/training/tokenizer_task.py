@@ -10,7 +10,7 @@ from smalti.data import BadFileLog, JointConfig, batches, evaluation
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import round_trip, score
+from smalti.tokenizer.score import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.task import Samples, Stateful, Task
@@ -70,7 +70,7 @@ class TokenizerTask(Task):
         config = self.state.config
         if config.validation is None:
             return {}
-        report = score(self.ema, config.validation.build(), SMALTI, limit=config.validation_limit)
+        report = score_tokenizer(self.ema, config.validation.build(), SMALTI, limit=config.validation_limit)
         scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
         return {name: value for name, value in scores.items() if value is not None}
 
