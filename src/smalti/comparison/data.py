@@ -16,7 +16,7 @@ from smalti.data.views import ScaleField
 from smalti.errors import InputError
 
 _ONE_IN_FIVE = 51
-"""Values of the first byte of a name's sha256, of 256, that mean held-out: one in five."""
+"""Values of a byte, out of 256, that mean held out."""
 _IN_MEMORY = 64
 """Images that stay decoded in memory."""
 

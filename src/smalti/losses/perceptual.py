@@ -65,7 +65,7 @@ _SPECS: Mapping[Net, tuple[_Spec, ...]] = {
 
 
 class LPIPSConfig(Config):
-    """The network of LPIPS and the file of its weights."""
+    """The network and the file of its weights."""
 
     kind: Literal["lpips"] = "lpips"
     net: Net = "vgg"

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Stream:
-    """The past of one video: what each causal layer has not read yet. A fresh stream is the start of a video; passing it advances it.
+    """The past of one video: what each causal layer has not read yet. A fresh one is its start; passing it advances it.
 
     State lives here and not on modules, so any number of videos can be in flight through one model, and a stream can be
     forked to try several continuations. The keys are the layers themselves.
