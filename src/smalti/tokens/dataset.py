@@ -21,9 +21,9 @@ class Example(NamedTuple):
 
     ids: Int[Tensor, "t h w"]
     label: int
-    """-1 where there is none."""
+    """Number of the class, -1 where there is none."""
     row: int
-    """Of the set."""
+    """Number of the row in the set."""
 
 
 class TokenBatch(NamedTuple):
@@ -31,9 +31,9 @@ class TokenBatch(NamedTuple):
 
     ids: Int[Tensor, "b t h w"]
     labels: Int[Tensor, " b"]
-    """-1 where there is none."""
+    """Numbers of the classes, -1 where there is none."""
     rows: Int[Tensor, " b"]
-    """Rows of the set."""
+    """Numbers of the rows in the set."""
     step: int
 
 
@@ -53,7 +53,7 @@ class TokenDataset(Dataset[Example]):
         return Example(self.tokens.ids(index), -1 if label is None else label, index)
 
     def order(self, seed: int) -> Order:
-        """Positions 0, 1, 2, ... to (epoch, row): every epoch is another permutation, and none needs memory."""
+        """Return the order of positions 0, 1, 2, ... as (epoch, row): every epoch is another permutation, and none needs memory."""
         return Order(len(self), seed)
 
 
