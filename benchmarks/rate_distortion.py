@@ -28,8 +28,7 @@ from smalti.codec.codec import compress_file, read_frames
 from smalti.data import ImagesConfig, bundled, open_video
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
-from smalti.losses.perceptual import LPIPSConfig
-from smalti.metrics import SMALTI, Perceptual, evaluate
+from smalti.metrics import SMALTI, evaluate_pairs, find_lpips, pairs_of
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_video
 
@@ -141,18 +140,13 @@ def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Ma
         spent += size
         return to_video(made)
 
-    report = evaluate(reconstruct, ((k, to_video(f)) for k, f in clips.items()), PROTOCOL, lpips=lpips())
+    pairs = pairs_of(reconstruct, ((key, to_video(frames)) for key, frames in clips.items()))
+    report = evaluate_pairs(pairs, PROTOCOL, lpips=find_lpips("alex"))
     pixels = sum(math.prod(f.shape[:3]) for f in clips.values())
     scores = (float(getattr(report, name)) for name in SCORES)
     found = Point(media, codec, setting, 8 * spent / pixels, *scores)
     print(*(f"{value:.4g}" if isinstance(value, float) else value for value in found), flush=True)
     return found
-
-
-def lpips() -> Perceptual:
-    """LPIPS with AlexNet. Raises MachineError where there are no weights."""
-    network = LPIPSConfig(net="alex").build()
-    return Perceptual(network, network.net, network.digest)
 
 
 def clips() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -245,7 +239,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
 
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     """The table at equal bytes; all points go to results/rate_distortion_points.json, the curves to docs."""
-    lpips()  # without weights it ends here
+    find_lpips("alex")  # without weights it ends here
     found = list(points())
     note = "all settings; bits per pixel over all clips, scores are means over clips"
     write("rate_distortion_points", [p._asdict() for p in found], note=note)

@@ -9,7 +9,7 @@ from benchmarks.measure import CPU, fastest
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import PatchConfig, StyleGAN2Config
-from smalti.losses.perceptual import LPIPS, shapes
+from smalti.losses.perceptual import LPIPS, lpips_shapes
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
@@ -39,7 +39,7 @@ def plain_step(state: TrainState, video: Tensor) -> None:
 def random_lpips() -> LPIPS:
     """VGG's LPIPS with random weights: time does not ask what they are."""
     rng = torch.Generator().manual_seed(0)
-    weights = {name: 0.05 * torch.randn(shape, generator=rng) for name, shape in shapes("vgg").items()}
+    weights = {name: 0.05 * torch.randn(shape, generator=rng) for name, shape in lpips_shapes("vgg").items()}
     return LPIPS("vgg", {name: w.abs() if name.startswith("lin") else w for name, w in weights.items()})
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
+    from smalti.pipeline.evaluate import evaluate
     from smalti.pipeline.export import export
+    from smalti.pipeline.generate import generate
     from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.tokenize import tokenize
     from smalti.pipeline.train import train
@@ -34,7 +36,9 @@ _HOMES = {
     "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
     "decompress": "smalti.pipeline.compress",
+    "evaluate": "smalti.pipeline.evaluate",
     "export": "smalti.pipeline.export",
+    "generate": "smalti.pipeline.generate",
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
     "tokenize": "smalti.pipeline.tokenize",
@@ -52,7 +56,9 @@ __all__ = [
     "compress",
     "decode",
     "decompress",
+    "evaluate",
     "export",
+    "generate",
     "load",
     "reconstruct",
     "tokenize",

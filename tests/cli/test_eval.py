@@ -4,13 +4,12 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from smalti.data import ImagesConfig, Subset, bundled, evaluation, read_image
 from smalti.errors import InputError
-from smalti.metrics import SMALTI, Report, evaluate
+from smalti.metrics import SMALTI, Report, evaluate_pairs, pairs_of
 from smalti.tokenizer import load
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.packing import cells, pack, table
 
@@ -22,16 +21,16 @@ def source(folder, size=32):
 def test_score_is_evaluate_over_the_source(image_tokenizer):
     tokenizer, clips = load(image_tokenizer), source(bundled.photos("heldout"))
     videos = [(batch.keys[0], batch.video) for batch in evaluation(Subset(clips, range(3)))]
-    report = score(tokenizer, clips, SMALTI, limit=3)
-    with torch.no_grad():
-        same = evaluate(lambda video: tokenizer(video)[:2], videos, SMALTI, levels=tokenizer.levels)
+    report = score_tokenizer(tokenizer, clips, SMALTI, limit=3)
+    pairs = pairs_of(lambda video: tokenizer(video)[:2], videos)
+    same = evaluate_pairs(pairs, SMALTI, levels=tokenizer.levels)
     assert report == same
     assert [row.key for row in report.rows] == [clips.key(i) for i in range(3)]
 
 
 def test_score_names_and_counts_files_that_cannot_be_read(image_tokenizer, mixed):
     bad = []
-    report = score(load(image_tokenizer), source(mixed), SMALTI, on_bad=bad.append)
+    report = score_tokenizer(load(image_tokenizer), source(mixed), SMALTI, on_bad=bad.append)
     assert report.clips == 2
     assert [fault.code for fault in bad] == ["truncated"]
     assert report.absent["clips"].startswith("1 of 3 left out")
@@ -41,7 +40,7 @@ def test_score_names_and_counts_files_that_cannot_be_read(image_tokenizer, mixed
 def test_score_of_bad_files_alone_is_an_error(image_tokenizer, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(InputError, match="bad"):
-        score(load(image_tokenizer), source(tmp_path), SMALTI)
+        score_tokenizer(load(image_tokenizer), source(tmp_path), SMALTI)
 
 
 def test_the_command_prints_a_table_and_writes_report_and_sheet(smalti, image_tokenizer, tmp_path):
@@ -143,7 +142,7 @@ def test_contradicting_options_are_code_2(smalti, image_tokenizer, pictures):
     assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--lpips", "x.pt"), 2, "no LPIPS")
     assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--features", "x.pt"), 2, "no features")
     assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--statistics", "x"), 2, "no features")
-    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--frames", 5), 2, "takes pictures")
+    assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--frames", 5), 2, "takes images")
     assert_one_line(smalti("eval", image_tokenizer, *data, *images, "--size", 0), 2, "--size 0")
     video = ("--protocol", "magicmaster-fvd", "--frames", 5)
     assert_one_line(smalti("eval", image_tokenizer, *data, *video), 2, "takes 17 frames")

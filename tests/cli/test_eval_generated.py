@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from smalti.data import bundled, read_image, write_video
-from smalti.metrics import NAMED_GENERATION, GenerationReport
+from smalti.metrics import GENERATION_PROTOCOLS, GenerationReport
 from smalti.metrics.weights import NETWORKS
 from tests.cli.conftest import assert_one_line, moving
 from tests.goldens.rule import rule
@@ -67,7 +67,7 @@ def test_sets_of_several_seeds_against_real_film(smalti, made, i3d, tmp_path):
 
 
 def test_the_protocols_are_those_of_generated_sets(smalti, pictures):
-    known = [protocol.name for protocol in NAMED_GENERATION]
+    known = [protocol.name for protocol in GENERATION_PROTOCOLS]
     assert_one_line(smalti("eval", pictures, "--real", pictures), 2, "'smalti'", *known)
     assert_one_line(smalti("eval", pictures, "--data", pictures, "--protocol", known[0]), 2, known[0])
 
@@ -75,7 +75,7 @@ def test_the_protocols_are_those_of_generated_sets(smalti, pictures):
 def test_options_that_contradict_are_code_2(smalti, pictures):
     command = ("eval", pictures, "--real", pictures, "--protocol", "smalti-generation")
     assert_one_line(smalti(*command, "--data", pictures), 2, "--real is the other side already")
-    assert_one_line(smalti(*command, "--frames", 5), 2, "--frames 5", "is for pictures")
+    assert_one_line(smalti(*command, "--frames", 5), 2, "--frames 5", "is for images")
     assert_one_line(smalti(*command, "--lpips", "x.pt"), 2, "--lpips x.pt")
     assert_one_line(smalti(*command, "--statistics", "x"), 2, "--statistics x")
     assert_one_line(smalti("eval", pictures, *command[1:]), 2, "given twice")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smalti.cli.listing import Question, clips_of
 from smalti.data import bundled, magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
-from smalti.metrics import NAMED, by_name
+from smalti.metrics import PROTOCOLS, find_protocol
 from smalti.metrics.weights import NETWORKS
+from smalti.pipeline.evaluate import EvaluationOptions, clips_of
 from smalti.tokenizer import load
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.goldens.rule import rule
 
@@ -35,8 +35,8 @@ def i3d(tmp_path_factory):
 
 
 def clips(name, data, **asked):
-    protocol = by_name(name).replace({"samples": None})
-    return clips_of(data, protocol, Question(name, **asked), is_image_model=True)
+    protocol = find_protocol(name, PROTOCOLS).replace({"samples": None})
+    return clips_of(data, protocol, EvaluationOptions(name, **asked), is_image_model=True)
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
@@ -44,7 +44,7 @@ def test_a_protocol_makes_pixels_by_the_convention_that_it_names_and_says_so(nam
     config = CONVENTIONS[name]
     found = clips(name, config.path)
     assert found.source.source.config == config
-    protocol = by_name(name)
+    protocol = find_protocol(name, PROTOCOLS)
     assert found.protocol == protocol.replace({"samples": None})  # what it declares is what is done
     fields = ["resize", "crop", "size"] + (["frames", "stride", "sampling"] if protocol.media == "videos" else [])
     assert {field: getattr(protocol, field) for field in fields} == {field: getattr(config, field) for field in fields}
@@ -53,13 +53,13 @@ def test_a_protocol_makes_pixels_by_the_convention_that_it_names_and_says_so(nam
 
 
 def test_every_protocol_of_a_convention_is_held_against_it():
-    assert {protocol.name for protocol in NAMED if protocol.convention} == CONVENTIONS.keys()
+    assert {protocol.name for protocol in PROTOCOLS if protocol.convention} == CONVENTIONS.keys()
 
 
-@pytest.mark.parametrize("name", [protocol.name for protocol in NAMED if protocol.convention is None])
+@pytest.mark.parametrize("name", [protocol.name for protocol in PROTOCOLS if protocol.convention is None])
 @pytest.mark.parametrize("size", [None, 0, 64])
 def test_without_a_convention_the_options_say_how_files_become_pixels(name, size):
-    data = FILM if by_name(name).media == "videos" else PHOTOS
+    data = FILM if find_protocol(name, PROTOCOLS).media == "videos" else PHOTOS
     found = clips(name, data, size=size)
     config = found.source.source.config
     assert (config.size, found.protocol.size) == ((128, 128) if size is None else (size or None, size or None))
@@ -94,8 +94,8 @@ def test_paths_of_a_list_start_at_the_root(smalti, image_tokenizer, pictures, tm
 def test_a_figure_under_a_peers_name_is_taken_on_its_pixels(smalti, image_tokenizer):
     command = ("eval", image_tokenizer, "--data", PHOTOS, "--protocol", "mindone-psnr-images", "--limit", 2)
     report = json.loads(smalti(*command, "--json").out)
-    protocol = by_name("mindone-psnr-images")
-    expected = score(load(image_tokenizer), mindone_images(PHOTOS).build(), protocol, limit=2)
+    protocol = find_protocol("mindone-psnr-images", PROTOCOLS)
+    expected = score_tokenizer(load(image_tokenizer), mindone_images(PHOTOS).build(), protocol, limit=2)
     assert (report["psnr"], report["ssim"]) == (expected.psnr, expected.ssim)
     assert report["protocol"] == protocol.plain()
     assert report["absent"]["frechet"] == "not in protocol mindone-psnr-images"
@@ -114,7 +114,7 @@ def test_fewer_samples_than_the_protocol_asks_for_are_refused(smalti, image_toke
 @pytest.mark.parametrize("name", ["smalti-fid", "smalti-fvd", "smalti-frechet"])
 def test_weights_of_features_must_be_there_and_be_whole(smalti, image_tokenizer, tmp_path, monkeypatch, name):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    network = NETWORKS[by_name(name).features]
+    network = NETWORKS[find_protocol(name, PROTOCOLS).features]
     data = FILM if name == "smalti-fvd" else PHOTOS
     command = ("eval", image_tokenizer, "--data", data, "--protocol", name, "--out", tmp_path / "out")
     missing = tmp_path / "none.pth"
@@ -136,7 +136,7 @@ def test_statistics_of_originals_are_kept_and_give_the_same_distance(smalti, vid
     assert first.code == again.code == 0
     assert json.loads(first.out) == json.loads(again.out)
     found = json.loads(first.out)["frechet"]
-    assert (found["name"], found["originals"], found["made"], found["dim"]) == ("rfvd", 2, 2, 400)
+    assert (found["name"], found["originals"], found["outputs"], found["dim"]) == ("rfvd", 2, 2, 400)
     assert found["distance"] > 0
     assert "2 samples for 400 dimensions" in found["warning"]
     data = bytearray(kept.read_bytes())

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from smalti.data.samples import photos
+from smalti.metrics.generation_report import GeneratedSet, GenerationProtocol, GenerationReport, Spread
 
 import smalti
 from smalti.cli.app import run
 from smalti.data import open_video, write_video
-from smalti.metrics.generation_report import GeneratedSet, GenerationProtocol, GenerationReport, Spread
 from smalti.metrics.report import Frechet
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.recipes import catalogue

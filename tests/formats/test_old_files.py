@@ -36,8 +36,7 @@ def load_training(name, tiny=False):
 
 def load_report(path):
     """Read a report of `smalti eval --out` back and write it again."""
-    from smalti.metrics.generation_report import GenerationReport
-    from smalti.metrics.report import Report
+    from smalti.metrics import GenerationReport, Report
 
     data = json.loads(path.read_text())
     return json.loads((GenerationReport if "sets" in data else Report).parse(data).to_json())

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.metrics import (
-    NAMED,
+    PROTOCOLS,
     SMALTI_FID,
     SMALTI_FRECHET,
     SMALTI_FVD,
@@ -18,19 +18,19 @@ from smalti.metrics import (
     Protocol,
     Report,
     Scores,
-    by_name,
-    evaluate,
+    evaluate_pairs,
+    find_protocol,
     frechet_distance,
+    pairs_of,
 )
 from smalti.metrics.features import Network
-from smalti.metrics.serialize import scores_of, tensors_of
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
 
 NETWORK = Network(
     name="efficientnet-lite0",
     score="frechet_efficientnet",
     dim=6,
-    of="frames",
+    per="frame",
     features=lambda weights, frames: torch.cat([frames.mean((2, 3)), frames.amax((2, 3))], 1) * weights["gain"],
     shapes={"gain": (1,)},
     file="means.pt",
@@ -38,7 +38,7 @@ NETWORK = Network(
 """A network of frames, as small as may be."""
 FEATURES = Features(NETWORK, {"gain": torch.ones(1)}, digest="ab" * 32)
 OF_CLIPS = NETWORK._replace(
-    name="i3d", score="rfvd", of="clips", fewest_frames=2, features=lambda w, x: x.flatten(3).mean(3).flatten(1)[:, :6]
+    name="i3d", score="rfvd", per="clip", fewest_frames=2, features=lambda w, x: x.flatten(3).mean(3).flatten(1)[:, :6]
 )
 PROTOCOL = SMALTI_FRECHET.replace({"lpips": None, "ms_ssim": False})
 LEVELS = (8, 8, 8)
@@ -57,6 +57,10 @@ def noisy(video):
     return (video * 4).round() / 4, ids
 
 
+def evaluate(reconstruct, clips, protocol, **networks):
+    return evaluate_pairs(pairs_of(reconstruct, clips, protocol.samples), protocol, **networks)
+
+
 def scored(clips, protocol=PROTOCOL, features=FEATURES, reference=None):
     scores = Scores(protocol, features=features, reference=reference, levels=LEVELS)
     for key, video in clips:
@@ -69,7 +73,7 @@ def assert_close(a, b):
     for name in ("distance", "means", "covariances"):
         assert getattr(a.frechet, name) == pytest.approx(getattr(b.frechet, name), rel=1e-10)
     assert a.model_copy(update={"frechet": None}) == b.model_copy(update={"frechet": None})
-    assert (a.frechet.originals, a.frechet.made) == (b.frechet.originals, b.frechet.made)
+    assert (a.frechet.originals, a.frechet.outputs) == (b.frechet.originals, b.frechet.outputs)
 
 
 def pixels(video):
@@ -83,7 +87,7 @@ def test_the_distance_is_that_of_the_features_of_all_frames():
         for moments, frames in ((a, pixels(video)), (b, pixels(noisy(video)[0]))):
             moments.update(torch.cat([frames.mean((2, 3)), frames.amax((2, 3))], 1))
     assert report.frechet.distance == pytest.approx(frechet_distance(a, b).distance, rel=1e-5)
-    assert (report.frechet.name, report.frechet.originals, report.frechet.made) == ("frechet_efficientnet", 28, 28)
+    assert (report.frechet.name, report.frechet.originals, report.frechet.outputs) == ("frechet_efficientnet", 28, 28)
     assert report.protocol.features_digest == FEATURES.digest
     assert "frechet" not in report.absent
     text = report.to_text(width=200)
@@ -103,8 +107,8 @@ def test_parts_that_are_sent_merge_to_the_report_of_the_whole(ranks):
     whole = scored(CLIPS)
     merged = Scores(PROTOCOL, features=FEATURES, levels=LEVELS)
     for rank in range(ranks):
-        sent = safetensors.torch.save(tensors_of(scored(CLIPS[rank::ranks])))
-        merged = merged.merge(scores_of(safetensors.torch.load(sent), like=merged))
+        sent = safetensors.torch.save(scored(CLIPS[rank::ranks]).tensors())
+        merged = merged.merge(merged.received(safetensors.torch.load(sent)))
     assert_close(merged.report(), whole.report())
 
 
@@ -128,7 +132,7 @@ def test_a_protocol_that_asks_for_clips_takes_the_first_and_all_originals():
 
     report = evaluate(reconstruct, CLIPS, protocol, features=FEATURES, levels=LEVELS)
     assert (len(made), report.clips) == (3, 3)
-    assert (report.frechet.originals, report.frechet.made) == (28, 9)
+    assert (report.frechet.originals, report.frechet.outputs) == (28, 9)
     with pytest.raises(InputError, match="asks for 6 clips, 5 were scored; give it the whole list"):
         evaluate(noisy, CLIPS, PROTOCOL.replace({"samples": 6}), features=FEATURES)
 
@@ -155,7 +159,7 @@ def test_a_distance_that_cannot_be_taken_is_none_with_the_reason():
 
 
 def test_other_features_than_the_protocol_names_are_refused():
-    with pytest.raises(ConfigError, match="takes features of inception, those given are of efficientnet-lite0"):
+    with pytest.raises(ConfigError, match="uses features of inception, not of efficientnet-lite0"):
         Scores(SMALTI_FID, features=FEATURES)
     with pytest.raises(ConfigError, match="names other weights of efficientnet-lite0"):
         Scores(PROTOCOL.replace({"features_digest": "0" * 64}), features=FEATURES)
@@ -251,7 +255,7 @@ def test_one_flipped_bit_of_statistics_is_found(tmp_path, place):
 
 
 def test_every_named_protocol_is_whole_and_found():
-    assert len({protocol.name for protocol in NAMED}) == len(NAMED)
-    for protocol in NAMED:
-        assert by_name(protocol.name) is protocol
+    assert len({protocol.name for protocol in PROTOCOLS}) == len(PROTOCOLS)
+    for protocol in PROTOCOLS:
+        assert find_protocol(protocol.name, PROTOCOLS) is protocol
         assert Protocol.parse(protocol.plain()) == protocol

@@ -13,20 +13,26 @@ from smalti.metrics import (
     MINDONE_PSNR,
     MINDONE_PSNR_IMAGES,
     OPEN_MAGVIT2,
+    PROTOCOLS,
     SMALTI,
     Perceptual,
     Report,
     Scores,
-    by_name,
-    compare_folders,
     contact_sheet,
-    evaluate,
+    evaluate_pairs,
+    find_protocol,
+    pairs_of,
+    pairs_of_folders,
 )
 from smalti.metrics.contact_sheet import difference
 from smalti.metrics.pixel import ms_ssim, to_pixels
 from tests.goldens.rule import load
 
 LEVELS = (8, 8, 8)
+
+
+def evaluate(reconstruct, clips, protocol, **networks):
+    return evaluate_pairs(pairs_of(reconstruct, clips, protocol.samples), protocol, **networks)
 
 
 def clip(frames, height, width, seed):
@@ -206,7 +212,7 @@ def test_unusable_clips_are_refused():
 
 
 def test_another_perceptual_net_than_the_protocol_names_is_refused():
-    with pytest.raises(ConfigError, match="scores LPIPS with vgg, the one given is alex"):
+    with pytest.raises(ConfigError, match="scores LPIPS with vgg, not with alex"):
         Scores(SMALTI, lpips=LPIPS._replace(net="alex"))
     with pytest.raises(ConfigError, match="names other LPIPS weights"):
         Scores(SMALTI.model_copy(update={"lpips_digest": "1" * 64}), lpips=LPIPS)
@@ -215,9 +221,9 @@ def test_another_perceptual_net_than_the_protocol_names_is_refused():
 
 
 def test_protocols_are_found_by_name():
-    assert [by_name(name).name for name in ("smalti", "mindone-psnr", "open-magvit2")]
+    assert [find_protocol(name, PROTOCOLS).name for name in ("smalti", "mindone-psnr", "open-magvit2")]
     with pytest.raises(ConfigError, match="there are: smalti, smalti-frechet"):
-        by_name("psnr")
+        find_protocol("psnr", PROTOCOLS)
 
 
 def write_folder(folder, videos):
@@ -235,7 +241,7 @@ def test_folders_are_paired_by_relative_stem(tmp_path):
     write_folder(tmp_path / "a", [(f"x/{key}", video) for key, video in CLIPS])
     write_folder(tmp_path / "b", [(f"x/{key}", noisy(video)[0]) for key, video in CLIPS])
     (tmp_path / "b" / ".hidden").touch()
-    found = compare_folders(tmp_path / "a", tmp_path / "b", read, SMALTI)
+    found = evaluate_pairs(pairs_of_folders(tmp_path / "a", tmp_path / "b", read), SMALTI)
     expected = evaluate(lambda video: noisy(video)[0], [(f"x/{key}", video) for key, video in CLIPS], SMALTI)
     assert found == expected
 
@@ -245,12 +251,12 @@ def test_files_without_a_partner_are_named(tmp_path):
     write_folder(tmp_path / "b", CLIPS[:2])
     for pair in (("a", "b"), ("b", "a")):
         with pytest.raises(InputError, match="b: no partner for clip2, clip3;"):
-            compare_folders(tmp_path / pair[0], tmp_path / pair[1], read, SMALTI)
+            list(pairs_of_folders(tmp_path / pair[0], tmp_path / pair[1], read))
     (tmp_path / "b" / "clip1.txt").touch()
     with pytest.raises(InputError, match=r"clip1\.npy and clip1\.txt have the same name"):
-        compare_folders(tmp_path / "a", tmp_path / "b", read, SMALTI)
+        evaluate_pairs(pairs_of_folders(tmp_path / "a", tmp_path / "b", read), SMALTI)
     with pytest.raises(InputError, match="no such folder"):
-        compare_folders(tmp_path / "a", tmp_path / "c", read, SMALTI)
+        list(pairs_of_folders(tmp_path / "a", tmp_path / "c", read))
 
 
 def test_a_contact_sheet_holds_every_picture_unchanged():
@@ -266,7 +272,7 @@ def test_a_ragged_or_empty_sheet_is_refused():
     picture = np.zeros((4, 4, 3), np.uint8)
     for rows, titles, message in [
         ([], ["a"], "at least one row"),
-        ([[picture]], ["a", "b"], "row 0 has 1 pictures for 2 titles"),
+        ([[picture]], ["a", "b"], "row 0 has 1 images for 2 titles"),
         ([[picture[:, :, :2]]], ["a"], "uint8 h w 3"),
     ]:
         with pytest.raises(ValueError, match=message):

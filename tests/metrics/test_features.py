@@ -9,11 +9,11 @@ from torch import nn
 
 from smalti.errors import InputError, IntegrityError, MachineError
 from smalti.foreign import read_checkpoint, read_program, tensors
-from smalti.metrics.conv_graph import Branches, Conv, Pool, convolutions, run, shapes
+from smalti.metrics.conv_graph import Branches, ConvLayer, PoolLayer, convolutions, run_layers, weight_shapes
 from smalti.metrics.features import Features
-from smalti.metrics.i3d import by_order
-from smalti.metrics.inception import STAGES, prepare
-from smalti.metrics.weights import NETWORKS, find_file, read_features, variable
+from smalti.metrics.i3d import weights_in_graph_order
+from smalti.metrics.inception import INCEPTION_STAGES, inception_input
+from smalti.metrics.weights import NETWORKS, find_weights_file, read_features, weights_variable
 from tests.goldens.rule import FOLDER, load, rule
 
 INCEPTION, I3D, EFFICIENTNET, _ = NETWORKS.values()
@@ -57,9 +57,9 @@ def test_inception_equals_the_golden(weights):
     pictures, w = golden["images_u8"][:1], weights(INCEPTION)
     found = Features(INCEPTION, w, "")(still(pictures))
     torch.testing.assert_close(found, golden["features"][:1], rtol=1e-5, atol=2e-6)
-    x, doubled = prepare(pictures.double()), {name: value.double() for name, value in w.items()}
-    for stage, mean in zip(STAGES, golden["tap_means"][0], strict=True):
-        x = run(stage, doubled, x)
+    x, doubled = inception_input(pictures.double()), {name: value.double() for name, value in w.items()}
+    for stage, mean in zip(INCEPTION_STAGES, golden["tap_means"][0], strict=True):
+        x = run_layers(stage, doubled, x)
         assert x.mean().item() == pytest.approx(mean.item(), rel=1e-5)
     torch.testing.assert_close(x.mean((2, 3)), golden["features_f64_first2"][:1], rtol=1e-9, atol=1e-12)
 
@@ -81,10 +81,10 @@ def test_efficientnet_equals_the_golden(weights):
 def test_one_vector_for_each_frame_or_clip_in_their_order(weights, name):
     network = NETWORKS[name]
     features = Features(network, weights(network), "")
-    frames = network.fewest_frames if network.of == "clips" else 2
+    frames = network.fewest_frames if network.per == "clip" else 2
     clips = torch.randint(0, 256, (2, 3, frames, 20, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     found = features(clips)
-    assert found.shape == ((2 if network.of == "clips" else 2 * frames), network.dim)
+    assert found.shape == ((2 if network.per == "clip" else 2 * frames), network.dim)
     assert found.dtype == torch.float32
     alone = features(clips[1:])
     torch.testing.assert_close(alone, found[-len(alone) :], rtol=1e-5, atol=1e-5)
@@ -99,9 +99,9 @@ def test_a_clip_too_short_for_i3d_is_refused(weights):
 @pytest.mark.parametrize("size", [7, 8, 9, 16, 17])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 2), (7, 2), (2, 2)])
 def test_padding_as_tensorflow_does_gives_one_output_for_each_stride(size, kernel, stride):
-    conv = Conv("c", None, (1, 1, kernel, kernel), (stride, stride), None, active="none")
+    conv = ConvLayer("c", None, (1, 1, kernel, kernel), (stride, stride), None, activation="none")
     w = {"c.weight": torch.ones(conv.shape), "c.bias": torch.zeros(1)}
-    out = run((conv,), w, torch.ones(1, 1, size, size))
+    out = run_layers((conv,), w, torch.ones(1, 1, size, size))
     assert out.shape[-1] == -(-size // stride)
     # The odd zero lies at the end: the first window holds as many ones as it may.
     room = max(0, (out.shape[-1] - 1) * stride + kernel - size)
@@ -110,15 +110,15 @@ def test_padding_as_tensorflow_does_gives_one_output_for_each_stride(size, kerne
 
 def test_a_mean_leaves_the_padding_out():
     ones = torch.ones(1, 1, 4, 4)
-    assert torch.equal(run((Pool("mean", (3, 3), (1, 1), (1, 1)),), {}, ones), ones)
+    assert torch.equal(run_layers((PoolLayer("mean", (3, 3), (1, 1), (1, 1)),), {}, ones), ones)
 
 
 def test_a_table_lists_its_tensors_in_the_order_of_the_graph():
-    a, b = (Conv(name, f"{name}_bn", (2, 2, 1, 1), (1, 1), (0, 0)) for name in "ab")
+    a, b = (ConvLayer(name, f"{name}_bn", (2, 2, 1, 1), (1, 1), (0, 0)) for name in "ab")
     steps = (Branches(((a,), (b,))), a._replace(name="c", norm=None))
     assert [conv.name for conv in convolutions(steps)] == ["a", "b", "c"]
-    assert list(shapes(steps))[:2] == ["a.weight", "a_bn.weight"]
-    assert list(shapes(steps))[-2:] == ["c.weight", "c.bias"]
+    assert list(weight_shapes(steps))[:2] == ["a.weight", "a_bn.weight"]
+    assert list(weight_shapes(steps))[-2:] == ["c.weight", "c.bias"]
 
 
 def test_wrong_tensors_are_refused_by_name(weights):
@@ -148,22 +148,22 @@ def test_another_file_than_the_published_one_is_refused(weights, tmp_path):
 def test_files_are_found_in_the_order_of_the_docs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for network in (INCEPTION, I3D):
-        monkeypatch.delenv(variable(network), raising=False)
+        monkeypatch.delenv(weights_variable(network), raising=False)
         with pytest.raises(MachineError, match=rf"no {network.file}.*--features FILE, set SMALTI_\w+, or put it into"):
-            find_file(network)
+            find_weights_file(network)
         cached = tmp_path / "smalti" / network.file
         cached.parent.mkdir(exist_ok=True)
         cached.touch()
-        assert find_file(network) == cached
-        monkeypatch.setenv(variable(network), str(tmp_path / "named.pt"))
-        assert find_file(network) == tmp_path / "named.pt"
+        assert find_weights_file(network) == cached
+        monkeypatch.setenv(weights_variable(network), str(tmp_path / "named.pt"))
+        assert find_weights_file(network) == tmp_path / "named.pt"
     package = tmp_path / "site" / EFFICIENTNET.package
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "models" / EFFICIENTNET.file).touch()
-    monkeypatch.delenv(variable(EFFICIENTNET), raising=False)
+    monkeypatch.delenv(weights_variable(EFFICIENTNET), raising=False)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    assert find_file(EFFICIENTNET) == package / "models" / EFFICIENTNET.file
+    assert find_weights_file(EFFICIENTNET) == package / "models" / EFFICIENTNET.file
 
 
 def test_a_network_is_the_same_from_safetensors_and_from_a_torch_file(weights, tmp_path):
@@ -209,7 +209,7 @@ class Port(nn.Module):
 def i3d_convolutions():
     """The table that the names and shapes follow from."""
     units = [name.removesuffix(".conv3d.weight") for name in I3D.shapes if name.endswith(".conv3d.weight")]
-    return [Conv(unit, None, I3D.shapes[f"{unit}.conv3d.weight"], (1, 1, 1), None) for unit in units]
+    return [ConvLayer(unit, None, I3D.shapes[f"{unit}.conv3d.weight"], (1, 1, 1), None) for unit in units]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -220,7 +220,7 @@ def test_a_torchscript_file_of_other_names_is_read_by_the_order_of_its_graph(way
     program = torch.jit.script(port) if way == "script" else torch.jit.trace(port, torch.zeros(1, 3, 7, 7, 7))
     path = tmp_path / "i3d_torchscript.pt"
     torch.jit.save(program, path)
-    found = by_order(tensors(read_checkpoint(path)), read_program(path))
+    found = weights_in_graph_order(tensors(read_checkpoint(path)), read_program(path))
     assert {name: tuple(value.shape) for name, value in found.items()} == I3D.shapes
     assert torch.equal(found["logits.conv3d.weight"], port.classifier.weight)
     assert torch.equal(found["Mixed_5c.b3b.conv3d.weight"], port.trunk[-1].filter.weight)
@@ -233,7 +233,7 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
     program = "    _0 = torch.batch_norm(x, a, b, c, d, False, 0.1, 0.001, True)\n"
     whole = weights(I3D)
     renamed = {name.replace("conv3d", "filter"): value for name, value in whole.items()}
-    assert by_order(renamed, program).keys() == I3D.shapes.keys()
+    assert weights_in_graph_order(renamed, program).keys() == I3D.shapes.keys()
     for others, text in [
         ({}, program),
         (renamed, ""),
@@ -241,8 +241,10 @@ def test_tensors_that_are_no_i3d_are_refused_with_the_mend(weights):
         ({name: value for name, value in renamed.items() if "b3b" not in name}, program),
         ({name: value for name, value in renamed.items() if name != "Mixed_3b.b0.bn.running_var"}, program),
     ]:
-        with pytest.raises(IntegrityError, match=r"no I3D that can be told from its tensors .* save its weights as"):
-            by_order(others, text)
+        with pytest.raises(
+            IntegrityError, match=r"no I3D that can be recognised by its tensors .* save its weights as"
+        ):
+            weights_in_graph_order(others, text)
 
 
 def test_a_torchscript_program_is_text_and_other_files_have_none(tmp_path):
@@ -253,7 +255,7 @@ def test_a_torchscript_program_is_text_and_other_files_have_none(tmp_path):
 
 
 def test_features_of_short_clips_are_an_input_error(weights):
-    from smalti.metrics.distance import FeatureMoments
+    from smalti.metrics.statistics import FeatureMoments
 
     moments = FeatureMoments(Features(I3D, weights(I3D), ""))
     with pytest.raises(InputError, match="clip7: has 3 frames, i3d needs clips of 9 or more"):

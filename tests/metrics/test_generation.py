@@ -10,20 +10,19 @@ import torch
 from smalti.data import bundled, open_video
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.metrics import (
-    NAMED_GENERATION,
+    GENERATION_PROTOCOLS,
     SMALTI_GENERATION,
     SMALTI_GENERATION_VIDEO,
     SMALTI_GFID,
     Features,
     GenerationReport,
     Moments,
+    find_protocol,
     frechet_distance,
-    generation_by_name,
     inception_score,
     score_generated,
 )
-from smalti.metrics.efficientnet import EFFICIENTNET
-from smalti.metrics.efficientnet_video import EFFICIENTNET_VIDEO, GAIN, HALF, described, projection
+from smalti.metrics.efficientnet import EFFICIENTNET, EFFICIENTNET_VIDEO, GAIN, HALF, clip_features, sign_projection
 from smalti.video import to_video
 from tests.goldens.rule import rule
 
@@ -36,7 +35,7 @@ def cells(weights, frames):
 
 
 SMALL = EFFICIENTNET_VIDEO._replace(
-    features=lambda weights, clips: described(
+    features=lambda weights, clips: clip_features(
         cells(weights, clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clips), clips.shape[2]))
     ),
     shapes={"gain": (1,)},
@@ -107,29 +106,29 @@ def test_efficientnet_of_any_weights_sees_motion(clips):
 @pytest.mark.parametrize("dim", [64, 192, 1280])
 def test_a_vector_is_what_a_clip_shows_beside_how_it_moves(frames, dim):
     values = torch.randn(3, frames, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(frames))
-    found = described(values)
-    shows, moves = projection("shows", dim), projection("moves", dim)
+    found = clip_features(values)
+    shows, moves = sign_projection("shows", dim), sign_projection("moves", dim)
     for clip, vector in zip(values, found, strict=True):
         steps = sum((b - a).abs() for a, b in pairwise(clip)) / (frames - 1)
         torch.testing.assert_close(vector[:HALF], sum(clip) / frames @ shows, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(vector[HALF:], GAIN * steps @ moves, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(described(values.flip(1)), found, rtol=1e-10, atol=1e-10)  # time may run backwards
-    still = described(values[:, :1].expand_as(values))
+    torch.testing.assert_close(clip_features(values.flip(1)), found, rtol=1e-10, atol=1e-10)  # time may run backwards
+    still = clip_features(values[:, :1].expand_as(values))
     assert not still[:, HALF:].any()
     with pytest.raises(ValueError, match="2 frames or more, got 1"):
-        described(values[:, :1])
+        clip_features(values[:, :1])
 
 
 @pytest.mark.parametrize("dim", [64, 1280])
 def test_projections_are_orthogonal_and_the_same_everywhere(dim):
     for name in ("shows", "moves"):
-        columns = projection(name, dim)
+        columns = sign_projection(name, dim)
         torch.testing.assert_close(columns.T @ columns, torch.eye(HALF).double() * dim / HALF, rtol=0, atol=1e-12 * dim)
     bits = [byte >> place & 1 for byte in shake_256(b"shows").digest(dim * HALF // 8) for place in range(7, -1, -1)]
     signs = torch.tensor(bits).reshape(dim, HALF).double() * 2 - 1
-    inside = projection("shows", dim) @ (projection("shows", dim).T @ signs) * HALF / dim
+    inside = sign_projection("shows", dim) @ (sign_projection("shows", dim).T @ signs) * HALF / dim
     torch.testing.assert_close(inside, signs, rtol=0, atol=1e-10)  # the same space on every machine
-    assert (projection("shows", dim).T @ projection("moves", dim)).abs().max() < dim / HALF
+    assert (sign_projection("shows", dim).T @ sign_projection("moves", dim)).abs().max() < dim / HALF
 
 
 def as_set(clips, name=""):
@@ -214,7 +213,7 @@ def test_sets_that_cannot_be_compared_are_refused(clips):
         ([], "a: holds 0 clips, protocol smalti-generation needs 2"),
         ([real[0], real[0]], "a: 00: two clips have this key"),
         (pictures(6, 1, side=9), r"a: 00: size \(9, 9\) among clips of \(8, 8\)"),
-        (as_set(clips[:2, :, :3, :8, :8]), "a: 00: has 3 frames, protocol smalti-generation is for pictures"),
+        (as_set(clips[:2, :, :3, :8, :8]), "a: 00: has 3 frames, protocol smalti-generation is for images"),
         ([("x", torch.full((1, 3, 1, 8, 8), float("nan")))], "not finite"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -232,7 +231,7 @@ def test_sets_that_cannot_be_compared_are_refused(clips):
 
 
 def test_other_features_or_wrong_protocols_are_refused():
-    with pytest.raises(ConfigError, match="takes features of inception, those given are of efficientnet-lite0"):
+    with pytest.raises(ConfigError, match="uses features of inception, not of efficientnet-lite0"):
         score_generated({"a": pictures(6, 1)}, pictures(6, 0), SMALTI_GFID, OF_FRAMES)
     other = SMALTI_GENERATION.replace({"features_digest": "0" * 64})
     with pytest.raises(ConfigError, match="names other weights of efficientnet-lite0"):
@@ -242,5 +241,7 @@ def test_other_features_or_wrong_protocols_are_refused():
     with pytest.raises(ConfigError, match="inception score is of the features of inception"):
         SMALTI_GENERATION.replace({"inception_splits": 10})
     with pytest.raises(ConfigError, match="there are: smalti-gfid, smalti-gfvd"):
-        generation_by_name("smalti")
-    assert [generation_by_name(protocol.name) for protocol in NAMED_GENERATION] == list(NAMED_GENERATION)
+        find_protocol("smalti", GENERATION_PROTOCOLS)
+    assert [find_protocol(protocol.name, GENERATION_PROTOCOLS) for protocol in GENERATION_PROTOCOLS] == [
+        *GENERATION_PROTOCOLS
+    ]

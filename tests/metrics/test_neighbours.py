@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.metrics import precision_recall as neighbours
-from smalti.metrics.inception_score import inception_score
-from smalti.metrics.precision_recall import Balls, density_coverage, inside, precision_recall
+from smalti.metrics.inception import inception_score
+from smalti.metrics.precision_recall import Neighbourhoods, count_inside, density_coverage, precision_recall
 
 
 def sample(n, dim, seed, shift=0.0):
@@ -33,9 +32,9 @@ def brute(real, made, k):
     )
 
 
-def found(real, made, k):
-    balls = Balls.of(real, k)
-    return (*precision_recall(balls, made), *density_coverage(balls, made))
+def found(real, made, k, **options):
+    hoods = Neighbourhoods.of(real, k, **options)
+    return (*precision_recall(hoods, made), *density_coverage(hoods, made))
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -46,11 +45,10 @@ def test_scores_equal_brute_force(n, m, dim, shift, k):
 
 
 @pytest.mark.parametrize("block", [1, 7, 100, 1 << 20])
-def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
+def test_the_size_of_a_block_changes_nothing(block):
     real, made = sample(40, 5, 0), sample(31, 5, 1, 0.7)
     whole = found(real, made, 3)
-    monkeypatch.setattr(neighbours, "_DISTANCES", block)
-    assert found(real, made, 3) == whole
+    assert found(real, made, 3, block=block) == whole
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -63,20 +61,20 @@ def test_a_set_against_itself_has_all_and_far_sets_have_nothing(k, far):
 
 def test_copies_of_one_vector_lie_in_their_own_closed_balls():
     real = sample(6, 4, 0).repeat(4, 1)  # each four times: balls of k = 3 are points
-    balls = Balls.of(real, 3)
+    balls = Neighbourhoods.of(real, 3)
     assert precision_recall(balls, real) == (1, 1)
     assert density_coverage(balls, real) == (0, 0)  # an open ball of no size holds nothing
 
 
 def test_what_is_counted_from_both_sides_agrees():
-    balls, made = Balls.of(sample(40, 5, 0), 3), sample(31, 5, 1)
-    seen = inside(balls, made, closed=False)
-    assert seen.balls.sum() == seen.vectors.sum() > 0
+    balls, made = Neighbourhoods.of(sample(40, 5, 0), 3), sample(31, 5, 1)
+    seen = count_inside(balls, made, closed=False)
+    assert seen.neighbourhoods.sum() == seen.vectors.sum() > 0
 
 
 def test_fewer_vectors_than_neighbours_are_refused():
     with pytest.raises(ValueError, match="neighbour number 5 needs more vectors than that, got 5"):
-        Balls.of(sample(5, 2, 0), 5)
+        Neighbourhoods.of(sample(5, 2, 0), 5)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7, 1008])

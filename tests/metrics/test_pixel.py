@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from smalti.metrics.pixel import SMALLEST_MS_SSIM, ms_ssim, mse, psnr, smallest, ssim, to_pixels
+from smalti.metrics.pixel import SMALLEST_MS_SSIM, ms_ssim, mse, psnr, smallest_side, ssim, to_pixels
 from tests.goldens.rule import load
 
 GOLDEN = load("metrics_psnr_ssim")
@@ -145,8 +145,8 @@ def test_the_mean_of_psnrs_is_never_below_the_psnr_of_the_mean():
 def test_frames_below_the_window_are_refused_with_the_numbers(height, width):
     a, b = two_frames(height, width)
     for window in ("gaussian-11", "uniform-7"):
-        if min(height, width) < smallest(window):
-            with pytest.raises(ValueError, match=f"{smallest(window)} x {smallest(window)} pixels or more"):
+        if min(height, width) < smallest_side(window):
+            with pytest.raises(ValueError, match=f"{smallest_side(window)} x {smallest_side(window)} pixels or more"):
                 ssim(a, b, 255.0, window)
     with pytest.raises(ValueError, match=f"{SMALLEST_MS_SSIM} x {SMALLEST_MS_SSIM}.*{height} x {width}"):
         ms_ssim(a, b, 255.0)

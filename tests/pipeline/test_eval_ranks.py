@@ -57,7 +57,7 @@ def test_ranks_give_the_report_and_the_sheet_of_one_process(tokenizer, i3d, tmp_
         found[world] = report_of(tmp_path / str(world))
     one, many = (report.pop("frechet") for report in found.values())
     assert found[ranks] == found[1]
-    assert found[1]["clips"] == one["made"] == many["made"] == limit
+    assert found[1]["clips"] == one["outputs"] == many["outputs"] == limit
     assert many["distance"] == pytest.approx(one["distance"], rel=1e-8)
     assert (tmp_path / "1" / "sheet.png").read_bytes() == (tmp_path / str(ranks) / "sheet.png").read_bytes()
     # What the ranks kept serves one process.

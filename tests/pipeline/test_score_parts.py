@@ -8,9 +8,8 @@ from smalti.data import ImagesConfig, Subset
 from smalti.data.bundled import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Features, Scores
-from smalti.metrics.serialize import scores_of, tensors_of
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokenizer.score import report_of, score, score_part
+from smalti.tokenizer.score import pairs_of_tokenizer, score_tokenizer
 from tests.metrics.test_distance import NETWORK
 
 PROTOCOL = SMALTI.replace({"lpips": None, "features": "efficientnet-lite0"})
@@ -35,16 +34,23 @@ def source(tmp_path_factory):
 
 
 def in_parts(tokenizer, source, world, protocol=PROTOCOL):
-    whole, left = Scores(protocol, features=FEATURES, levels=tokenizer.levels), []
+    whole = Scores(protocol, features=FEATURES, levels=tokenizer.levels)
     seen = []
     for rank in range(world):
         scores = whole.fresh()
-        left += score_part(
-            tokenizer, source, scores, part=(rank, world), watch=lambda number, *pair: seen.append(number)
+        pairs = pairs_of_tokenizer(
+            tokenizer,
+            source,
+            share=(rank, world),
+            samples=protocol.samples,
+            on_bad=scores.bad.__setitem__,
         )
-        sent = safetensors.torch.save(tensors_of(scores))
-        whole = whole.merge(scores_of(safetensors.torch.load(sent), like=whole))
-    return report_of(whole, left), sorted(seen), sorted(one.number for one in left)
+        for pair in pairs:
+            scores.update([pair])
+            seen += [] if pair.reconstruction is None else [pair.number]
+        sent = safetensors.torch.save(scores.tensors())
+        whole = whole.merge(whole.received(safetensors.torch.load(sent)))
+    return whole.report(), sorted(seen), sorted(whole.bad)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 9])
@@ -52,7 +58,7 @@ def in_parts(tokenizer, source, world, protocol=PROTOCOL):
 def test_any_number_of_parts_gives_the_report_of_one(tokenizer, source, world, limit):
     clips = Subset(source, range(len(source))[:limit])
     found, seen, left = in_parts(tokenizer, clips, world)
-    one = score(tokenizer, source, PROTOCOL, limit=limit, features=FEATURES)
+    one = score_tokenizer(tokenizer, source, PROTOCOL, limit=limit, features=FEATURES)
     assert seen == [i for i in range(len(clips)) if i not in (2, 4)]
     assert left == [i for i in range(len(clips)) if i in (2, 4)]
     if one.frechet is not None:
@@ -64,7 +70,7 @@ def test_any_number_of_parts_gives_the_report_of_one(tokenizer, source, world, l
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_clips_past_those_that_a_protocol_asks_for_count_as_originals_alone(tokenizer, source, world):
     report, seen, _ = in_parts(tokenizer, source, world, PROTOCOL.replace({"samples": 2}))
-    assert (seen, report.clips, report.frechet.originals, report.frechet.made) == ([0, 1], 2, 3, 2)
+    assert (seen, report.clips, report.frechet.originals, report.frechet.outputs) == ([0, 1], 2, 3, 2)
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 import smalti
 from smalti.data import open_video, read_image
 from smalti.errors import ConfigError, InputError, IntegrityError
-from smalti.metrics import SMALTI, Scores
+from smalti.metrics import SMALTI, evaluate_pairs
 from smalti.pipeline.decode import choose_rows, target_name
 from smalti.tokens.config import Clip, TokenizeOptions
 from smalti.tokens.plan import cut_into_shards
 from smalti.tokens.reader import TokenSet, decode_row
-from smalti.tokens.score import Asked, score_set
+from smalti.tokens.score import pairs_of_token_set
 from smalti.tokens.shard import TokenRow, id_type, shard_bytes
 from smalti.video import to_video
 from tests.token_sets import digest, encoded, film, make_set, picture, save_tokenizer
@@ -302,14 +302,14 @@ def test_decoded_rows_are_scored_against_the_very_files_they_came_from(made, tmp
 
     shutil.copytree(made.data, tmp_path / "data")
     tokenizer, tokens = smalti.load(made.tokenizer), TokenSet(made.path)
-    report = score_set(
-        tokenizer, tokens, tmp_path / "data", Scores(SMALTI, levels=tokens.tokenizer_info.levels), asked=Asked(frames=5)
-    )
+    pairs = pairs_of_token_set(tokenizer, tokens, tmp_path / "data", frames=5)
+    report = evaluate_pairs(pairs, SMALTI, levels=tokens.tokenizer_info.levels)
     assert report.clips == 9
     assert report.frames == len(SIZES) + 1 + 2 + 5
     (tmp_path / "data" / "cat" / "3.png").write_bytes(encoded(picture(16, 16, 9), "PNG"))
     bad = []
-    assert score_set(tokenizer, tokens, tmp_path / "data", Scores(SMALTI), on_bad=bad.append).clips == 8
+    pairs = pairs_of_token_set(tokenizer, tokens, tmp_path / "data", on_bad=bad.append)
+    assert evaluate_pairs(pairs, SMALTI).clips == 8
     assert [(fault.path, fault.code) for fault in bad] == [("cat/3.png", "changed")] or bad[0].code == "changed"
 
 

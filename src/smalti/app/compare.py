@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smalti.app.html import document, drawing, number, picture, table
+from smalti.app.html import document, drawing, html_table, number, picture
 from smalti.comparison import (
     Budget,
     ComparisonData,
@@ -126,11 +126,15 @@ def write_comparison(out: Path, runs: Sequence[VariantRun], parts: DataParts, ab
         f"of {terms['batch_size']}, the same in the same order for all; {data['learnt_from']:,} files to learn from, "
         f"{data['measured_on']:,} others to measure on.</p>",
         "<h2>At the end</h2>",
-        table(["variant", *(head for head, _ in _SCORES.values())], [_scores(row) for row in rows]),
+        html_table(["variant", *(head for head, _ in _SCORES.values())], [_scores(row) for row in rows]),
         f"<small>Mean over seeds, and in brackets the difference from <code>{first}</code> with its standard error, "
         "from the spread of one run pooled over all variants. LPIPS and Fréchet: less is better.</small>",
-        table(["variant", "bits per pixel", *(head for head, _ in _CODES.values()), "uniform sample"], _codes(rows)),
-        table(["variant", "parameters", "steps", "CPU s", "s a step", "GFLOP a step"], [_cost(row) for row in rows]),
+        html_table(
+            ["variant", "bits per pixel", *(head for head, _ in _CODES.values()), "uniform sample"], _codes(rows)
+        ),
+        html_table(
+            ["variant", "parameters", "steps", "CPU s", "s a step", "GFLOP a step"], [_cost(row) for row in rows]
+        ),
         *(f"<p>{html.escape(row.name)}: {html.escape(fault)}</p>" for row in rows for fault in row.faults),
         "<h2>Along the way</h2>",
         _curves(runs),

@@ -21,14 +21,14 @@ from smalti.recipes import DEMO_STEPS
 from smalti.recipes.image import tiny
 from smalti.recipes.video import tiny_video
 from smalti.tokenizer import Tokenizer, inflate
-from smalti.tokenizer.score import score
+from smalti.tokenizer.score import score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.video import to_uint8, to_video
 
 PHOTOS = ImagesConfig(path=bundled.photos("heldout"), size=128, crop="center", flip=False)
 SHOTS = VideosConfig(path=bundled.videos("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class Stage(NamedTuple):
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
 
 def run_demo(
-    out: Path, *, quick: bool = False, say: Say = print, progress: Callable[[str], Progress] | None = None
+    out: Path, *, quick: bool = False, say: Print = print, progress: Callable[[str], Progress] | None = None
 ) -> Path:
     """Run everything in the folder `out`; gives the page to look at. A demo that was stopped goes on where it was.
 
@@ -65,16 +65,16 @@ def run_demo(
     with stage("Training an image tokenizer on the photographs that smalti ships"):
         image = trained("image", image_config)
     with stage("Measuring it on photographs that it has never seen"):
-        on_photos = score(image, PHOTOS.build(), SMALTI)
+        on_photos = score_tokenizer(image, PHOTOS.build(), SMALTI)
     with stage("Inflating it to a video tokenizer, and measuring that on unseen shots"):
         config = video_config.tokenizer
         inflated = inflate(image, tuple(t for t, _ in config.strides), time_kernel=config.time_kernel)
         inflated.save(out / "inflated", replace=True)
-        before = score(inflated, SHOTS.build(), SMALTI)
+        before = score_tokenizer(inflated, SHOTS.build(), SMALTI)
     with stage("Fine-tuning it on film"):
         video = trained("video", video_config.model_copy(update={"init": out / "inflated"}))
     with stage("Measuring it again"):
-        on_shots = score(video, SHOTS.build(), SMALTI)
+        on_shots = score_tokenizer(video, SHOTS.build(), SMALTI)
     with stage("Turning a shot into integers, and the integers alone back into a film"):
         codec = _there_and_back(video, out)
     with stage("Drawing"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smalti.app.html import document, drawing, figures, number, picture, table
+from smalti.app.html import document, drawing, figures, html_table, number, picture
 from smalti.files import write_bytes
 from smalti.metrics import Report
 from smalti.version import __version__
@@ -43,7 +43,7 @@ def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Repo
         "<h2>How it learnt</h2>",
         curves,
         "<h2>Where the time went</h2>",
-        table(["stage", "seconds"], [[s["name"], f"{s['seconds']:.1f}"] for s in results["stages"]]),
+        html_table(["stage", "seconds"], [[s["name"], f"{s['seconds']:.1f}"] for s in results["stages"]]),
         f"<small>smalti {__version__}. All figures are in <code>report.json</code>; every score is under the protocol "
         f"<code>smalti</code>, described in full in it. Fingerprint of the video tokenizer: "
         f"<code>{codec['fingerprint'][:16]}</code>. Photographs and film: see ATTRIBUTION.md of the samples.</small>",
@@ -60,12 +60,13 @@ def _scores(title: str, report: Report) -> str:
         return [name, number(r.psnr, 2), number(r.ssim, 4), number(r.ms_ssim, 4), number(r.lpips, 4)]
 
     rows = [cells("mean", report), *(cells(row.key, row) for row in report.rows)]
-    shown = table([title, "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"], rows)
+    shown = html_table([title, "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"], rows)
     use = report.codebook
     if use is not None:
         shown += (
-            f"<small>{use.tokens:,} tokens used {use.distinct:,} different codes of {use.codebook_size:,} (even use of "
-            f"as many tokens would show {use.expected_distinct:,.0f}); perplexity {use.perplexity:,.0f}.</small> "
+            f"<small>{use.tokens:,} tokens used {use.distinct:,} different codes of {use.codebook_size:,} "
+            f"({use.expected_distinct:,.0f} in a uniform sample of the same size); perplexity {use.perplexity:,.0f}."
+            "</small> "
         )
     reasons = "; ".join(f"{name}: {reason}" for name, reason in report.absent.items())
     return shown + (f"<small>{html.escape(reasons)}</small>" if reasons else "")
@@ -79,7 +80,7 @@ def _inflation(results: Mapping[str, Any]) -> str:
     return (
         "<p>The image tokenizer's kernels become the taps of the current frame and the taps of past frames start at "
         "zero: before any training on film, every latent frame is exactly the image tokenizer's.</p>"
-        + table(["on unseen shots", "PSNR dB", "SSIM"], rows)
+        + html_table(["on unseen shots", "PSNR dB", "SSIM"], rows)
     )
 
 

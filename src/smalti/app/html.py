@@ -12,7 +12,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 G
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
 h1 { font-size: 2.2rem; margin: 0 0 .25rem } h2 { font-size: 1.35rem; margin: 2.5rem 0 .75rem }
 p.lead { color: var(--soft); font-size: 1.1rem; margin: 0 0 1.5rem; max-width: 46rem }
-table { border-collapse: collapse; width: 100%; font: 14px/1.4 system-ui, sans-serif; margin: .5rem 0 1rem }
+html_table { border-collapse: collapse; width: 100%; font: 14px/1.4 system-ui, sans-serif; margin: .5rem 0 1rem }
 th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(--line) }
 td { font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 600 }
@@ -47,11 +47,11 @@ def picture(name: str, caption: str) -> str:
     return f'<figure><img src="{name}" alt="{html.escape(caption)}"><figcaption>{caption}</figcaption></figure>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text under their heads; the first column is a name."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{lines}</table>"
+    return f"<html_table><tr>{top}</tr>{lines}</html_table>"
 
 
 def number(value: float | None, digits: int) -> str:

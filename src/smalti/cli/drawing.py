@@ -163,7 +163,7 @@ def _draw(drawing: Drawing, jobs: list[Job], video: "Tensor") -> "Tensor":
 
     wanted, generator, tokenizer, config, seed = drawing
     model, origin = generator
-    video = video.to(next(tokenizer.parameters()).device)
+    video = video.to(tokenizer.device)
     with torch.inference_mode():
         if wanted.given is None:
             ids = torch.zeros(len(jobs), *model.config.grid, dtype=torch.int64, device=video.device)

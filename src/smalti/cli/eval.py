@@ -2,19 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
-from smalti.cli.console import end_with_bad_files
+from smalti.cli.console import bar, end_with_bad_files
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption
-from smalti.errors import ConfigError
-
-if TYPE_CHECKING:
-    from smalti.cli.evaluation import Answer
-    from smalti.cli.generated import GenerationAnswer
-    from smalti.cli.listing import Question
-
 
 Targets = Annotated[
     list[str],
@@ -73,42 +66,31 @@ def eval_command(
       smalti eval fake-0 fake-1 --real clips --protocol smalti-generation-video
       torchrun --nproc-per-node 8 -m smalti eval runs/image --data photos
     """
-    from smalti.cli.listing import Question
+    from smalti.pipeline.evaluate import evaluate
 
-    question = Question(protocol, limit, size, frames, root, lpips, features, statistics, device)
-    answer = _measure(targets, Sides(data, against, real), question)
-    if answer is None:  # a rank that the leading one speaks for
+    with bar("evaluating", None) as progress:
+        result = evaluate(
+            targets,
+            data,
+            against=against,
+            real=real,
+            protocol=protocol,
+            limit=limit,
+            size=size,
+            frames=frames,
+            root=root,
+            lpips=lpips,
+            features=features,
+            statistics=statistics,
+            device=device,
+            progress=progress,
+        )
+    if result is None:  # the first rank of torchrun prints for all
         return
     if out is not None:
-        answer.write(out)
+        result.write(out)
     if as_json:
-        print(answer.report.to_json(), end="")
+        print(result.report.to_json(), end="")
     else:
-        print(answer.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
-    end_with_bad_files(answer.bad, answer.good)
-
-
-class Sides(NamedTuple):
-    """With what the targets are measured or compared; one is given."""
-
-    data: Path | None
-    against: Path | None
-    real: Path | None
-
-
-def _measure(targets: list[str], sides: Sides, question: "Question") -> "Answer | GenerationAnswer | None":
-    from smalti.cli.evaluation import measure
-    from smalti.cli.generated import measure_generated
-    from smalti.cli.sets import measure_set
-    from smalti.tokens.reader import is_token_set
-
-    if sides.real is not None:
-        if sides.data is not None or sides.against is not None:
-            raise ConfigError("eval: --real is the other side already; leave out --data and --against")
-        return measure_generated(targets, sides.real, question)
-    target = targets[0]
-    if len(targets) > 1:
-        raise ConfigError(f"eval: {len(targets)} targets ({' '.join(targets)}); several go with --real alone")
-    if sides.data is None or sides.against is not None or not is_token_set(Path(target)):
-        return measure(target, sides.data, sides.against, question)
-    return measure_set(Path(target), sides.data, question)
+        print(result.report.to_text(width=min(100, shutil.get_terminal_size().columns)), end="")
+    end_with_bad_files(result.bad, result.clips)

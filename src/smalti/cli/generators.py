@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smalti.cli.info import last_lines
 from smalti.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def describe_generator(name: str) -> dict[str, Any]:
     """Everything there is to say about a generator or its run, as plain data."""
     generator, found = open_generator(name, "cpu")
     config, (frames, rows, columns) = generator.model.config, generator.size
+    from smalti.pipeline.info import last_lines
+
     run = {"run": last_lines(Path(name))} if (Path(name) / "config.yaml").is_file() else {}
     return {
         "generator": str(found),

@@ -8,8 +8,18 @@ from torch import Tensor
 from smalti.comparison.learner import Learner
 from smalti.config import Config
 from smalti.errors import MachineError
-from smalti.losses.perceptual import LPIPSConfig
-from smalti.metrics import SMALTI_FRECHET, Features, Moments, Perceptual, Protocol, Report, Scores, find_features
+from smalti.metrics import (
+    SMALTI_FRECHET,
+    Features,
+    Moments,
+    Perceptual,
+    Protocol,
+    Report,
+    Scores,
+    find_features,
+    find_lpips,
+    pairs_of,
+)
 
 PROTOCOL = SMALTI_FRECHET.replace({"name": "smalti-learn", "lpips": "alex"})
 """LPIPS with AlexNet: not the network that variants may train with, and a tenth of its time."""
@@ -75,8 +85,7 @@ class Evaluator:
         absent: dict[str, str] = {}
         lpips = features = None
         try:
-            network = LPIPSConfig(net="alex").build().to(device)
-            lpips = Perceptual(network, "alex", network.digest)
+            lpips = find_lpips("alex", device=device)
         except MachineError as fault:
             absent["lpips"] = str(fault)
         try:
@@ -93,12 +102,10 @@ class Evaluator:
     def score(self, learner: Learner) -> Report | None:
         """Return the scores of a learner; None if a reconstruction is not finite."""
         scores = self._scores(learner.levels)
-        for key, video in self.heldout:
-            with torch.no_grad():
-                reconstruction, ids = learner.round_trip(video)
-            if not bool(reconstruction.isfinite().all()):
+        for pair in pairs_of(learner.round_trip, self.heldout):
+            if pair.reconstruction is None or not bool(pair.reconstruction.isfinite().all()):
                 return None
-            scores.add(key, video, reconstruction.float().cpu(), ids.cpu())
+            scores.update([pair])
         return scores.report()
 
     def _scores(self, levels: Sequence[int] | None) -> Scores:

@@ -15,8 +15,8 @@ from smalti.tokenizer.score import round_trip
 from smalti.training.checkpoints import read_state, write_state
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.optimizer import Moments
-from smalti.training.task import Stateful
+from smalti.training.optimizer import OptimizerState
+from smalti.training.task import Savable, Stateful
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import step
 
@@ -62,7 +62,7 @@ class Learner(Protocol):
         ...
 
 
-class TokenizerLearner:
+class TokenizerLearner(Savable):
     """A tokenizer of smalti with its training config; step, checkpoints and EMA are those of `smalti train`."""
 
     data_digest = ""
@@ -71,6 +71,7 @@ class TokenizerLearner:
         """`lpips` takes the place of the network that the config would load once more."""
         self.config = config
         self.state: TrainState = start_tokenizer(config, World(0, 1, device))
+        self.ema: Tokenizer = self.state.ema
         if lpips is not None:
             self.state.lpips = lpips
         self.levels: Sequence[int] = self.state.tokenizer.levels
@@ -104,13 +105,8 @@ class TokenizerLearner:
         else:
             read_state(self, folder)
 
-    @property
-    def ema(self) -> Tokenizer:
-        """The tokenizer with the EMA weights."""
-        return self.state.ema
-
     def tensors(self) -> dict[str, Stateful]:
-        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        """Return the weights and optimizers' tensors of both networks."""
         return self.state.tensors()
 
     def export(self, folder: Path) -> None:
@@ -126,11 +122,11 @@ class TokenizerLearner:
         for name, target in {**self.tensors(), "ema": self.ema}.items():
             prefix = prefixes.get(name, f"{name}/")
             mine = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-            target.load_state_dict(_by_name(mine, target) if isinstance(target, Moments) else mine)
+            target.load_state_dict(_by_name(mine, target) if isinstance(target, OptimizerState) else mine)
         self.state.updates = int(tensors["updates"])
 
 
-def _by_name(numbered: Mapping[str, Tensor], moments: Moments) -> dict[str, Tensor]:
+def _by_name(numbered: Mapping[str, Tensor], moments: OptimizerState) -> dict[str, Tensor]:
     """Return `NUMBER/KIND` as `KIND/NAME`, by the order of the optimizer's parameters."""
     names = {parameter: name for name, parameter in moments.module.named_parameters()}
     parameters = [parameter for group in moments.optimizer.param_groups for parameter in group["params"]]

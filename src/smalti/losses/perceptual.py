@@ -30,7 +30,7 @@ Net = Literal["vgg", "alex"]
 SMALLEST = 32
 """Pixels per side below which the pooling of these nets leaves too little to compare."""
 
-EPS = 1e-10
+_EPS = 1e-10
 """Added to the norm of a feature vector, as the authors do; an all-zero vector stays zero, and so does its gradient."""
 
 
@@ -115,7 +115,7 @@ class LPIPS(nn.Module):
     def __init__(self, net: Net, weights: Mapping[str, Tensor], dropout: float = 0.0) -> None:
         """`weights` in the layout of this module's docstring; raises IntegrityError on a wrong name or shape."""
         super().__init__()
-        check_weights(weights, shapes(net), f"LPIPS v0.1 for {net}")
+        check_weights(weights, lpips_shapes(net), f"LPIPS v0.1 for {net}")
         self.net: Net = net
         self.dropout = dropout
         self.digest = digest(weights)
@@ -187,7 +187,7 @@ class LPIPS(nn.Module):
 def _unit(x: Tensor) -> Tensor:
     # Half precision has no 1e-10, so norms are taken in float32 at least.
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + _EPS)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -222,7 +222,7 @@ def read_weights(path: Path, net: Net) -> dict[str, Tensor]:
     with naming_file(path):
         tree = read_published(path, "set the field `weights` to a file of LPIPS weights")
         weights = _renamed({name: _tensor(leaf, name or "the root") for name, leaf in leaves(tree)}, net)
-        check_weights(weights, shapes(net), f"LPIPS v0.1 for {net}")
+        check_weights(weights, lpips_shapes(net), f"LPIPS v0.1 for {net}")
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 written = (file.metadata() or {}).get("sha256")
@@ -252,7 +252,7 @@ def _read_either(path: Path) -> tuple[Net, dict[str, Tensor]]:
             raise fault from None
 
 
-def shapes(net: Net) -> dict[str, tuple[int, ...]]:
+def lpips_shapes(net: Net) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a net's weights, in the layout of this module's docstring."""
     found: dict[str, tuple[int, ...]] = {}
     for spec in _SPECS[net]:

@@ -1,54 +1,46 @@
-"""Scores of reconstructions, each under a named protocol."""
+"""Scores of reconstructions and of generated sets, each under a named protocol."""
 
 from smalti.metrics.codebook import CodebookUse, Usage
-from smalti.metrics.contact_sheet import contact_sheet
-from smalti.metrics.evaluate import Scores, evaluate
-from smalti.metrics.features import Features
-from smalti.metrics.folders import compare_folders
-from smalti.metrics.frechet import FrechetDistance, Moments, frechet_distance
+from smalti.metrics.contact_sheet import contact_sheet, difference
+from smalti.metrics.evaluate import Pair, Scores, evaluate_pairs, pairs_of, pairs_of_folders
+from smalti.metrics.features import Features, Perceptual
+from smalti.metrics.frechet import Moments, frechet_distance
 from smalti.metrics.generation import score_generated
-from smalti.metrics.generation_report import (
-    NAMED_GENERATION,
-    SMALTI_GENERATION,
-    SMALTI_GENERATION_VIDEO,
-    SMALTI_GFID,
-    SMALTI_GFVD,
-    GeneratedSet,
-    GenerationProtocol,
-    GenerationReport,
-    Spread,
-    generation_by_name,
-)
-from smalti.metrics.inception_score import InceptionScore, inception_score
-from smalti.metrics.perceptual import Perceptual
-from smalti.metrics.precision_recall import Balls, density_coverage, precision_recall
+from smalti.metrics.inception import inception_score
+from smalti.metrics.precision_recall import Neighbourhoods, density_coverage, precision_recall
 from smalti.metrics.protocols import (
+    GENERATION_PROTOCOLS,
     MAGICMASTER_FID,
     MAGICMASTER_FVD,
     MAGICMASTER_PSNR,
     MINDONE_PSNR,
     MINDONE_PSNR_IMAGES,
-    NAMED,
     OPEN_MAGVIT2,
+    PROTOCOLS,
     SMALTI,
     SMALTI_FID,
     SMALTI_FRECHET,
     SMALTI_FVD,
+    SMALTI_GENERATION,
+    SMALTI_GENERATION_VIDEO,
+    SMALTI_GFID,
+    SMALTI_GFVD,
+    GenerationProtocol,
     Protocol,
-    by_name,
+    find_protocol,
 )
-from smalti.metrics.report import Frechet, Report, Row
-from smalti.metrics.weights import find_features, read_features
+from smalti.metrics.report import ClipScores, GenerationReport, Report
+from smalti.metrics.weights import find_features, find_lpips, read_features
 
 __all__ = [
+    "GENERATION_PROTOCOLS",
     "MAGICMASTER_FID",
     "MAGICMASTER_FVD",
     "MAGICMASTER_PSNR",
     "MINDONE_PSNR",
     "MINDONE_PSNR_IMAGES",
-    "NAMED",
-    "NAMED_GENERATION",
     "OPEN_MAGVIT2",
+    "PROTOCOLS",
     "SMALTI",
     "SMALTI_FID",
     "SMALTI_FRECHET",
@@ -57,32 +49,30 @@ __all__ = [
     "SMALTI_GENERATION_VIDEO",
     "SMALTI_GFID",
     "SMALTI_GFVD",
-    "Balls",
+    "ClipScores",
     "CodebookUse",
     "Features",
-    "Frechet",
-    "FrechetDistance",
-    "GeneratedSet",
     "GenerationProtocol",
     "GenerationReport",
-    "InceptionScore",
     "Moments",
+    "Neighbourhoods",
+    "Pair",
     "Perceptual",
     "Protocol",
     "Report",
-    "Row",
     "Scores",
-    "Spread",
     "Usage",
-    "by_name",
-    "compare_folders",
     "contact_sheet",
     "density_coverage",
-    "evaluate",
+    "difference",
+    "evaluate_pairs",
     "find_features",
+    "find_lpips",
+    "find_protocol",
     "frechet_distance",
-    "generation_by_name",
     "inception_score",
+    "pairs_of",
+    "pairs_of_folders",
     "precision_recall",
     "read_features",
     "score_generated",

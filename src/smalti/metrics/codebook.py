@@ -1,4 +1,4 @@
-"""How much of a codebook is used, how evenly, and what it costs in bits per pixel."""
+"""Codebook usage: how many codes occur, how evenly, and at how many bits per pixel."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from smalti.config import Config, Tuple
 
 DENSE = 1 << 18
-"""Largest codebook counted in a table (2 MB); above it only the ids that occur are kept."""
+"""Largest codebook counted in a table (2 MB); of a larger one only the ids that occur are stored."""
 
 
 class CodebookUse(Config):
@@ -19,19 +19,19 @@ class CodebookUse(Config):
     codebook_size: int
     tokens: int
     distinct: int
-    """Different ids that occurred."""
+    """Number of different ids that occurred."""
     share: float
-    """distinct / codebook_size. A small sample cannot reach 1: read it beside `expected_distinct`."""
+    """distinct / codebook_size. A small sample cannot reach 1: compare `distinct` with `expected_distinct`."""
     expected_distinct: float
-    """Distinct ids expected of as many uniform draws: what a perfectly even tokenizer would show."""
+    """Number of different ids expected in a uniform sample of the same size."""
     entropy_bits: float
     """Entropy of the empirical distribution, at most log2(min(tokens, codebook_size))."""
     perplexity: float
     """2 ** entropy_bits: the number of equally used codes that would carry as much."""
     bits_per_pixel: float | None
-    """At log2(codebook_size) bits a token; None where the number of pixels is not known."""
+    """Bits per pixel at log2(codebook_size) bits a token; None if the number of pixels is not known."""
     entropy_bits_per_pixel: float | None
-    """At entropy_bits a token: an ideal memoryless coder that knows these frequencies."""
+    """Bits per pixel at entropy_bits a token: an ideal memoryless coder that knows these frequencies."""
     digits: Tuple[Tuple[int]]
     """digits[j][v]: how often digit j had the value v."""
 
@@ -52,12 +52,12 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """How many ids were counted."""
+        """Number of ids counted."""
         return int(self._counts.sum())
 
     @property
     def distinct(self) -> int:
-        """How many different ids occurred."""
+        """Number of different ids that occurred."""
         return int((self._counts > 0).sum())
 
     def update(self, ids: Int[Tensor, "..."]) -> None:
@@ -71,7 +71,7 @@ class Usage:
         self._absorb(*flat.unique(return_counts=True))
 
     def merge(self, other: "Usage") -> "Usage":
-        """The counts of both together; neither is changed."""
+        """Return the sum of both counts; neither is changed."""
         if other.levels != self.levels:
             raise ValueError(f"usage of levels {self.levels} and {other.levels} cannot be merged")
         merged = Usage(self.levels)
@@ -80,19 +80,19 @@ class Usage:
         return merged
 
     def tensors(self) -> dict[str, Tensor]:
-        """The counts, to be sent; `of_tensors` reads them back."""
+        """Return the counts as tensors, to be sent; `of_tensors` reads them back."""
         present = self._counts > 0
         return {"ids": self._ids[present], "counts": self._counts[present]}
 
     @classmethod
     def of_tensors(cls, levels: Sequence[int], tensors: Mapping[str, Tensor]) -> "Usage":
-        """What `tensors` gave, of ids of these levels."""
-        found = cls(levels)
-        found._absorb(tensors["ids"], tensors["counts"])
-        return found
+        """Read counts of ids of these levels from what `tensors` returned."""
+        usage = cls(levels)
+        usage._absorb(tensors["ids"], tensors["counts"])
+        return usage
 
     def histograms(self) -> tuple[tuple[int, ...], ...]:
-        """histograms()[j][v]: how often digit j had the value v."""
+        """Count how often digit j had the value v: histograms()[j][v]."""
         rest, rows = self._ids, []
         for level in self.levels:
             counts = torch.zeros(level, dtype=torch.int64).index_add_(0, rest % level, self._counts)
@@ -101,13 +101,16 @@ class Usage:
         return tuple(rows)
 
     def entropy_bits(self) -> float:
-        """-sum p log2 p of the empirical distribution; 0 for no tokens. Low by about (distinct - 1) / (2 n ln 2)."""
+        """Compute -sum p log2 p of the empirical distribution; 0 for no tokens.
+
+        It is below the true entropy by about (distinct - 1) / (2 n ln 2).
+        """
         counts = self._counts[self._counts > 0].double()
         n = counts.sum()
         return max(0.0, float(torch.log2(n) - (counts * torch.log2(counts)).sum() / n)) if len(counts) else 0.0
 
     def summary(self, pixels: int | None = None) -> CodebookUse:
-        """All statistics; `pixels` (h · w · t, summed over what the ids stand for) gives the rates."""
+        """Compute all statistics; `pixels` (h · w · t, summed over what the ids stand for) gives the bits per pixel."""
         entropy, tokens = self.entropy_bits(), self.tokens
         return CodebookUse(
             codebook_size=self.codebook_size,
@@ -132,14 +135,14 @@ class Usage:
 
 
 def expected_distinct(codebook_size: int, n: int) -> float:
-    """V (1 - (1 - 1/V)^n): distinct values among n uniform draws from V, also where V is far above 2^53."""
+    """Compute V (1 - (1 - 1/V)^n): different values in a uniform sample of n from V, also for V far above 2^53."""
     if codebook_size == 1:
         return float(min(n, 1))
     return -codebook_size * math.expm1(n * math.log1p(-1 / codebook_size))
 
 
 def expected_perplexity(codebook_size: int, n: int) -> float:
-    """exp of the mean empirical entropy of n uniform draws from V: the ceiling of `perplexity` for so small a sample.
+    """Compute exp of the mean empirical entropy of a uniform sample of n from V: the ceiling of `perplexity`.
 
     The entropy is ln n - (V / n) E[k ln k] with k binomial (n, 1/V).
     """
@@ -156,5 +159,5 @@ def expected_perplexity(codebook_size: int, n: int) -> float:
 
 
 def bits_per_pixel(codebook_size: int, tokens: int, pixels: int) -> float:
-    """log2(codebook_size) · tokens / pixels, pixels = h · w · t."""
+    """Compute log2(codebook_size) · tokens / pixels, pixels = h · w · t."""
     return math.log2(codebook_size) * tokens / pixels

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures side by side, for the eye."""
+"""Contact sheets: images side by side, to be looked at."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ _LINE = 14
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str]) -> Image.Image:
-    """Rows of pictures, each uint8 `h w 3`, under one title per column; pictures keep their size.
+    """Lay out rows of images, each uint8 `h w 3`, under one title per column; images keep their size.
 
-    Raises ValueError for no rows, for a row with another number of pictures than titles, or for a wrong array.
+    Raises ValueError for no rows, for a row with another number of images than titles, or for a wrong array.
     """
     if not rows or not titles:
         raise ValueError("a contact sheet needs at least one row and one title")
     for i, row in enumerate(rows):
         if len(row) != len(titles):
-            raise ValueError(f"row {i} has {len(row)} pictures for {len(titles)} titles")
-        for picture in row:
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-                raise ValueError(f"row {i}: a picture is uint8 h w 3, got {picture.dtype} {picture.shape}")
+            raise ValueError(f"row {i} has {len(row)} images for {len(titles)} titles")
+        for image in row:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"row {i}: an image is uint8 h w 3, got {image.dtype} {image.shape}")
     widths = [max(row[j].shape[1] for row in rows) for j in range(len(titles))]
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    heights = [max(image.shape[0] for image in row) for row in rows]
     across = sum(widths) + _MARGIN * (len(widths) + 1)
     down = sum(heights) + _MARGIN * (len(heights) + 1) + _LINE
     sheet = Image.new("RGB", (across, down), "white")
@@ -45,7 +45,7 @@ def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[
 def difference(
     a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"], gain: float = 4.0
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """128 + gain · (b - a), clipped: grey where equal, brighter where b is brighter."""
+    """Compute 128 + gain · (b - a), clipped: grey where equal, brighter where b is brighter."""
     shift = gain * (b.astype(np.float32) - a.astype(np.float32))
     return np.clip(np.rint(128 + shift), 0, 255).astype(np.uint8)
 

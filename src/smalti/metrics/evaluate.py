@@ -1,60 +1,105 @@
-"""Score anything that turns a video into a video: a tokenizer, a codec, somebody else's model, the identity."""
+"""Score anything that turns a video into a video: a tokenizer, a codec, somebody else's model, the identity.
 
+`evaluate_pairs` is the loop. Its pairs come from a callable (`pairs_of`), two folders (`pairs_of_folders`), a tokenizer
+(`smalti.tokenizer.score`), or a token set (`smalti.tokens.score`).
+"""
+
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.errors import ConfigError, InputError
+from smalti.errors import BadFile, ConfigError, InputError
 from smalti.metrics import pixel
 from smalti.metrics.codebook import Usage
-from smalti.metrics.distance import FeatureMoments
-from smalti.metrics.features import Features
+from smalti.metrics.features import Features, Perceptual
 from smalti.metrics.frechet import Moments
-from smalti.metrics.perceptual import Perceptual
 from smalti.metrics.protocols import Protocol
-from smalti.metrics.report import Report, Row, capped_psnr, summarise
+from smalti.metrics.report import ClipScores, Report, capped_psnr, report_of_clips
+from smalti.metrics.statistics import FeatureMoments
 
 Reconstruct = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 """video `1 3 t h w` in [-1, 1] -> video of that shape, or a tuple that starts (video, ids)."""
 
+OnScores = Callable[[ClipScores], None]
+"""Callback that receives the scores of each clip as it is scored."""
+
 _PIXELS_AT_ONCE = 1 << 20  # of float64, some ten copies are alive in SSIM: 250 MB
 
 
-def evaluate(
-    reconstruct: Reconstruct,
-    clips: Iterable[tuple[str, Tensor]],
+class Pair(NamedTuple):
+    """A clip and its reconstruction, both `1 3 t h w` in [-1, 1]."""
+
+    key: str
+    """Name of the clip, different for each."""
+    original: Tensor
+    reconstruction: Tensor | None = None
+    """None: only the features of the original count, as for clips past the protocol's `samples`."""
+    ids: Tensor | None = None
+    number: int = 0
+    """Place of the clip in its source."""
+
+
+def pairs_of(
+    reconstruct: Reconstruct, clips: Iterable[tuple[str, Tensor]], samples: int | None = None
+) -> Iterator[Pair]:
+    """Yield pairs from (key, video) and a callable, which is asked for the first `samples` clips only."""
+    for number, (key, video) in enumerate(clips):
+        if samples is not None and number >= samples:
+            yield Pair(key, video, number=number)
+            continue
+        with torch.no_grad():
+            output = reconstruct(video)
+        reconstruction, ids = (output[0], output[1]) if isinstance(output, tuple) else (output, None)
+        yield Pair(key, video, reconstruction, ids, number)
+
+
+def pairs_of_folders(originals: Path, reconstructions: Path, read: Callable[[Path], Tensor]) -> Iterator[Pair]:
+    """Yield pairs of files with the same path without suffix; `read` returns a video `1 3 t h w` in [-1, 1].
+
+    Raises InputError that names files without a partner, or two that differ only in their suffix.
+    """
+    for number, (key, original, reconstruction) in enumerate(matching_files(originals, reconstructions)):
+        yield Pair(key, read(original), read(reconstruction), number=number)
+
+
+def matching_files(originals: Path, reconstructions: Path) -> list[tuple[str, Path, Path]]:
+    """List (key, original, reconstruction) in the order of keys, without hidden files; raise as `pairs_of_folders`."""
+    left, right = _by_stem(originals), _by_stem(reconstructions)
+    for here, there, folder in ((left, right, reconstructions), (right, left, originals)):
+        if alone := sorted(here.keys() - there.keys()):
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            raise InputError(f"{folder}: no partner for {', '.join(alone[:3])}{more}; both folders need the same names")
+    return [(key, left[key], right[key]) for key in sorted(left)]
+
+
+def evaluate_pairs(
+    pairs: Iterable[Pair],
     protocol: Protocol,
     *,
     lpips: Perceptual | None = None,
     features: Features | None = None,
     levels: Sequence[int] | None = None,
-    progress: Callable[[Row], None] | None = None,
+    progress: OnScores | None = None,
 ) -> Report:
-    """The report on `clips`, pairs (key, video `1 3 t h w` in [-1, 1]); keys are unique.
+    """Score pairs and return the report.
 
-    `levels` are those of the ids that `reconstruct` returns; without them codebook use is not reported. `progress`
-    sees each row as it is done. Raises InputError for no clips or fewer than the protocol asks for, a key that stands
-    twice, a wrong shape or values that are not finite, and ConfigError where `lpips` or `features` are not what the
-    protocol names.
+    `levels` are those of the ids; without them codebook use is not reported. Raises InputError for no clips or fewer
+    than the protocol asks for, a repeated key, a wrong shape or values that are not finite, and ConfigError if `lpips`
+    or `features` are not what the protocol names.
     """
     scores = Scores(protocol, lpips=lpips, features=features, levels=levels)
-    for key, video in clips:
-        if scores.is_full:
-            scores.add_original(key, video)
-            continue
-        with torch.no_grad():
-            outcome = reconstruct(video)
-        made, ids = (outcome[0], outcome[1]) if isinstance(outcome, tuple) else (outcome, None)
-        row = scores.add(key, video, made, ids)
-        if progress is not None:
-            progress(row)
+    scores.update(pairs, progress)
     return scores.report()
 
 
 class Scores:
-    """Rows, code counts and moments of the clips so far. Parts of a set, scored anywhere, merge to the whole."""
+    """The scores of clips so far. Parts of a set, scored in several processes, merge to the whole."""
 
     def __init__(
         self,
@@ -65,58 +110,71 @@ class Scores:
         reference: Moments | None = None,
         levels: Sequence[int] | None = None,
     ) -> None:
-        """`reference` are moments of all originals that are known already: none are then taken of them.
+        """Begin without clips; with `reference`, the moments of all originals, their features are not computed.
 
-        Raises ConfigError where `lpips` or `features` are not what the protocol names; without features it names, it
-        takes no distance.
+        Raises ConfigError if `lpips` or `features` are not what the protocol names. If the protocol names features and
+        there are none, the report has no distance.
         """
-        self.protocol = _with_features(_named(protocol, lpips), features)
+        self.protocol = _with_features(_with_lpips(protocol, lpips), features)
         self.lpips = lpips
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, ClipScores] = {}
+        self.bad: dict[int, BadFile] = {}
+        """Files that could not be read, by their place in the source."""
         self.usage = Usage(levels) if levels is not None else None
         self.pixels = 0
-        """Pixels that the counted ids stand for."""
-        takes = features is not None and protocol.features is not None
-        self.moments = FeatureMoments(features, reference) if takes and features is not None else None
+        """Number of pixels that the counted ids stand for."""
+        has_distance = features is not None and protocol.features is not None
+        self.moments = FeatureMoments(features, reference) if has_distance and features is not None else None
+
+    def update(self, pairs: Iterable[Pair], progress: OnScores | None = None) -> None:
+        """Score pairs, up to the number that the protocol asks for; of the others only the originals count."""
+        for pair in pairs:
+            if pair.reconstruction is None or self.is_full:
+                self.add_original(pair.key, pair.original)
+                continue
+            row = self.add(pair.key, pair.original, pair.reconstruction, pair.ids)
+            if progress is not None:
+                progress(row)
 
     @property
     def is_full(self) -> bool:
         """Whether as many clips are scored as the protocol asks for."""
         return self.protocol.samples is not None and len(self.rows) >= self.protocol.samples
 
-    def add(self, key: str, video: Tensor, made: Tensor, ids: Tensor | None = None) -> Row:
-        """Score one clip, both videos `1 3 t h w` in [-1, 1] (`made` is clipped)."""
+    def add(self, key: str, original: Tensor, reconstruction: Tensor, ids: Tensor | None = None) -> ClipScores:
+        """Score one clip, both videos `1 3 t h w` in [-1, 1] (the reconstruction is clipped)."""
         if key in self.rows:
             raise InputError(f"{key}: two clips have this key; keys must be unique")
-        check_clips(key, video, made)
-        made = made.to(video.device)
-        row = _score(key, video[0], made[0], self.protocol, self.lpips)
-        self.add_original(key, video)
+        check_clips(key, original, reconstruction)
+        reconstruction = reconstruction.to(original.device)
+        row = _score(key, original[0], reconstruction[0], self.protocol, self.lpips)
+        self.add_original(key, original)
         if self.moments is not None:
-            self.moments.add_made(key, levels_of(made, self.protocol.rounding))
+            pixels = pixel.to_uint8_pixels(reconstruction, self.protocol.rounding)
+            self.moments.add_reconstruction(key, pixels)
         if ids is not None:
             row = row.model_copy(update={"tokens": ids.numel()})
             if self.usage is not None:
                 self.usage.update(ids)
-                self.pixels += math.prod(video.shape[2:])
+                self.pixels += math.prod(original.shape[2:])
         self.rows[key] = row
         return row
 
     def add_original(self, key: str, video: Tensor) -> None:
-        """Take an original alone: distances are to all of them, also those past the protocol's `samples`."""
+        """Add an original alone: distances are to all of them, also those past the protocol's `samples`."""
         check_clips(key, video, video)
         if self.moments is not None:
-            self.moments.add_original(key, levels_of(video, _of_originals(self.protocol)))
+            self.moments.add_original(key, pixel.to_uint8_pixels(video, _rounding_of_originals(self.protocol)))
 
     def fresh(self) -> "Scores":
-        """No clips yet, to be scored in the same way."""
-        found = Scores(self.protocol, lpips=self.lpips, levels=self.usage.levels if self.usage is not None else None)
+        """Return scores without clips under the same protocol and networks."""
+        fresh = Scores(self.protocol, lpips=self.lpips, levels=self.usage.levels if self.usage is not None else None)
         if self.moments is not None:
-            found.moments = FeatureMoments(self.moments.features, self.moments.reference)
-        return found
+            fresh.moments = FeatureMoments(self.moments.features, self.moments.reference)
+        return fresh
 
     def merge(self, other: "Scores") -> "Scores":
-        """The scores of both; neither is changed. Raises ValueError if they were not taken by the same protocol."""
+        """Return the scores of both; neither is changed. Raises ValueError if they are not of the same protocol."""
         if other.protocol != self.protocol:
             raise ValueError("scores of different protocols, LPIPS weights or features cannot be merged")
         if (other.usage is None) != (self.usage is None):
@@ -127,6 +185,7 @@ class Scores:
             raise InputError(f"{twice[0]}: two clips have this key; keys must be unique")
         merged = self.fresh()
         merged.rows = {**self.rows, **other.rows}
+        merged.bad = {**self.bad, **other.bad}
         merged.pixels = self.pixels + other.pixels
         if self.usage is not None and other.usage is not None:
             merged.usage = self.usage.merge(other.usage)
@@ -134,16 +193,38 @@ class Scores:
             merged.moments = self.moments.merge(other.moments)
         return merged
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all scores as tensors, to be sent to another process; networks and the reference are not included."""
+        bad = [[number, fault.path, fault.code, fault.message] for number, fault in self.bad.items()]
+        plain = {"rows": [row.plain() for row in self.rows.values()], "bad": bad, "pixels": self.pixels}
+        tensors = {"plain": _tensor_of_json(plain)}
+        if self.usage is not None:
+            tensors |= _prefixed("usage", self.usage.tensors())
+        if self.moments is not None:
+            tensors |= _prefixed("originals", self.moments.originals.tensors())
+            tensors |= _prefixed("reconstructions", self.moments.reconstructions.tensors())
+        return tensors
+
+    def received(self, tensors: Mapping[str, Tensor]) -> "Scores":
+        """Return the scores that `tensors` were made from, of the same protocol and networks as these."""
+        scores, plain = self.fresh(), json.loads(tensors["plain"].numpy().tobytes())
+        scores.rows = {row.key: row for row in map(ClipScores.parse, plain["rows"])}
+        scores.bad = {number: BadFile(*fault) for number, *fault in plain["bad"]}
+        scores.pixels = plain["pixels"]
+        if scores.usage is not None:
+            scores.usage = Usage.of_tensors(scores.usage.levels, _without_prefix("usage", tensors))
+        if scores.moments is not None:
+            scores.moments.originals = Moments.of_tensors(_without_prefix("originals", tensors))
+            scores.moments.reconstructions = Moments.of_tensors(_without_prefix("reconstructions", tensors))
+        return scores
+
     def report(self) -> Report:
-        """The report so far. Raises InputError if there is no clip, or fewer than the protocol asks for."""
-        if not self.rows:
-            raise InputError("there are no clips to score")
-        asked = self.protocol.samples
-        if asked is not None and len(self.rows) < asked:
-            raise InputError(
-                f"protocol {self.protocol.name} asks for {asked:,} clips, {len(self.rows):,} were scored; give it the "
-                f"whole list, or take another protocol"
-            )
+        """Return the report so far; bad files are counted in it, and the first is named.
+
+        Raises InputError if there is no clip, or fewer than the protocol asks for.
+        """
+        bad = [fault for _, fault in sorted(self.bad.items())]
+        self._check_count(bad)
         absent: dict[str, str] = {}
         use = None
         if self.usage is not None and self.usage.tokens:
@@ -161,18 +242,34 @@ class Scores:
             absent["frechet"] = "a distance needs 2 samples or more"
         else:
             frechet = self.moments.distance()
-        return summarise(self.protocol, self.rows.values(), use, frechet, absent)
+        if bad:
+            total = len(self.rows) + len(bad)
+            absent["clips"] = f"{len(bad)} of {total} left out, which cannot be read; the first: {bad[0]}"
+        return report_of_clips(self.protocol, self.rows.values(), use, frechet, absent)
+
+    def _check_count(self, bad: Sequence[BadFile]) -> None:
+        samples, count = self.protocol.samples, len(self.rows)
+        if bad and not count:
+            raise InputError(f"all {len(bad)} files are bad, the last: {bad[-1]}")
+        if not count:
+            raise InputError("there are no clips to score")
+        if samples is None or count >= samples:
+            return
+        asked = f"protocol {self.protocol.name} asks for {samples:,} clips, {count:,}"
+        if bad:
+            raise InputError(f"{asked} can be read; the first that cannot: {bad[0]}")
+        raise InputError(f"{asked} were scored; give it the whole list, or take another protocol")
 
 
-def _named(protocol: Protocol, lpips: Perceptual | None) -> Protocol:
-    """The protocol with the digest of the weights that are used."""
+def _with_lpips(protocol: Protocol, lpips: Perceptual | None) -> Protocol:
+    """Return the protocol with the digest of the weights that are used."""
     if lpips is None or protocol.lpips is None:
         return protocol
     if lpips.net != protocol.lpips:
-        raise ConfigError(f"protocol {protocol.name} scores LPIPS with {protocol.lpips}, the one given is {lpips.net}")
+        raise ConfigError(f"protocol {protocol.name} scores LPIPS with {protocol.lpips}, not with {lpips.net}")
     if protocol.lpips_digest not in (None, lpips.digest):
         raise ConfigError(
-            f"protocol {protocol.name} names other LPIPS weights ({protocol.lpips_digest}) than are given"
+            f"protocol {protocol.name} names other LPIPS weights (sha256 {protocol.lpips_digest}, not {lpips.digest})"
         )
     return protocol.model_copy(update={"lpips_digest": lpips.digest})
 
@@ -184,33 +281,37 @@ def _with_features(protocol: Protocol, features: Features | None) -> Protocol:
     return protocol.model_copy(update={"features_digest": features.digest})
 
 
-def _of_originals(protocol: Protocol) -> pixel.Rounding:
+def _rounding_of_originals(protocol: Protocol) -> pixel.Rounding:
     return protocol.original_rounding or protocol.rounding
 
 
-def check_clips(key: str, video: Tensor, made: Tensor) -> None:
-    """Raises InputError unless both are clips of one shape with finite values, the original in [-1, 1]."""
-    if video.ndim != 5 or video.shape[0] != 1 or video.shape[1] != 3 or video.numel() == 0:
-        raise InputError(f"{key}: a clip has the shape 1 3 t h w, got {tuple(video.shape)}")
-    if made.shape != video.shape:
-        raise InputError(f"{key}: the reconstruction has shape {tuple(made.shape)}, the original {tuple(video.shape)}")
-    for name, values in (("original", video), ("reconstruction", made)):
+def check_clips(key: str, original: Tensor, reconstruction: Tensor) -> None:
+    """Raise InputError unless both are clips of one shape with finite values, the original in [-1, 1]."""
+    if original.ndim != 5 or original.shape[0] != 1 or original.shape[1] != 3 or original.numel() == 0:
+        raise InputError(f"{key}: a clip has the shape 1 3 t h w, got {tuple(original.shape)}")
+    if reconstruction.shape != original.shape:
+        raise InputError(
+            f"{key}: the reconstruction has shape {tuple(reconstruction.shape)}, the original {tuple(original.shape)}"
+        )
+    for name, values in (("original", original), ("reconstruction", reconstruction)):
         if not values.is_floating_point() or not values.isfinite().all():
             raise InputError(f"{key}: the {name} holds values that are not finite floating-point numbers")
-    # A clip in 0..1 cannot be told from a dim one; one in 0..255 can.
-    if video.abs().max() > 1.01:
-        raise InputError(f"{key}: the original goes to {float(video.abs().max()):g}; pixels must be in [-1, 1]")
+    # A clip in 0..1 looks like a dark one in [-1, 1]; one in 0..255 is recognised.
+    if original.abs().max() > 1.01:
+        raise InputError(f"{key}: the original goes to {float(original.abs().max()):g}; pixels must be in [-1, 1]")
 
 
-def _score(key: str, video: Tensor, made: Tensor, protocol: Protocol, lpips: Perceptual | None) -> Row:
-    """One row, by groups of frames; no figure depends on how many are in a group."""
-    _, frames, height, width = video.shape
+def _score(
+    key: str, original: Tensor, reconstruction: Tensor, protocol: Protocol, lpips: Perceptual | None
+) -> ClipScores:
+    """Score a clip by groups of frames; no figure depends on how many are in a group."""
+    _, frames, height, width = original.shape
     absent = _absences(height, width, protocol, lpips)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("mse", "ssim", "ms_ssim", "lpips") if name not in absent}
     group = max(1, _PIXELS_AT_ONCE // (3 * height * width))
     for first in range(0, frames, group):
-        a = _pixels(video[:, first : first + group], protocol, _of_originals(protocol))
-        b = _pixels(made[:, first : first + group], protocol, protocol.rounding)
+        a = _pixels(original[:, first : first + group], protocol, _rounding_of_originals(protocol))
+        b = _pixels(reconstruction[:, first : first + group], protocol, protocol.rounding)
         columns["mse"].append(pixel.mse(a, b))
         if "ssim" in columns and protocol.ssim is not None:
             columns["ssim"].append(pixel.ssim(a, b, protocol.data_range, protocol.ssim))
@@ -218,16 +319,18 @@ def _score(key: str, video: Tensor, made: Tensor, protocol: Protocol, lpips: Per
             columns["ms_ssim"].append(pixel.ms_ssim(a, b, protocol.data_range))
         if "lpips" in columns and lpips is not None:
             columns["lpips"].append(lpips.frames(a * (2 / protocol.peak) - 1, b * (2 / protocol.peak) - 1))
-    found = {name: torch.cat(parts).cpu() for name, parts in columns.items()}
-    means = {name: math.fsum(values.flatten().tolist()) / values.numel() for name, values in found.items()}
-    identical = int((found["mse"].sum(1) == 0).sum())
-    psnr = _psnr(found["mse"], protocol)
+    values = {name: torch.cat(parts).cpu() for name, parts in columns.items()}
+    means = {name: math.fsum(x.flatten().tolist()) / x.numel() for name, x in values.items()}
+    identical = int((values["mse"].sum(1) == 0).sum())
+    psnr = _psnr(values["mse"], protocol)
     size = {"frames": frames, "height": height, "width": width}
-    return Row.parse({"key": key, **size, "psnr": psnr, "identical_frames": identical, "absent": absent, **means})
+    return ClipScores.parse(
+        {"key": key, **size, "psnr": psnr, "identical_frames": identical, "absent": absent, **means}
+    )
 
 
 def _psnr(errors: Tensor, protocol: Protocol) -> float:
-    """The clip's PSNR from its errors per frame and channel."""
+    """Compute the clip's PSNR from its errors per frame and channel."""
     if protocol.psnr_over == "channel":
         units = errors.flatten()
     else:
@@ -236,13 +339,13 @@ def _psnr(errors: Tensor, protocol: Protocol) -> float:
 
 
 def _absences(height: int, width: int, protocol: Protocol, lpips: Perceptual | None) -> dict[str, str]:
-    """Which scores cannot be taken, and why."""
+    """Return which scores cannot be computed, and why."""
     side, absent = min(height, width), {}
     needs = {"ms_ssim": pixel.SMALLEST_MS_SSIM}
     if protocol.ssim is None:
         absent["ssim"] = f"not in protocol {protocol.name}"
     else:
-        needs["ssim"] = pixel.smallest(protocol.ssim)
+        needs["ssim"] = pixel.smallest_side(protocol.ssim)
     if protocol.lpips is None:
         absent["lpips"] = f"not in protocol {protocol.name}"
     elif lpips is None:
@@ -258,13 +361,34 @@ def _absences(height: int, width: int, protocol: Protocol, lpips: Perceptual | N
 
 
 def _pixels(video: Tensor, protocol: Protocol, rounding: pixel.Rounding) -> Tensor:
-    """`3 t h w` in [-1, 1] to frames `t 3 h w` in 0..peak, float64."""
-    # MPS has no float64.
-    video = video.cpu() if video.device.type == "mps" else video
+    """Map `3 t h w` in [-1, 1] to frames `t 3 h w` in 0..peak, float64."""
+    video = video.cpu() if video.device.type == "mps" else video  # MPS has no float64
     return pixel.to_pixels(video.transpose(0, 1), rounding) * (protocol.peak / 255)
 
 
-def levels_of(video: Tensor, rounding: pixel.Rounding) -> Tensor:
-    """`1 3 t h w` in [-1, 1] as uint8, the pixels that every score sees."""
-    video = video.cpu() if video.device.type == "mps" else video
-    return pixel.to_pixels(video, rounding).to(torch.uint8)
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        key = relative.with_suffix("").as_posix()
+        if key in files:
+            raise InputError(f"{folder}: {files[key].name} and {path.name} have the same name but for the suffix")
+        files[key] = path
+    return files
+
+
+def _tensor_of_json(data: Any) -> Tensor:
+    """Return plain data as JSON in a tensor of bytes; numbers come back bit for bit."""
+    return torch.from_numpy(np.frombuffer(json.dumps(data, allow_nan=False).encode(), np.uint8).copy())
+
+
+def _prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def _without_prefix(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}

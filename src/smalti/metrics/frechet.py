@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Moments:
-    """Count, mean and scatter of vectors, streamed in float64; any split into batches gives the same to rounding.
+    """Count, mean and scatter of vectors, streamed in float64; batches change nothing but rounding.
 
     Merging is associative and commutative (Chan, Golub, LeVeque 1983):
     M = M_a + M_b + δδᵀ n_a n_b / n with δ = mean_b - mean_a.
@@ -36,7 +36,7 @@ class Moments:
         self._absorb(len(features), mean, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets together; neither is changed."""
+        """Return the moments of both sets together; neither is changed."""
         if other.dim != self.dim:
             raise ValueError(f"moments of width {self.dim} and {other.dim} cannot be merged")
         merged = Moments(self.dim)
@@ -45,12 +45,12 @@ class Moments:
         return merged
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, to be kept or sent; `of_tensors` reads it back bit for bit."""
+        """Return all moments as tensors, to be stored or sent; `of_tensors` reads them back bit for bit."""
         return {"n": torch.tensor(self.n), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Moments":
-        """What `tensors` gave. Raises ValueError for anything else."""
+        """Read what `tensors` returned. Raises ValueError for anything else."""
         n, mean, scatter = (tensors.get(name) for name in ("n", "mean", "scatter"))
         if n is None or mean is None or scatter is None or n.shape != () or mean.ndim != 1:
             raise ValueError("no moments: n, mean and scatter are needed")
@@ -59,12 +59,12 @@ class Moments:
         )
         if scatter.shape != (len(mean), len(mean)) or not whole or n < 0:
             raise ValueError("no moments: of other types, sizes, or not finite")
-        found = cls(len(mean))
-        found.n, found.mean, found.scatter = int(n), mean, scatter
-        return found
+        moments = cls(len(mean))
+        moments.n, moments.mean, moments.scatter = int(n), mean, scatter
+        return moments
 
     def covariance(self) -> Float[Tensor, "d d"]:
-        """The unbiased covariance, divided by n - 1. Raises ValueError below two vectors."""
+        """Return the unbiased covariance, divided by n - 1. Raises ValueError below two vectors."""
         if self.n < 2:
             raise ValueError(f"a covariance needs 2 samples or more, got {self.n}")
         return self.scatter / (self.n - 1)
@@ -84,18 +84,18 @@ class FrechetDistance(NamedTuple):
 
     distance: float
     means: float
-    """The part of the means, |μ_a - μ_b|²."""
+    """Part of the distance that the means contribute, |μ_a - μ_b|²."""
     covariances: float
-    """The part of the covariances: the rest."""
+    """Part of the distance that the covariances contribute: the rest."""
     n_a: int
     n_b: int
     dim: int
     warning: str | None
-    """Why the figure should not be quoted, or None."""
+    """Reason why the figure should not be quoted, or None."""
 
 
 def frechet_distance(a: Moments, b: Moments) -> FrechetDistance:
-    """|μ_a - μ_b|² + tr(A + B - 2 (A^½ B A^½)^½), with A, B the covariances (Dowson and Landau 1982).
+    """Compute |μ_a - μ_b|² + tr(A + B - 2 (A^½ B A^½)^½), with A, B the covariances (Dowson and Landau 1982).
 
     With symmetric factors A = F Fᵀ and B = G Gᵀ from eigenvalues, the trace of the root is the sum of the singular
     values of Fᵀ G. Nothing complex appears, and no root is taken of a rounded zero: where n <= dim the usual forms lose
@@ -115,7 +115,7 @@ def frechet_distance(a: Moments, b: Moments) -> FrechetDistance:
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """F with F Fᵀ = covariance; eigenvalues within rounding of zero are zero."""
+    """Return F with F Fᵀ = covariance; eigenvalues within rounding of zero are zero."""
     values, vectors = torch.linalg.eigh(covariance)
     noise = values.max() * len(values) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > noise, values, 0).sqrt()

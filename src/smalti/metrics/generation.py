@@ -1,4 +1,4 @@
-"""Score what was generated against what is real, set against set: there are no pairs."""
+"""Score generated sets against a real set: there are no pairs."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,148 +9,149 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smalti.errors import ConfigError, InputError
-from smalti.metrics.distance import distance_of, vectors
-from smalti.metrics.evaluate import check_clips, levels_of
+from smalti.metrics.evaluate import check_clips
 from smalti.metrics.features import Features, ScoreName
 from smalti.metrics.frechet import Moments
-from smalti.metrics.generation_report import GeneratedSet, GenerationProtocol, GenerationReport, Spread
-from smalti.metrics.inception_score import inception_score
-from smalti.metrics.precision_recall import Balls, density_coverage, precision_recall
+from smalti.metrics.inception import inception_score
+from smalti.metrics.pixel import to_uint8_pixels
+from smalti.metrics.precision_recall import Neighbourhoods, density_coverage, precision_recall
+from smalti.metrics.protocols import GenerationProtocol
+from smalti.metrics.report import GeneratedSet, GenerationReport, ScoreStats
+from smalti.metrics.statistics import feature_vectors, frechet_of
 
-Clips = Iterable[tuple[str, Tensor]]
-"""Pairs (key, video `1 3 t h w` in [-1, 1]); keys are unique, a picture has t = 1."""
+NamedClips = Iterable[tuple[str, Tensor]]
+"""Pairs (key, video `1 3 t h w` in [-1, 1]); keys are unique, an image has t = 1."""
 
 _GENERATED: Mapping[ScoreName, ScoreName] = {"rfid": "gfid", "rfvd": "gfvd"}
-"""What the distances of reconstructions are called of generated sets."""
+"""Names of distances of reconstructions -> names of the same distances of generated sets."""
 
 
 def score_generated(
-    sets: Mapping[str, Clips],
-    real: Clips,
+    sets: Mapping[str, NamedClips],
+    real: NamedClips,
     protocol: GenerationProtocol,
     features: Features,
     progress: Callable[[int], None] | None = None,
 ) -> GenerationReport:
-    """The report on generated sets, each by its name (a seed, a folder), against one real set.
+    """Score generated sets, each under its name (a seed, a folder), against one real set.
 
-    The clips of all sets have one size, and a clip of video one number of frames; `progress` sees how many are done.
-    Raises InputError for fewer than two clips or fewer than the protocol asks for, a key that stands twice, a wrong
-    shape or values that are not finite, and ConfigError where the features are not those that the protocol names.
+    The clips of all sets have one size, and clips of video one number of frames; `progress` is called with the number
+    of clips that are done. Raises InputError for fewer than two clips or fewer than the protocol asks for, a repeated
+    key, a wrong shape or values that are not finite, and ConfigError if the features are not those of the protocol.
     """
     if not sets:
         raise ConfigError("there is no generated set to score")
-    gathering = Gathering(protocol, features, progress)
-    originals = gathering.take("real", real, made=False)
-    reference = Reference.of(originals, protocol)
-    found = []
+    reader = _FeatureReader(protocol, features, progress)
+    originals = reader.read("real", real, is_generated=False)
+    reference = _Reference.of(originals, protocol)
+    rows = []
     for name, clips in sets.items():
-        found.append(scored(name, gathering.take(name, clips, made=True), reference, gathering.protocol, features))
-    return GenerationReport(
-        protocol=gathering.protocol, real=len(originals), sets=tuple(found), spread=spread_of(found)
-    )
+        vectors = reader.read(name, clips, is_generated=True)
+        rows.append(_score_set(name, vectors, reference, reader.protocol, features))
+    return GenerationReport(protocol=reader.protocol, real=len(originals), sets=tuple(rows), spread=_stats_of(rows))
 
 
-class Gathering:
-    """Takes the features of clips, all of one size."""
+class _FeatureReader:
+    """Computes the features of clips and checks that all have one size."""
 
     def __init__(
         self, protocol: GenerationProtocol, features: Features, progress: Callable[[int], None] | None = None
     ) -> None:
         features.check(protocol.name, protocol.features, protocol.features_digest)
         self.protocol = protocol.replace({"features_digest": features.digest})
-        """With the weights that are used, and the size of the clips as soon as it is known."""
+        """With the digest of the weights, and the size of the clips once it is known."""
         self._features = features
         self._progress = progress
         self._done = 0
 
-    def take(self, name: str, clips: Clips, *, made: bool) -> Float[Tensor, "n d"]:
-        """One vector for each clip of a set, in their order; what is made is clipped to [-1, 1].
+    def read(self, name: str, clips: NamedClips, *, is_generated: bool) -> Float[Tensor, "n d"]:
+        """Return one vector for each clip of a set, in their order.
 
-        Of generated sets the first `samples` of the protocol are taken.
+        Generated clips are clipped to [-1, 1]; only the first `samples` of the protocol are used.
         """
-        asked = self.protocol.samples if made else None
+        samples = self.protocol.samples if is_generated else None
         parts: list[Tensor] = []
         keys: set[str] = set()
         for key, video in clips:
-            if len(keys) == asked:
+            if len(keys) == samples:
                 break
             if key in keys:
                 raise InputError(f"{name}: {key}: two clips have this key; keys must be unique")
             keys.add(key)
             where = f"{name}: {key}"
-            check_clips(where, video.clamp(-1, 1) if made else video, video)
-            self._settle(where, video)
-            parts += vectors(self._features, where, levels_of(video, self.protocol.rounding))
+            check_clips(where, video.clamp(-1, 1) if is_generated else video, video)
+            self._check_size(where, video)
+            parts += feature_vectors(self._features, where, to_uint8_pixels(video, self.protocol.rounding))
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done)
-        least = max(2, asked or 0)
-        if len(keys) < least:
-            raise InputError(f"{name}: holds {len(keys):,} clips, protocol {self.protocol.name} needs {least:,}")
+        fewest = max(2, samples or 0)
+        if len(keys) < fewest:
+            raise InputError(f"{name}: holds {len(keys):,} clips, protocol {self.protocol.name} needs {fewest:,}")
         return torch.cat(parts)
 
-    def _settle(self, where: str, video: Tensor) -> None:
-        """All clips are as the first one, or as the protocol says."""
+    def _check_size(self, where: str, video: Tensor) -> None:
+        """Compare a clip with the protocol, which takes its size from the first clip if it has none."""
         frames, *size = video.shape[2:]
         is_video = self.protocol.media == "videos"
         if not is_video and frames != 1:
-            raise InputError(f"{where}: has {frames} frames, protocol {self.protocol.name} is for pictures")
-        have = {"size": tuple(size), **({"frames": frames} if is_video else {})}
-        for field, value in have.items():
-            wanted = getattr(self.protocol, field)
-            if wanted is None:
+            raise InputError(f"{where}: has {frames} frames, protocol {self.protocol.name} is for images")
+        for field, value in {"size": tuple(size), **({"frames": frames} if is_video else {})}.items():
+            expected = getattr(self.protocol, field)
+            if expected is None:
                 self.protocol = self.protocol.replace({field: value})
-            elif wanted != value:
-                raise InputError(f"{where}: {field} {value} among clips of {wanted}; all of both sets must be alike")
+            elif expected != value:
+                raise InputError(f"{where}: {field} {value} among clips of {expected}; all of both sets must be alike")
 
 
-class Reference(NamedTuple):
-    """What is computed of the real vectors once, for all generated sets."""
+class _Reference(NamedTuple):
+    """Results for the real vectors, computed once for all generated sets."""
 
     moments: Moments
-    precision_recall: Balls | None
-    density_coverage: Balls | None
+    precision_recall: Neighbourhoods | None
+    density_coverage: Neighbourhoods | None
 
     @classmethod
-    def of(cls, real: Float[Tensor, "n d"], protocol: GenerationProtocol) -> "Reference":
-        """Balls are None where the protocol has none, or there are no more vectors than its k."""
+    def of(cls, real: Float[Tensor, "n d"], protocol: GenerationProtocol) -> "_Reference":
+        """Measure the real set; neighbourhoods are None without a k in the protocol, or for no more vectors than k."""
         ks = (protocol.precision_recall, protocol.density_coverage)
-        return cls(_moments(real), *(Balls.of(real, k) if k is not None and k < len(real) else None for k in ks))
+        hoods = (Neighbourhoods.of(real, k) if k is not None and k < len(real) else None for k in ks)
+        return cls(_moments(real), *hoods)
 
 
-def scored(
-    name: str, made: Float[Tensor, "n d"], reference: Reference, protocol: GenerationProtocol, features: Features
+def _score_set(
+    name: str, generated: Float[Tensor, "n d"], reference: _Reference, protocol: GenerationProtocol, features: Features
 ) -> GeneratedSet:
-    """The scores of the vectors of one generated set."""
+    """Score the vectors of one generated set."""
     absent: dict[str, str] = {}
     scores: dict[str, float] = {}
-    balls = reference.precision_recall
-    if balls is not None and balls.k < len(made):
-        scores |= precision_recall(balls, made)._asdict()
+    hoods = reference.precision_recall
+    if hoods is not None and hoods.k < len(generated):
+        scores |= precision_recall(hoods, generated)._asdict()
     elif (k := protocol.precision_recall) is not None:
         absent |= dict.fromkeys(("precision", "recall"), f"needs more than {k} clips in both sets")
     if reference.density_coverage is not None:
-        scores |= density_coverage(reference.density_coverage, made)._asdict()
+        scores |= density_coverage(reference.density_coverage, generated)._asdict()
     elif (k := protocol.density_coverage) is not None:
         absent |= dict.fromkeys(("density", "coverage"), f"needs more than {k} real clips")
     if (splits := protocol.inception_splits) is None:
         absent["inception_score"] = f"not in protocol {protocol.name}"
-    elif splits > len(made):
-        absent["inception_score"] = f"needs {splits} pictures or more"
+    elif splits > len(generated):
+        absent["inception_score"] = f"needs {splits} images or more"
     else:
-        found = inception_score(features.logits(made), splits)
-        scores |= {"inception_score": found.mean, "inception_score_std": found.std}
+        mean, std = inception_score(features.logits(generated), splits)
+        scores |= {"inception_score": mean, "inception_score_std": std}
     score = features.network.score
-    distance = distance_of(reference.moments, _moments(made), _GENERATED.get(score, score))
+    distance = frechet_of(reference.moments, _moments(generated), _GENERATED.get(score, score))
     return GeneratedSet.parse(
-        {"name": name, "clips": len(made), "frechet": distance.plain(), "absent": absent, **scores}
+        {"name": name, "clips": len(generated), "frechet": distance.plain(), "absent": absent, **scores}
     )
 
 
-def spread_of(sets: Iterable[GeneratedSet]) -> dict[str, Spread]:
-    """Mean and deviation of the scores that every set has."""
-    tables = [one.scores() for one in sets]
-    found = {}
+def _stats_of(sets: Iterable[GeneratedSet]) -> dict[str, ScoreStats]:
+    """Compute the statistics of the scores that every set has."""
+    tables = [generated.scores() for generated in sets]
+    stats = {}
     for name in tables[0]:
         if any(name not in table for table in tables):
             continue
@@ -158,8 +159,8 @@ def spread_of(sets: Iterable[GeneratedSet]) -> dict[str, Spread]:
         mean = math.fsum(values) / len(values)
         squares = math.fsum((value - mean) ** 2 for value in values)
         std = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else None
-        found[name] = Spread(mean=mean, std=std, least=min(values), most=max(values))
-    return found
+        stats[name] = ScoreStats(mean=mean, std=std, least=min(values), most=max(values))
+    return stats
 
 
 def _moments(features: Tensor) -> Moments:

@@ -1,6 +1,6 @@
 """PSNR, SSIM and MS-SSIM of frames, each by the definition of its authors, in the float type of its input.
 
-Frames are `n c h w` in any range; the data range is always said, never guessed. Scores come per frame.
+Frames are `n c h w` in any range; the data range is an argument, never guessed. There is one score a frame.
 """
 
 import math
@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 Rounding = Literal["round", "floor", "none"]
 WindowName = Literal["gaussian-11", "gaussian-11-reflect", "uniform-7"]
 
-_K1, _K2 = 0.01, 0.03  # the stabilisers of Wang et al. 2004, the same in every peer
+_K1, _K2 = 0.01, 0.03  # the stabilisers of Wang et al. 2004, the same everywhere
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, Bovik 2003, table of exponents
 
 SMALLEST_MS_SSIM = 11 * 2 ** (len(_SCALES) - 1)
@@ -24,7 +24,7 @@ SMALLEST_MS_SSIM = 11 * 2 ** (len(_SCALES) - 1)
 class _Window(NamedTuple):
     weights: tuple[float, ...]  # one axis of a separable window
     unbias: float  # factor on variances: n / (n - 1) for sample covariances
-    reflect: bool  # pad by reflection and average over all pixels, or take whole windows only
+    reflect: bool  # pad by reflection and average over all pixels, or use whole windows only
 
 
 def _gaussian(sigma: float, radius: int) -> tuple[float, ...]:
@@ -40,10 +40,10 @@ _WINDOWS: dict[WindowName, _Window] = {
 
 
 def to_pixels(video: Float[Tensor, "..."], rounding: Rounding) -> Float[Tensor, "..."]:
-    """[-1, 1] to 0..255 in float64: clip((v + 1) · 127.5, 0, 255), then rounded.
+    """Map [-1, 1] to 0..255 in float64: clip((v + 1) · 127.5, 0, 255), then rounded.
 
-    `round` goes to the nearest (ties to even). `floor` cuts in float32, as `.astype(uint8)` in peers does: it moves
-    pictures by -1/2 level on average, and some originals by -1. `none` keeps the fraction.
+    `round` goes to the nearest (ties to even). `floor` cuts in float32, as `.astype(uint8)` in other projects does: it
+    moves images by -1/2 level on average, and some originals by -1. `none` keeps the fraction.
     """
     if rounding == "floor":
         return ((video.float() + 1) * 127.5).clamp(0, 255).floor().double()
@@ -51,15 +51,21 @@ def to_pixels(video: Float[Tensor, "..."], rounding: Rounding) -> Float[Tensor, 
     return pixels.round() if rounding == "round" else pixels
 
 
+def to_uint8_pixels(video: Float[Tensor, "..."], rounding: Rounding) -> UInt8[Tensor, "..."]:
+    """Map [-1, 1] to the uint8 pixels that every score sees."""
+    video = video.cpu() if video.device.type == "mps" else video  # MPS has no float64
+    return to_pixels(video, rounding).to(torch.uint8)
+
+
 def mse(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
-    """Mean squared difference per frame and channel."""
+    """Compute the mean squared difference per frame and channel."""
     return ((a - b) ** 2).mean((2, 3))
 
 
 def psnr(error: Float[Tensor, "..."], data_range: float) -> Float[Tensor, "..."]:
-    """10 log10(data_range² / error) in dB, of mean squared errors; infinite where the error is 0.
+    """Compute 10 log10(data_range² / error) in dB from mean squared errors; infinite where the error is 0.
 
-    What the error is averaged over (a channel, a frame, a clip, a set) is the protocol's choice: the mean of PSNRs is
+    The protocol chooses what the error is averaged over (a channel, a frame, a clip, a set): the mean of PSNRs is
     never below the PSNR of the mean (Jensen).
     """
     if data_range <= 0:
@@ -70,7 +76,7 @@ def psnr(error: Float[Tensor, "..."], data_range: float) -> Float[Tensor, "..."]
 def ssim(
     a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], data_range: float, window: WindowName = "gaussian-11"
 ) -> Float[Tensor, "n"]:
-    """Structural similarity (Wang et al. 2004) per channel, averaged over windows and channels; 1 for equal frames.
+    """Compute SSIM (Wang et al. 2004) per channel, averaged over windows and channels; 1 for equal frames.
 
     - `gaussian-11`: 11 x 11, sigma 1.5, population covariance, whole windows only (the authors'; scikit-image's
       `gaussian_weights=True, use_sample_covariance=False`).
@@ -83,16 +89,16 @@ def ssim(
     return similarity.mean(1)
 
 
-def smallest(window: WindowName) -> int:
-    """Pixels per side that the window needs."""
+def smallest_side(window: WindowName) -> int:
+    """Return the pixels per side that the window needs."""
     return len(_WINDOWS[window].weights)
 
 
 def ms_ssim(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], data_range: float) -> Float[Tensor, "n"]:
-    """Five-scale SSIM (Wang, Simoncelli, Bovik 2003), window `gaussian-11`, per channel, then averaged.
+    """Compute five-scale SSIM (Wang, Simoncelli, Bovik 2003), window `gaussian-11`, per channel, then averaged.
 
     prod over scales j of max(0, s_j)^beta_j: s_j is the mean contrast-structure term, at the last scale the full SSIM.
-    Between scales 2 x 2 means; an odd last row or column is dropped. Raises ValueError below 176 x 176.
+    Scales are 2 x 2 means apart; an odd last line of pixels is dropped. Raises ValueError below 176 x 176.
     """
     height, width = a.shape[-2:]
     if min(height, width) < SMALLEST_MS_SSIM:
@@ -110,7 +116,7 @@ def ms_ssim(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], data_range
 
 
 def _compare(a: Tensor, b: Tensor, data_range: float, window: _Window) -> tuple[Tensor, Tensor]:
-    """Means over windows of SSIM and of its contrast-structure factor, each `n c`."""
+    """Return the means over windows of SSIM and of its contrast-structure factor, each `n c`."""
     size = len(window.weights)
     if a.shape != b.shape or min(a.shape[-2:]) < size:
         raise ValueError(
@@ -128,7 +134,8 @@ def _compare(a: Tensor, b: Tensor, data_range: float, window: _Window) -> tuple[
 
 
 def _blur(x: Tensor, window: _Window) -> Tensor:
-    """Windowed means along both axes. Sums of shifted views: 10 to 20 times a float64 convolution on a CPU."""
+    """Return windowed means along both axes, by sums of shifted views: 10 to 20 times as fast as a float64 convolution
+    on a CPU."""
     size = len(window.weights)
     if window.reflect:
         x = F.pad(x, (size // 2,) * 4, mode="reflect")

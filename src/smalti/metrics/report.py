@@ -1,10 +1,10 @@
-"""What an evaluation found: one row per clip, the aggregate, and everything that the figures depend on."""
+"""Reports: the scores of each clip or set, their aggregate, and everything that the figures depend on."""
 
 import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,10 +13,60 @@ from smalti.config import Config, Tuple
 from smalti.metrics.codebook import CodebookUse
 from smalti.metrics.features import ScoreName
 from smalti.metrics.pixel import psnr
-from smalti.metrics.protocols import Protocol
+from smalti.metrics.protocols import GenerationProtocol, Protocol
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-class Row(Config):
+class Frechet(Config):
+    """A Fréchet distance between the features of two sets of clips, and what it rests on."""
+
+    former_names: ClassVar[Mapping[str, str]] = {"made": "outputs"}
+
+    name: ScoreName
+    """`rfid` and `rfvd`, `gfid` and `gfvd` are those of the published networks; others have names of their own."""
+    distance: float
+    means: float
+    """Part of the distance that the means contribute."""
+    covariances: float
+    """Part of the distance that the covariances contribute."""
+    originals: int
+    """Samples of the originals, or of the real set: frames, or clips."""
+    outputs: int
+    """Samples of the reconstructions, or of the generated set."""
+    dim: int
+    """Number of features."""
+    warning: str | None = None
+    """Reason why the figure should not be quoted."""
+
+
+class ScoreReport(Config):
+    """Output that all reports share: JSON, and a table for the terminal."""
+
+    def to_json(self) -> str:
+        """Return strict JSON; `parse(json.loads(text))` of the same class reads it back to an equal report."""
+        return json.dumps(self.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_text(self, rows: int = 20, width: int = 100) -> str:
+        """Return a table for the terminal, the aggregate first, then at most `rows` rows; remarks are below it."""
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=width, markup=False, highlight=False, color_system=None)
+        with console.capture() as capture:
+            console.print(self._table(rows))
+            for line in self._remarks(rows):
+                console.print(line)
+        return capture.get()
+
+    def _table(self, rows: int) -> "Table":
+        raise NotImplementedError
+
+    def _remarks(self, rows: int) -> Iterable[str]:
+        raise NotImplementedError
+
+
+class ClipScores(Config):
     """The scores of one clip, each the mean over its frames."""
 
     key: str
@@ -26,7 +76,7 @@ class Row(Config):
     mse: float
     """Mean squared error on the protocol's 0..peak, over all pixels."""
     psnr: float
-    """dB, by the protocol's `psnr_over` and `psnr_cap`."""
+    """PSNR in dB, by the protocol's `psnr_over` and `psnr_cap`."""
     identical_frames: int
     """Frames without any difference; their PSNR counts as the cap."""
     ssim: float | None = None
@@ -34,33 +84,15 @@ class Row(Config):
     lpips: float | None = None
     tokens: int | None = None
     absent: dict[str, str] = Field(default_factory=dict)
-    """Why a score is None: {score: reason}."""
+    """Reasons for scores that are None: {score: reason}."""
 
 
-class Frechet(Config):
-    """A Fréchet distance between the features of originals and of reconstructions, and what it rests on."""
-
-    name: ScoreName
-    """`rfid` and `rfvd` are those of the published networks; others have names of their own."""
-    distance: float
-    means: float
-    """The part of the means."""
-    covariances: float
-    """The part of the covariances."""
-    originals: int
-    """Samples: frames, or clips."""
-    made: int
-    dim: int
-    warning: str | None = None
-    """Why the figure should not be quoted."""
-
-
-class Report(Config):
-    """Rows in the order of their keys, and the aggregate over them by the protocol's `mean_over`."""
+class Report(ScoreReport):
+    """Scores of reconstructions: one row per clip in the order of keys, and the aggregate by the protocol."""
 
     kind: Literal["report"] = "report"
     protocol: Protocol
-    """In full, with the digests of the weights that were used."""
+    """The protocol in full, with the digests of the weights that were used."""
     clips: int
     frames: int
     identical_frames: int
@@ -71,32 +103,21 @@ class Report(Config):
     lpips: float | None = None
     frechet: Frechet | None = None
     absent: dict[str, str] = Field(default_factory=dict)
-    """Why a score is None, or over how many clips it was taken if not over all: {score: reason}."""
+    """Reasons for missing scores and clips that were left out: {name: reason}."""
     codebook: CodebookUse | None = None
-    rows: Tuple[Row]
+    rows: Tuple[ClipScores]
 
-    def to_json(self) -> str:
-        """Strict JSON; `Report.parse(json.loads(text))` reads it back to an equal report."""
-        return json.dumps(self.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def to_text(self, rows: int = 20, width: int = 100) -> str:
-        """One table for the terminal: the mean first, then the first `rows` clips; reasons for gaps below it."""
-        from rich.console import Console
+    def _table(self, rows: int) -> "Table":
         from rich.table import Table
 
         table = Table(title=f"protocol {self.protocol.name}: {self.clips} clips, {self.frames} frames")
         table.add_column("clip")
         for heading in ("frames", "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"):
             table.add_column(heading, justify="right")
-        table.add_row("mean", str(self.frames), *_figures(self), style="bold", end_section=True)
+        table.add_row("mean", str(self.frames), *_cells(self), style="bold", end_section=True)
         for row in self.rows[:rows]:
-            table.add_row(row.key, str(row.frames), *_figures(row))
-        console = Console(file=io.StringIO(), width=width, markup=False, highlight=False, color_system=None)
-        with console.capture() as capture:
-            console.print(table)
-            for line in self._remarks(rows):
-                console.print(line)
-        return capture.get()
+            table.add_row(row.key, str(row.frames), *_cells(row))
+        return table
 
     def _remarks(self, rows: int) -> list[str]:
         lines = [f"{name}: {reason}" for name, reason in sorted(self.absent.items())]
@@ -104,30 +125,108 @@ class Report(Config):
             lines.append(f"{self.identical_frames} identical frames count as {self.protocol.psnr_cap:g} dB")
         if self.clips > rows:
             lines.append(f"{self.clips - rows} more clips in the JSON report")
-        if found := self.frechet:
+        if frechet := self.frechet:
             digest = (self.protocol.features_digest or "")[:8]
             lines.append(
-                f"{found.name}: {found.distance:.4f}, {found.made:,} samples against {found.originals:,}, "
-                f"{found.dim:,} features of {self.protocol.features} {digest}"
+                f"{frechet.name}: {frechet.distance:.4f}, {frechet.outputs:,} samples against {frechet.originals:,}, "
+                f"{frechet.dim:,} features of {self.protocol.features} {digest}"
             )
-            lines += [f"{found.name}: {found.warning}"] if found.warning else []
+            lines += [f"{frechet.name}: {frechet.warning}"] if frechet.warning else []
         if use := self.codebook:
             rate = f", {use.bits_per_pixel:.4f} bits per pixel" if use.bits_per_pixel is not None else ""
             lines.append(
                 f"codes: {use.distinct:,} of {use.codebook_size:,} used ({use.share:.2%}; {use.expected_distinct:,.0f} "
-                f"expected of {use.tokens:,} even draws), perplexity {use.perplexity:,.1f}{rate}"
+                f"expected in a uniform sample of {use.tokens:,}), perplexity {use.perplexity:,.1f}{rate}"
             )
         return lines
 
 
-def summarise(
+class GeneratedSet(Config):
+    """The scores of one generated set: one folder, one seed."""
+
+    name: str
+    clips: int
+    """Number of clips, or of images."""
+    frechet: Frechet
+    inception_score: float | None = None
+    """Mean over the parts of the set."""
+    inception_score_std: float | None = None
+    """Standard deviation over the parts of this set, not over seeds."""
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Reasons for missing scores and clips that were left out: {name: reason}."""
+
+    def scores(self) -> dict[str, float]:
+        """Return the scores that are not None by name; the distance is under its own name."""
+        names = ("inception_score", "precision", "recall", "density", "coverage")
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {self.frechet.name: self.frechet.distance, **values}
+
+
+class ScoreStats(Config):
+    """Statistics of a score over several sets."""
+
+    mean: float
+    std: float | None
+    """Standard deviation, divided by the number of sets less 1; None for one set."""
+    least: float
+    most: float
+
+
+class GenerationReport(ScoreReport):
+    """Scores of generated sets, each by itself, and the statistics of every score over the sets."""
+
+    kind: Literal["generation-report"] = "generation-report"
+    protocol: GenerationProtocol
+    """The protocol in full, with the digest of the weights that were used."""
+    real: int
+    """Number of real clips, or images."""
+    absent: dict[str, str] = Field(default_factory=dict)
+    """Reasons for real clips that were left out: {name: reason}."""
+    sets: Tuple[GeneratedSet]
+    spread: dict[str, ScoreStats]
+    """Statistics of the scores that every set has."""
+
+    def _table(self, rows: int) -> "Table":
+        from rich.table import Table
+
+        media = "images" if self.protocol.media == "images" else f"clips of {self.protocol.frames} frames"
+        table = Table(title=f"protocol {self.protocol.name}: against {self.real:,} real {media}")
+        table.add_column("set", overflow="fold")
+        table.add_column("generated", justify="right")
+        for name in self.spread:
+            heading = "Fréchet" if name == self.sets[0].frechet.name else name.replace("_", " ")
+            table.add_column(heading, justify="right")
+        if len(self.sets) > 1:
+            table.add_row("mean", "", *(f"{stats.mean:.4f}" for stats in self.spread.values()), style="bold")
+            table.add_row("std", "", *(f"{stats.std:.4f}" for stats in self.spread.values()), end_section=True)
+        for generated in self.sets:
+            scores = generated.scores()
+            table.add_row(generated.name, f"{generated.clips:,}", *(f"{scores[name]:.4f}" for name in self.spread))
+        return table
+
+    def _remarks(self, rows: int) -> Iterable[str]:
+        first, digest = self.sets[0].frechet, (self.protocol.features_digest or "")[:8]
+        lines = [f"Fréchet: {first.name}, {first.dim:,} features of {self.protocol.features} {digest}"]
+        lines += [f"real {name}: {reason}" for name, reason in sorted(self.absent.items())]
+        for generated in self.sets:
+            lines += [f"Fréchet: {generated.frechet.warning}"] if generated.frechet.warning else []
+            for name, reason in sorted(generated.absent.items()):
+                lines.append(f"{generated.name}: {reason}" if name == "clips" else f"{name}: {reason}")
+        return dict.fromkeys(lines)  # a remark about every set appears once
+
+
+def report_of_clips(
     protocol: Protocol,
-    rows: Iterable[Row],
+    rows: Iterable[ClipScores],
     codebook: CodebookUse | None,
     frechet: Frechet | None,
     reasons: Mapping[str, str],
 ) -> Report:
-    """The aggregate of rows, whatever their order; `reasons` say why what is not of rows is None."""
+    """Aggregate rows in any order; `reasons` say why scores that do not come from rows are None."""
     ordered = tuple(sorted(rows, key=lambda row: row.key))
     absent = dict(reasons)
     if protocol.psnr_over == "set":
@@ -143,9 +242,9 @@ def summarise(
         identical_frames=sum(row.identical_frames for row in ordered),
         mse=_mean(ordered, [row.mse for row in ordered], protocol),
         psnr=mean_psnr,
-        ssim=_over_present("ssim", lambda row: row.ssim, ordered, protocol, absent),
-        ms_ssim=_over_present("ms_ssim", lambda row: row.ms_ssim, ordered, protocol, absent),
-        lpips=_over_present("lpips", lambda row: row.lpips, ordered, protocol, absent),
+        ssim=_mean_of_present("ssim", lambda row: row.ssim, ordered, protocol, absent),
+        ms_ssim=_mean_of_present("ms_ssim", lambda row: row.ms_ssim, ordered, protocol, absent),
+        lpips=_mean_of_present("lpips", lambda row: row.lpips, ordered, protocol, absent),
         frechet=frechet,
         absent=absent,
         codebook=codebook,
@@ -154,33 +253,33 @@ def summarise(
 
 
 def capped_psnr(error: float, protocol: Protocol) -> float:
-    """PSNR in dB of a mean squared error, at most `protocol.psnr_cap`, which is also the PSNR of no error."""
+    """Compute the PSNR in dB of a mean squared error, at most `protocol.psnr_cap`, which no error gives too."""
     return min(protocol.psnr_cap, psnr(torch.tensor(error, dtype=torch.float64), protocol.data_range).item())
 
 
-def _over_present(
+def _mean_of_present(
     name: str,
-    score: Callable[[Row], float | None],
-    rows: Sequence[Row],
+    score: Callable[[ClipScores], float | None],
+    rows: Sequence[ClipScores],
     protocol: Protocol,
     absent: dict[str, str],
 ) -> float | None:
     present = [(row, value) for row in rows if (value := score(row)) is not None]
     if len(present) < len(rows):
         reason = next(row.absent.get(name, "not measured") for row in rows if score(row) is None)
-        left = len(rows) - len(present)
-        absent[name] = reason if not present else f"{left} of {len(rows)} clips left out: {reason}"
+        missing = len(rows) - len(present)
+        absent[name] = reason if not present else f"{missing} of {len(rows)} clips left out: {reason}"
     if not present:
         return None
     return _mean([row for row, _ in present], [value for _, value in present], protocol)
 
 
-def _mean(rows: Sequence[Row], values: Sequence[float], protocol: Protocol) -> float:
+def _mean(rows: Sequence[ClipScores], values: Sequence[float], protocol: Protocol) -> float:
     # fsum rounds once, so the order of the clips changes no bit.
     weights = [row.frames if protocol.mean_over == "frames" else 1 for row in rows]
     return math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
-def _figures(scores: Report | Row) -> list[str]:
+def _cells(scores: Report | ClipScores) -> list[str]:
     fourths = [f"{value:.4f}" if value is not None else "-" for value in (scores.ssim, scores.ms_ssim, scores.lpips)]
     return [f"{scores.psnr:.3f}", *fourths]

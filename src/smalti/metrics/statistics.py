@@ -1,39 +1,119 @@
-"""Moments of originals that are kept: the key names all that they depend on, and what has another key is refused."""
+"""Moments of the features of originals and reconstructions, the distance between them, and moments on disk.
+
+A file of moments holds the key that they depend on; a file with another key is refused.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from smalti.config import Config
-from smalti.errors import ConfigError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import naming_os_errors, write_bytes
-from smalti.metrics.features import FeatureName
-from smalti.metrics.frechet import Moments
+from smalti.metrics.features import FeatureName, Features, ScoreName
+from smalti.metrics.frechet import Moments, frechet_distance
+from smalti.metrics.report import Frechet
 
-FORMAT = 1
+_FRAMES = 16  # at once through a network of frames; bounds memory
+
+
+class FeatureMoments:
+    """Moments of originals and of reconstructions; those of parts of a set merge."""
+
+    def __init__(self, features: Features, reference: Moments | None = None) -> None:
+        """Begin without clips; with `reference`, moments of all originals, originals are not looked at.
+
+        Raises ValueError for a reference of another width.
+        """
+        if reference is not None and reference.dim != features.network.dim:
+            raise ValueError(f"a reference of width {reference.dim} for features of {features.network.dim}")
+        self.features = features
+        self.reference = reference
+        self.originals = Moments(features.network.dim)
+        self.reconstructions = Moments(features.network.dim)
+
+    @property
+    def fewest(self) -> int:
+        """Number of samples of the smaller side."""
+        return min(self.reconstructions.n, (self.reference or self.originals).n)
+
+    def add_original(self, key: str, pixels: Tensor) -> None:
+        """Add uint8 pixels `1 3 t h w` of an original. Raises InputError where a clip is too short."""
+        if self.reference is None:
+            self._add(self.originals, key, pixels)
+
+    def add_reconstruction(self, key: str, pixels: Tensor) -> None:
+        """Add uint8 pixels of a reconstruction, as `add_original` does."""
+        self._add(self.reconstructions, key, pixels)
+
+    def merge(self, other: "FeatureMoments") -> "FeatureMoments":
+        """Return the moments of both together; neither is changed."""
+        if other.features.digest != self.features.digest or (other.reference is None) != (self.reference is None):
+            raise ValueError("moments of different features, or of other references, cannot be merged")
+        merged = FeatureMoments(self.features, self.reference)
+        merged.originals = self.originals.merge(other.originals)
+        merged.reconstructions = self.reconstructions.merge(other.reconstructions)
+        return merged
+
+    def distance(self) -> Frechet:
+        """Compute the distance so far. Raises ValueError below two samples."""
+        return frechet_of(self.reference or self.originals, self.reconstructions, self.features.network.score)
+
+    def _add(self, moments: Moments, key: str, pixels: Tensor) -> None:
+        for part in feature_vectors(self.features, key, pixels):
+            moments.update(part)
+
+
+def feature_vectors(features: Features, key: str, pixels: UInt8[Tensor, "1 3 t h w"]) -> Iterator[Float[Tensor, "n d"]]:
+    """Yield the features of a clip, a few frames at a time. Raises InputError if it is too short for the network."""
+    network = features.network
+    if pixels.shape[2] < network.fewest_frames:
+        raise InputError(
+            f"{key}: has {pixels.shape[2]} frames, {network.name} needs clips of {network.fewest_frames} or more"
+        )
+    for part in pixels.split(_FRAMES if network.per == "frame" else pixels.shape[2], dim=2):
+        yield features(part)
+
+
+def frechet_of(originals: Moments, outputs: Moments, name: ScoreName) -> Frechet:
+    """Compute the distance of two sets for a report. Raises ValueError below two samples."""
+    distance, means, covariances, n_originals, n_outputs, dim, warning = frechet_distance(originals, outputs)
+    return Frechet(
+        name=name,
+        distance=distance,
+        means=means,
+        covariances=covariances,
+        originals=n_originals,
+        outputs=n_outputs,
+        dim=dim,
+        warning=warning,
+    )
 
 
 class StatisticsKey(Config):
     """Everything that moments of originals depend on."""
 
     kind: Literal["statistics"] = "statistics"
-    format: int = FORMAT
+    format: int = 1
     features: FeatureName
     features_digest: str
     """sha256 of the file of the network's weights."""
     rounding: str
     """How the originals went from [-1, 1] to 0..255."""
     data: dict[str, Any]
-    """The config of the source: how files became pixels, without their place on this machine."""
+    """Config of the source: how files became pixels, without their place on this machine."""
     listed: str
     """sha256 of the names and sizes of the files, in their order."""
     count: int = Field(ge=1)
-    """How many files are listed."""
+    """Number of files in the list."""
 
     @property
     def digest(self) -> str:
@@ -41,36 +121,36 @@ class StatisticsKey(Config):
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()
 
     def path(self, folder: Path) -> Path:
-        """The file of this key in a folder."""
+        """Return the file of this key in a folder."""
         return folder / f"{self.features}-{self.digest[:16]}.safetensors"
 
 
 def save_statistics(folder: Path, key: StatisticsKey, moments: Moments) -> Path:
-    """Keep moments under their key, whole or not at all; gives the file."""
+    """Write moments under their key, whole or not at all; return the file."""
     tensors = {name: tensor.contiguous() for name, tensor in moments.tensors().items()}
-    about = {"key": json.dumps(key.plain(), sort_keys=True), "sha256": _digest(moments)}
+    metadata = {"key": json.dumps(key.plain(), sort_keys=True), "sha256": _digest(moments)}
     path = key.path(folder)
-    write_bytes(path, safetensors.torch.save(tensors, metadata=about))
+    write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
     return path
 
 
 def load_statistics(folder: Path, key: StatisticsKey) -> Moments | None:
-    """The moments under a key, None if there are none. Raises IntegrityError for a damaged or wrong file."""
+    """Read the moments under a key, None if there are none. Raises IntegrityError for a damaged or wrong file."""
     path = key.path(folder)
     if not path.exists():
         return None
     try:
         with naming_os_errors(path), safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            metadata = file.metadata() or {}
             moments = Moments.of_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        kept = StatisticsKey.parse(json.loads(about["key"]))
+        key_of_file = StatisticsKey.parse(json.loads(metadata["key"]))
     except (SafetensorError, ConfigError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise IntegrityError(f"{path}: not whole statistics ({reason}); delete it, and it is made again") from None
-    if kept != key:
-        changed = [name for name in type(key).model_fields if getattr(kept, name) != getattr(key, name)]
+        raise IntegrityError(f"{path}: not whole statistics ({reason}); delete it, and it is computed again") from None
+    if key_of_file != key:
+        changed = [name for name in type(key).model_fields if getattr(key_of_file, name) != getattr(key, name)]
         raise IntegrityError(f"{path}: statistics of something else ({', '.join(changed)} differ); delete it")
-    if about.get("sha256") != _digest(moments):
+    if metadata.get("sha256") != _digest(moments):
         raise IntegrityError(f"{path}: its numbers have changed since they were written; delete it")
     return moments
 

@@ -1,9 +1,8 @@
-"""Score a token set against the media that it was made from, without encoding them again."""
+"""Pairs of a token set's decoded rows and the media they were encoded from, which are not encoded again."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch import Tensor
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
 from smalti.errors import BadFile
-from smalti.metrics import Report, Scores
-from smalti.metrics import Row as Score
+from smalti.metrics import Pair
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import load_plan
 from smalti.tokens.reader import TokenSet, decode_row
@@ -21,46 +19,34 @@ from smalti.tokens.tokenize import Item, apply_view, items_of, media_digest, ope
 from smalti.video import to_video
 
 
-class Asked(NamedTuple):
-    """What is scored of a token set."""
-
-    rows: int | None = None
-    """The first so many rows that can be compared."""
-    frames: int = 17
-    """Of a video, the first so many frames of each row."""
-
-
-def score_set(
+def pairs_of_token_set(
     tokenizer: Tokenizer,
     tokens: TokenSet,
     root: Path,
-    scores: Scores,
     *,
-    asked: Asked = Asked(),  # noqa: B008 - an immutable record
+    rows: int | None = None,
+    frames: int = 17,
     on_bad: Callable[[BadFile], None] | None = None,
-    progress: Callable[[Score], None] | None = None,
-) -> Report:
-    """The report of `scores` on decoded rows against their originals below `root`, shown as the set shows them.
+) -> Iterator[Pair]:
+    """Yield the first `rows` decoded rows beside their originals below `root`, of videos the first `frames` frames.
 
-    An original that is not there, or has other bytes than those that were encoded, goes to `on_bad`. Raises
-    IntegrityError for another tokenizer than the set's, InputError where no row can be compared.
+    Originals are resized and cropped as the set was. One that is missing or has other bytes than those that were
+    encoded is passed to `on_bad`. Raises IntegrityError for another tokenizer than the set's.
     """
     tokens.check(tokenizer)
     time = tokens.tokenizer_info.strides[0]
-    for row, original in islice(_pairs(tokens, root, asked.frames, on_bad or (lambda bad: None)), asked.rows):
+    originals = _originals(tokens, root, frames, on_bad or (lambda bad: None))
+    for number, (row, original) in enumerate(islice(originals, rows)):
         count = len(original)
-        made = torch.stack(list(islice(decode_row(tokenizer, row), count)))
+        decoded = torch.stack(list(islice(decode_row(tokenizer, row), count)))
         ids = row.tensor()[None, : 1 + -(-(count - 1) // time)]
-        score = scores.add(row.key, to_video(original), to_video(made), ids)
-        if progress is not None:
-            progress(score)
-    return scores.report()
+        yield Pair(row.key, to_video(original), to_video(decoded), ids, number)
 
 
-def _pairs(
-    tokens: TokenSet, root: Path, most: int, on_bad: Callable[[BadFile], None]
+def _originals(
+    tokens: TokenSet, root: Path, frames: int, on_bad: Callable[[BadFile], None]
 ) -> Iterator[tuple[TokenRow, Tensor]]:
-    """(row, the first frames of its original, uint8 `t h w 3`): the items of the plan and the rows side by side."""
+    """Yield (row, first frames of its original, uint8 `t h w 3`) by going through plan and rows side by side."""
     plan, index = load_plan(tokens.path), 0
     for shard in range(plan.shards):
         for item in items_of(plan, shard, root):
@@ -70,12 +56,12 @@ def _pairs(
             for number in range(first, index):
                 row = tokens.row(number)
                 try:
-                    yield row, _original(tokens, item, row, most)
+                    yield row, _original(tokens, item, row, frames)
                 except BadFile as bad:
                     on_bad(bad)
 
 
-def _original(tokens: TokenSet, item: Item, row: TokenRow, most: int) -> Tensor:
+def _original(tokens: TokenSet, item: Item, row: TokenRow, frames: int) -> Tensor:
     if item.fault is not None or item.store is None:
         raise item.fault or BadFile(item.key, "missing", "is not there")
     options, media, name = tokens.options, item.store.media(item.place), item.store.where(item.place)
@@ -85,5 +71,5 @@ def _original(tokens: TokenSet, item: Item, row: TokenRow, most: int) -> Tensor:
         if row.fps is None:
             return apply_view(options.view, decode_image(file, name, options.max_pixels), item.key)[None]
     with VideoReader(media, options.max_pixels, name) as reader:
-        chosen = options.frames_of(reader.times)[row.start : row.start + min(most, row.size[0])]
+        chosen = options.frames_of(reader.times)[row.start : row.start + min(frames, row.size[0])]
         return torch.stack([apply_view(options.view, frame, item.key) for frame in reader.at(chosen)])

@@ -1,9 +1,7 @@
 """The checkpoints of a run folder: names, contents, the newest whole one, and old ones."""
 
-import hashlib
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,6 @@ _FORMAT = 1
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the folder of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
-
-
-def digest_of_keys(keys: Iterable[str]) -> str:
-    """Return one digest of a data listing: a resumed run must have the same."""
-    return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def save_checkpoint(task: Task, out: Path) -> Path:

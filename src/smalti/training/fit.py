@@ -45,7 +45,7 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
     with lock(out / ".lock") if world.is_main else nullcontext(), collect_signals() as signals:
         if resume:
             resume_newest(task, out)
-        check_ranks(task)
+        check_equal_ranks(task)
         with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
@@ -110,7 +110,7 @@ def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
         )
 
 
-def check_ranks(task: Task) -> None:
+def check_equal_ranks(task: Task) -> None:
     """Raise ConfigError, on all ranks, if they have different arguments, data or checkpoints."""
     config, world = task.state.config, task.state.world
     settings = config.replace(dict.fromkeys(("workers", "log_every"), 1)).to_yaml()

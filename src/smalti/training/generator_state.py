@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from smalti.data.shuffle import sample_rng
 from smalti.generation import (
-    Chances,
     Condition,
     Generator,
     MaskedTransformer,
+    MaskNoise,
     Origin,
     Prompt,
     TaskConfig,
@@ -32,19 +32,18 @@ from smalti.tokenizer import load as load_tokenizer
 from smalti.tokens.reader import TokenSet
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.optimizer import Moments, adamw, wrap_ddp
-from smalti.training.task import Stateful
+from smalti.training.optimizer import adamw, wrap_ddp
+from smalti.training.task import RunState
 
 _TASK = 1
 """Apart from the noise and the masks of a step, which generator_step.py numbers from 2."""
 
 
-@dataclass
-class GeneratorState:
+@dataclass(kw_only=True)
+class GeneratorState(RunState):
     """The state of a run."""
 
     config: GeneratorTraining
-    world: World
     model: TokenModel
     objective: nn.Module
     """The loss of a batch, wrapped for several ranks."""
@@ -52,14 +51,6 @@ class GeneratorState:
     """The generator with the EMA weights: it is validated, sampled from and kept."""
     optimizer: Optimizer
     tokenizer: Tokenizer | None
-    step: int = 0
-    """Steps so far, skipped ones included."""
-    updates: int = 0
-    """Steps that changed the weights."""
-
-    def tensors(self) -> dict[str, Stateful]:
-        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
-        return {"live": self.model, "optimizer": Moments(self.optimizer, self.model)}
 
 
 class Objective(nn.Module):
@@ -69,7 +60,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: Chances) -> TokenLoss:
+    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: MaskNoise) -> TokenLoss:
         """Return the loss of true ids under a prompt; dropout is of `rng`."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             if isinstance(self.model, MaskedTransformer):

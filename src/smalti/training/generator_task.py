@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smalti.errors import IntegrityError
 from smalti.generation import MaskedTransformer, TokenLoss, autoregressive_loss, complete, validate
@@ -17,7 +17,8 @@ from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_state import GeneratorState, prompt_of, start_generator
 from smalti.training.generator_step import GeneratorStep, generator_step
-from smalti.training.task import Samples, Stateful
+from smalti.training.optimizer import OptimizerState
+from smalti.training.task import Samples, Stateful, Task
 from smalti.training.token_data import GridRows
 from smalti.video import to_uint8
 
@@ -25,7 +26,7 @@ _SAMPLES, _BATCH = 4, 16
 """Samples of a task in the log; held-out rows that are scored together."""
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """The training of a token model. What can fail for want of files or memory fails when it is made."""
 
     def __init__(self, config: GeneratorTraining, world: World) -> None:
@@ -34,12 +35,8 @@ class GeneratorTask:
         if self.held_out is not None and self.held_out.tokens.tokenizer_info != self.rows.tokens.tokenizer_info:
             raise IntegrityError(f"{config.validation}: made by another tokenizer than {config.data}")
         self.state: GeneratorState = start_generator(config, self.rows.tokens, world)
+        self.ema = self.state.ema.model
         self.data_count, self.data_digest = len(self.rows), self.rows.tokens.plan
-
-    @property
-    def ema(self) -> nn.Module:
-        """The token model with the EMA weights."""
-        return self.state.ema.model
 
     def steps(self, folder: Path) -> Iterator[GeneratorStep]:
         """Train to the last step; a token set has no files that cannot be read, so `folder` stays as it is."""
@@ -58,8 +55,8 @@ class GeneratorTask:
             yield generator_step(self.state, next(stream))
 
     def tensors(self) -> dict[str, Stateful]:
-        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
-        return self.state.tensors()
+        """Return the weights and the optimizer's tensors."""
+        return {"live": self.state.model, "optimizer": OptimizerState(self.state.optimizer, self.state.model)}
 
     def export(self, folder: Path) -> None:
         """Write the generator with the EMA weights."""

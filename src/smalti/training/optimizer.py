@@ -42,7 +42,7 @@ def update_ema(ema: nn.Module, live: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(live.parameters()), 1 - decay)
 
 
-class Moments:
+class OptimizerState:
     """The tensors of an optimizer under the names of a module's parameters: `exp_avg/NAME`, ..."""
 
     def __init__(self, optimizer: Optimizer, module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The parts of a run that differ between what is trained; `fit` does the rest, the same for all."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -42,21 +43,15 @@ class Stateful(Protocol):
         """Put them back."""
 
 
-@runtime_checkable
-class RunState(Protocol):
+@dataclass(kw_only=True)
+class RunState:
     """The state of a run, as far as every task has it."""
 
-    @property
-    def config(self) -> RunConfig:
-        """The whole config of the run."""
-
-    @property
-    def world(self) -> World:
-        """The processes of the run."""
-
-    step: int
+    config: RunConfig
+    world: World
+    step: int = 0
     """Steps so far, skipped ones included."""
-    updates: int
+    updates: int = 0
     """Steps that changed the weights."""
 
 
@@ -68,47 +63,38 @@ class Samples(NamedTuple):
     """More of them, for log.jsonl."""
 
 
-@runtime_checkable
-class Savable(Protocol):
+class Savable:
     """Something whose training can be saved and restored."""
 
-    @property
-    def state(self) -> RunState:
-        """All that changes while it is trained."""
-
-    @property
-    def ema(self) -> nn.Module:
-        """The EMA weights, which `export` writes and a resumed run reads back from there."""
-
-    @property
-    def data_digest(self) -> str:
-        """A digest of the data: a resumed run must have the same."""
+    state: RunState
+    ema: nn.Module
+    """The EMA weights, which `export` writes and a resumed run reads back from there."""
+    data_digest: str
+    """A digest of the data: a resumed run must have the same."""
 
     def tensors(self) -> Mapping[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
-        ...
+        raise NotImplementedError
 
     def export(self, folder: Path) -> None:
         """Write the trained model, with its EMA weights, as a folder that `smalti.load` and the commands read."""
-        ...
+        raise NotImplementedError
 
 
-@runtime_checkable
-class Task(Savable, Protocol):
-    """Something that can be trained by `fit`."""
+class Task(Savable):
+    """Something that can be trained by `fit`: five functions, `tensors` and `export` among them."""
 
-    @property
-    def data_count(self) -> int:
-        """Samples in the data."""
+    data_count: int
+    """Samples in the data."""
 
     def steps(self, folder: Path) -> Iterator[StepResult]:
         """Train from the present step to the last; lists of files that cannot be read go into the run folder."""
-        ...
+        raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
-        """Return scores of the EMA weights on held-out data; none where there is no such data."""
-        ...
+        """Return scores of the EMA weights on held-out data; none without such data."""
+        raise NotImplementedError
 
     def samples(self) -> Samples:
         """Return samples of the EMA weights, always of the same inputs."""
-        ...
+        raise NotImplementedError

@@ -16,8 +16,8 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer import load as load_tokenizer
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.optimizer import Moments, adamw, wrap_ddp
-from smalti.training.task import Stateful
+from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
+from smalti.training.task import RunState, Stateful
 
 
 @dataclass
@@ -42,12 +42,11 @@ class GANState:
         self.anchors = Anchors(**{name: t.to(device) for name, t in tensors.items()}) if tensors else None
 
 
-@dataclass
-class TrainState:
+@dataclass(kw_only=True)
+class TrainState(RunState):
     """The state of a run. Data order, augmentation and choice of frames have none: they follow from (seed, step)."""
 
     config: TokenizerTraining
-    world: World
     tokenizer: Tokenizer
     ddp: nn.Module
     """The tokenizer, wrapped for several ranks."""
@@ -56,20 +55,16 @@ class TrainState:
     optimizer: Optimizer
     gan: GANState | None = None
     lpips: LPIPS | None = None
-    step: int = 0
-    """Steps so far, skipped ones included."""
-    updates: int = 0
-    """Steps that changed the weights."""
 
     def tensors(self) -> dict[str, Stateful]:
-        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        """Return what a checkpoint holds beside the EMA weights."""
         found: dict[str, Stateful] = {
             "tokenizer": self.tokenizer,
-            "optimizer": Moments(self.optimizer, self.tokenizer),
+            "optimizer": OptimizerState(self.optimizer, self.tokenizer),
         }
         if self.gan is not None:
             found["discriminator"] = self.gan.discriminator
-            found["discriminator-optimizer"] = Moments(self.gan.optimizer, self.gan.discriminator)
+            found["discriminator-optimizer"] = OptimizerState(self.gan.optimizer, self.gan.discriminator)
             found["anchors"] = self.gan
         return found
 

@@ -1,5 +1,6 @@
 """A tokenizer as a task of `fit`: its data, steps, validation scores and samples."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,11 @@ from smalti.data import BadFileLog, JointConfig, batches, evaluation
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import round_trip, score
-from smalti.training.checkpoints import digest_of_keys
+from smalti.tokenizer.score import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.task import Samples, Stateful
-from smalti.training.tokenizer_state import start_tokenizer
+from smalti.training.task import Samples, Stateful, Task
+from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import TokenizerStep, step
 from smalti.video import to_uint8
 
@@ -22,20 +22,17 @@ _SAMPLES = 6
 """Clips in an image of samples."""
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """The training of a tokenizer. What can fail for want of files, weights or memory fails when it is made."""
 
     def __init__(self, config: TokenizerTraining, world: World) -> None:
         self.source = config.data.build()
-        self.state = start_tokenizer(config, world)
+        self.state: TrainState = start_tokenizer(config, world)
+        self.ema: Tokenizer = self.state.ema
         self.data_count = len(self.source)
-        self.data_digest = digest_of_keys(self.source.key(i) for i in range(self.data_count))
+        keys = "\n".join(self.source.key(i) for i in range(self.data_count))
+        self.data_digest = hashlib.sha256(keys.encode("utf-8", "surrogateescape")).hexdigest()
         self._clips: list[Tensor] = []
-
-    @property
-    def ema(self) -> Tokenizer:
-        """The tokenizer with the EMA weights."""
-        return self.state.ema
 
     def steps(self, folder: Path) -> Iterator[TokenizerStep]:
         """Train to the last step; files that cannot be read are listed in `bad_files.jsonl` (`-RANK`) of `folder`."""
@@ -61,7 +58,7 @@ class TokenizerTask:
                 usage = Usage(usage.levels)
 
     def tensors(self) -> dict[str, Stateful]:
-        """Return what a checkpoint holds beside the EMA weights, by file name without its suffix."""
+        """Return the weights and optimizers' tensors of both networks."""
         return self.state.tensors()
 
     def export(self, folder: Path) -> None:
@@ -73,7 +70,7 @@ class TokenizerTask:
         config = self.state.config
         if config.validation is None:
             return {}
-        report = score(self.ema, config.validation.build(), SMALTI, limit=config.validation_limit)
+        report = score_tokenizer(self.ema, config.validation.build(), SMALTI, limit=config.validation_limit)
         scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
         return {name: value for name, value in scores.items() if value is not None}
 

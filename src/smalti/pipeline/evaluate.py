@@ -1,0 +1,477 @@
+"""`smalti.evaluate`: score a tokenizer or a token set on media, two folders, or generated media against real media."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from smalti.data import (
+    OneKindConfig,
+    magicmaster_images,
+    magicmaster_videos,
+    mindone_images,
+    mindone_videos,
+    read_image,
+    source_of,
+)
+from smalti.data.clips import ClipConfig
+from smalti.data.source import Medium, Store, Subset
+from smalti.errors import BadFile, ConfigError, InputError, MachineError, SmaltiError
+from smalti.files import write_bytes
+from smalti.metrics import (
+    GENERATION_PROTOCOLS,
+    PROTOCOLS,
+    ClipScores,
+    Features,
+    GenerationProtocol,
+    GenerationReport,
+    Pair,
+    Perceptual,
+    Protocol,
+    Report,
+    Scores,
+    contact_sheet,
+    difference,
+    find_features,
+    find_lpips,
+    find_protocol,
+    pairs_of_folders,
+)
+from smalti.metrics.evaluate import matching_files
+from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
+from smalti.pipeline.decode import open_set_tokenizer
+from smalti.pipeline.evaluate_generated import evaluate_generated
+from smalti.progress import Progress
+from smalti.tokenizer import Tokenizer, load
+from smalti.tokenizer.score import pairs_of_tokenizer
+from smalti.tokens.reader import TokenSet, is_token_set
+from smalti.tokens.score import pairs_of_token_set
+from smalti.training.distributed import World, join_world, pick_device
+from smalti.video import to_uint8, to_video
+
+_SIZE, _FRAMES = 128, 17
+"""Size and length of clips if neither the caller nor the protocol names another."""
+_PREVIEWS = 8
+"""Clips on a contact sheet, each by its middle frame."""
+_RANK_TIMEOUT = timedelta(days=2)
+"""How long a rank waits for the slowest; torchrun ends all ranks if one dies."""
+
+
+class EvaluationOptions(NamedTuple):
+    """The options of `evaluate`; None: as the protocol says."""
+
+    protocol: str = "smalti"
+    limit: int | None = None
+    size: int | None = None
+    frames: int | None = None
+    root: Path | None = None
+    lpips: Path | None = None
+    features: Path | None = None
+    statistics: Path | None = None
+    device: str | None = None
+
+
+class Evaluation(NamedTuple):
+    """The result of `evaluate`."""
+
+    report: Report | GenerationReport
+    bad: list[BadFile]
+    """Files that could not be read."""
+    columns: dict[str, list[Tensor]]
+    """Images of the contact sheet by the title of their column, each uint8 `h w 3`."""
+
+    @property
+    def clips(self) -> int:
+        """Number of clips that were scored or compared with."""
+        if isinstance(self.report, Report):
+            return self.report.clips
+        return self.report.real + sum(generated.clips for generated in self.report.sets)
+
+    def write(self, folder: str | Path) -> None:
+        """Write report.json and sheet.png, each whole or not at all."""
+        write_bytes(Path(folder) / "report.json", self.report.to_json().encode())
+        rows = [[image.numpy() for image in row] for row in zip(*self.columns.values(), strict=False)]
+        sheet = io.BytesIO()
+        contact_sheet(rows, list(self.columns)).save(sheet, "PNG")
+        write_bytes(Path(folder) / "sheet.png", sheet.getvalue())
+
+
+def evaluate(
+    target: Tokenizer | str | Path | Sequence[str | Path],
+    data: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    real: str | Path | None = None,
+    protocol: str = "smalti",
+    limit: int | None = None,
+    size: int | None = None,
+    frames: int | None = None,
+    root: str | Path | None = None,
+    lpips: str | Path | None = None,
+    features: str | Path | None = None,
+    statistics: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation | None:
+    """Do what `smalti eval` does, and return the report, the files that could not be read, and images to look at.
+
+    Args:
+        target: A tokenizer or its name, or a token set, to score on `data`; a folder of originals with `against`;
+            a generated set, or several, with `real`.
+        data: A folder, list, file, tar or Parquet table of media.
+        against: A folder of images to compare with the folder `target`.
+        real: Real media to compare generated sets with.
+        protocol: Name of the evaluation protocol; docs/metrics.md lists them.
+        limit: Use only the first so many clips.
+        size: Height and width of a clip (128); 0 keeps the file's.
+        frames: Frames of a clip of video (17), from its middle.
+        root: Folder where the paths of a list start (default: the folder of the list).
+        lpips: File of LPIPS weights (default: wherever they are installed).
+        features: File of the weights of the protocol's feature network (default: likewise).
+        statistics: Folder that caches the feature statistics of the originals.
+        device: cpu, cuda, mps, ... (default: that of a `Tokenizer`, else the best).
+        progress: Callback after each clip.
+
+    Under torchrun the ranks share the clips of `data`; the first rank returns the result of all, the others None.
+    Raises ConfigError for options that contradict each other, InputError for media that cannot be used, MachineError
+    for weights that are not found.
+    """
+    lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
+    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device)
+    targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
+    if real is not None:
+        if data is not None or against is not None:
+            raise ConfigError("eval: --real is the other side already; leave out --data and --against")
+        return _evaluate_generated([str(name) for name in targets], Path(real), options, progress)
+    if len(targets) != 1:
+        names = " ".join(str(name) for name in targets)
+        raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with --real alone")
+    (only,) = targets
+    if data is not None and against is None:
+        if not isinstance(only, Tokenizer) and is_token_set(Path(only)):
+            return _evaluate_token_set(Path(only), Path(data), options, progress)
+        return _evaluate_tokenizer(only, Path(data), options, progress)
+    if against is not None and data is None and not isinstance(only, Tokenizer):
+        return _evaluate_folders(Path(only), Path(against), options, progress)
+    raise ConfigError(
+        "eval: give --data FOLDER to measure a tokenizer, --against FOLDER to compare two folders, or --real FOLDER to "
+        "compare generated media with real ones"
+    )
+
+
+Previews = dict[int, tuple[Tensor, Tensor]]
+"""Middle frames of originals and reconstructions, uint8 `h w 3`, by the place of the clip in its source."""
+
+
+class _Ready(NamedTuple):
+    """Everything that scoring a tokenizer needs, complete before the first clip is read."""
+
+    tokenizer: Tokenizer
+    clips: "EvaluationClips"
+    scores: Scores
+    key: StatisticsKey | None
+    """Key under which the statistics of the originals are stored."""
+
+
+def _evaluate_tokenizer(
+    target: Tokenizer | str | Path, data: Path, options: EvaluationOptions, progress: Progress | None
+) -> Evaluation | None:
+    device = options.device
+    if device is None and isinstance(target, Tokenizer):
+        device = str(next(target.parameters()).device)
+    with join_world(device, timeout=_RANK_TIMEOUT) as world:
+        with _one_error_for_all(world):
+            tokenizer, clips, scores, key = _prepare(target, data, options, world.device)
+        source, share = clips.source, (world.rank, world.size)
+        pairs = pairs_of_tokenizer(
+            tokenizer, source, share=share, samples=scores.protocol.samples, on_bad=scores.bad.__setitem__
+        )
+        previews = _score(pairs, scores, len(source), progress if world.is_main else None, world.size)
+        images = {f"preview.{number}": torch.stack(pair) for number, pair in previews.items()}
+        sent = world.gather(b"" if world.is_main else safetensors.torch.save({**scores.tensors(), **images}))
+    if not world.is_main:
+        return None
+    for tensors in map(safetensors.torch.load, sent[1:]):
+        scores = scores.merge(scores.received(tensors))
+        for name, (original, reconstruction) in tensors.items():
+            if name.startswith("preview."):
+                previews[int(name.removeprefix("preview."))] = original, reconstruction
+    report, moments = scores.report(), scores.moments
+    if key is not None and moments is not None and moments.reference is None and not scores.bad:
+        assert options.statistics is not None
+        save_statistics(options.statistics, key, moments.originals)
+    return Evaluation(report, [scores.bad[number] for number in sorted(scores.bad)], _columns(previews))
+
+
+def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOptions, device: torch.device) -> _Ready:
+    protocol = find_protocol(options.protocol, PROTOCOLS)
+    tokenizer = target.to(device) if isinstance(target, Tokenizer) else load(target, device=device)
+    clips = clips_of(data, protocol, options, is_image_model=tokenizer.config.time_kernel == 1)
+    lpips = _find_lpips(protocol, options.lpips, device)
+    features = _find_features(protocol, options.features, device)
+    key = _statistics_key(clips, features, options)
+    reference = None
+    if key is not None and options.statistics is not None:
+        reference = load_statistics(options.statistics, key)
+    scores = Scores(clips.protocol, lpips=lpips, features=features, reference=reference, levels=tokenizer.levels)
+    return _Ready(tokenizer, clips, scores, key)
+
+
+def _evaluate_folders(
+    originals: Path, reconstructions: Path, options: EvaluationOptions, progress: Progress | None
+) -> Evaluation | None:
+    """Compare the images of two folders, paired by name, at their own size; under torchrun one rank does it all."""
+    if not _is_first_rank():
+        return None
+    protocol = find_protocol(options.protocol, PROTOCOLS)
+    if protocol.media == "videos":
+        raise ConfigError(f"--protocol {protocol.name} is for video; --against compares images")
+    if options.statistics is not None:
+        raise ConfigError("--statistics goes with --data; --against looks at every original anyhow")
+    protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
+    scores = _scores(protocol, options, torch.device("cpu"))
+    total = len(matching_files(originals, reconstructions))
+    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)))
+    previews = _score(pairs, scores, total, progress)
+    return Evaluation(scores.report(), [], _columns(previews))
+
+
+def _evaluate_token_set(
+    path: Path, data: Path, options: EvaluationOptions, progress: Progress | None
+) -> Evaluation | None:
+    """Compare decoded rows with their originals below `data`; under torchrun one rank does it all."""
+    if not _is_first_rank():
+        return None
+    protocol, tokens, bad = find_protocol(options.protocol, PROTOCOLS), TokenSet(path), list[BadFile]()
+    if protocol.convention is not None:
+        raise ConfigError(f"--protocol {protocol.name} reads files in its own way; a token set holds what was encoded")
+    for option, value in (("--size", options.size), ("--root", options.root), ("--statistics", options.statistics)):
+        if value is not None:
+            raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
+    device = pick_device(options.device)
+    tokenizer = open_set_tokenizer(tokens, device=str(device))
+    scores = _scores(protocol, options, device, tokens.tokenizer_info.levels)
+    pairs = pairs_of_token_set(
+        tokenizer,
+        tokens,
+        data if data.is_dir() else data.parent,
+        rows=options.limit,
+        frames=options.frames or _FRAMES,
+        on_bad=bad.append,
+    )
+    previews = _score(pairs, scores, options.limit or len(tokens), progress)
+    return Evaluation(scores.report(), bad, _columns(previews))
+
+
+def _evaluate_generated(
+    targets: Sequence[str], real: Path, options: EvaluationOptions, progress: Progress | None
+) -> Evaluation | None:
+    """Compare generated sets with real clips; under torchrun one rank does it all."""
+    if not _is_first_rank():
+        return None
+    protocol: GenerationProtocol = find_protocol(options.protocol, GENERATION_PROTOCOLS)
+    for option, value in (("lpips", options.lpips), ("statistics", options.statistics)):
+        if value is not None:
+            raise ConfigError(f"--{option} {value}: protocol {protocol.name} takes none; leave it out")
+    if options.frames is not None:
+        if protocol.media == "images":
+            raise ConfigError(f"--frames {options.frames}: protocol {protocol.name} is for images; leave it out")
+        protocol = protocol.replace({"frames": options.frames})
+    if options.size:
+        protocol = protocol.replace({"size": (options.size, options.size)})
+    folders = {target: Path(target) for target in targets}
+    if len(folders) < len(targets):
+        raise ConfigError(f"{targets[0]}: a set is given twice; give each once")
+    features = find_features(protocol.features, options.features).to(pick_device(options.device))
+    result = evaluate_generated(
+        folders, real, protocol, features, limit=options.limit, root=options.root, previews=_PREVIEWS, progress=progress
+    )
+    return Evaluation(*result)
+
+
+def _scores(
+    protocol: Protocol, options: EvaluationOptions, device: torch.device, levels: Sequence[int] | None = None
+) -> Scores:
+    lpips = _find_lpips(protocol, options.lpips, device)
+    return Scores(protocol, lpips=lpips, features=_find_features(protocol, options.features, device), levels=levels)
+
+
+def _score(
+    pairs: Iterable[Pair], scores: Scores, total: int, progress: Progress | None = None, step: int = 1
+) -> Previews:
+    """Score pairs, and return the middle frames of the first; each clip counts as `step` of `total`."""
+    previews: Previews = {}
+    done = 0
+
+    def passing() -> Iterator[Pair]:
+        for pair in pairs:
+            if pair.reconstruction is not None and len(previews) < _PREVIEWS:
+                previews[pair.number] = _middle(pair.original), _middle(pair.reconstruction)
+            yield pair
+
+    def note(row: ClipScores) -> None:
+        nonlocal done
+        done = min(done + step, total)
+        if progress is not None:
+            progress(done, total, f"PSNR {row.psnr:.2f}")
+
+    scores.update(passing(), note)
+    return previews
+
+
+def _middle(video: Tensor) -> Tensor:
+    middle = video.shape[2] // 2
+    return to_uint8(video[:, :, middle : middle + 1].cpu())[0, 0]
+
+
+def _columns(previews: Previews) -> dict[str, list[Tensor]]:
+    pairs = [previews[number] for number in sorted(previews)[:_PREVIEWS]]
+    return {
+        "original": [a for a, _ in pairs],
+        "reconstruction": [b for _, b in pairs],
+        "difference x4": [torch.from_numpy(difference(a.numpy(), b.numpy())) for a, b in pairs],
+    }
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _one_error_for_all(world: World) -> Iterator[None]:
+    """End all ranks if one has an error, which the first of those raises; the others exit with its exit code."""
+    fault: SmaltiError | None = None
+    try:
+        yield
+    except SmaltiError as error:
+        if world.size == 1:
+            raise
+        fault = error
+    codes = [int(code) for code in world.gather(b"0" if fault is None else str(fault.exit_code).encode())]
+    first = next((rank for rank, code in enumerate(codes) if code), None)
+    if fault is not None and world.rank == first:
+        raise fault
+    if first is not None:
+        raise SystemExit(codes[first])
+
+
+class EvaluationClips(NamedTuple):
+    """The clips to evaluate on, and the protocol with how they were read."""
+
+    source: Subset
+    protocol: Protocol
+    data: dict[str, Any]
+    """Config of the source, without paths of this machine."""
+    store: Store
+
+    def digest(self) -> str:
+        """Return the sha256 of the names and sizes of the files, in order; files in tars and tables are read for it."""
+        state = hashlib.sha256()
+        for index in range(len(self.source)):
+            try:
+                media = self.store.media(index)
+                size = len(media) if isinstance(media, bytes) else media.stat().st_size
+            except (BadFile, OSError):
+                size = -1
+            state.update(f"{self.source.key(index)} {size}\n".encode())
+        return state.hexdigest()
+
+
+def clips_of(data: Path, protocol: Protocol, options: EvaluationOptions, *, is_image_model: bool) -> EvaluationClips:
+    """Open the images or videos of `data`; if it holds both, those that the protocol or the tokenizer is for.
+
+    Raises ConfigError for options that contradict the protocol, InputError if there is nothing, or less than the
+    protocol asks for.
+    """
+    _check_options(protocol, options)
+    size = (protocol.size or _SIZE if options.size is None else options.size) or None
+    frames = options.frames or protocol.frames or _FRAMES
+    preferred: Medium = ("images" if is_image_model else "videos") if protocol.media == "any" else protocol.media
+    if protocol.convention is None:
+        config = source_of(data, size=size, frames=frames, prefer=preferred, root=options.root)
+    else:
+        config = _config_of_convention(data, protocol, preferred, size).replace({"root": options.root})
+    medium: Medium = "videos" if isinstance(config, ClipConfig) else "images"
+    if protocol.media not in ("any", medium):
+        raise InputError(f"{data}: holds {medium}, protocol {protocol.name} is for {protocol.media}")
+    built = config.build()
+    source = Subset(built, range(len(built))[: options.limit])
+    if protocol.samples is not None and len(source) < protocol.samples:
+        raise InputError(
+            f"{data}: lists {len(source):,} files, protocol {protocol.name} asks for {protocol.samples:,}; give the "
+            f"whole list, or take another protocol"
+        )
+    declared: dict[str, object] = {"size": size, "frames": frames if medium == "videos" else None}
+    declared |= {"resize": config.resize if size else "none", "crop": "center" if size else "none"}
+    plain = {name: value for name, value in config.plain().items() if name not in ("path", "root", "limit")}
+    return EvaluationClips(source, protocol.replace(declared), plain, built.store)
+
+
+def _check_options(protocol: Protocol, options: EvaluationOptions) -> None:
+    if protocol.convention is not None:
+        if options.frames not in (None, protocol.frames):
+            needs = f"takes {protocol.frames} frames" if protocol.frames else "takes images"
+            raise ConfigError(f"--frames {options.frames}: protocol {protocol.name} {needs}; leave it out")
+        if options.size == 0:
+            raise ConfigError(f"--size 0: protocol {protocol.name} cuts squares of one size; leave it out")
+    if protocol.samples is not None and options.limit is not None and options.limit < protocol.samples:
+        raise ConfigError(f"--limit {options.limit}: protocol {protocol.name} asks for {protocol.samples:,} clips")
+
+
+def _config_of_convention(data: Path, protocol: Protocol, medium: Medium, size: int | None) -> OneKindConfig:
+    """Return how files become pixels in the project that the protocol follows."""
+    assert size is not None
+    if protocol.convention == "magicmaster":
+        return magicmaster_images(data, size) if medium == "images" else magicmaster_videos(data, size, train=False)
+    return mindone_images(data, size) if medium == "images" else mindone_videos(data, size)
+
+
+def _statistics_key(
+    clips: EvaluationClips, features: Features | None, options: EvaluationOptions
+) -> StatisticsKey | None:
+    if options.statistics is None:
+        return None
+    if features is None:
+        raise ConfigError(f"--statistics: protocol {options.protocol} takes no features, so there is nothing to store")
+    return StatisticsKey(
+        features=features.network.name,
+        features_digest=features.digest,
+        rounding=clips.protocol.original_rounding or clips.protocol.rounding,
+        data=clips.data,
+        listed=clips.digest(),
+        count=len(clips.source),
+    )
+
+
+def _find_lpips(protocol: Protocol, weights: Path | None, device: torch.device) -> Perceptual | None:
+    """Load the LPIPS network that the protocol names, if it names one and its weights are found.
+
+    Without weights the report says that it has no LPIPS; a file that the caller names must be readable.
+    """
+    if protocol.lpips is None:
+        if weights is not None:
+            raise ConfigError(f"--lpips {weights}: protocol {protocol.name} has no LPIPS; leave it out")
+        return None
+    try:
+        return find_lpips(protocol.lpips, weights, device)
+    except MachineError:
+        if weights is not None:
+            raise
+        return None
+
+
+def _find_features(protocol: Protocol, weights: Path | None, device: torch.device) -> Features | None:
+    """Load the feature network that the protocol names, if it names one; raise MachineError if it is not found."""
+    if protocol.features is None:
+        if weights is not None:
+            raise ConfigError(f"--features {weights}: protocol {protocol.name} takes no features; leave it out")
+        return None
+    return find_features(protocol.features, weights).to(device)
