@@ -53,7 +53,8 @@ class TokenDataset(Dataset[Example]):
         return Example(self.tokens.ids(index), -1 if label is None else label, index)
 
     def order(self, seed: int) -> Order:
-        """Return the order of positions 0, 1, 2, ... as (epoch, row): every epoch is another permutation, and none needs memory."""
+        """Return the order of positions 0, 1, 2, ... as (epoch, row): another permutation in every epoch, without
+        memory."""
         return Order(len(self), seed)
 
 
@@ -87,7 +88,7 @@ def token_batches(
     part: tuple[int, int] = (0, 1),
     workers: int = 0,
 ) -> Iterator[TokenBatch]:
-    """Batches of an endless shuffled run, from `start_step` on.
+    """Yield the batches of an endless shuffled run, from `start_step` on.
 
     The GLOBAL batch of step n is positions n B ... n B + B - 1 of the order; of these, `part` (r, W) takes r, r + W,
     .... So ranks, workers and restarts change nothing, and the only state is the step. Raises InputError where rows
