@@ -25,12 +25,9 @@ def info_command(
       smalti info runs/tiny-generate
     """
     from smalti.codec.codec import read_info
-<<<<<<< HEAD
-    from smalti.pipeline.info import describe_tokenizer, last_lines
-=======
     from smalti.generation import Generator
     from smalti.model_folder import find_model
->>>>>>> main
+    from smalti.pipeline.info import describe_tokenizer, last_lines
     from smalti.tokenizer.open import find_tokenizer, load
     from smalti.tokens.reader import describe_set, is_token_set
 
@@ -42,13 +39,9 @@ def info_command(
     elif (folder := find_model(path, "generator")) is not None:
         facts = {"generator": str(folder), **Generator.load(folder).facts()}
     else:
-<<<<<<< HEAD
-        facts, run = describe_tokenizer(load(tokenizer)), (path / "config.yaml").is_file()
-=======
-        facts = describe(load(tokenizer))
+        facts = describe_tokenizer(load(tokenizer))
         if run:
             facts = {"tokenizer": str(find_tokenizer(tokenizer)), **facts}
->>>>>>> main
     if run:
         facts["run"] = last_lines(path)
     if as_json:
