@@ -132,7 +132,7 @@ configs:
 
 # Token set
 
-{content}, {info.codebook_size:,} codes, {" x ".join(map(str, info.strides))} (frames, rows, columns) per token, made
+{content}, {info.codebook_size:,} codes, {" x ".join(map(str, info.strides))} (frames, height, width) per token, made
 by the tokenizer with the fingerprint `{info.fingerprint}`.
 
 `ids` are in the order time, height, width, of the lengths in `shape`; `size` is frames, height and width in pixels.
