@@ -117,11 +117,7 @@ class Plan(NamedTuple):
 
 
 class WorkerConfig(NamedTuple):
-<<<<<<< HEAD
     """Facts that a worker needs to make shards; plain text, so that it travels as JSON to other machines too."""
-=======
-    """The settings that a worker needs to make shards; plain text, so that it travels as JSON to other machines too."""
->>>>>>> main
 
     folder: str
     """Folder of the token set, whose plan says the rest."""
