@@ -21,8 +21,8 @@ from smalti.generation import (
     MaskedTransformer,
     SamplingConfig,
     balanced,
+    empty_prompt,
     masked_loss,
-    nothing,
     sample,
 )
 
@@ -41,7 +41,7 @@ def model_of(bits: int, parts: int) -> MaskedTransformer:
 def sampling(bits: int, parts: int) -> Callable[[], object]:
     """One sample."""
     model = model_of(bits, parts)
-    return lambda: sample(model, nothing(1, GRID), SamplingConfig(steps=4))
+    return lambda: sample(model, empty_prompt(1, GRID), SamplingConfig(steps=4))
 
 
 def training(bits: int, parts: int) -> Callable[[], object]:
@@ -52,7 +52,7 @@ def training(bits: int, parts: int) -> Callable[[], object]:
     def step() -> None:
         model.zero_grad()
         rng.manual_seed(1)
-        masked_loss(model, ids, nothing(2, GRID), LossConfig(), rng).mean.backward()
+        masked_loss(model, ids, empty_prompt(2, GRID), LossConfig(), rng).mean.backward()
 
     return step
 

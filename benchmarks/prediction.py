@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smalti.data import read_clip
 from smalti.data.videos import write_video
-from smalti.generation import hold
+from smalti.generation import keep_static
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.metrics import SMALTI_GENERATION_VIDEO, find_features, score_generated
 from smalti.metrics.contact_sheet import contact_sheet
@@ -155,7 +155,7 @@ def bound(true: Path, name: str, lpips: Path | None) -> None:
     rows = []
     for clip in _clips(true).values():
         again = tokenizer.decode(tokenizer.encode(clip)).clamp(-1, 1)
-        copy, held = clip[:, :, :1].expand_as(clip), hold(clip[:, :, 0], again, 0)
+        copy, held = clip[:, :, :1].expand_as(clip), keep_static(clip[:, :, 0], again, 0)
         rows.append([_after(distance, video, clip) for video in (copy, again, held)])
     for what, value in zip(("copied", "after the tokenizer", "and held"), np.mean(rows, 0), strict=True):
         print(f"{what:<20} {value:.4f}")

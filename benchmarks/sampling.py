@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.measure import child, peak_mb, turns
 from benchmarks.peers import halton as peer
-from smalti.generation import Condition, MaskedConfig, SamplingConfig, nothing, sample
-from smalti.generation.guidance import GuidanceConfig
-from smalti.generation.masking import masked_share
+from smalti.generation import Condition, MaskedConfig, SamplingConfig, empty_prompt, sample
+from smalti.generation.masked import masked_share
+from smalti.generation.sampling import GuidanceConfig
 
 GRID = (1, 16, 16)
 BITS, CLASSES, STEPS, SCALE, BATCH = 14, 1000, 12, 2.0, 1
@@ -35,7 +35,7 @@ def config() -> MaskedConfig:
 def our() -> Callable[[], object]:
     """Samples by our model."""
     torch.manual_seed(0)
-    model, prompt = config().build(), nothing(BATCH, GRID)._replace(condition=Condition(LABELS))
+    model, prompt = config().build(), empty_prompt(BATCH, GRID)._replace(condition=Condition(LABELS))
     guidance = GuidanceConfig(scale=SCALE)
     sampling = SamplingConfig(steps=STEPS, schedule="arccos", order="halton", guidance=guidance)
     return lambda: sample(model, prompt, sampling)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smalti.pipeline.decode import decode
     from smalti.pipeline.evaluate import evaluate
     from smalti.pipeline.export import export
+    from smalti.pipeline.generate import generate
     from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.tokenize import tokenize
     from smalti.pipeline.train import train
@@ -37,6 +38,7 @@ _HOMES = {
     "decompress": "smalti.pipeline.compress",
     "evaluate": "smalti.pipeline.evaluate",
     "export": "smalti.pipeline.export",
+    "generate": "smalti.pipeline.generate",
     "load": "smalti.tokenizer",
     "reconstruct": "smalti.pipeline.reconstruct",
     "tokenize": "smalti.pipeline.tokenize",
@@ -56,6 +58,7 @@ __all__ = [
     "decompress",
     "evaluate",
     "export",
+    "generate",
     "load",
     "reconstruct",
     "tokenize",

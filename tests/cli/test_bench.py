@@ -30,7 +30,7 @@ def test_a_bench_leaves_a_page_a_report_and_points(smalti, tmp_path):
     assert all(row["seeds"] == 2 and row["flops_per_step"] > 0 for row in report["contenders"])
     page = (out / "index.html").read_text()
     assert page.count("<svg") == 1
-    assert (out / "pictures.png").is_file()
+    assert (out / "samples.png").is_file()
     assert smalti("info", out / "runs" / "fsq64000" / "0" / "tokenizer").code == 0
     assert_one_line(smalti(*command), 2, "--resume")
     assert_one_line(smalti(*command, "--resume", "--steps", 3), 2, "other contenders, steps, terms")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.codec.format import FORMAT, MAGIC, Head, Reader, Writer
+from smalti.codec.format import MAGIC, SMT_FORMAT, Head, Reader, Writer
 from smalti.errors import ConfigError, IntegrityError
 
 NAME = "film.smt"
@@ -142,15 +142,15 @@ def resealed(start, head_text):
     return data + hashlib.blake2b(data, digest_size=8).digest()
 
 
-def start(version=FORMAT, length=0, magic=MAGIC):
+def start(version=SMT_FORMAT, length=0, magic=MAGIC):
     return struct.pack("<8sHI", magic, version, length)
 
 
 def test_a_newer_format_says_so():
     data = written(HEAD, 5)
-    newer = data[:8] + struct.pack("<H", FORMAT + 1) + data[10:]
+    newer = data[:8] + struct.pack("<H", SMT_FORMAT + 1) + data[10:]
     with pytest.raises(
-        IntegrityError, match=rf"film\.smt: format {FORMAT + 1}; .* reads format {FORMAT}: update smalti"
+        IntegrityError, match=rf"film\.smt: format {SMT_FORMAT + 1}; .* reads format {SMT_FORMAT}: update smalti"
     ):
         streamed(newer)
 

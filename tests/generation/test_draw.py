@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from smalti.errors import ConfigError
-from smalti.generation import DrawConfig, GuidanceConfig, SamplingConfig
-from smalti.generation.guidance import Guided, guide
-from smalti.generation.logits import draw, gumbel, uniforms
+from smalti.generation import GuidanceConfig, SamplingConfig, TokenSamplingConfig
+from smalti.generation.sampling import GuidedBatch, guide, gumbel, sample_logits, uniform_noise
 
 CPU = torch.device("cpu")
 
@@ -23,7 +22,7 @@ def logits_of(values, seed=0):
 def spread(logits, config, points=4000):
     """The share of each value over uniform numbers on a fine grid: its probability to 1/points."""
     uniform = (torch.arange(points) + 0.5) / points
-    drawn = draw(logits.expand(points, -1), uniform, config)
+    drawn = sample_logits(logits.expand(points, -1), uniform, config)
     return torch.bincount(drawn, minlength=logits.shape[1]) / points
 
 
@@ -32,7 +31,7 @@ def spread(logits, config, points=4000):
 def test_draws_have_the_probabilities_of_the_softmax(values, temperature):
     logits = logits_of(values)
     wanted = (logits / temperature).softmax(1)[0]
-    assert (spread(logits, DrawConfig(temperature=temperature)) - wanted).abs().max() <= 1 / 4000
+    assert (spread(logits, TokenSamplingConfig(temperature=temperature)) - wanted).abs().max() <= 1 / 4000
 
 
 @settings(max_examples=40)
@@ -46,7 +45,7 @@ def test_top_k_and_top_p_leave_the_likeliest_and_their_proportions(values, seed,
         if rank < k and mass < p - 1e-12:
             left.append(value)
         mass += probability[value].item()
-    found = spread(logits, DrawConfig(top_k=k, top_p=p), points=2000)
+    found = spread(logits, TokenSamplingConfig(top_k=k, top_p=p), points=2000)
     wanted = torch.zeros(values, dtype=torch.float64)
     wanted[left] = probability[left] / probability[left].sum()
     assert (found - wanted).abs().max() < 1.01 / 2000
@@ -55,35 +54,35 @@ def test_top_k_and_top_p_leave_the_likeliest_and_their_proportions(values, seed,
 
 def test_no_limits_change_nothing():
     logits, uniform = logits_of(20).expand(500, -1), torch.rand(500, generator=torch.Generator().manual_seed(1))
-    plain = draw(logits, uniform, DrawConfig())
-    for limits in (DrawConfig(top_k=20), DrawConfig(top_k=10**9), DrawConfig(top_p=1.0)):
-        assert torch.equal(draw(logits, uniform, limits), plain)
+    plain = sample_logits(logits, uniform, TokenSamplingConfig())
+    for limits in (TokenSamplingConfig(top_k=20), TokenSamplingConfig(top_k=10**9), TokenSamplingConfig(top_p=1.0)):
+        assert torch.equal(sample_logits(logits, uniform, limits), plain)
 
 
 def test_of_equal_logits_top_k_takes_the_first():
     uniform = torch.linspace(0, 1, 101)[:-1]
-    assert set(draw(torch.zeros(100, 9), uniform, DrawConfig(top_k=3)).tolist()) == {0, 1, 2}
+    assert set(sample_logits(torch.zeros(100, 9), uniform, TokenSamplingConfig(top_k=3)).tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_temperature_zero_is_greedy_and_the_limit_of_small_ones(dtype):
     logits = torch.cat([logits_of(50, seed) for seed in range(200)]).to(dtype)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(0))
-    greedy = draw(logits, uniform, DrawConfig(temperature=0.0))
+    greedy = sample_logits(logits, uniform, TokenSamplingConfig(temperature=0.0))
     assert torch.equal(greedy, logits.argmax(1))
     for temperature in (1e-6, 1e-30, 1e-300):
-        assert torch.equal(draw(logits, uniform, DrawConfig(temperature=temperature)), greedy)
-    assert torch.equal(draw(logits, uniform, DrawConfig(top_k=1)), greedy)
-    assert torch.equal(draw(logits, uniform, DrawConfig(top_p=1e-9)), greedy)
+        assert torch.equal(sample_logits(logits, uniform, TokenSamplingConfig(temperature=temperature)), greedy)
+    assert torch.equal(sample_logits(logits, uniform, TokenSamplingConfig(top_k=1)), greedy)
+    assert torch.equal(sample_logits(logits, uniform, TokenSamplingConfig(top_p=1e-9)), greedy)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-24, 0.5])
 def test_what_has_no_probability_is_never_drawn(uniform):
     logits = torch.full((1, 9), -1e4)
     logits[0, 3:6] = 0.0
-    assert 3 <= draw(logits, torch.tensor([uniform]), DrawConfig()).item() <= 5
+    assert 3 <= sample_logits(logits, torch.tensor([uniform]), TokenSamplingConfig()).item() <= 5
     flat = torch.zeros(1, 70_000)
-    assert 0 <= draw(flat, torch.tensor([uniform]), DrawConfig()).item() < 70_000
+    assert 0 <= sample_logits(flat, torch.tensor([uniform]), TokenSamplingConfig()).item() < 70_000
 
 
 @pytest.mark.parametrize(
@@ -125,10 +124,10 @@ def test_gumbel_noise_has_the_mean_and_variance_of_its_law():
 
 
 def test_noise_belongs_to_its_key_alone():
-    together = uniforms(3, [4, 5, 6], 2, (2, 7), CPU)
+    together = uniform_noise(3, [4, 5, 6], 2, (2, 7), CPU)
     for row, sample in enumerate([4, 5, 6]):
-        assert torch.equal(uniforms(3, [sample], 2, (2, 7), CPU)[0], together[row])
-    others = [uniforms(3, [4], 1, (2, 7), CPU), uniforms(2, [4], 2, (2, 7), CPU), together[1:2]]
+        assert torch.equal(uniform_noise(3, [sample], 2, (2, 7), CPU)[0], together[row])
+    others = [uniform_noise(3, [4], 1, (2, 7), CPU), uniform_noise(2, [4], 2, (2, 7), CPU), together[1:2]]
     assert all(not torch.equal(other[0], together[0]) for other in others)
 
 
@@ -167,6 +166,6 @@ def test_the_power_cosine_has_its_closed_form_and_nothing_where_it_is_negligible
 
 
 def test_the_guided_samples_come_once_more_without_their_class():
-    guided = Guided.of([0.0, 2.0, 1.0], CPU)
+    guided = GuidedBatch.of([0.0, 2.0, 1.0], CPU)
     assert guided.samples.tolist() == [1, 2]
     assert guided.twice(torch.tensor([7, 8, 9])).tolist() == [7, 8, 9, 8, 9]

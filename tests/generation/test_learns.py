@@ -8,15 +8,15 @@ import torch
 from smalti.generation import (
     AutoregressiveConfig,
     Condition,
-    DrawConfig,
     GuidanceConfig,
     LossConfig,
     MaskedConfig,
+    MaskedInput,
     SamplingConfig,
-    Seen,
+    TokenSamplingConfig,
     autoregressive_loss,
+    empty_prompt,
     masked_loss,
-    nothing,
     sample,
     sample_autoregressive,
 )
@@ -60,7 +60,7 @@ def distance(found, wanted):
 
 
 def masked_loss_of(model, ids, labels, rng):
-    prompt = nothing(len(ids), GRID, labels=labels)
+    prompt = empty_prompt(len(ids), GRID, labels=labels)
     return masked_loss(model, ids, prompt, LossConfig(smoothing=0.0, class_drop=0.2), rng).mean
 
 
@@ -87,7 +87,7 @@ def test_the_masked_model_learns_the_true_marginals(masked):
         (Condition(torch.tensor([1])), TRUE[1]),
         (Condition(), TRUE.mean(0)),
     ):
-        feature = masked.features(Seen(blank, condition))[0]
+        feature = masked.features(MaskedInput(blank, condition))[0]
         every = masked.factorization.split(torch.arange(12))
         for i in range(3):
             repeated = feature[i].expand(12, -1)
@@ -100,7 +100,7 @@ def test_the_masked_model_learns_the_true_marginals(masked):
 def test_the_masked_model_draws_the_true_joint_distribution(masked):
     """One token a step in random order is a draw from the joint distribution."""
     for label in (0, 1):
-        prompt = nothing(2000, GRID, labels=torch.full((2000,), label))
+        prompt = empty_prompt(2000, GRID, labels=torch.full((2000,), label))
         ids = sample(masked, prompt, SamplingConfig(steps=3, order="random"))
         assert distance(shares_of(ids), TRUE[label]) < 0.1
 
@@ -121,17 +121,17 @@ def test_the_autoregressive_model_learns_the_true_joint_distribution(autoregress
 
 
 def test_the_autoregressive_model_draws_the_true_joint_distribution(autoregressive):
-    prompt = nothing(2000, GRID, labels=torch.ones(2000).long())
-    ids = sample_autoregressive(autoregressive, prompt, DrawConfig())
+    prompt = empty_prompt(2000, GRID, labels=torch.ones(2000).long())
+    ids = sample_autoregressive(autoregressive, prompt, TokenSamplingConfig())
     assert distance(shares_of(ids), TRUE[1]) < 0.05
 
 
 def test_guidance_moves_towards_what_tells_the_class_from_the_others(masked, autoregressive):
     """In class 1 the fourth sequence is 8 times as likely as in class 0, and gains; the first, 8 times less, loses."""
-    prompt = nothing(1000, GRID, labels=torch.ones(1000).long())
+    prompt = empty_prompt(1000, GRID, labels=torch.ones(1000).long())
     guidance = GuidanceConfig(scale=2.0)
     drawn = sample(masked, prompt, SamplingConfig(steps=3, order="random", guidance=guidance))
-    for ids in (drawn, sample_autoregressive(autoregressive, prompt, DrawConfig(guidance=guidance))):
+    for ids in (drawn, sample_autoregressive(autoregressive, prompt, TokenSamplingConfig(guidance=guidance))):
         found = shares_of(ids)
         assert found[3] > 0.5
         assert found[0] < 0.02
@@ -139,7 +139,7 @@ def test_guidance_moves_towards_what_tells_the_class_from_the_others(masked, aut
 
 def test_known_tokens_are_continued_as_the_distribution_says(masked):
     """After 9 in the first place, class 0: (9, 1, 9) once and (9, 2, 3) twice."""
-    prompt = nothing(2000, GRID, labels=torch.zeros(2000).long())
+    prompt = empty_prompt(2000, GRID, labels=torch.zeros(2000).long())
     prompt.ids[..., 0], prompt.known[..., 0] = 9, True
     found = shares_of(sample(masked, prompt, SamplingConfig(steps=2)))
     assert abs(found[4].item() - 2 / 3) < 0.07
@@ -157,12 +157,12 @@ def test_parts_that_depend_on_each_other_need_part_layers(part_layers, valid, na
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(100):
         ids = 3 * torch.randint(2, (64, 1, 1, 1), generator=rng)
-        loss = masked_loss(model, ids, nothing(64, (1, 1, 1)), LossConfig(smoothing=0.0), rng).mean
+        loss = masked_loss(model, ids, empty_prompt(64, (1, 1, 1)), LossConfig(smoothing=0.0), rng).mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert abs(loss.item() - nats) < 0.06
-    drawn = sample(model, nothing(1000, (1, 1, 1)), SamplingConfig(steps=1))
+    drawn = sample(model, empty_prompt(1000, (1, 1, 1)), SamplingConfig(steps=1))
     assert abs(((drawn == 0) | (drawn == 3)).float().mean().item() - valid) < 0.05
     assert 0.4 < (drawn % 2).float().mean() < 0.6
 
@@ -177,7 +177,7 @@ def test_a_model_learns_a_few_clips_by_heart():
         torch.manual_seed(0)
         model = MaskedConfig(**TINY, grid=(2, 2, 2), classes=4).build()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    prompt = nothing(4, (2, 2, 2), labels=torch.arange(4))
+    prompt = empty_prompt(4, (2, 2, 2), labels=torch.arange(4))
     for _ in range(150):
         optimizer.zero_grad()
         masked_loss(model, ids, prompt, LossConfig(smoothing=0.0, class_drop=0.0), rng).mean.backward()

@@ -15,8 +15,8 @@ from smalti.generation import (
     MaskedConfig,
     Prompt,
     autoregressive_loss,
+    empty_prompt,
     masked_loss,
-    nothing,
     validate,
 )
 
@@ -44,11 +44,11 @@ def rng(seed=0):
 
 def case(count=4):
     ids = torch.randint(120, (count, *GRID), generator=rng(1))
-    return ids, nothing(count, GRID, labels=torch.arange(count) % 5)
+    return ids, empty_prompt(count, GRID, labels=torch.arange(count) % 5)
 
 
 def seen_by(model):
-    """The `Seen` and the rows of every forward pass, as they come."""
+    """The `MaskedInput` and the rows of every forward pass, as they come."""
     found = []
     model.register_forward_hook(lambda _, inputs, __: found.append((inputs[0], inputs[2])))
     return found
@@ -69,7 +69,7 @@ def test_the_loss_is_its_closed_form_over_masked_entries(unit, smoothing, visibl
     passes = seen_by(model)
     found = masked_loss(model, ids, prompt, LossConfig(smoothing=smoothing, class_drop=0.0, visible=visible), rng())
     seen, _ = passes[0]
-    hidden = (seen.parts == torch.tensor(model.factorization.sizes)).flatten(1, 3)
+    hidden = (seen.subtokens == torch.tensor(model.factorization.sizes)).flatten(1, 3)
     assert not (hidden & known.flatten(1)[..., None]).any()
     if unit == "token":
         assert torch.equal(hidden[..., 0], hidden[..., 1])
@@ -110,7 +110,7 @@ def test_the_share_is_drawn_for_each_sample(unit):
     passes = seen_by(model)
     masked_loss(model, ids, prompt, PLAIN, rng())
     masks = torch.tensor(model.factorization.sizes)
-    counts = (passes[0][0].parts == masks).flatten(1).sum(1)
+    counts = (passes[0][0].subtokens == masks).flatten(1).sum(1)
     assert len(counts.unique()) > 10
     assert counts.min() >= 1
 
@@ -121,7 +121,7 @@ def test_heads_run_where_the_loss_is():
     passes = seen_by(model)
     masked_loss(model, ids, prompt, PLAIN, rng())
     seen, rows = passes[0]
-    assert torch.equal(rows, (seen.parts[..., 0] == 12).flatten(1))
+    assert torch.equal(rows, (seen.subtokens[..., 0] == 12).flatten(1))
 
 
 def test_tokens_under_masks_do_not_reach_the_loss_but_as_targets():
@@ -147,9 +147,9 @@ def test_hints_stand_in_masked_cells_alone():
     true, drafted = model.factorization.split(ids), model.factorization.split(draft)
     rows = rows.view(ids.shape)
     assert torch.equal(seen.hinted, hinted & rows)
-    assert torch.equal(seen.parts[~rows], true[~rows])
-    assert torch.equal(seen.parts[rows & hinted], drafted[rows & hinted])
-    assert (seen.parts[rows & ~hinted] == torch.tensor([12, 10])).all()
+    assert torch.equal(seen.subtokens[~rows], true[~rows])
+    assert torch.equal(seen.subtokens[rows & hinted], drafted[rows & hinted])
+    assert (seen.subtokens[rows & ~hinted] == torch.tensor([12, 10])).all()
     assert found.entries.sum() == 2 * rows.sum()
 
 
@@ -193,7 +193,7 @@ def test_validation_masks_are_exact_fixed_and_nested(unit):
     passes = seen_by(model)
     first = validate(model, ids, prompt, [3, 1, 4, 2])
     assert list(first) == [0.25, 0.5, 0.75, 1.0]
-    hidden = [seen.parts == torch.tensor(model.factorization.sizes) for seen, _ in passes]
+    hidden = [seen.subtokens == torch.tensor(model.factorization.sizes) for seen, _ in passes]
     entries = 24 if unit == "token" else 48
     for share, mask in zip(first, hidden, strict=True):
         assert (mask.flatten(1).sum(1) == share * entries * 48 // entries).all()

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.generation.masking import counts, first_ranked, masked_share, masked_shares, random_mask
-from smalti.generation.positions import halton_order
+from smalti.generation.masked import first_ranked, halton_order, masked_share, masked_shares, random_mask, step_counts
 
 SCHEDULES = ["cosine", "arccos", "linear", "square", "exponential"]
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
@@ -47,12 +46,12 @@ def test_schedules_have_their_closed_forms(schedule, at_half):
     ],
 )
 def test_the_cosine_reveals_what_its_formula_says(entries, steps, revealed):
-    assert counts(entries, steps, "cosine") == revealed
+    assert step_counts(entries, steps, "cosine") == revealed
 
 
 @given(st.integers(0, 3000), st.integers(1, 4000), st.sampled_from(SCHEDULES))
 def test_every_step_reveals_something_and_all_is_revealed(entries, steps, schedule):
-    revealed = counts(entries, steps, schedule)
+    revealed = step_counts(entries, steps, schedule)
     assert sum(revealed) == entries
     assert len(revealed) == min(steps, entries)
     assert all(n >= 1 for n in revealed)
@@ -60,10 +59,10 @@ def test_every_step_reveals_something_and_all_is_revealed(entries, steps, schedu
 
 @each_schedule
 def test_one_step_and_as_many_steps_as_entries(schedule):
-    assert counts(100, 1, schedule) == [100]
-    assert counts(100, 100, schedule) == [1] * 100
-    assert counts(1, 7, schedule) == [1]
-    assert counts(20, 10, "linear") == [2] * 10  # 20 * (1 - 9 / 10) is a little less than 2 in float64
+    assert step_counts(100, 1, schedule) == [100]
+    assert step_counts(100, 100, schedule) == [1] * 100
+    assert step_counts(1, 7, schedule) == [1]
+    assert step_counts(20, 10, "linear") == [2] * 10  # 20 * (1 - 9 / 10) is a little less than 2 in float64
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**30), st.sampled_from(SCHEDULES))

@@ -7,9 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from smalti.errors import ConfigError
-from smalti.generation import AutoregressiveConfig, Condition, MaskedConfig, Seen
-from smalti.generation.blocks import SIZES, Attention, Block, drop
-from smalti.generation.positions import places, rotation
+from smalti.generation import AutoregressiveConfig, Condition, MaskedConfig, MaskedInput
+from smalti.generation.blocks import SIZES, Attention, TransformerBlock, drop, grid_positions, rope
 from smalti.nn.stream import Stream
 
 LFQ18 = (2,) * 18
@@ -81,7 +80,7 @@ def test_attention_is_the_formula():
     assert isinstance(attention, Attention)
     x = torch.randn(2, 9, 24, generator=rng(), dtype=torch.float64)
     for causal in (False, True):
-        turn = rotation(places((1, 3, 3)), 12)
+        turn = rope(grid_positions((1, 3, 3)), 12)
         q, k, v = (x @ attention.query_key_value.weight.T + attention.query_key_value.bias).split(24, -1)
         heads = []
         for head in range(2):
@@ -111,7 +110,7 @@ def test_rotated_products_depend_on_the_difference_of_places_alone(channels):
     here, there = torch.tensor([[2, 3, 5]]), torch.tensor([[1, 7, 4]])
     products = []
     for shift in ([0, 0, 0], [4, 0, 0], [0, 9, 0], [0, 0, 3], [100, 1000, 10]):
-        a, b = (rotation(at + torch.tensor(shift), channels) for at in (here, there))
+        a, b = (rope(at + torch.tensor(shift), channels) for at in (here, there))
         products.append((a(q) * b(k)).sum())
     assert torch.allclose(torch.stack(products), products[0], rtol=1e-9, atol=1e-12)
 
@@ -119,11 +118,11 @@ def test_rotated_products_depend_on_the_difference_of_places_alone(channels):
 @pytest.mark.parametrize("channels", [12, 64])
 def test_every_axis_turns_its_own_pairs_and_lengths_are_kept(channels):
     x = torch.randn(1, 1, 1, channels, generator=rng(), dtype=torch.float64)
-    still = rotation(torch.tensor([[0, 0, 0]]), channels)
+    still = rope(torch.tensor([[0, 0, 0]]), channels)
     assert torch.equal(still(x), x)
     moved = []
     for axis in range(3):
-        turn = rotation(torch.eye(3, dtype=torch.int64)[axis : axis + 1], channels)
+        turn = rope(torch.eye(3, dtype=torch.int64)[axis : axis + 1], channels)
         assert torch.allclose(turn(x).norm(), x.norm(), rtol=1e-12)
         moved.append((turn(x) != x).view(2, -1).any(0))
     assert torch.equal(torch.stack(moved).sum(0), torch.ones(channels // 2, dtype=torch.int64))
@@ -138,7 +137,7 @@ def test_logits_do_not_depend_on_what_is_masked_or_later(position, part_layers):
     parts = model.factorization.split(ids)
     masked = torch.rand(parts.shape, generator=rng(1)) < 0.6
     masks = torch.tensor(model.factorization.sizes)
-    seen = Seen(torch.where(masked, masks, parts), Condition(torch.tensor([0, 2])))
+    seen = MaskedInput(torch.where(masked, masks, parts), Condition(torch.tensor([0, 2])))
     rows = torch.ones(2, 12, dtype=torch.bool)
     other = torch.where(masked, model.factorization.split(some_ids(config, seed=5)), parts)
     a, b = model(seen, parts, rows), model(seen, other, rows)
@@ -150,11 +149,11 @@ def test_every_cell_sees_every_other():
     config = MaskedConfig(**SMALL, grid=(2, 2, 2))
     model = built(config)
     parts = model.factorization.split(some_ids(config, 1))
-    before = model.features(Seen(parts))
+    before = model.features(MaskedInput(parts))
     for cell in range(8):
         changed = parts.clone().flatten(1, 3)
         changed[:, cell, 0] = (changed[:, cell, 0] + 1) % 12
-        moved = (model.features(Seen(changed.view_as(parts))) != before).any(-1)
+        moved = (model.features(MaskedInput(changed.view_as(parts))) != before).any(-1)
         assert moved.all()
 
 
@@ -164,7 +163,9 @@ def test_heads_on_some_rows_are_those_of_all():
     parts = model.factorization.split(ids)
     rows = torch.rand(2, 9, generator=rng(2)) < 0.4
     everywhere = torch.ones_like(rows)
-    for some, all_ in zip(model(Seen(parts), parts, rows), model(Seen(parts), parts, everywhere), strict=True):
+    for some, all_ in zip(
+        model(MaskedInput(parts), parts, rows), model(MaskedInput(parts), parts, everywhere), strict=True
+    ):
         assert torch.allclose(some, all_[rows.flatten()], rtol=1e-12, atol=1e-12)
 
 
@@ -194,22 +195,22 @@ def test_a_hinted_cell_is_told_from_a_known_one():
     config = MaskedConfig(**SMALL, grid=(1, 2, 2), hints=True)
     model = built(config)
     parts = model.factorization.split(some_ids(config, 1))
-    known = model.features(Seen(parts))
+    known = model.features(MaskedInput(parts))
     none = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
-    assert torch.equal(model.features(Seen(parts, hinted=none)), known)
+    assert torch.equal(model.features(MaskedInput(parts, hinted=none)), known)
     for cell in range(4):
         hinted = none.clone()
         hinted.view(4)[cell] = True
-        assert (model.features(Seen(parts, hinted=hinted)) != known).any(-1).all()
+        assert (model.features(MaskedInput(parts, hinted=hinted)) != known).any(-1).all()
 
 
 def test_without_a_class_all_classes_give_the_same():
     config = MaskedConfig(**SMALL, grid=(1, 2, 2), classes=5)
     model = built(config)
     parts = model.blank((1, 2, 2), 2)
-    absent = model.features(Seen(parts))
-    assert torch.equal(absent, model.features(Seen(parts, Condition(torch.tensor([5, 5])))))
-    assert not torch.equal(absent, model.features(Seen(parts, Condition(torch.tensor([1, 4])))))
+    absent = model.features(MaskedInput(parts))
+    assert torch.equal(absent, model.features(MaskedInput(parts, Condition(torch.tensor([5, 5])))))
+    assert not torch.equal(absent, model.features(MaskedInput(parts, Condition(torch.tensor([1, 4])))))
 
 
 def test_a_fresh_model_knows_nothing():
@@ -218,7 +219,7 @@ def test_a_fresh_model_knows_nothing():
         torch.manual_seed(0)
         model = MaskedConfig(levels=LFQ18, grid=(1, 4, 4), width=128, depth=2, heads=2).build()
     parts = model.factorization.split(torch.randint(2**18, (4, 1, 4, 4), generator=rng()))
-    logits = model(Seen(model.blank((1, 4, 4), 4)), parts, torch.ones(4, 16, dtype=torch.bool))
+    logits = model(MaskedInput(model.blank((1, 4, 4), 4)), parts, torch.ones(4, 16, dtype=torch.bool))
     flat = parts.flatten(0, 3)
     nats = sum(torch.nn.functional.cross_entropy(x, flat[:, g]).item() for g, x in enumerate(logits))
     assert 0 < nats - 18 * math.log(2) < 2 * 0.64**2 / 2 + 0.1
@@ -275,19 +276,19 @@ def test_dropout_is_on_where_a_generator_is_given_and_follows_it():
     assert set(dropped.unique().tolist()) == {0.0, 1 / 0.75}
     assert abs(dropped.mean().item() - 1) < 0.01
     assert torch.equal(dropped, drop(x, 0.25, rng(1)))
-    block = Block(MaskedConfig(**SMALL, grid=(1, 2, 2)))
+    block = TransformerBlock(MaskedConfig(**SMALL, grid=(1, 2, 2)))
     y = torch.randn(1, 4, 24, generator=rng())
     assert torch.equal(block.train()(y), block.eval()(y))
 
 
 def test_rotary_models_take_any_grid_and_learned_ones_fewer_frames_alone():
     rotary = built(MaskedConfig(**SMALL, grid=(2, 2, 2), position="rotary"))
-    assert rotary.features(Seen(rotary.blank((3, 5, 4), 1))).shape == (1, 60, 24)
+    assert rotary.features(MaskedInput(rotary.blank((3, 5, 4), 1))).shape == (1, 60, 24)
     learned = built(MaskedConfig(**SMALL, grid=(2, 2, 2)))
-    assert learned.features(Seen(learned.blank((1, 2, 2), 1))).shape == (1, 4, 24)
+    assert learned.features(MaskedInput(learned.blank((1, 2, 2), 1))).shape == (1, 4, 24)
     for grid in ((3, 2, 2), (2, 2, 3), (2, 1, 2)):
         with pytest.raises(ConfigError, match="2 x 2 x 2; position: rotary"):
-            learned.features(Seen(learned.blank(grid, 1)))
+            learned.features(MaskedInput(learned.blank(grid, 1)))
 
 
 @pytest.mark.parametrize(

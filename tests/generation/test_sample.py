@@ -9,21 +9,20 @@ from smalti.errors import ConfigError, SmaltiError
 from smalti.generation import (
     AutoregressiveConfig,
     Condition,
-    DrawConfig,
     GuidanceConfig,
     MaskedConfig,
     Prompt,
     SamplingConfig,
-    beginning,
+    TokenSamplingConfig,
     complete,
+    empty_prompt,
     extend,
-    nothing,
+    prefix_prompt,
     sample,
     sample_autoregressive,
     sample_steps,
 )
-from smalti.generation.masking import counts
-from smalti.generation.positions import halton_order
+from smalti.generation.masked import halton_order, step_counts
 
 SMALL = {"levels": (4, 3, 5, 2), "groups": ((0, 1), (2, 3)), "width": 24, "depth": 2, "heads": 2, "classes": 5}
 GRID = (2, 3, 4)
@@ -73,7 +72,7 @@ def test_all_is_filled_what_is_given_stays_and_counts_are_those_of_the_schedule(
     model, p = masked(unit, part_layers), prompt()
     masks = torch.tensor(model.factorization.sizes)
     parts = 2 if unit == "part" else 1
-    plans = [counts(parts * int((~p.known[b]).sum()), config.steps, config.schedule) for b in range(8)]
+    plans = [step_counts(parts * int((~p.known[b]).sum()), config.steps, config.schedule) for b in range(8)]
     before = p.known[..., None].expand(*p.ids.shape, 2)
     for step, (shown, filled) in enumerate(sample_steps(model, p, config)):
         new = (filled & ~before).flatten(1).sum(1) * parts // 2
@@ -102,7 +101,7 @@ def test_a_sample_does_not_depend_on_its_batch(config, unit):
     shuffled = [3, 6, 0]
     assert torch.equal(sample(model, rows(p, shuffled), config, seed=7, samples=shuffled), whole[shuffled])
     assert not torch.equal(sample(model, p, config, seed=8), whole)
-    same = nothing(2, GRID, labels=torch.tensor([1, 1]))
+    same = empty_prompt(2, GRID, labels=torch.tensor([1, 1]))
     twins = sample(model, same, config, seed=7)
     assert not torch.equal(twins[0], twins[1])
 
@@ -155,13 +154,13 @@ def test_heads_run_on_unknown_positions_alone():
 
 def test_guided_logits_are_those_of_two_passes_written_out():
     """Greedy, one step: the argmax of c + s (c - u), from whole passes with and without the class."""
-    from smalti.generation import Seen
+    from smalti.generation import MaskedInput
 
-    model, p = masked(), nothing(4, GRID, labels=torch.arange(4))
+    model, p = masked(), empty_prompt(4, GRID, labels=torch.arange(4))
     blank = model.blank(GRID, 4)
     everywhere = torch.ones(4, 24, dtype=torch.bool)
     with torch.no_grad():
-        c, u = (model(Seen(blank, condition), blank * 0, everywhere) for condition in (p.condition, Condition()))
+        c, u = (model(MaskedInput(blank, condition), blank * 0, everywhere) for condition in (p.condition, Condition()))
     for scale in (0.0, 0.5, 9.0, 1e4):
         config = SamplingConfig(steps=1, temperature=0.0, noise=0.0, guidance=GuidanceConfig(scale=scale))
         wanted = torch.stack([(a + scale * (a - b)).argmax(1) for a, b in zip(c, u, strict=True)], -1)
@@ -201,25 +200,25 @@ def test_the_halton_order_is_kept():
 
 def test_without_noise_the_surest_are_filled_first():
     """Greedy and without noise, each step fills those whose largest log probabilities have the largest sum."""
-    from smalti.generation import Seen
+    from smalti.generation import MaskedInput
 
-    model, p = masked(), nothing(1, GRID)
+    model, p = masked(), empty_prompt(1, GRID)
     config = SamplingConfig(steps=4, temperature=0.0, noise=0.0)
     shown, filled = model.blank(GRID, 1), torch.zeros(1, 24, dtype=torch.bool)
     for progress in sample_steps(model, p, config):
         with torch.no_grad():
-            logits = model(Seen(shown), shown * 0, torch.ones(1, 24, dtype=torch.bool))
+            logits = model(MaskedInput(shown), shown * 0, torch.ones(1, 24, dtype=torch.bool))
         sure = sum(x.log_softmax(1).amax(1) for x in logits)
         new = (progress.filled[..., 0].flatten(1) & ~filled)[0]
         rest = ~progress.filled[..., 0].flatten()
         assert not rest.any() or sure[new].min() >= sure[rest].max()
-        shown, filled = progress.parts, progress.filled[..., 0].flatten(1)
+        shown, filled = progress.subtokens, progress.filled[..., 0].flatten(1)
 
 
 def test_a_part_is_drawn_given_those_of_its_token_that_are_filled():
     """What comes in part 1 is drawn from the distribution after the part 0 that stands there already."""
-    from smalti.generation import Seen
-    from smalti.generation.logits import draw, uniforms
+    from smalti.generation import MaskedInput
+    from smalti.generation.sampling import sample_logits, uniform_noise
 
     model, p, seen = masked("part", part_layers=1), prompt(), 0
     shown, filled, config = None, None, SamplingConfig(steps=8, order="random")
@@ -227,13 +226,13 @@ def test_a_part_is_drawn_given_those_of_its_token_that_are_filled():
         if shown is not None:
             late = (filled[..., 0] & ~filled[..., 1] & progress.filled[..., 1]).flatten(1)
             with torch.no_grad():
-                features = model.features(Seen(shown, p.condition))[late]
+                features = model.features(MaskedInput(shown, p.condition))[late]
                 logits = model.vocabulary.logits_at(1, features, shown.flatten(1, 3)[late])
-            noise = uniforms(3, range(8), step, (2, 24, 2), torch.device("cpu"))[:, 0, :, 1]
-            wanted = draw(logits, noise[late], config)
-            assert torch.equal(progress.parts.flatten(1, 3)[late][:, 1], wanted)
+            noise = uniform_noise(3, range(8), step, (2, 24, 2), torch.device("cpu"))[:, 0, :, 1]
+            wanted = sample_logits(logits, noise[late], config)
+            assert torch.equal(progress.subtokens.flatten(1, 3)[late][:, 1], wanted)
             seen += len(wanted)
-        shown, filled = progress.parts, progress.filled
+        shown, filled = progress.subtokens, progress.filled
     assert seen > 20
 
 
@@ -248,7 +247,7 @@ def test_hints_are_shown_until_their_cell_is_filled_and_stand_nowhere_else():
         assert (shown[waiting & ~hinted] == masks).all()
     ids = sample(model, p, SamplingConfig(steps=5))
     assert torch.equal(ids[p.known], p.ids[p.known])
-    other = p._replace(ids=torch.where(p.given, p.ids, (p.ids + 1) % SIZE))
+    other = p._replace(ids=torch.where(p.visible, p.ids, (p.ids + 1) % SIZE))
     assert torch.equal(sample(model, other, SamplingConfig(steps=5)), ids)  # ids elsewhere are not read
     moved = p._replace(ids=torch.where(hinted, (p.ids + 1) % SIZE, p.ids))
     assert not torch.equal(sample(model, moved, SamplingConfig(steps=5)), ids)
@@ -257,15 +256,15 @@ def test_hints_are_shown_until_their_cell_is_filled_and_stand_nowhere_else():
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda: nothing(2, GRID, labels=torch.tensor([0, 5])), r"class 5 is outside \[0, 5\)"),
-        (lambda: nothing(2, GRID, labels=torch.tensor([-1, 0])), r"class -1 is outside \[0, 5\)"),
-        (lambda: nothing(2, GRID, labels=torch.tensor([0])), "2 samples need one each"),
-        (lambda: nothing(2, GRID, tasks=torch.tensor([0, 0])), "task: this model was trained without any"),
-        (lambda: nothing(2, (2, 3, 5)), "do not fit a model"),
+        (lambda: empty_prompt(2, GRID, labels=torch.tensor([0, 5])), r"class 5 is outside \[0, 5\)"),
+        (lambda: empty_prompt(2, GRID, labels=torch.tensor([-1, 0])), r"class -1 is outside \[0, 5\)"),
+        (lambda: empty_prompt(2, GRID, labels=torch.tensor([0])), "2 samples need one each"),
+        (lambda: empty_prompt(2, GRID, tasks=torch.tensor([0, 0])), "task: this model was trained without any"),
+        (lambda: empty_prompt(2, (2, 3, 5)), "do not fit a model"),
         (lambda: prompt(hinted=0.5), "hints: true"),
         (lambda: prompt()._replace(known=torch.zeros(8, 2, 3, 3, dtype=torch.bool)), "prompt: known is 8 x 2 x 3 x 3"),
-        (lambda: beginning(torch.zeros(1, 2, 3, 4).long(), GRID, Condition()), "prefix: 2 x 3 x 4"),
-        (lambda: beginning(torch.zeros(1, 1, 3, 3).long(), GRID, Condition()), "prefix: 1 x 3 x 3"),
+        (lambda: prefix_prompt(torch.zeros(1, 2, 3, 4).long(), GRID, Condition()), "prefix: 2 x 3 x 4"),
+        (lambda: prefix_prompt(torch.zeros(1, 1, 3, 3).long(), GRID, Condition()), "prefix: 1 x 3 x 3"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_one_line(made, said):
@@ -277,12 +276,12 @@ def test_a_prompt_that_does_not_fit_is_one_line(made, said):
 def test_guidance_without_a_class_is_one_line():
     config = SamplingConfig(guidance=GuidanceConfig(scale=1.0))
     with pytest.raises(ConfigError, match="no class is asked for"):
-        sample(masked(), nothing(1, GRID), config)
+        sample(masked(), empty_prompt(1, GRID), config)
     free = built(MaskedConfig(**{**SMALL, "classes": 0}, grid=GRID))
     with pytest.raises(ConfigError, match="trained without classes"):
-        sample(free, nothing(1, GRID), config)
+        sample(free, empty_prompt(1, GRID), config)
     with pytest.raises(ConfigError, match="give one for each"):
-        sample(free, nothing(1, GRID), SamplingConfig(), samples=[1, 2])
+        sample(free, empty_prompt(1, GRID), SamplingConfig(), samples=[1, 2])
 
 
 def test_logits_that_are_not_finite_are_one_line():
@@ -290,7 +289,7 @@ def test_logits_that_are_not_finite_are_one_line():
     with torch.no_grad():
         model.vocabulary.biases[1][3] = torch.nan
     with pytest.raises(SmaltiError, match="not finite"):
-        sample(model, nothing(1, GRID), SamplingConfig(steps=2))
+        sample(model, empty_prompt(1, GRID), SamplingConfig(steps=2))
 
 
 def test_ids_out_of_range_are_refused():
@@ -302,18 +301,18 @@ def test_ids_out_of_range_are_refused():
 @pytest.mark.parametrize("kind", ["masked", "autoregressive"])
 def test_windows_begin_with_the_end_of_the_one_before(kind):
     model = masked() if kind == "masked" else autoregressive()
-    first = complete(model, nothing(2, GRID), SamplingConfig(steps=3))
+    first = complete(model, empty_prompt(2, GRID), SamplingConfig(steps=3))
     windows = extend(model, first, Condition(), SamplingConfig(steps=3), keep=1)
     made = [first] + [next(windows) for _ in range(3)]
     for before, after in itertools.pairwise(made):
         assert torch.equal(after[:, :1], before[:, -1:])
         assert not torch.equal(after[:, 1:], before[:, 1:])
     renewed = extend(
-        model, first, Condition(), SamplingConfig(steps=3), keep=1, renew=lambda ids: (ids[:, -1:] + 1) % SIZE
+        model, first, Condition(), SamplingConfig(steps=3), keep=1, reencode=lambda ids: (ids[:, -1:] + 1) % SIZE
     )
     assert torch.equal(next(renewed)[:, :1], (first[:, -1:] + 1) % SIZE)
-    with pytest.raises(ConfigError, match="1 latent frames were to be known, and 2 were given"):
-        next(extend(model, first, Condition(), SamplingConfig(), keep=1, renew=lambda ids: ids))
+    with pytest.raises(ConfigError, match=r"1 latent frames should be known \(found 2\)"):
+        next(extend(model, first, Condition(), SamplingConfig(), keep=1, reencode=lambda ids: ids))
 
 
 def autoregressive(part_layers=2):
@@ -324,25 +323,25 @@ def autoregressive(part_layers=2):
 @pytest.mark.parametrize("guidance", [GuidanceConfig(), GuidanceConfig(scale=2.0), GUIDED])
 def test_an_autoregressive_sample_is_that_of_uncached_passes(part_layers, guidance):
     """Token by token, each from a whole pass over what stands before it, with both halves written out."""
-    from smalti.generation.logits import draw, uniforms
+    from smalti.generation.sampling import sample_logits, uniform_noise
 
-    model, config = autoregressive(part_layers), DrawConfig(temperature=0.8, top_k=7, guidance=guidance)
+    model, config = autoregressive(part_layers), TokenSamplingConfig(temperature=0.8, top_k=7, guidance=guidance)
     grid = (1, 3, 4)
-    p = nothing(3, grid, labels=torch.tensor([0, 4, 2]))
+    p = empty_prompt(3, grid, labels=torch.tensor([0, 4, 2]))
     ids = sample_autoregressive(model, p, config, seed=5)
     parts = torch.zeros(3, 12, 2, dtype=torch.int64)
     with torch.no_grad():
         for i in range(12):
             c, u = (model.features(parts[:, :i], grid, condition)[:, -1] for condition in (p.condition, Condition()))
-            uniform = uniforms(5, [0, 1, 2], i, (2,), torch.device("cpu"))
+            uniform = uniform_noise(5, [0, 1, 2], i, (2,), torch.device("cpu"))
             for g in range(2):
                 a, b = (model.vocabulary.logits_at(g, x, parts[:, i]) for x in (c, u))
-                parts[:, i, g] = draw(a + guidance.at(i / 12) * (a - b), uniform[:, g], config)
+                parts[:, i, g] = sample_logits(a + guidance.at(i / 12) * (a - b), uniform[:, g], config)
     assert torch.equal(model.factorization.join(parts).view(3, *grid), ids)
 
 
 def test_an_autoregressive_sample_does_not_depend_on_its_batch_and_keeps_its_beginning():
-    model, config = autoregressive(), DrawConfig()
+    model, config = autoregressive(), TokenSamplingConfig()
     p = prompt()
     p = p._replace(known=(torch.arange(24) < 9).view(GRID).expand_as(p.ids))
     whole = sample_autoregressive(model, p, config, seed=2)
@@ -354,5 +353,5 @@ def test_an_autoregressive_sample_does_not_depend_on_its_batch_and_keeps_its_beg
 
 
 def test_an_autoregressive_model_fills_no_holes():
-    with pytest.raises(ConfigError, match="stands first in raster order"):
-        sample_autoregressive(autoregressive(), prompt(), DrawConfig())
+    with pytest.raises(ConfigError, match="continues the first tokens"):
+        sample_autoregressive(autoregressive(), prompt(), TokenSamplingConfig())

@@ -12,9 +12,9 @@ from smalti.generation import (
     PaintingTask,
     PredictionTask,
     TaskConfig,
-    cells,
-    hold,
-    paste,
+    keep_static,
+    latent_cells,
+    paste_known,
     task_prompt,
     task_tokens,
 )
@@ -37,18 +37,18 @@ each_task = pytest.mark.parametrize("task", EVERY_TASK, ids=lambda t: "-".join(m
     [(1, 1, 0), (2, 1, 1), (4, 1, 1), (5, 2, 0), (6, 2, 1), (9, 3, 0), (16, 4, 1)],
 )
 def test_prediction_knows_whole_latent_frames_and_hints_at_the_next(frames, known, hinted):
-    found = cells(PredictionTask(frames=frames).given(SIZE), STRIDES)
+    found = latent_cells(PredictionTask(frames=frames).known_pixels(SIZE), STRIDES)
     assert found.known.flatten(1).sum(1).tolist() == [256] * known + [0] * (5 - known)
     assert found.hinted.flatten(1).sum(1).tolist() == [0] * known + [256] * hinted + [0] * (5 - known - hinted)
 
 
 def test_five_frames_of_kinetics_are_512_tokens_and_768_are_predicted():
-    found = cells(PredictionTask(frames=5).given(SIZE), STRIDES)
+    found = latent_cells(PredictionTask(frames=5).known_pixels(SIZE), STRIDES)
     assert (int(found.known.sum()), int((~found.known).sum())) == (512, 768)
 
 
 def test_interpolation_knows_the_first_frame_and_hints_at_the_last():
-    found = cells(InterpolationTask().given(SIZE), STRIDES)
+    found = latent_cells(InterpolationTask().known_pixels(SIZE), STRIDES)
     assert found.known.flatten(1).sum(1).tolist() == [256, 0, 0, 0, 0]
     assert found.hinted.flatten(1).sum(1).tolist() == [0, 0, 0, 0, 256]
 
@@ -57,7 +57,7 @@ def test_interpolation_knows_the_first_frame_and_hints_at_the_last():
 @pytest.mark.parametrize("region", REGIONS)
 def test_painting_gives_a_box_of_half_the_side_or_all_else(kind, region):
     t, h, w = 5, 16, 24
-    given = PaintingTask(kind=kind, region=region).given((t, h, w))
+    given = PaintingTask(kind=kind, region=region).known_pixels((t, h, w))
     box = given if kind == "outpainting" else ~given
     for frame in range(t):
         left = {"moving": round(frame / 4 * 12), "horizontal": 0}.get(region, 6)
@@ -70,9 +70,9 @@ def test_painting_gives_a_box_of_half_the_side_or_all_else(kind, region):
 
 def test_known_cells_of_paintings_are_those_whose_reach_is_given():
     """Of 128 rows 32 to 95 are given: cells 4 to 11 of 16 are inside; with a reach of 9 pixels 6 to 9 are known."""
-    given = PaintingTask(kind="outpainting", region="horizontal").given((1, 128, 128))
+    given = PaintingTask(kind="outpainting", region="horizontal").known_pixels((1, 128, 128))
     for reach, first, last in ((0, 4, 11), (1, 5, 10), (8, 5, 10), (9, 6, 9), (None, 16, 15)):
-        found = cells(given, STRIDES, reach)
+        found = latent_cells(given, STRIDES, reach)
         rows = found.known[0, :, 0].nonzero()[:, 0].tolist()
         assert rows == list(range(first, last + 1))
         assert (found.known | found.hinted)[0, :, 0].nonzero()[:, 0].tolist() == list(range(4, 12))
@@ -92,10 +92,10 @@ def test_known_tokens_are_those_of_the_whole_video(task):
             torch.nn.init.normal_(parameter, std=0.3)
     video = torch.rand(1, 3, 5, 48, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
     size, reach = (5, 48, 64), tokenizer.encoder.reach
-    given = task.given(size) if not (isinstance(task, PredictionTask) and task.frames == 5) else None
+    given = task.known_pixels(size) if not (isinstance(task, PredictionTask) and task.frames == 5) else None
     if given is None:
         with pytest.raises(ConfigError, match="none is left to predict"):
-            task.given(size)
+            task.known_pixels(size)
         return
     filled = task.fill(video)
     if not isinstance(task, InterpolationTask):
@@ -108,8 +108,8 @@ def test_known_tokens_are_those_of_the_whole_video(task):
         assert torch.equal(drafted[prompt.known], true[prompt.known])
     if task.kind in ("prediction", "interpolation"):
         assert prompt.known.any()
-    assert torch.equal(paste(given, video, filled * 0)[:, :, given], video[:, :, given])
-    assert (paste(given, video, filled * 0)[:, :, ~given] == 0).all()
+    assert torch.equal(paste_known(given, video, filled * 0)[:, :, given], video[:, :, given])
+    assert (paste_known(given, video, filled * 0)[:, :, ~given] == 0).all()
 
 
 @pytest.mark.parametrize(("size", "place"), [((2, 8, 8), 0), ((5, 16, 24), 0), ((5, 16, 24), 3), ((3, 7, 9), 1)])
@@ -118,15 +118,15 @@ def test_what_stands_still_is_held_and_what_moves_is_generated(size, place):
     last = torch.rand((2, 3, *size[1:]), generator=rng, dtype=torch.float64) * 2 - 1
     frame = torch.rand((2, 3, 1, *size[1:]), generator=rng, dtype=torch.float64) * 2 - 1
     still = frame.expand(-1, -1, size[0], -1, -1)
-    assert torch.equal(hold(last, still, place), last[:, :, None].expand_as(still))
+    assert torch.equal(keep_static(last, still, place), last[:, :, None].expand_as(still))
     moving = still.clone()
     moving[:, :, -1] += 5.0
-    held = hold(last, moving, place)
+    held = keep_static(last, moving, place)
     assert torch.equal(held[:, :, place], last)
     assert torch.allclose(held[:, :, -1], moving[:, :, -1], atol=1e-12)
     corner = still.clone()
     corner[:, :, -1, 0, 0] += 2.0  # one pixel moves: what lies beyond the window of it is held
-    held = hold(last, corner, place, window=3)
+    held = keep_static(last, corner, place, window=3)
     assert torch.equal(held[..., -1, 2:, 2:], last[..., 2:, 2:])
     assert not torch.equal(held[..., -1, :2, :2], last[..., :2, :2])
 
@@ -147,13 +147,13 @@ def test_conditions_are_filled_as_the_task_says():
 
 def test_generation_is_given_nothing():
     prompt = task_prompt(GenerationTask(), torch.zeros(2, 5, 4, 4, dtype=torch.int64), STRIDES)
-    assert not prompt.given.any()
+    assert not prompt.visible.any()
 
 
 @pytest.mark.parametrize("size", [(16, 128, 128), (17, 127, 128), (2, 8, 8)])
 def test_a_size_without_a_whole_latent_grid_is_refused(size):
-    with pytest.raises(ConfigError, match=r"1 \+ 4 n frames and multiples of 8 rows"):
-        cells(torch.ones(size, dtype=torch.bool), STRIDES)
+    with pytest.raises(ConfigError, match=r"1 \+ 4 n frames, heights in multiples of 8"):
+        latent_cells(torch.ones(size, dtype=torch.bool), STRIDES)
 
 
 def test_wrong_tasks_are_one_line():
@@ -171,7 +171,7 @@ def test_wrong_tasks_are_one_line():
     for task in EVERY_TASK:
         assert Holder.parse({"task": task.plain()}).task == task
     with pytest.raises(ConfigError, match="none between"):
-        InterpolationTask().given((2, 8, 8))
+        InterpolationTask().known_pixels((2, 8, 8))
 
 
 def test_task_tokens_are_indices_into_those_of_the_model():

@@ -8,7 +8,7 @@ import torch
 
 from smalti.cli.main import run as cli
 from smalti.config import load_yaml
-from smalti.generation import MaskedConfig, autoregressive_loss, masked_loss, nothing, task_prompt
+from smalti.generation import MaskedConfig, autoregressive_loss, empty_prompt, masked_loss, task_prompt
 from smalti.recipes import catalogue, find
 from smalti.training.generator_config import GeneratorTraining
 
@@ -64,7 +64,7 @@ def test_the_small_form_of_a_recipe_makes_a_step(name):
     ids = torch.randint(math.prod(config.generator.levels), (2, *config.generator.grid))
     labels = torch.tensor([0, 1]) if config.generator.classes else None
     tasks = torch.zeros(2, dtype=torch.int64) if config.generator.tasks else None
-    condition = nothing(2, config.generator.grid, labels=labels, tasks=tasks).condition
+    condition = empty_prompt(2, config.generator.grid, labels=labels, tasks=tasks).condition
     if isinstance(config.generator, MaskedConfig):
         prompt = task_prompt(config.tasks[0].task, ids, (4, 8, 8), reach=0, condition=condition)
         loss = masked_loss(model, ids, prompt, config.loss, rng)

@@ -117,7 +117,7 @@ def test_given_pixels_of_a_picture_are_pasted_bit_for_bit(runs, tmp_path, task, 
     options += ["--originals", str(tmp_path / "originals"), "--steps", "2"]
     files = drawn(runs / "masked", tmp_path / "out", *options)
     assert [*files] == [f"{path.stem}.png" for path in sorted(photos("heldout").iterdir())]
-    given = PaintingTask(kind=task, region=region).given((1, 32, 32))[0]
+    given = PaintingTask(kind=task, region=region).known_pixels((1, 32, 32))[0]
     for name in files:
         picture, original = (read_image(tmp_path / folder / name) for folder in ("out", "originals"))
         assert torch.equal(picture[given], original[given])

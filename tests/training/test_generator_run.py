@@ -214,7 +214,7 @@ def test_every_region_of_a_film_is_painted_and_the_rest_is_kept(made, undisturbe
     assert told["done"] == [{"path": str(file), "class": None}]
     assert told["task"]["region"] == region
     clip, true = (read_clip(tmp_path / folder / "march.mp4").float() for folder in ("out", "true"))
-    kept = PaintingTask(kind=task, region=region).given((9, 32, 32))
+    kept = PaintingTask(kind=task, region=region).known_pixels((9, 32, 32))
     difference = (clip - true).abs().mean(3)
     assert difference[kept].mean() < 8 < difference[~kept].mean()  # the codec blurs a little over the edge
 
@@ -292,7 +292,7 @@ def test_a_run_says_what_it_is(undisturbed, capsys):
     capsys.readouterr()
     assert cli(["info", str(undisturbed), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert about["draws"] == {"frames": 9, "rows": 32, "columns": 32}
+    assert about["size"] == {"frames": 9, "height": 32, "width": 32}
     assert about["run"]["checkpoint"] == "step-00000006"
     assert about["run"]["last"]["loss"] > 0
     assert cli(["info", str(undisturbed)]) == 0

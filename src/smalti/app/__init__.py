@@ -1,1 +1,1 @@
-"""What a person looks at: the demo and its page."""
+"""The demo, the comparison of configs, and their pages."""

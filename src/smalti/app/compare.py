@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smalti.app.html import document, drawing, html_table, number, picture
+from smalti.app.html import document, html_table, image_figure, number, svg_figure
 from smalti.comparison import (
     Budget,
     ComparisonData,
@@ -111,12 +111,12 @@ def compare(
 
 
 def write_comparison(out: Path, runs: Sequence[VariantRun], parts: DataParts, about: Mapping[str, Any]) -> Path:
-    """Write report.json, pictures.png and index.html; return the last of them. `about` describes how all was made."""
+    """Write report.json, samples.png and index.html; return the last of them. `about` describes how all was made."""
     rows = summarise_runs(runs)
     write_json(out / "report.json", {**about, "bad": parts.bad, "contenders": [_plain(row) for row in rows]})
     sheet = io.BytesIO()
     _sheet(runs, parts).save(sheet, "PNG")
-    write_bytes(out / "pictures.png", sheet.getvalue())
+    write_bytes(out / "samples.png", sheet.getvalue())
     terms, data = about["terms"], about["data"]
     budget = {"steps": "steps", "seconds": "seconds of their steps", "teraflops": "TFLOP"}[terms["budget"]]
     first = html.escape(rows[0].name)
@@ -139,7 +139,7 @@ def write_comparison(out: Path, runs: Sequence[VariantRun], parts: DataParts, ab
         "<h2>Along the way</h2>",
         _curves(runs),
         "<h2>What it looks like</h2>",
-        picture("pictures.png", "Held-out clips, the originals at the left; seed 0 at the last point."),
+        image_figure("samples.png", "Held-out clips, the originals at the left; seed 0 at the last point."),
         *(f"<p><small>{name}: {html.escape(reason)}</small></p>" for name, reason in about["absent"].items()),
         *(f"<p><small>left out: {html.escape(reason)}</small></p>" for reason in parts.bad.values()),
         f"<small>smalti {__version__}. All figures of all seeds are in <code>points.jsonl</code>, protocol and data in "
@@ -221,7 +221,7 @@ def _curves(runs: Sequence[VariantRun]) -> str:
             axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, fontsize=8)
-    return drawing(figure)
+    return svg_figure(figure)
 
 
 def _sheet(runs: Sequence[VariantRun], parts: DataParts) -> Any:

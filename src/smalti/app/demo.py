@@ -1,4 +1,4 @@
-"""`smalti demo`: the whole way from photographs to a film decoded from integers, on real media, in minutes on a CPU."""
+"""`smalti demo`: from photographs to a video decoded from integers, on real media, in minutes on a CPU."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from smalti.training.config import TokenizerTraining
 from smalti.video import to_uint8, to_video
 
 PHOTOS = ImagesConfig(path=bundled.photos("heldout"), size=128, crop="center", flip=False)
-SHOTS = VideosConfig(path=bundled.videos("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
+CLIPS = VideosConfig(path=bundled.videos("heldout"), size=128, frames=17, crop="center", sampling="center", flip=False)
 
 Print = Callable[[str], None]
 
@@ -66,31 +66,31 @@ def run_demo(
         image = trained("image", image_config)
     with stage("Measuring it on photographs that it has never seen"):
         on_photos = score_tokenizer(image, PHOTOS.build(), SMALTI)
-    with stage("Inflating it to a video tokenizer, and measuring that on unseen shots"):
+    with stage("Inflating it to a video tokenizer, and measuring that on unseen clips"):
         config = video_config.tokenizer
         inflated = inflate(image, tuple(t for t, _ in config.strides), time_kernel=config.time_kernel)
         inflated.save(out / "inflated", replace=True)
-        before = score_tokenizer(inflated, SHOTS.build(), SMALTI)
-    with stage("Fine-tuning it on film"):
+        before = score_tokenizer(inflated, CLIPS.build(), SMALTI)
+    with stage("Fine-tuning it on video"):
         video = trained("video", video_config.model_copy(update={"init": out / "inflated"}))
     with stage("Measuring it again"):
-        on_shots = score_tokenizer(video, SHOTS.build(), SMALTI)
-    with stage("Turning a shot into integers, and the integers alone back into a film"):
+        on_clips = score_tokenizer(video, CLIPS.build(), SMALTI)
+    with stage("Turning a video into integers, and the integers alone back into a video"):
         codec = _there_and_back(video, out)
-    with stage("Drawing"):
-        _draw_photos(image, out / "photos.png")
+    with stage("Writing images"):
+        _save_photos(image, out / "photos.png")
         results = {
             "stages": [s._asdict() for s in stages],
             "image": _summary(image, on_photos),
             "inflated": _summary(inflated, before),
-            "video": _summary(video, on_shots),
+            "video": _summary(video, on_clips),
             "codec": codec,
             "seconds": time.monotonic() - started,
             "threads": torch.get_num_threads(),
             "quick": quick,
         }
         write_json(out / "report.json", results)
-        write_page(out, results, {"image": on_photos, "video": on_shots})
+        write_page(out, results, {"image": on_photos, "video": on_clips})
     return out / "index.html"
 
 
@@ -104,7 +104,7 @@ def _summary(tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
 
 
 def _there_and_back(tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
-    """Film -> ids on disk -> film, the second half by a tokenizer that is read from disk and sees the ids alone."""
+    """Encode a video to ids on disk; decode it by a tokenizer that is read from disk and sees the ids alone."""
     source = sorted(bundled.videos("heldout").glob("*.mp4"))[0]
     with open_video(source) as reader, torch.inference_mode():
         fps = float(reader.fps)
@@ -120,11 +120,11 @@ def _there_and_back(tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
     size = (len(frames), *frames[0].shape[:2])
     with torch.inference_mode():
         decoded = torch.cat(list(again.decode_stream(stored.split(2, 1), size=size)), 2)
-    pictures = to_uint8(decoded)[0].numpy()
-    pairs = [np.concatenate([a, b], 1) for a, b in zip(frames, pictures, strict=True)]
-    write_video(out / "film.mp4", pairs, fps)
-    _film_strip(frames, pictures, out / "film.png")
-    errors = [np.mean((a.astype(np.float64) - b) ** 2) for a, b in zip(frames, pictures, strict=True)]
+    decoded_frames = to_uint8(decoded)[0].numpy()
+    pairs = [np.concatenate([a, b], 1) for a, b in zip(frames, decoded_frames, strict=True)]
+    write_video(out / "video.mp4", pairs, fps)
+    _save_frames(frames, decoded_frames, out / "frames.png")
+    errors = [np.mean((a.astype(np.float64) - b) ** 2) for a, b in zip(frames, decoded_frames, strict=True)]
     bits = ids.numel() * float(np.log2(tokenizer.codebook_size))
     return {
         "source": source.name,
@@ -140,19 +140,19 @@ def _there_and_back(tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
     }
 
 
-def _draw_photos(tokenizer: Tokenizer, target: Path) -> None:
+def _save_photos(tokenizer: Tokenizer, target: Path) -> None:
     """Original, reconstruction and difference of held-out photographs, at twice the trained size."""
     source = PHOTOS.model_copy(update={"size": 256}).build()
     rows = []
     for index in range(len(source)):
-        picture = source.load(index, torch.Generator())[0].numpy()
+        photo = source.load(index, torch.Generator())[0].numpy()
         with torch.inference_mode():
-            again = to_uint8(tokenizer(to_video(picture)).video)[0, 0].numpy()
-        rows.append([picture, again, difference(picture, again)])
+            again = to_uint8(tokenizer(to_video(photo)).video)[0, 0].numpy()
+        rows.append([photo, again, difference(photo, again)])
     contact_sheet(rows, ["original", "from its tokens", "difference x4"]).save(target)
 
 
-def _film_strip(frames: list[np.ndarray], decoded: np.ndarray, target: Path) -> None:
+def _save_frames(frames: list[np.ndarray], decoded: np.ndarray, target: Path) -> None:
     chosen = np.linspace(0, len(frames) - 1, 4).round().astype(int)
     rows = [[frames[i], decoded[i], difference(frames[i], decoded[i])] for i in chosen]
     contact_sheet(rows, ["original", "from its tokens", "difference x4"]).save(target)

@@ -1,4 +1,4 @@
-"""The page of the demo: pictures, curves and tables, in one HTML file beside them."""
+"""The page of the demo: images, curves and tables, in one HTML file beside them."""
 
 import html
 import json
@@ -6,38 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smalti.app.html import document, drawing, figures, html_table, number, picture
+from smalti.app.html import document, figures, html_table, image_figure, number, svg_figure
 from smalti.files import write_bytes
 from smalti.metrics import Report
 from smalti.version import __version__
 
 
 def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Report]) -> None:
-    """Write `out/index.html`; the pictures and films that it shows lie beside it."""
+    """Write `out/index.html`; the images and videos that it shows are beside it."""
     image, video, codec = results["image"], results["video"], results["codec"]
     curves = _curves({name: _read_log(out / name / "log.jsonl") for name in ("image", "video")})
     body = [
         "<h1>smalti</h1>",
-        f'<p class="lead">A visual tokenizer, trained on this machine just now: photographs and film become integers '
+        f'<p class="lead">A visual tokenizer, trained on this machine just now: photographs and video become integers '
         f"and come back from them. {results['seconds'] / 60:.1f} minutes, {results['threads']} threads.</p>",
         figures(
             ("photographs, PSNR", f"{image['psnr']:.2f} dB"),
-            ("film, PSNR", f"{video['psnr']:.2f} dB"),
+            ("video, PSNR", f"{video['psnr']:.2f} dB"),
             ("codes", f"{image['codebook_size']:,}"),
-            ("bits per pixel of film", f"{codec['bits_per_pixel']:.3f}"),
+            ("bits per pixel of video", f"{codec['bits_per_pixel']:.3f}"),
         ),
         "<h2>Photographs it has never seen</h2>",
-        picture("photos.png", "Centre crops at 256 pixels; the tokenizer was trained on crops of 64."),
+        image_figure("photos.png", "Centre crops at 256 pixels; the tokenizer was trained on crops of 64."),
         _scores("Held-out photographs at 128 pixels", reports["image"]),
-        "<h2>A film from integers alone</h2>",
+        "<h2>A video from integers alone</h2>",
         f"<p>{codec['frames']} frames of {codec['size'][1]}x{codec['size'][0]} became {codec['tokens']:,} integers "
         f"({' x '.join(map(str, codec['token_grid']))}) in <code>ids.npy</code>; a tokenizer read from disk decoded "
         f"them, two latent frames at a time. Encoding in chunks of 7 frames or in one piece gave "
         f"{_count(codec['streamed_ids_that_differ'], 'different integer')}. Left the original, right what came "
         f"back: {codec['psnr']:.2f} dB.</p>",
-        '<figure><video src="film.mp4" controls loop muted autoplay playsinline></video></figure>',
-        picture("film.png", "Four frames of it."),
-        _scores("Held-out shots, 17 frames at 128 pixels", reports["video"]),
+        '<figure><video src="video.mp4" controls loop muted autoplay playsinline></video></figure>',
+        image_figure("frames.png", "Four frames of it."),
+        _scores("Held-out clips, 17 frames at 128 pixels", reports["video"]),
         "<h2>Inflation: an image tokenizer becomes a video tokenizer</h2>",
         _inflation(results),
         "<h2>How it learnt</h2>",
@@ -46,7 +46,7 @@ def write_page(out: Path, results: Mapping[str, Any], reports: Mapping[str, Repo
         html_table(["stage", "seconds"], [[s["name"], f"{s['seconds']:.1f}"] for s in results["stages"]]),
         f"<small>smalti {__version__}. All figures are in <code>report.json</code>; every score is under the protocol "
         f"<code>smalti</code>, described in full in it. Fingerprint of the video tokenizer: "
-        f"<code>{codec['fingerprint'][:16]}</code>. Photographs and film: see ATTRIBUTION.md of the samples.</small>",
+        f"<code>{codec['fingerprint'][:16]}</code>. Photographs and videos: see ATTRIBUTION.md of the samples.</small>",
     ]
     write_bytes(out / "index.html", document("smalti demo", body))
 
@@ -75,12 +75,12 @@ def _scores(title: str, report: Report) -> str:
 def _inflation(results: Mapping[str, Any]) -> str:
     rows = [
         [name, number(results[key]["psnr"], 2), number(results[key]["ssim"], 4)]
-        for name, key in (("inflated, not trained on film", "inflated"), ("after fine-tuning on film", "video"))
+        for name, key in (("inflated, not trained on video", "inflated"), ("after fine-tuning on video", "video"))
     ]
     return (
         "<p>The image tokenizer's kernels become the taps of the current frame and the taps of past frames start at "
-        "zero: before any training on film, every latent frame is exactly the image tokenizer's.</p>"
-        + html_table(["on unseen shots", "PSNR dB", "SSIM"], rows)
+        "zero: before any training on video, every latent frame is exactly the image tokenizer's.</p>"
+        + html_table(["on unseen clips", "PSNR dB", "SSIM"], rows)
     )
 
 
@@ -110,4 +110,4 @@ def _curves(logs: Mapping[str, list[dict[str, Any]]]) -> str:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    return drawing(figure)
+    return svg_figure(figure)

@@ -1,4 +1,4 @@
-"""The parts that pages are made of: one style, tables, tiles, pictures, drawings; all in one HTML file."""
+"""The parts that pages are made of: one style, tables, tiles, images, plots; all in one HTML file."""
 
 import html
 import io
@@ -26,7 +26,7 @@ code { font-size: .88em; background: #f0eee8; padding: .1em .3em; overflow-wrap:
 
 
 def document(title: str, body: Sequence[str]) -> bytes:
-    """A whole page of these parts."""
+    """Return a whole page of these parts."""
     text = "\n".join(body)
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -37,30 +37,30 @@ def document(title: str, body: Sequence[str]) -> bytes:
 
 
 def figures(*pairs: tuple[str, str]) -> str:
-    """Tiles of (name, value)."""
+    """Return tiles of (name, value)."""
     tiles = "".join(f'<div class="figure"><b>{value}</b><span>{name}</span></div>' for name, value in pairs)
     return f'<div class="figures">{tiles}</div>'
 
 
-def picture(name: str, caption: str) -> str:
-    """A picture that lies beside the page."""
+def image_figure(name: str, caption: str) -> str:
+    """Return an image file beside the page as a figure."""
     return f'<figure><img src="{name}" alt="{html.escape(caption)}"><figcaption>{caption}</figcaption></figure>'
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text under their heads; the first column is a name."""
+    """Return a table of rows of text; the first column is a name."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<html_table><tr>{top}</tr>{lines}</html_table>"
 
 
 def number(value: float | None, digits: int) -> str:
-    """The number with so many digits after the point, or a dash."""
+    """Return the number with so many digits after the point, or a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def drawing(figure: Any) -> str:
-    """A figure of matplotlib as SVG within the page."""
+def svg_figure(figure: Any) -> str:
+    """Return a figure of matplotlib as SVG within the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from smalti.cli.console import print_json
-from smalti.cli.info import describe
 from smalti.cli.options import JsonOption, integers
 from smalti.errors import ConfigError
 
@@ -42,7 +41,9 @@ def import_command(
     tokenizer.save(out)
     write_json(out / "import.json", report.plain())
     if as_json:
-        print_json({**report.plain(), "tokenizer": str(out), "about": describe(tokenizer)})
+        from smalti.pipeline.info import describe_tokenizer
+
+        print_json({**report.plain(), "tokenizer": str(out), "about": describe_tokenizer(tokenizer)})
         return
     print(f"{out}: {report.peer}, {report.copy} weights, {len(report.used)} tensors used")
     for reason, names in report.ignored.items():

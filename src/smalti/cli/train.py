@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import bar, print_json, say
-from smalti.cli.info import last_lines
 from smalti.cli.options import DeviceOption, JsonOption
 from smalti.progress import Progress
 
@@ -60,6 +59,8 @@ def train_command(
     if not leads:
         return
     if as_json:
+        from smalti.pipeline.info import last_lines
+
         print_json({"run": result.run, result.kind: result.trained, "steps": result.steps, **last_lines(result.run)})
     else:
         print(f"{result.trained}: the {result.kind} after {result.steps:,} steps. See it: smalti info {result.run}")

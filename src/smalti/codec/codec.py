@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from smalti.codec.entropy import Model, decode_ids, encode_ids
-from smalti.codec.format import Block, Head, Reader, Writer
+from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
@@ -211,7 +211,7 @@ def _opened(path: Path) -> Iterator[Reader]:
 def _head(tokenizer: Tokenizer, size: tuple[int, int], rate: Fraction | None, group: int = 0) -> Head:
     """Make the head of a new file of frames of `size` = (height, width); an image has no `rate`."""
     head = Head(
-        kind="picture" if rate is None else "video",
+        kind=IMAGE_KIND if rate is None else "video",
         tokenizer=tokenizer.fingerprint,
         levels=tokenizer.levels,
         strides=tokenizer.strides,
@@ -271,19 +271,19 @@ def _compress(
 
 
 def _decode_blocks(
-    tokenizer: Tokenizer, blocks: Iterable[Block], head: Head, name: str
+    tokenizer: Tokenizer, blocks: Iterable[CodedBlock], head: Head, name: str
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode the frames of blocks that follow each other, the first of which starts a group."""
     size = head.height, head.width
     for _, group in groupby(blocks, lambda block: head.group_start(block.start)):
         pieces = ((block.frames, _ids_of(block, head, name)) for block in group)
-        if head.kind == "picture":
+        if head.is_image:
             yield from (ids_to_image(tokenizer, ids, size) for _, ids in pieces)
         else:
             yield from ids_to_frames(tokenizer, pieces, size)
 
 
-def _ids_of(block: Block, head: Head, name: str) -> Int[Tensor, "1 t h w"]:
+def _ids_of(block: CodedBlock, head: Head, name: str) -> Int[Tensor, "1 t h w"]:
     shape = (head.latents(block.start, block.frames), *head.grid)
     try:
         return torch.from_numpy(decode_ids(block.data, shape, head.levels))[None]

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 COARSEST = 8
-"""Rows and columns between the positions of the first visit."""
+"""Distance between the positions of the first visit, down and across."""
 FINEST, COARSE = 16, 4
 """Contexts tell all values of a neighbour apart in alphabets up to the first size, and so many classes above it."""
 _ONE = 1 << 16
 """Fixed point: a probability of 1."""
 _FIRST, _ALONE, _BOTH = 4, 16, 32
-"""Strength of a prior, in symbols: of the uniform one, of the order-0 one, of that of both neighbourhoods."""
+"""Strengths of priors, in symbols: the uniform one, the order-0 one, that of both neighbourhoods."""
 
 
 class Visit(NamedTuple):
@@ -33,8 +33,8 @@ class Visit(NamedTuple):
 
 @cache
 def visits(height: int, width: int) -> tuple[Visit, ...]:
-    """Every position of a plane once: those of the coarsest grid, then the middles of its squares, then the middles of
-    the sides of those, with half the grid again and again; visits without positions are left out."""
+    """List every position of a plane once: those of the coarsest grid, then the middles of its squares, then the
+    middles of the sides of those, with half the grid again and again; visits without positions are left out."""
     grid = [np.arange(0, n, COARSEST) for n in (height, width)]
     found = [_visit([tuple(grid)], (), height, width)]
     step = COARSEST // 2
@@ -61,9 +61,9 @@ def _visit(grids: list[tuple[Integers, ...]], offsets: tuple[tuple[int, int], ..
 
 
 class Contexts:
-    """What is known of one symbol: counts by (class of the value before it in time, twice the mean of its neighbours).
+    """Counts of one symbol by context: (class of the value before it in time, twice the mean of its neighbours).
 
-    The probabilities of a context are shrunk towards what is known without it, in steps: uniform, all values, those of
+    The probabilities of a context are shrunk towards those without it, in steps: uniform, all values, those of
     either neighbourhood, the product of these, those of both. A context that was never seen costs no more than they do.
     """
 
@@ -72,7 +72,7 @@ class Contexts:
         self._counts = np.zeros((self._classes + 1, 2 * self._classes, size), np.int64)
 
     def rows(self, plane: Integers, before: Integers | None, visit: Visit) -> Integers:
-        """The context of each position of a visit, a row of `weights`; `before` is the plane of the frame before."""
+        """Return the context of each position of a visit, a row of `weights`; `before` is the last plane."""
         time = np.full(visit.at.size, self._classes) if before is None else self._class(before[visit.at])
         there = visit.neighbours >= 0
         count = there.sum(1)
@@ -81,7 +81,7 @@ class Contexts:
         return time * self._counts.shape[1] + space
 
     def weights(self) -> Integers:
-        """Positive integers for every context and value, `contexts size`."""
+        """Return positive integers for every context and value, `contexts size`."""
         counts = self._counts
         anywhere = _shrunk(counts.sum((0, 1)), np.full(self._size, _ONE // self._size), _FIRST)
         space = _shrunk(counts.sum(0), anywhere, _ALONE)

@@ -32,18 +32,18 @@ class Coded(NamedTuple):
     bits: float
     """The sum of -log2 of the probabilities, and the bits of a static table."""
     model: Model
-    """The one that was used: where the wanted one would be larger than `uniform`, that is."""
+    """Model that was used: `uniform` where the requested one would be larger."""
 
 
 def encode_ids(ids: Integers, levels: Sequence[int], model: Model) -> Coded:
-    """Ids `t h w` as bytes. Never more bytes than under `uniform`. Raises ValueError for an id out of range."""
+    """Encode ids `t h w` as bytes. Never more bytes than under `uniform`. Raises ValueError for an id out of range."""
     planes = split(ids, levels)
     coded = [_encode(planes, alphabets(levels), name) for name in dict.fromkeys((model, "uniform"))]
     return min(coded, key=lambda one: len(one.data))  # the first of equals
 
 
 def decode_ids(data: bytes, shape: tuple[int, int, int], levels: Sequence[int]) -> Integers:
-    """The ids `t h w` that `encode_ids` was given. Raises ValueError for bytes that it cannot have written."""
+    """Decode the ids `t h w` that `encode_ids` encoded. Raises ValueError for bytes that it cannot have written."""
     names: tuple[Model, ...] = get_args(Model)
     if not data or data[0] >= len(names) or len(data) % 4 != 1:
         raise ValueError("it is not a block of coded ids")
@@ -56,12 +56,12 @@ def decode_ids(data: bytes, shape: tuple[int, int, int], levels: Sequence[int]) 
 
 
 def alphabets(levels: Sequence[int]) -> tuple[int, ...]:
-    """The sizes of the symbols that ids are coded as: the levels, but for digits above `LARGEST_ALPHABET`."""
+    """Return the sizes of the symbols that ids are coded as: the levels, but for digits above `LARGEST_ALPHABET`."""
     return tuple(size for level in levels for size in _radices(level))
 
 
 def split(ids: Integers, levels: Sequence[int]) -> Integers:
-    """Ids `t h w` as symbols `k t h w`, each below its alphabet. Raises ValueError for an id out of range."""
+    """Split ids `t h w` into symbols `k t h w`, each below its alphabet. Raises ValueError for an id out of range."""
     end = math.prod(levels)
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < end:
         wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
@@ -76,7 +76,7 @@ def split(ids: Integers, levels: Sequence[int]) -> Integers:
 
 
 def join(planes: Integers, levels: Sequence[int]) -> Integers:
-    """The ids of symbols. Raises ValueError for a digit out of range, which alphabets of cut digits leave room for."""
+    """Join symbols to ids. Raises ValueError for a digit out of range, which alphabets of cut digits leave room for."""
     ids, basis, at = np.zeros(planes.shape[1:], np.int64), 1, 0
     for level in levels:
         digit, place = np.zeros_like(ids), 1
@@ -121,7 +121,7 @@ class _Encoder:
         return weights
 
     def finish(self) -> bytes:
-        """The tables, filled up with zeros to whole words, and the words of the range coder."""
+        """Return the tables, filled up with zeros to whole words, and the words of the range coder."""
         words = self._coder.get_compressed().astype("<u4").tobytes()
         return self._tables + bytes(-len(self._tables) % 4) + words
 

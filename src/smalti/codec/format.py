@@ -28,9 +28,10 @@ from smalti.tokenizer_info import TokenizerInfo
 from smalti.version import __version__
 from smalti.video import legal_size
 
-FORMAT = 1
+SMT_FORMAT = 1
 MAGIC = b"\x93SMT\r\n\x1a\n"
 """As in PNG: not text, and changed by whatever changes line ends."""
+IMAGE_KIND: Literal["picture"] = "picture"
 LARGEST_HEAD = 1 << 16
 LARGEST_BLOCK = 1 << 26
 """Tokens."""
@@ -41,26 +42,27 @@ _FOOT = struct.Struct("<sI")
 _ENTRY = struct.Struct(f"<II{_DIGEST}s")
 _END = struct.Struct(f"<I{_DIGEST}s")
 _AT_ONCE = 1 << 20
-_MEND = "copy it again, or compress its source anew"
+_FIX = "copy it again, or compress its source anew"
 
 
 Rate = Annotated[tuple[int, int], Strict(False)]
 
 
 class Head(Config):
-    """What a file says of itself. Frame i of a video is shown at i / rate seconds."""
+    """Header of a `.smt` file: its media and its tokenizer. Frame i of a video is shown at i / rate seconds."""
 
     kind: Literal["picture", "video"]
+    """`picture` for an image, as the first files of this format say."""
     tokenizer: str = Field(pattern="^[0-9a-f]{64}$")
     """The fingerprint of the tokenizer, without which ids mean nothing."""
     levels: Tuple[int]
-    """Of its digits; digit 0 is the least significant of an id."""
+    """Values of each digit; digit 0 is the least significant of an id."""
     strides: Triple[int]
-    """Frames, rows and columns per token."""
+    """Frames, height and width in pixels of one token."""
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     rate: Rate | None
-    """Frames per second as a fraction; null for a picture."""
+    """Frames per second as a fraction; null for an image."""
     block: int = Field(ge=1)
     """Latent frames of a block: all blocks are full but the last of a group."""
     group: int = Field(ge=0)
@@ -78,9 +80,14 @@ class Head(Config):
             raise ValueError(f"frames of {self.width} x {self.height} pixels, at most {MAX_PIXELS:,} are read")
         if self.block * math.prod(self.grid) > LARGEST_BLOCK:
             raise ValueError(f"blocks of {self.block} x {self.grid} tokens, at most {LARGEST_BLOCK:,} are read")
-        if (self.rate is None) != (self.kind == "picture") or (self.rate is not None and min(self.rate) < 1):
-            raise ValueError(f"rate {self.rate} does not suit a {self.kind}")
+        if (self.rate is None) != self.is_image or (self.rate is not None and min(self.rate) < 1):
+            raise ValueError(f"rate {self.rate} does not suit kind {self.kind}")
         return self
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the file holds an image and not a video."""
+        return self.kind == IMAGE_KIND
 
     @property
     def info(self) -> TokenizerInfo:
@@ -90,35 +97,35 @@ class Head(Config):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Height and width in tokens."""
         size = legal_size((1, self.height, self.width), self.strides)
         return size.h // self.strides[1], size.w // self.strides[2]
 
     @property
     def fps(self) -> Fraction:
-        """The frame rate; of a picture it is 1."""
+        """Frame rate; 1 for an image."""
         return Fraction(1) if self.rate is None else Fraction(*self.rate)
 
     def room(self, start: int) -> int:
-        """Frames of a whole block that starts at frame `start`: up to the end of its group, if that is near."""
+        """Return the frames of a whole block that starts at frame `start`: up to the end of its group, if near."""
         at, stride = self._in_group(start), self.strides[0]
         whole = stride * self.block if at else 1 + stride * (self.block - 1)
         return min(whole, self.group - at) if self.group else whole
 
     def latents(self, start: int, frames: int) -> int:
-        """Latent frames of a block of `frames` frames that starts at frame `start`."""
+        """Return the latent frames of a block of `frames` frames that starts at frame `start`."""
         alone = 0 if self._in_group(start) else 1
         return alone - (alone - frames) // self.strides[0]
 
     def group_start(self, frame: int) -> int:
-        """The frame at which the decoder must start for this one."""
+        """Return the frame at which the decoder must start for this one."""
         return frame - self._in_group(frame)
 
     def _in_group(self, frame: int) -> int:
         return frame % self.group if self.group else frame
 
 
-class Block(NamedTuple):
+class CodedBlock(NamedTuple):
     """Coded ids of some frames, checked."""
 
     start: int
@@ -133,9 +140,9 @@ class Entry(NamedTuple):
     start: int
     frames: int
     offset: int
-    """Of the block in the file."""
+    """Place of the block in the file, in bytes."""
     length: int
-    """Of the coded ids."""
+    """Size of the coded ids in bytes."""
     before: bytes
     """The digest before the block."""
     digest: bytes
@@ -148,7 +155,7 @@ class Writer:
         text = json.dumps(head.plain(), sort_keys=True, separators=(",", ":")).encode()
         self._file, self._chain, self._table = file, b"", list[bytes]()
         self.head, self.frames, self.bytes = head, 0, 0
-        self._write(_START.pack(MAGIC, FORMAT, len(text)) + text)
+        self._write(_START.pack(MAGIC, SMT_FORMAT, len(text)) + text)
 
     def add(self, frames: int, data: bytes) -> None:
         """Write the coded ids of the next frames."""
@@ -180,9 +187,10 @@ class Reader:
         magic, version, length = _START.unpack(start)
         if magic != MAGIC:
             raise IntegrityError(f"{name}: not a file of smalti compress; give a .smt file")
-        if version != FORMAT:
+        if version != SMT_FORMAT:
             raise IntegrityError(
-                f"{name}: format {version}; this is smalti {__version__}, which reads format {FORMAT}: update smalti"
+                f"{name}: format {version}; this is smalti {__version__}, which reads format {SMT_FORMAT}: "
+                "update smalti"
             )
         if length > LARGEST_HEAD:
             raise self._damaged("its head is too long")
@@ -191,8 +199,8 @@ class Reader:
         self.head = self._parsed(text)
         self._begun = _START.size + length + _DIGEST, self._chain
 
-    def blocks(self) -> Iterator[Block]:
-        """All blocks in their order; the foot is checked at the end. Once, right after opening."""
+    def blocks(self) -> Iterator[CodedBlock]:
+        """Read all blocks in their order, once, right after opening; the foot is checked at the end."""
         table, start, full = list[bytes](), 0, True
         while (mark := self._read(1)) == b"B":
             frames, length = struct.unpack("<II", (rest := self._read(_BLOCK.size - 1)))
@@ -200,7 +208,7 @@ class Reader:
             self._check(mark + rest + data, f"block {len(table)}")
             self._check_frames(start, frames, full)
             table.append(_ENTRY.pack(frames, length, self._chain))
-            yield Block(start, frames, data)
+            yield CodedBlock(start, frames, data)
             start, full = start + frames, frames == self.head.room(start)
         foot = self._read(_FOOT.size - 1 + _ENTRY.size * len(table) + 4)
         count = struct.pack("<I", len(table))
@@ -211,7 +219,7 @@ class Reader:
             raise self._damaged("it goes on after its end")
 
     def table(self) -> list[Entry]:
-        """The seek table, from the end of the file; the blocks are not read. Raises IntegrityError."""
+        """Read the seek table from the end of the file, without the blocks. Raises IntegrityError."""
         offset, chain = self._begun
         end = self._file.seek(0, 2)
         if end < offset + _FOOT.size + _END.size:
@@ -237,15 +245,15 @@ class Reader:
             full = entry.frames == self.head.room(entry.start)
         return entries
 
-    def block(self, entry: Entry) -> Block:
-        """One block, by the seek table. Raises IntegrityError."""
+    def block(self, entry: Entry) -> CodedBlock:
+        """Read one block by the seek table. Raises IntegrityError."""
         self._file.seek(entry.offset)
         data = self._read(_BLOCK.size + entry.length)
         self._chain = entry.before
         self._check(data, f"the block of frame {entry.start}")
         if data[: _BLOCK.size] != _BLOCK.pack(b"B", entry.frames, entry.length) or self._chain != entry.digest:
             raise self._damaged("its seek table is not that of its blocks")
-        return Block(entry.start, entry.frames, data[_BLOCK.size :])
+        return CodedBlock(entry.start, entry.frames, data[_BLOCK.size :])
 
     def _parsed(self, text: bytes) -> Head:
         try:
@@ -256,7 +264,7 @@ class Reader:
             raise IntegrityError(f"{error}: not a head that smalti {__version__} has written") from None
 
     def _check_frames(self, start: int, frames: int, follows: bool) -> None:
-        """A block has as many frames as there is room for, or fewer and is the last; a picture has one frame."""
+        """A block has as many frames as there is room for, or fewer and is the last; an image has one frame."""
         room = self.head.room(start) if self.head.kind == "video" else int(start == 0)
         if not follows or not 0 < frames <= room:
             raise self._damaged(f"{frames} frames from frame {start} on are not where its head wants them")
@@ -278,7 +286,7 @@ class Reader:
             raise self._damaged(f"{what} has changed since it was written")
 
     def _damaged(self, what: str) -> IntegrityError:
-        return IntegrityError(f"{self._name}: {what}; {_MEND}")
+        return IntegrityError(f"{self._name}: {what}; {_FIX}")
 
 
 def _digest(before: bytes, data: bytes) -> bytes:

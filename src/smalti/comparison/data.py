@@ -16,7 +16,7 @@ from smalti.data.views import ScaleField
 from smalti.errors import InputError
 
 _ONE_IN_FIVE = 51
-"""Of 256 values of a byte."""
+"""Values of a byte, out of 256, that mean held out."""
 _IN_MEMORY = 64
 """Images that stay decoded in memory."""
 

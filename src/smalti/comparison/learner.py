@@ -1,4 +1,4 @@
-"""What is compared: anything that learns from batches, reconstructs videos from ids, and can be saved."""
+"""The learners of a comparison: they learn from batches, reconstruct videos from ids, and can be saved."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path

@@ -30,7 +30,7 @@ class Discriminator(nn.Module):
     """A network that scores samples: a video in, logits out; above 0 means "real"."""
 
     frames: Literal["random", "all", "clip"]
-    """What is one sample: one frame per clip, every frame, or the whole clip."""
+    """One sample: one frame per clip, every frame, or the whole clip."""
 
     @abstractmethod
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b *positions"]:

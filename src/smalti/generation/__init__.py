@@ -1,6 +1,6 @@
 """Token models: a masked transformer and an autoregressive one over ids of any `levels`, their tasks and sampling.
 
-Everything here sees integers, `levels` and class labels; what the integers mean, the token set names.
+Everything here works on integers, `levels` and class labels; the token set says what the integers mean.
 """
 
 from typing import Annotated
@@ -10,27 +10,34 @@ from pydantic import Field
 from smalti.generation.autoregressive import AutoregressiveConfig, AutoregressiveTransformer, sample_autoregressive
 from smalti.generation.blocks import SIZES, Condition, TaskKind
 from smalti.generation.factorize import Factorization, balanced
-from smalti.generation.fill import TokenModel, complete, extend
-from smalti.generation.guidance import GuidanceConfig
-from smalti.generation.logits import DrawConfig
-from smalti.generation.loss import Chances, LossConfig, TokenLoss, autoregressive_loss, masked_loss, validate
-from smalti.generation.model import Generator, Origin
-from smalti.generation.prompt import Prompt, beginning, nothing
-from smalti.generation.sample import SamplingConfig, sample, sample_steps
-from smalti.generation.tasks import (
-    Cells,
+from smalti.generation.loss import LossConfig, MaskNoise, TokenLoss, autoregressive_loss, masked_loss, validate
+from smalti.generation.masked import (
+    MaskedConfig,
+    MaskedInput,
+    MaskedTransformer,
+    SamplingConfig,
+    SamplingStep,
+    sample,
+    sample_steps,
+)
+from smalti.generation.model import Generator, Origin, TokenModel, complete, extend, find_generator
+from smalti.generation.prompt import (
     GenerationTask,
     InterpolationTask,
+    LatentCells,
     PaintingTask,
     PredictionTask,
+    Prompt,
     TaskConfig,
-    cells,
-    hold,
-    paste,
+    empty_prompt,
+    keep_static,
+    latent_cells,
+    paste_known,
+    prefix_prompt,
     task_prompt,
     task_tokens,
 )
-from smalti.generation.transformer import MaskedConfig, MaskedTransformer, Seen
+from smalti.generation.sampling import GuidanceConfig, TokenSamplingConfig
 
 GeneratorConfig = Annotated[MaskedConfig | AutoregressiveConfig, Field(discriminator="kind")]
 
@@ -38,39 +45,41 @@ __all__ = [
     "SIZES",
     "AutoregressiveConfig",
     "AutoregressiveTransformer",
-    "Cells",
-    "Chances",
     "Condition",
-    "DrawConfig",
     "Factorization",
     "GenerationTask",
     "Generator",
     "GeneratorConfig",
     "GuidanceConfig",
     "InterpolationTask",
+    "LatentCells",
     "LossConfig",
+    "MaskNoise",
     "MaskedConfig",
+    "MaskedInput",
     "MaskedTransformer",
     "Origin",
     "PaintingTask",
     "PredictionTask",
     "Prompt",
     "SamplingConfig",
-    "Seen",
+    "SamplingStep",
     "TaskConfig",
     "TaskKind",
     "TokenLoss",
     "TokenModel",
+    "TokenSamplingConfig",
     "autoregressive_loss",
     "balanced",
-    "beginning",
-    "cells",
     "complete",
+    "empty_prompt",
     "extend",
-    "hold",
+    "find_generator",
+    "keep_static",
+    "latent_cells",
     "masked_loss",
-    "nothing",
-    "paste",
+    "paste_known",
+    "prefix_prompt",
     "sample",
     "sample_autoregressive",
     "sample_steps",

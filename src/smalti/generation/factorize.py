@@ -1,9 +1,9 @@
-"""Factorized vocabularies: an id as a few parts, each made of whole digits.
+"""Factorized vocabularies: an id as a few sub-tokens, each made of whole digits.
 
 An id is the digits of a token in mixed radix. Its digits are shared out among groups; the digits of group g, again in
-mixed radix, are part g (a sub-token): `0 <= part[g] < sizes[g]` with `prod(sizes) = codebook_size`. A model then needs
+mixed radix, are sub-token g: `0 <= subtoken[g] < sizes[g]` with `prod(sizes) = codebook_size`. A model then needs
 sum(sizes) outputs where a flat one needs prod(sizes): 1,024 and 262,144 for 18 bits in two groups of nine. No digit is
-ever cut in two, so a part names a value in every channel of its group. Integer arithmetic throughout.
+ever cut in two, so a sub-token names a value in every channel of its group. Integer arithmetic throughout.
 """
 
 import math
@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-LARGEST_PART = 8192
-"""Groups are as few as keep every part below this, if they are not given."""
+LARGEST_SUBTOKEN = 8192
+"""Most values of a sub-token in default groups, which are as few as this allows."""
 
 
 class _Run(NamedTuple):
-    """Digits that stand side by side in the id and in the part."""
+    """Digits that are neighbours in the id and in the sub-token."""
 
     in_id: int
-    in_part: int
+    in_subtoken: int
     size: int
 
 
 class Factorization:
-    """The bijection between ids and parts. Raises ValueError unless the groups hold every digit exactly once."""
+    """The bijection between ids and sub-tokens. Raises ValueError unless groups hold every digit exactly once."""
 
     def __init__(self, levels: Sequence[int], groups: Sequence[Sequence[int]] | None = None) -> None:
         self.levels = tuple(levels)
@@ -38,34 +38,34 @@ class Factorization:
         if self.codebook_size > 2**62:
             raise ValueError(f"{self.codebook_size:,} codes are more than 2^62, the most that an id can name")
         self.groups = _fewest(self.levels) if groups is None else tuple(tuple(group) for group in groups)
-        """Digits of each group, least significant in the part first."""
+        """Digits of each group, least significant in the sub-token first."""
         if sorted(j for group in self.groups for j in group) != list(range(len(self.levels))) or () in self.groups:
             shown = [list(group) for group in self.groups]
             raise ValueError(f"groups must hold each of the {len(self.levels)} digits exactly once (found {shown})")
         self.sizes = tuple(math.prod(self.levels[j] for j in group) for group in self.groups)
-        """Values of each part."""
+        """Values of each sub-token."""
         self._runs = tuple(_runs(self.levels, group) for group in self.groups)
 
     def split(self, ids: Int[Tensor, "*b"]) -> Int[Tensor, "*b g"]:
-        """The parts of ids. Raises ValueError for an id outside [0, codebook_size)."""
+        """Split ids into sub-tokens. Raises ValueError for an id outside [0, codebook_size)."""
         _check_range("id", ids, self.codebook_size)
         ids = ids.long()
-        columns = [sum((ids // run.in_id % run.size * run.in_part for run in runs), ids * 0) for runs in self._runs]
+        columns = [sum((ids // run.in_id % run.size * run.in_subtoken for run in runs), ids * 0) for runs in self._runs]
         return torch.stack(columns, -1)
 
-    def join(self, parts: Int[Tensor, "*b g"]) -> Int[Tensor, "*b"]:
-        """The ids of parts. Raises ValueError for a part outside [0, sizes[g])."""
-        ids = torch.zeros_like(parts[..., 0], dtype=torch.int64)
+    def join(self, subtokens: Int[Tensor, "*b g"]) -> Int[Tensor, "*b"]:
+        """Join sub-tokens to ids. Raises ValueError for a sub-token outside [0, sizes[g])."""
+        ids = torch.zeros_like(subtokens[..., 0], dtype=torch.int64)
         for g, (runs, size) in enumerate(zip(self._runs, self.sizes, strict=True)):
-            part = parts[..., g].long()
-            _check_range(f"part {g}", part, size)
+            subtoken = subtokens[..., g].long()
+            _check_range(f"sub-token {g}", subtoken, size)
             for run in runs:
-                ids = ids + part // run.in_part % run.size * run.in_id
+                ids = ids + subtoken // run.in_subtoken % run.size * run.in_id
         return ids
 
 
 def balanced(levels: Sequence[int], count: int) -> tuple[tuple[int, ...], ...]:
-    """`count` groups of digits whose sizes are near each other; of digits with equal levels, group 0 has the first.
+    """Make `count` groups of digits of similar sizes; of digits with equal levels, group 0 has the first.
 
     Digits go, the largest first, to the group that is smallest so far: 2^18 becomes 512 x 512, (8, 8, 8, 5, 5, 5)
     becomes 320 x 200, (8, 8, 8, 6, 5) becomes 64 x 240.
@@ -83,7 +83,7 @@ def balanced(levels: Sequence[int], count: int) -> tuple[tuple[int, ...], ...]:
 def _fewest(levels: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     for count in range(1, len(levels) + 1):
         groups = balanced(levels, count)
-        if all(math.prod(levels[j] for j in group) <= LARGEST_PART for group in groups):
+        if all(math.prod(levels[j] for j in group) <= LARGEST_SUBTOKEN for group in groups):
             return groups
     return tuple((j,) for j in range(len(levels)))
 

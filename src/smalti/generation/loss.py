@@ -1,4 +1,4 @@
-"""What generators are trained on: the cross-entropy of parts, and its validation under fixed masks."""
+"""Losses of token models: the cross-entropy of sub-tokens, and its validation under fixed masks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,13 +12,20 @@ from torch import Tensor
 from smalti.config import Config
 from smalti.generation.autoregressive import AutoregressiveTransformer
 from smalti.generation.blocks import Condition
-from smalti.generation.logits import keyed, uniforms
-from smalti.generation.masking import Schedule, masked_shares, random_mask
+from smalti.generation.masked import (
+    MaskedTransformer,
+    Schedule,
+    entries,
+    input_subtokens,
+    masked_input,
+    masked_shares,
+    random_mask,
+)
 from smalti.generation.prompt import Prompt
-from smalti.generation.sample import entries, seen_of, shown_parts
-from smalti.generation.transformer import MaskedTransformer
+from smalti.generation.sampling import sample_generator, uniform_noise
 
 VALIDATION_SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Masked shares at which a model is validated."""
 
 
 class LossConfig(Config):
@@ -34,47 +41,47 @@ class LossConfig(Config):
     """Weight of entries that are not masked, relative to those that are."""
 
 
-class Chances(NamedTuple):
-    """What decides the masks and the dropped classes of a batch: uniform numbers in [0, 1), those of a row its own."""
+class MaskNoise(NamedTuple):
+    """Uniform numbers in [0, 1) that decide the masks and the dropped classes of a batch, row by row."""
 
     progress: Float[Tensor, "b"]
     classes: Float[Tensor, "b"]
     scores: Float[Tensor, "b e"]
-    """Of what may be masked (`MaskedConfig.entries`)."""
+    """One for each entry that may be masked (`MaskedConfig.entries`)."""
 
     @classmethod
-    def of(cls, rng: torch.Generator, count: int, entries: int) -> "Chances":
-        """From a generator, on its device."""
-        made = [torch.rand(shape, generator=rng, device=rng.device) for shape in ((count,), (count,), (count, entries))]
-        return cls(*made)
+    def of(cls, rng: torch.Generator, count: int, entries: int) -> "MaskNoise":
+        """Take the numbers from a random generator, on its device."""
+        shapes = ((count,), (count,), (count, entries))
+        return cls(*(torch.rand(shape, generator=rng, device=rng.device) for shape in shapes))
 
     @classmethod
-    def keyed(cls, seed: int, rows: Sequence[int], step: int, entries: int, device: torch.device) -> "Chances":
-        """Of rows by number: the same in any batch, on any rank and device."""
-        made = uniforms(seed, rows, step, (2 + entries,), device)
-        return cls(made[:, 0], made[:, 1], made[:, 2:])
+    def of_rows(cls, seed: int, rows: Sequence[int], step: int, entries: int, device: torch.device) -> "MaskNoise":
+        """Key the numbers by the numbers of rows: the same in any batch, on any rank and device."""
+        noise = uniform_noise(seed, rows, step, (2 + entries,), device)
+        return cls(noise[:, 0], noise[:, 1], noise[:, 2:])
 
 
 class TokenLoss(NamedTuple):
-    """Sums over the entries of a batch, so that batches, parts of them and ranks add up before the division."""
+    """Sums over the entries of a batch, so that batches, micro-batches and ranks add up before the division."""
 
     total: Float[Tensor, ""]
-    """Smoothed and weighted, with gradient."""
+    """Sum of the smoothed and weighted losses, with gradient."""
     entries: Int[Tensor, "g"]
-    """Masked (or predicted) entries of each part."""
+    """Number of masked (or predicted) entries of each sub-token."""
     nats: Float[Tensor, "g"]
-    """Sums of -log p(true) over those."""
+    """Sums of -log p(true) over these entries."""
     right: Int[Tensor, "g"]
-    """How many of those have the largest logit at the true value."""
+    """Number of these entries whose largest logit is at the true value."""
 
     @property
     def mean(self) -> Float[Tensor, ""]:
-        """Per token: what a token would cost if all of its parts were masked. Minimise this."""
+        """Loss per token, as if all of its sub-tokens were masked; the objective to minimise."""
         return self.total * len(self.entries) / self.entries.sum()
 
     @property
     def nats_per_token(self) -> Float[Tensor, ""]:
-        """The sum over parts of their mean -log p(true)."""
+        """Sum over sub-tokens of their mean -log p(true)."""
         return (self.nats / self.entries).sum()
 
 
@@ -84,21 +91,21 @@ def masked_loss(
     prompt: Prompt,
     config: LossConfig,
     rng: torch.Generator,
-    chances: Chances | None = None,
+    noise: MaskNoise | None = None,
 ) -> TokenLoss:
-    """The loss of true ids under random masks, dropped classes and dropout.
+    """Compute the loss of true ids under random masks, dropped classes and dropout.
 
-    The prompt says what is known (and is never masked), which cells show a hint when masked, and the condition. Masks
-    and classes go by `chances`, made by `rng` where there are none; dropout is of `rng`, which must be on the device of
+    The prompt says what is known (and is never masked), which cells show a hint when masked, and the condition. `noise`
+    decides masks and classes, and comes from `rng` if it is None; dropout is of `rng`, which must be on the device of
     the model.
     """
     prompt = prompt.checked(model.config, model.config.hints)
     maskable = _maskable(model, prompt)
-    chances = chances or Chances.of(rng, len(ids), maskable.shape[1])
-    shares = masked_shares(chances.progress, config.schedule, maskable.shape[1])
-    masked = random_mask(maskable, shares, chances.scores)
-    prompt = prompt._replace(condition=_classes_dropped(model, prompt.condition, config, chances))
-    return _masked(model, ids, prompt, _as_parts(model, masked), config, rng)
+    noise = noise or MaskNoise.of(rng, len(ids), maskable.shape[1])
+    shares = masked_shares(noise.progress, config.schedule, maskable.shape[1])
+    masked = random_mask(maskable, shares, noise.scores)
+    prompt = prompt._replace(condition=_classes_dropped(model, prompt.condition, config, noise))
+    return _masked(model, ids, prompt, _by_subtoken(model, masked), config, rng)
 
 
 def autoregressive_loss(
@@ -107,18 +114,18 @@ def autoregressive_loss(
     condition: Condition,
     config: LossConfig,
     rng: torch.Generator | None,
-    chances: Chances | None = None,
+    noise: MaskNoise | None = None,
 ) -> TokenLoss:
-    """The loss of every token given those before it; without a generator, with nothing dropped.
+    """Compute the loss of every token given those before it; without a generator, with nothing dropped.
 
-    Classes are dropped by `chances`, made by `rng` where there are none.
+    `noise` decides which classes are dropped, and comes from `rng` if it is None.
     """
     condition.check(model.config, len(ids))
     if rng is not None:
-        condition = _classes_dropped(model, condition, config, chances or Chances.of(rng, len(ids), 0))
-    parts = model.factorization.split(ids)
-    logits = model(parts, condition, rng)
-    flat = parts.flatten(0, 3)
+        condition = _classes_dropped(model, condition, config, noise or MaskNoise.of(rng, len(ids), 0))
+    subtokens = model.factorization.split(ids)
+    logits = model(subtokens, condition, rng)
+    flat = subtokens.flatten(0, 3)
     return _token_loss(logits, flat, torch.ones_like(flat, dtype=torch.bool), config)
 
 
@@ -130,21 +137,21 @@ def validate(
     samples: Sequence[int],
     shares: Sequence[float] = VALIDATION_SHARES,
 ) -> dict[float, TokenLoss]:
-    """The loss at fixed masked shares, without dropout and smoothing.
+    """Compute the loss at fixed masked shares, without dropout and smoothing.
 
-    The mask of a sample follows from its number and the share alone: it is the same at every step of a training, in
-    any batch. The larger share masks what the smaller does, and more.
+    The mask of a sample follows from its number and the share only: it is the same at every step of a training, in
+    any batch. A larger share masks what a smaller one does, and more.
     """
     prompt = prompt.checked(model.config, model.config.hints)
     maskable = _maskable(model, prompt)
-    rows = [torch.rand(maskable.shape[1], generator=keyed(0, number, 0)) for number in samples]
+    rows = [torch.rand(maskable.shape[1], generator=sample_generator(0, number, 0)) for number in samples]
     scores = torch.stack(rows).to(maskable.device)
-    plain = LossConfig(smoothing=0.0)
-    found = {}
+    unsmoothed = LossConfig(smoothing=0.0)
+    losses = {}
     for share in shares:
         masked = random_mask(maskable, torch.full((len(ids),), share), scores)
-        found[share] = _masked(model, ids, prompt, _as_parts(model, masked), plain, None)
-    return found
+        losses[share] = _masked(model, ids, prompt, _by_subtoken(model, masked), unsmoothed, None)
+    return losses
 
 
 def _maskable(model: MaskedTransformer, prompt: Prompt) -> Bool[Tensor, "b e"]:
@@ -152,7 +159,7 @@ def _maskable(model: MaskedTransformer, prompt: Prompt) -> Bool[Tensor, "b e"]:
     return entries(free, model.config.unit)
 
 
-def _as_parts(model: MaskedTransformer, masked: Bool[Tensor, "b e"]) -> Bool[Tensor, "b n g"]:
+def _by_subtoken(model: MaskedTransformer, masked: Bool[Tensor, "b e"]) -> Bool[Tensor, "b n g"]:
     count = len(model.factorization.sizes)
     if model.config.unit == "token":
         return masked[..., None].repeat(1, 1, count)
@@ -163,11 +170,11 @@ def _classes_dropped(
     model: MaskedTransformer | AutoregressiveTransformer,
     condition: Condition,
     config: LossConfig,
-    chances: Chances,
+    noise: MaskNoise,
 ) -> Condition:
     if condition.labels is None or config.class_drop == 0:
         return condition
-    dropped = chances.classes < config.class_drop
+    dropped = noise.classes < config.class_drop
     return condition._replace(labels=condition.labels.masked_fill(dropped, model.config.classes))
 
 
@@ -179,26 +186,27 @@ def _masked(
     config: LossConfig,
     rng: torch.Generator | None,
 ) -> TokenLoss:
-    parts = model.factorization.split(ids)
-    shown = torch.where(masked.view_as(parts), shown_parts(model, prompt._replace(known=prompt.known & False)), parts)
-    seen = seen_of(shown, masked, prompt, list(range(len(ids))))
+    subtokens = model.factorization.split(ids)
+    blanks = input_subtokens(model, prompt._replace(known=prompt.known & False))  # masks and hints
+    tokens = torch.where(masked.view_as(subtokens), blanks, subtokens)
+    inputs = masked_input(tokens, masked, prompt, list(range(len(ids))))
     counted = masked if config.visible == 0 else (~prompt.known.flatten(1))[..., None] | masked
     rows = counted.any(2)
-    logits = model(seen, parts, rows, rng)
-    return _token_loss(logits, parts.flatten(1, 3)[rows], masked[rows], config)
+    logits = model(inputs, subtokens, rows, rng)
+    return _token_loss(logits, subtokens.flatten(1, 3)[rows], masked[rows], config)
 
 
 def _token_loss(
-    logits: list[Float[Tensor, "r _"]], parts: Int[Tensor, "r g"], masked: Bool[Tensor, "r g"], config: LossConfig
+    logits: list[Float[Tensor, "r _"]], subtokens: Int[Tensor, "r g"], masked: Bool[Tensor, "r g"], config: LossConfig
 ) -> TokenLoss:
-    """Half precision ends at the logits: all sums are float32 at least."""
+    """Sum the losses; half precision ends at the logits: all sums are float32 at least."""
     totals, nats, right = [], [], []
     for g, scores in enumerate(logits):
         log_p = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(1)
-        plain = F.nll_loss(log_p, parts[:, g], reduction="none")
+        plain = F.nll_loss(log_p, subtokens[:, g], reduction="none")
         smooth = (1 - config.smoothing) * plain - config.smoothing * log_p.mean(1)
         counted = masked[:, g].to(smooth)
         totals.append(((counted + config.visible * (1 - counted)) * smooth).sum())
         nats.append(plain.detach()[masked[:, g]].sum())
-        right.append((log_p.argmax(1) == parts[:, g])[masked[:, g]].sum())
+        right.append((log_p.argmax(1) == subtokens[:, g])[masked[:, g]].sum())
     return TokenLoss(torch.stack(totals).sum(), masked.sum(0), torch.stack(nats), torch.stack(right))

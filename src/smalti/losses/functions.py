@@ -37,7 +37,7 @@ def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def random_frames(clips: int, frames: int, rng: torch.Generator) -> Int[Tensor, " clips"]:
-    """One uniform frame number in [0, frames) per clip, on the CPU. One rng, one draw per clip, in clip order."""
+    """Return one uniform frame number in [0, frames) per clip, on the CPU: one per clip, in clip order."""
     return torch.randint(frames, (clips,), generator=rng)
 
 

@@ -65,7 +65,7 @@ _SPECS: Mapping[Net, tuple[_Spec, ...]] = {
 
 
 class LPIPSConfig(Config):
-    """Which network, and where its weights are."""
+    """The network and the file of its weights."""
 
     kind: Literal["lpips"] = "lpips"
     net: Net = "vgg"
@@ -155,7 +155,7 @@ class LPIPS(nn.Module):
     def distance(
         self, a: Sequence[Tensor], b: Sequence[Tensor], rng: torch.Generator | None = None
     ) -> Float[Tensor, "n"]:
-        """The distance of two pictures from their `features`."""
+        """Return the distance of two images from their `features`."""
         return torch.stack(self.layers(a, b, rng)).sum(0)
 
     def layers(self, a: Sequence[Tensor], b: Sequence[Tensor], rng: torch.Generator | None = None) -> list[Tensor]:
@@ -180,7 +180,7 @@ class LPIPS(nn.Module):
     def forward(
         self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"], rng: torch.Generator | None = None
     ) -> Float[Tensor, "n"]:
-        """The distance of each pair, pixels in [-1, 1]; 0 for equal pictures. Raises ValueError below 32 x 32."""
+        """Return the distance of each pair, pixels in [-1, 1]; 0 for equal images. Raises ValueError below 32 x 32."""
         return self.distance(self.features(a), self.features(b), rng)
 
 

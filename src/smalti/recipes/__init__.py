@@ -65,8 +65,10 @@ def catalogue() -> tuple[Recipe, ...]:
 
 def _ours() -> Iterator[Recipe]:
     none = "none published"
-    yield Recipe("tiny", "images, in a minute on a CPU, on the photographs that come along", none, tiny, tiny)
-    yield Recipe("tiny-video", "video, in minutes on a CPU, on the film that comes along", none, tiny_video, tiny_video)
+    yield Recipe("tiny", "images, in a minute on a CPU, on the photographs that ship with smalti", none, tiny, tiny)
+    yield Recipe(
+        "tiny-video", "video, in minutes on a CPU, on the videos that ship with smalti", none, tiny_video, tiny_video
+    )
     image_steps, video_steps = DEMO_STEPS
     yield Recipe("demo-image", "the image part of `smalti demo`", none, lambda: tiny(image_steps), lambda: tiny(8))
     yield Recipe(
@@ -215,10 +217,10 @@ def _magicmaster_vqgan() -> Iterator[Recipe]:
 
 def _generators() -> Iterator[Recipe]:
     """Token models, trained on token sets."""
-    pictures, video, in_turn = generate.tiny_pictures, generate.tiny_generate, generate.tiny_autoregressive
+    images, video, in_turn = generate.tiny_images, generate.tiny_generate, generate.tiny_autoregressive
     none = "none published"
-    about = "pictures from tokens, in minutes on a CPU, on a set of tiny (64x64); with classes by generator.classes"
-    yield Recipe("tiny-generate-pictures", about, none, pictures, pictures, kind="generator")
+    about = "images from tokens, in minutes on a CPU, on a set of tiny (64x64); with classes by generator.classes"
+    yield Recipe("tiny-generate-pictures", about, none, images, images, kind="generator")
     about = "video from tokens, in minutes on a CPU, on a set of tiny-video (17x64x64)"
     yield Recipe("tiny-generate", about, none, video, video, kind="generator")
     about = "the same, token by token, each in two parts"

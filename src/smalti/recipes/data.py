@@ -12,7 +12,7 @@ from smalti.data import (
 )
 
 IMAGENET = 1_281_167
-"""Pictures of ImageNet-1k's training set."""
+"""Images of ImageNet-1k's training set."""
 KINETICS_600 = 392_622
 """Clips of the official training list; what can still be fetched is less, so set `steps` to epochs x clips / batch."""
 UCF_101 = 9_537
@@ -31,7 +31,7 @@ def kinetics(part: str) -> VideosConfig:
 
 
 def mindone_imagenet(part: str, size: int) -> ImagesConfig:
-    """mindone's: the class folders of ImageNet, and its validation pictures in one folder."""
+    """mindone's: the class folders of ImageNet, and its validation images in one folder."""
     return mindone_images(Path("datasets/ImageNet") / {"train": "train", "val": "validation"}[part], size)
 
 

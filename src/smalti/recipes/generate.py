@@ -99,7 +99,7 @@ OPEN = {
     "xl": Open(1536, 48, 24, 4, 2.4e-4, 350, 7, SamplingConfig(guidance=GuidanceConfig(scale=0.75)), "2.33, IS 271.77"),
 }
 """Their scales, in which 1 is the conditional model, are one more: 1.9, 1.9, 1.75 for the first part. For the second
-they have 2.0, 1.9, 1.85, and L and XL draw the first at a temperature of 1.1."""
+they have 2.0, 1.9, 1.85, and L and XL sample the first at a temperature of 1.1."""
 
 
 def open_magvit2(size: str, *, small: bool = False) -> GeneratorTraining:
@@ -158,8 +158,8 @@ def _small(full: GeneratorTraining) -> GeneratorTraining:
     )
 
 
-def tiny_pictures(steps: int = 400) -> GeneratorTraining:
-    """A small masked transformer on tokens of `tiny`: pictures of 64 x 64."""
+def tiny_images(steps: int = 400) -> GeneratorTraining:
+    """A small masked transformer on tokens of `tiny`: images of 64 x 64."""
     video = tiny_generate(steps)
     model = video.generator.replace({"grid": (1, 8, 8), "tasks": ()})
     return video.replace({"generator": model, "tasks": (TaskShare(task=GenerationTask()),), "batch_size": 32})

@@ -94,7 +94,7 @@ def kinetics_row(
 
 
 def vqgan_row(*, discriminator: str = "style2", epochs: int = 20) -> TokenizerTraining:
-    """One of its VQGAN configurations: ImageNet 256 px, 16x16 strides, 12 pictures on each of 8 GPUs; no penalty."""
+    """One of its VQGAN configurations: ImageNet 256 px, 16x16 strides, 12 images on each of 8 GPUs; no penalty."""
     passes = (
         -(-IMAGENET // 96) if discriminator == "patch" else IMAGENET // 96
     )  # the former keeps the last, smaller batch

@@ -14,7 +14,7 @@ def small_video_tokenizer() -> TokenizerConfig:
 
 
 def tiny_video(steps: int = 200) -> TokenizerTraining:
-    """The small video tokenizer on the film that smalti ships."""
+    """The small video tokenizer on the videos that smalti ships."""
     return tiny(steps).replace(
         {
             "tokenizer": small_video_tokenizer(),

@@ -17,8 +17,10 @@ def inflate(
     past_kernel: PastKernel | None = None,
     norm: NormKind | None = None,
 ) -> Tokenizer:
-    """A video tokenizer with the weights of `image`: its 2-D kernels become the taps of the current frame, and the taps
-    of past frames are zero (the "last slice" rule; the only one that is exact on moving video).
+    """Make a video tokenizer with the weights of `image`.
+
+    Its 2-D kernels become the taps of the current frame, and the taps of past frames are zero (the "last slice" rule;
+    the only one that is exact on moving video).
 
     `time_strides` has one time stride for each spatial one, from the pixels inwards: (1, 2, 2) is MAGVIT-v2's late
     reduction. Laws: latent i of a video is the image latent of frame s*i, and every decoded frame is the image that its
@@ -27,7 +29,7 @@ def inflate(
     (one frame, or one frame again and again) then holds; with `start="grey"` and time strides above 1, as mindone has
     it, not even that, for the grey frames enter the statistics.
 
-    Raises ConfigError for a clip norm that was not asked for, for a video tokenizer, a VQGAN, and a wrong number of
+    Raises ConfigError for a clip norm that is not requested, for a video tokenizer, a VQGAN, and a wrong number of
     strides.
     """
     old = image.config

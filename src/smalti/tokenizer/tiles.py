@@ -16,7 +16,7 @@ from smalti.video import legal_size, pad_to, size_of
 
 
 def encode_tiles(tokenizer: Tokenizer, video: Tensor, tile: int) -> Tensor:
-    """The ids of `video` (`b 3 t h w`), computed `tile` x `tile` pixels at a time.
+    """Compute the ids of `video` (`b 3 t h w`), `tile` x `tile` pixels at a time.
 
     Raises ValueError unless the tokenizer is tile-exact and `tile` a multiple of its spatial stride.
     """
@@ -32,7 +32,7 @@ def encode_tiles(tokenizer: Tokenizer, video: Tensor, tile: int) -> Tensor:
 
 
 def decode_tiles(tokenizer: Tokenizer, ids: Tensor, tile: int) -> Tensor:
-    """The video of `ids` (`b t h w`), computed `tile` x `tile` pixels at a time. Raises as `encode_tiles` does."""
+    """Compute the video of `ids` (`b t h w`), `tile` x `tile` pixels at a time. Raises as `encode_tiles` does."""
     _check(tokenizer, tile)
     _, _, stride = tokenizer.strides
     rows = [
@@ -43,7 +43,7 @@ def decode_tiles(tokenizer: Tokenizer, ids: Tensor, tile: int) -> Tensor:
 
 
 def choose_tile(tokenizer: Tokenizer) -> int:
-    """A tile for large pictures: 8 times the reach, so that the surroundings cost (10 / 8)^2 at most."""
+    """Choose a tile for large images: 8 times the reach, so that the surroundings cost (10 / 8)^2 at most."""
     stride = tokenizer.strides[2]
     reach = max(_reach(tokenizer.encoder.reach), _reach(tokenizer.decoder.reach) * stride)
     return math.ceil(max(1024, 8 * reach) / stride) * stride

@@ -128,7 +128,7 @@ class Tokenizer(nn.Module):
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
     def encode(self, video: Float[Tensor, "b 3 t h w"], stream: Stream | None = None) -> Int[Tensor, "b t2 h2 w2"]:
-        """The ids of a video, or of the next chunk of one if its stream is given.
+        """Encode a video to ids, or its next chunk if its stream is given.
 
         A chunk has 1 + s*n frames at the start of a stream and s*n after it; raises ValueError otherwise, and for a
         tokenizer that is not causal.
@@ -146,7 +146,7 @@ class Tokenizer(nn.Module):
         *,
         size: tuple[int, int, int] | None = None,
     ) -> Float[Tensor, "b 3 t2 h2 w2"]:
-        """The video of ids, or of the next chunk of them; cropped to `size` = (frames, rows, columns) if given.
+        """Decode ids to a video, or the next chunk of them; cropped to `size` = (frames, height, width) if given.
 
         Raises ValueError for an id outside [0, codebook_size). Values may exceed [-1, 1] by a little: clamp at the end.
         """
@@ -156,7 +156,7 @@ class Tokenizer(nn.Module):
         return video if size is None else crop_to(video, size)
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Ids of a video that comes in chunks of any length (`b 3 t h w` each), equal to those of the whole video.
+        """Encode a video that comes in chunks of any length (`b 3 t h w` each), equal to those of the whole video.
 
         Memory does not grow with the length. The last frames are completed by repeating the last one.
         """
@@ -173,7 +173,7 @@ class Tokenizer(nn.Module):
             yield self.encode(pad_to(waiting, (s, *waiting.shape[3:])), stream)
 
     def decode_stream(self, chunks: Iterable[Tensor], *, size: tuple[int, int, int] | None = None) -> Iterator[Tensor]:
-        """Video of ids that come in chunks of any length (`b t h w` each), cropped to `size` in all if given."""
+        """Decode ids that come in chunks of any length (`b t h w` each), cropped to `size` in all if given."""
         self._check_causal()
         stream, left = Stream(), None if size is None else size[0]
         for ids in chunks:
@@ -194,7 +194,7 @@ class Tokenizer(nn.Module):
         return frames.permute(1, 2, 0, 3, 4)
 
     def _time_first(self, x: Tensor) -> Tensor:
-        """`b c t h w` as `t b c h w` in the type of the weights, with the channels last in memory.
+        """Return `b c t h w` as `t b c h w` in the type of the weights, with the channels last in memory.
 
         That is up to 1.2 times as fast on a CPU, what a GPU's matrix units want, and always the same order in memory,
         so that equal codes give equal bits. Some image models are faster with contiguous memory on a CPU.

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from smalti.data.shuffle import sample_rng
 from smalti.generation import (
-    Chances,
     Condition,
     Generator,
     MaskedTransformer,
+    MaskNoise,
     Origin,
     Prompt,
     TaskConfig,
@@ -60,7 +60,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: Chances) -> TokenLoss:
+    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: MaskNoise) -> TokenLoss:
         """Return the loss of true ids under a prompt; dropout is of `rng`."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             if isinstance(self.model, MaskedTransformer):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smalti.data.shuffle import mix
-from smalti.generation import Chances, MaskedConfig, TokenLoss
+from smalti.generation import MaskedConfig, MaskNoise, TokenLoss
 from smalti.tokens.dataset import TokenBatch
 from smalti.training.generator_state import GeneratorState, prompt_of, task_of_step
 from smalti.training.optimizer import clip_gradient, update_ema
@@ -68,10 +68,10 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norm), skipped)
 
 
-def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, Chances]:
+def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:
     """Return this rank's dropout generator, and the random numbers of each row by its place in the global batch."""
     config, world, model = state.config, state.world, state.config.generator
     rng = torch.Generator(world.device).manual_seed(mix(config.seed, state.step, world.rank, _DROPOUT) >> 1)
     places = [world.rank + i * world.size for i in range(count)]
     entries = model.entries if isinstance(model, MaskedConfig) else 0
-    return rng, Chances.keyed(mix(config.seed, _MASKS), places, state.step, entries, world.device)
+    return rng, MaskNoise.of_rows(mix(config.seed, _MASKS), places, state.step, entries, world.device)

@@ -20,7 +20,7 @@ class _Row(NamedTuple):
 
 
 class GridRows(TokenDataset):
-    """Rows of the shape of a generator's grid; others (the short clip that ends a film) are left out.
+    """Rows of the shape of a generator's grid; others (the short clip that ends a video) are left out.
 
     All are read and checked at once and held in memory, 2 to 8 bytes a token. Raises ConfigError for a set that is not
     what the generator is for, naming the field to set.
