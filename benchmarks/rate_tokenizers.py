@@ -13,8 +13,7 @@ import torch
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.pipeline.train import train
-from smalti.recipes.image import tiny
-from smalti.recipes.video import tiny_video
+from smalti.recipes import tiny, tiny_video
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.training.config import TokenizerTraining
 

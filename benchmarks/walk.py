@@ -141,7 +141,7 @@ def paths() -> Mapping[str, Callable[[], object]]:
             "tokenize", "run", PHOTOS, "--out", "tokens", "--size", 64, "--workers", 0, "--device", "cpu"
         ),
         "smalti train, generator": lambda: command(
-            "train", "tiny-generate-pictures", *SMALL, *grid, "--set", "data=tokens", "--out", "model"
+            "train", "tiny-generate-images", *SMALL, *grid, "--set", "data=tokens", "--out", "model"
         ),
         "smalti generate": lambda: command(
             "generate", "model", "--tokenizer", "run", "--out", "new", "--device", "cpu"

@@ -134,7 +134,7 @@ def test_recipes_are_listed_with_score_and_command(smalti):
     rows = json.loads(smalti("recipes", "--json").out)
     assert [row["name"] for row in rows] == [recipe.name for recipe in catalogue()]
     for row in rows:
-        settings = row.pop("as_theirs")
+        settings = row.pop("exact")
         assert all(part in text for part in (*row.values(), *settings))
 
 

@@ -9,7 +9,7 @@ import torch
 from smalti.config import load_yaml, parse_yaml
 from smalti.losses.perceptual import LPIPS
 from smalti.recipes import catalogue, find
-from smalti.recipes.data import IMAGENET, KINETICS_600
+from smalti.recipes.recipe import IMAGENET, KINETICS_600
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.training.config import TokenizerTraining
 from smalti.training.tokenizer_state import start_tokenizer
@@ -100,7 +100,7 @@ def test_the_averages_of_magicmasters_runs_start_late_and_have_their_whole_decay
 
 @pytest.mark.parametrize("name", MAGICMASTER)
 def test_ours_is_the_better_default_and_theirs_an_option(name):
-    ours, theirs = find(name), find(name).override(RECIPES[name].as_theirs)
+    ours, theirs = find(name), find(name).override(RECIPES[name].exact)
     assert (ours.gan.order, ours.lpips.dropout) == ("together", 0.0)
     assert ours.precision == ("bfloat16" if "-imagenet-" in name else "float32")  # where they declare it
     assert (theirs.gan.order, theirs.lpips.dropout, theirs.precision) == ("alternate", 0.5, "float32")
@@ -128,7 +128,7 @@ def test_mindones_numbers():
     assert (played.gan.weight, played.gan.loss, played.gan.lecam) == (0.1, "hinge", 0.001)
     assert video.gan is None
     for name in ("mindone-video", "mindone-video-gan"):
-        assert not find(name).override(RECIPES[name].as_theirs).tokenizer.is_causal
+        assert not find(name).override(RECIPES[name].exact).tokenizer.is_causal
         assert find(name).tokenizer.is_causal
 
 
@@ -159,7 +159,7 @@ def test_lpips_sees_the_frame_that_the_judge_sees(name, order):
 
 def test_inflation_leads_to_the_video_recipes():
     for name in ("paper-video-128", "mindone-video", "mindone-video-gan"):
-        words = shlex.split(RECIPES[name].before)
+        words = shlex.split(RECIPES[name].prepare)
         assert words[:2] == ["smalti", "inflate"]
         source = words[2].removeprefix("runs/")
         strides = tuple(int(n) for n in words[words.index("--time-strides") + 1].split(","))

@@ -17,9 +17,7 @@ from smalti.metrics import SMALTI, Report, contact_sheet
 from smalti.metrics.contact_sheet import difference
 from smalti.pipeline.train import train
 from smalti.progress import Progress
-from smalti.recipes import DEMO_STEPS
-from smalti.recipes.image import tiny
-from smalti.recipes.video import tiny_video
+from smalti.recipes import DEMO_STEPS, tiny, tiny_video
 from smalti.tokenizer import Tokenizer, inflate
 from smalti.tokenizer.score import score_tokenizer
 from smalti.training.config import TokenizerTraining

@@ -33,10 +33,11 @@ def recipes_command(
         return
     rows = catalogue()
     if as_json:
-        shown = ("name", "about", "data", "score", "before", "command", "theirs", "as_theirs")
-        print_json([{field: getattr(row, field) for field in shown} for row in rows])
+        fields = ("name", "about", "data", "score", "prepare", "command", "original", "exact")
+        print_json([{field: getattr(row, field) for field in fields} for row in rows])
         return
     for row in rows:
-        lines = {"data": row.data, "score": row.score, "before": row.before, "run": row.command, "theirs": row.theirs}
-        lines["as theirs"] = " ".join(f"--set {shlex.quote(setting)}" for setting in row.as_theirs)
+        lines = {"data": row.data, "score": row.score, "prepare": row.prepare, "run": row.command}
+        lines["original"] = row.original
+        lines["exact"] = " ".join(f"--set {shlex.quote(setting)}" for setting in row.exact)
         print(row.name, f"    {row.about}", *(f"    {n:<10} {text}" for n, text in lines.items() if text), sep="\n")

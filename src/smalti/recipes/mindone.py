@@ -1,25 +1,58 @@
-"""mindone's MAGVIT-v2 (github.com/mindspore-lab/mindone, examples/magvit): image, inflation, video, both without its
-scrambled upsampling and, unless `OVER_TIME` is set, without its norms over time."""
+"""Recipes of mindone's MAGVIT-v2 (github.com/mindspore-lab/mindone, examples/magvit): image, inflation, video.
 
+Without its scrambled upsampling and, unless `OVER_TIME` is set, without its norms over time.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from smalti.data import VideosConfig, mindone_images, mindone_videos
 from smalti.discriminators import Magvit3DConfig
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import LFQConfig
-from smalti.recipes.data import IMAGENET, UCF_101, ucf
-from smalti.recipes.data import mindone_imagenet as imagenet
+from smalti.recipes.recipe import IMAGENET, START, UCF_101, Recipe
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 
 TIME_STRIDES = (2, 2, 1)
-"""From the pixels inwards: early, where the paper reduces time late."""
+"""Temporal strides from the pixels inwards: early, where the paper reduces time late."""
 
-IN_TRAINING_MODE = "lpips.dropout=0.5"
-"""Its LPIPS is left in training mode: half of the differences are dropped."""
+DROPPED_LPIPS = "lpips.dropout=0.5"
+"""Setting of the original runs, whose LPIPS is left in training mode: half of the differences are dropped."""
 OVER_TIME = "tokenizer.norm=clip"
-"""Its video norms are over time, and see the future."""
+"""Setting of the original video runs, whose norms are over time and so depend on the future."""
 
 
-def tokenizer() -> TokenizerConfig:
-    """VQVAE-2d: 111,958,528 parameters. (mindone has 648 more: two 18x18 projections beside linear layers.)"""
+def mindone_recipes() -> Iterator[Recipe]:
+    """Yield its image recipe and its video recipes, with and without a discriminator."""
+    yield Recipe(
+        "mindone-image",
+        "mindone's VQVAE-2d, 128 px, 8x8, LFQ 2^18",
+        vqvae_2d,
+        "PSNR 20.013, SSIM 0.5734 on ImageNet val under mindone-psnr-images (its README)",
+        data="ImageNet-1k, batch 64, 2 epochs",
+        original="bash scripts/run_train_vqvae_2d_parallel.sh",
+        exact=(DROPPED_LPIPS,),
+    )
+    score = "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone-psnr (its README)"
+    for gan in (False, True):
+        yield Recipe(
+            "mindone-video-gan" if gan else "mindone-video",
+            "mindone's VQVAE-3d, 17x128x128, 4x8x8, LFQ 2^18, from mindone-image inflated"
+            + (", with its discriminator" if gan else ""),
+            partial(vqvae_3d, gan=gan),
+            "none published" if gan else score,
+            data="UCF-101 split 01, batch 128, 60 epochs",
+            prepare=f"smalti inflate runs/mindone-image --out {START} --time-strides 2,2,1 --past full",
+            original=f"bash scripts/run_train_vqvae_parallel.sh (--use_discriminator {gan})",
+            exact=(DROPPED_LPIPS, OVER_TIME),
+        )
+
+
+def vqvae_2d_tokenizer() -> TokenizerConfig:
+    """Return VQVAE-2d: 111,958,528 parameters. (mindone has 648 more: two 18x18 projections beside linear layers.)"""
     return TokenizerConfig(
         quantizer=LFQConfig(bits=18, temperature=0.01),
         width=128,
@@ -36,17 +69,17 @@ def tokenizer() -> TokenizerConfig:
 
 
 def vqvae_3d_tokenizer() -> TokenizerConfig:
-    """VQVAE-3d: 349,247,488 parameters. It is what `smalti inflate --time-strides 2,2,1` makes of VQVAE-2d."""
+    """Return VQVAE-3d: 349,247,488 parameters. It is what `smalti inflate --time-strides 2,2,1` makes of VQVAE-2d."""
     strides = tuple((time, 2) for time in TIME_STRIDES)
-    return tokenizer().replace({"time_kernel": 3, "past_kernel": "full", "strides": strides})
+    return vqvae_2d_tokenizer().replace({"time_kernel": 3, "past_kernel": "full", "strides": strides})
 
 
 def vqvae_2d() -> TokenizerTraining:
-    """VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs, no EMA."""
+    """Train VQVAE-2d on ImageNet at 128 px, as its script for 8 devices: batch 64, 2 epochs, no EMA."""
     return TokenizerTraining(
-        tokenizer=tokenizer(),
-        data=imagenet("train", 128),
-        validation=imagenet("val", 128),
+        tokenizer=vqvae_2d_tokenizer(),
+        data=mindone_images(Path("datasets/ImageNet/train"), 128),
+        validation=mindone_images(Path("datasets/ImageNet/validation"), 128),
         validation_limit=1_000,
         steps=2 * (IMAGENET // 64),
         batch_size=64,
@@ -66,10 +99,10 @@ def vqvae_2d() -> TokenizerTraining:
 
 
 def vqvae_3d(*, gan: bool = False) -> TokenizerTraining:
-    """VQVAE-3d on UCF-101, 17x128x128, from the inflated image tokenizer (`init`): batch 128, 60 epochs.
+    """Train VQVAE-3d on UCF-101, 17x128x128, from the inflated image tokenizer (`init`): batch 128, 60 epochs.
 
-    With `gan`, its VQGAN training: a 3-D discriminator, hinge, weight 0.1, LeCAM 0.001. Ours is the paper's (its
-    blur mixes all channels and its norms are not in the paper), LeCAM's anchors follow the logits (there: 0 for ever).
+    With `gan`, its VQGAN training: a 3-D discriminator, hinge, weight 0.1, LeCAM 0.001. Ours is the paper's (its blur
+    mixes all channels and its norms are not in the paper); LeCAM's anchors follow the logits (there they stay 0).
     """
     base = vqvae_2d()
     optimizer = base.optimizer.replace({"warmup": 62})  # 1,000 micro-steps, 16 to an update
@@ -78,8 +111,8 @@ def vqvae_3d(*, gan: bool = False) -> TokenizerTraining:
     return base.replace(
         {
             "tokenizer": vqvae_3d_tokenizer(),
-            "data": ucf("train"),
-            "validation": ucf("test"),
+            "data": _ucf("train", "random"),
+            "validation": _ucf("test", "center"),
             "steps": steps,
             "batch_size": 128,
             "accumulate": 16,
@@ -94,3 +127,9 @@ def vqvae_3d(*, gan: bool = False) -> TokenizerTraining:
             "eval_every": 500,
         }
     )
+
+
+def _ucf(part: str, sampling: Literal["random", "center"]) -> VideosConfig:
+    """Return the first official split of UCF-101, 17 frames, at 128 px."""
+    path, root = Path(f"datasets/ucf101/{part}list01.txt"), Path("datasets/ucf101/UCF-101")
+    return mindone_videos(path, 128, sampling=sampling, root=root)

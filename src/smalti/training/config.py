@@ -13,7 +13,11 @@ from smalti.losses import Frames
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.tokenizer import AnyTokenizerConfig
 
+<<<<<<< HEAD
+FloatPair = Annotated[tuple[float, float], Strict(False)]
+=======
 _Pair = Annotated[tuple[float, float], Strict(False)]
+>>>>>>> main
 
 
 class OptimizerConfig(Config):
@@ -21,7 +25,11 @@ class OptimizerConfig(Config):
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+<<<<<<< HEAD
+    betas: FloatPair = (0.9, 0.99)
+=======
     betas: _Pair = (0.9, 0.99)
+>>>>>>> main
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay, applied to matrices and kernels only."""

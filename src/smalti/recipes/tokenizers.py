@@ -1,0 +1,226 @@
+"""Recipes of smalti's own tokenizers, and of MAGVIT-v2's as the paper describes them."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from smalti.data import ImagesConfig, VideosConfig, bundled
+from smalti.discriminators import Magvit3DConfig, PatchConfig, StyleGAN2Config
+from smalti.losses.perceptual import LPIPSConfig
+from smalti.quantize import FSQConfig, LFQConfig
+from smalti.recipes.recipe import FOLDER, IMAGENET, KINETICS_600, START, Recipe
+from smalti.tokenizer import TokenizerConfig
+from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
+
+DEMO_STEPS = (2300, 320)
+"""Image and video steps of `smalti demo`: within its six minutes on two cores."""
+
+
+def own_recipes() -> Iterator[Recipe]:
+    """Yield smalti's own recipes; none has a published score."""
+    yield Recipe("tiny", "images, in a minute on a CPU, on the photos that ship with smalti", tiny, small=tiny)
+    about = "video, in minutes on a CPU, on the videos that ship with smalti"
+    yield Recipe("tiny-video", about, tiny_video, small=tiny_video)
+    for name, steps, config in zip(("image", "video"), DEMO_STEPS, (tiny, tiny_video), strict=True):
+        about = f"the {name} part of `smalti demo`"
+        yield Recipe(f"demo-{name}", about, partial(config, steps), small=partial(config, 8))
+    yield Recipe("image", "images at 128 px, 8x8, FSQ 64,000: our default", image, small=tiny)
+    yield Recipe("video", "video at 17x128x128, 4x8x8, FSQ 64,000: our default", video, small=tiny_video)
+
+
+def paper_recipes() -> Iterator[Recipe]:
+    """Yield the tokenizers of MAGVIT-v2 (arXiv 2310.05737)."""
+    scores = {
+        128: "rFID 1.15, LPIPS 0.0685 on ImageNet val (arXiv 2310.05737, table 5a)",
+        256: "none published for the tokenizer; gFID 1.78 guided (arXiv 2310.05737)",
+        512: "none published for the tokenizer; gFID 1.91 guided (arXiv 2310.05737)",
+    }
+    for size, score in scores.items():
+        stride = max(8, size // 16)
+        yield Recipe(
+            f"paper-image-{size}",
+            f"MAGVIT-v2's image tokenizer, {size} px, {stride}x{stride}, LFQ 2^18",
+            partial(paper_image, size),
+            score,
+            data="ImageNet-1k, batch 256, 270 epochs",
+        )
+    yield Recipe(
+        "paper-video-128",
+        "MAGVIT-v2's video tokenizer, 17x128x128, 4x8x8, LFQ 2^18",
+        paper_video,
+        "rFVD 8.62, LPIPS 0.0537 on UCF-101 (arXiv 2310.05737, table 5b)",
+        data="Kinetics-600, batch 256, 190 epochs",
+        prepare=f"smalti inflate runs/paper-image-128 --out {START} --time-strides 1,2,2 --past full",
+    )
+
+
+def small_image_tokenizer() -> TokenizerConfig:
+    """Return 1.2 M parameters for two cores: 8x8 strides, 64,000 codes, all blocks at the resolution of the tokens.
+
+    `smalti compare` compares it with other stems, norms, quantizers and depths.
+    """
+    return TokenizerConfig(
+        quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5), temperature=0.1, losses=("batch_entropy",)),
+        patch=8,
+        width=96,
+        multipliers=(1, 1),
+        strides=((1, 1),),
+        depth=1,
+        decoder_depth=1,
+        middle=0,
+    )
+
+
+def small_video_tokenizer() -> TokenizerConfig:
+    """Return the small image tokenizer, inflated: 4x8x8 strides; the taps of past frames are 1x1."""
+    return small_image_tokenizer().replace({"time_kernel": 4, "strides": ((4, 1),)})
+
+
+def tiny(steps: int = 300) -> TokenizerTraining:
+    """Train the small tokenizer on the photos that smalti ships; 300 steps are half a minute on two cores.
+
+    Crops of 64 pixels give four times the steps of crops of 128 for the same time, and the network has no fixed size.
+    The batch entropy spreads the codes early on: its weight falls to a twentieth.
+    """
+    return TokenizerTraining(
+        tokenizer=small_image_tokenizer(),
+        data=ImagesConfig(path=bundled.photos("train"), size=64, scale=(0.35, 0.7), in_memory=64),
+        validation=ImagesConfig(path=bundled.photos("heldout"), size=128, crop="center", flip=False),
+        steps=steps,
+        batch_size=8,
+        weights={"l2": 1.0, "batch_entropy": -0.001},
+        entropy_boost=19.0,
+        entropy_boost_steps=steps,
+        optimizer=OptimizerConfig(lr=4e-3, warmup=min(60, steps)),
+        ema=0.99,
+        save_every=max(1, steps // 3),
+        sample_every=max(1, steps // 2),
+        eval_every=max(1, steps // 5),
+    )
+
+
+def tiny_video(steps: int = 200) -> TokenizerTraining:
+    """Train the small video tokenizer on the videos that smalti ships."""
+    return tiny(steps).replace(
+        {
+            "tokenizer": small_video_tokenizer(),
+            "data": VideosConfig(path=bundled.videos("train"), size=64, frames=9, scale=(0.4, 0.8)),
+            "validation": VideosConfig(
+                path=bundled.videos("heldout"), size=128, frames=17, crop="center", flip=False, sampling="center"
+            ),
+            "batch_size": 4,
+            "entropy_boost": 0.0,
+            "optimizer": OptimizerConfig(lr=2e-3, warmup=min(30, steps)),
+            "eval_every": max(1, steps // 2),
+        }
+    )
+
+
+def image() -> TokenizerTraining:
+    """Train our default for a GPU: 128 px, LPIPS from the start, a discriminator from step 20,000."""
+    return TokenizerTraining(
+        tokenizer=TokenizerConfig(
+            quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5)),
+            patch=4,
+            width=192,
+            multipliers=(1, 2),
+            strides=((1, 2),),
+            depth=3,
+            decoder_depth=4,
+            middle=2,
+        ),
+        data=ImagesConfig(path=FOLDER, size=128),
+        steps=200_000,
+        batch_size=256,
+        weights={"l1": 1.0, "lpips": 1.0},
+        lpips=LPIPSConfig(net="vgg"),
+        gan=GANConfig(discriminator=PatchConfig(), weight=0.1, adaptive=True, start=20_000, ramp=5_000, lecam=0.001),
+        optimizer=OptimizerConfig(lr=4e-4, warmup=2_000),
+        precision="bfloat16",
+        workers=8,
+        log_every=50,
+        save_every=5_000,
+        sample_every=5_000,
+        eval_every=5_000,
+    )
+
+
+def video() -> TokenizerTraining:
+    """Train our default for a GPU: 17x128x128; start it from an inflated image tokenizer with `--set init=FOLDER`."""
+    base = image()
+    return base.replace(
+        {
+            "tokenizer": base.tokenizer.replace({"time_kernel": 4, "strides": ((4, 2),)}),
+            "data": VideosConfig(path=FOLDER, size=128, frames=17),
+            "batch_size": 64,
+            "lpips_frames": "random",
+            "optimizer": OptimizerConfig(lr=2e-4, warmup=2_000),
+            "workers": 12,
+        }
+    )
+
+
+def paper_image(size: int = 128) -> TokenizerTraining:
+    """Train MAGVIT-v2's image tokenizer at 128, 256 or 512 px: 16x16 tokens, LFQ 2^18 (arXiv 2310.05737, appendix A).
+
+    Differs from the paper in its perceptual loss: LPIPS in place of ResNet-50 logits, which no public project
+    reproduces. Our pixels are in [-1, 1], the paper's in [0, 1]: its L2 weight 5 is 1.25 here, its R1 cost 10 is 40.
+    The paper does not say the widths of the 512 px model; these go on as those of 256 px do.
+    """
+    multipliers = {128: (1, 2, 2, 4), 256: (1, 1, 2, 2, 4), 512: (1, 1, 2, 2, 4, 4)}[size]
+    optimizer = OptimizerConfig(lr=1e-4, betas=(0.0, 0.99), weight_decay=0.0, warmup=5_000)
+    return TokenizerTraining(
+        tokenizer=TokenizerConfig(
+            quantizer=LFQConfig(bits=18, temperature=0.01),
+            width=128,
+            multipliers=multipliers,
+            strides=((1, 2),) * (len(multipliers) - 1),
+            depth=4,
+            decoder_depth=4,
+            middle=4,
+            norm="frame",
+        ),
+        data=ImagesConfig(path=FOLDER, size=size),
+        steps=270 * (IMAGENET // 256),
+        batch_size=256,
+        weights={"l2": 1.25, "lpips": 0.1, "token_entropy": 0.1, "batch_entropy": -0.1, "commitment": 0.25},
+        entropy_boost=2.0,
+        lpips=LPIPSConfig(net="vgg"),
+        gan=GANConfig(
+            discriminator=StyleGAN2Config.parse({"size": size}),
+            loss="non_saturating",
+            weight=0.1,
+            penalty="r1",
+            penalty_weight=40.0,
+            penalty_every=16,
+            lecam=0.001,
+            optimizer=optimizer,
+        ),
+        optimizer=optimizer,
+        precision="bfloat16",
+        workers=8,
+        save_every=10_000,
+        sample_every=10_000,
+        eval_every=10_000,
+    )
+
+
+def paper_video() -> TokenizerTraining:
+    """Train MAGVIT-v2's video tokenizer at 17x128x128 with its 3-D discriminator (arXiv 2310.05737, appendix A).
+
+    Differs as `paper_image` does. Start it from the inflated image tokenizer, as the paper does, with `init`.
+    """
+    base = paper_image()
+    assert base.gan is not None
+    late = ((1, 2), (2, 2), (2, 2))  # the first reduction is in space alone
+    optimizer = base.optimizer.replace({"warmup": 2_000})
+    return base.replace(
+        {
+            "tokenizer": base.tokenizer.replace({"time_kernel": 3, "past_kernel": "full", "strides": late}),
+            "data": VideosConfig(path=FOLDER, size=128, frames=17),
+            "steps": 190 * (KINETICS_600 // 256),
+            "lpips_frames": "random",
+            "gan": base.gan.replace({"discriminator": Magvit3DConfig(), "optimizer": optimizer}),
+            "optimizer": optimizer,
+            "workers": 12,
+        }
+    )
