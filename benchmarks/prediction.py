@@ -1,6 +1,6 @@
 """Frame prediction on film against copying the given frame: `python -m benchmarks.prediction --help`.
 
-shots FILM OUT            the shots of a film, cut for a tokenizer and for a token model, some of them held out
+clips VIDEO OUT           the shots of a video, cut for a tokenizer and for a token model, some of them held out
 score TRUE MADE           samples of held-out clips, against copies of their first frames
 bound TRUE                the true clips after the tokenizer: a perfect prediction of the tokens
 sheet PNG CLIP ...        clips as rows of a picture
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prediction")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    cut = verbs.add_parser("shots")
+    cut = verbs.add_parser("clips")
     cut.add_argument("film", type=Path)
     cut.add_argument("out", type=Path)
     cut.add_argument("--until", type=float, default=1e9, help="seconds to take, to leave out the credits")
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows.add_argument("clips", type=Path, nargs="+")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if asked.verb == "shots":
+    if asked.verb == "clips":
         lay_out(asked.film, asked.out, asked.until)
     elif asked.verb == "bound":
         bound(asked.true, asked.tokenizer, asked.lpips)

@@ -23,9 +23,9 @@ from smalti.tokenizer import Tokenizer, TokenizerConfig
 from smalti.tokens.config import TokenizeOptions, inputs_at
 from smalti.tokens.finalize import finish_set
 from smalti.tokens.plan import prepare_set
-from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
+from smalti.tokens.pool import PoolLimits, run_pool
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.shard import ShardReport, TokenRow, write_shard
+from smalti.tokens.shard import ShardReport, TokenRow, pending_shards, write_shard
 from smalti.tokens.tokenize import WorkProgress, make_shard
 from smalti.video import to_video
 

@@ -24,10 +24,8 @@ from smalti.tokenizer import Tokenizer, TokenizerConfig
 from smalti.tokens.config import TokenizeOptions, inputs_at
 from smalti.tokens.finalize import SetSummary
 from smalti.tokens.plan import PreparedSet, prepare_set
-from smalti.tokens.pool import PoolLimits
 
 SMALL = {"width": 8, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "middle": 0}
-IN_PROCESS = PoolLimits(workers=0)
 
 
 def save_tokenizer(folder: Path, seed: int = 0, **config: object) -> Path:
@@ -46,8 +44,10 @@ def make_set(
     out: Path,
     *,
     options: TokenizeOptions = TokenizeOptions(),  # noqa: B008
-    limits: PoolLimits = IN_PROCESS,
     part: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    timeout: float = 300.0,
+    memory: float | None = None,
 ) -> SetSummary:
     """Make a token set by `smalti.tokenize`, by default in this process."""
     return smalti.tokenize(
@@ -55,10 +55,10 @@ def make_set(
         data,
         out,
         set=[f"options.{name}={json.dumps(value)}" for name, value in options.essence().items()],
-        workers=limits.workers,
+        workers=workers,
         shard="/".join(map(str, part)) if part != (0, 1) else None,
-        timeout=limits.timeout,
-        memory=None if limits.memory is None else limits.memory / 1e9,
+        timeout=timeout,
+        memory=memory,
         device="cpu",
     )
 

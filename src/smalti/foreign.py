@@ -67,7 +67,7 @@ def read_program(path: Path | str) -> str:
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Turn every fault of a file's content within the block into one IntegrityError with the path and the mend."""
+    """Turn every fault of a file's content within the block into one IntegrityError with the path and how to fix it."""
     try:
         yield
         return

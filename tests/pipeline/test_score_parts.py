@@ -46,8 +46,8 @@ def in_parts(tokenizer, source, world, protocol=PROTOCOL):
             on_bad=scores.bad.__setitem__,
         )
         for pair in pairs:
-            scores.update([pair])
-            seen += [] if pair.reconstruction is None else [pair.number]
+            if scores.add_pair(pair) is not None:
+                seen.append(pair.number)
         sent = safetensors.torch.save(scores.tensors())
         whole = whole.merge(whole.received(safetensors.torch.load(sent)))
     return whole.report(), sorted(seen), sorted(whole.bad)

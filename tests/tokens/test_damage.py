@@ -11,9 +11,10 @@ import torch
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.plan import load_plan
-from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
+from smalti.tokens.pool import PoolLimits, run_pool
 from smalti.tokens.reader import TokenSet
-from smalti.tokens.shard import read_report
+from smalti.tokens.shard import pending_shards, read_report
+from smalti.tokens.tokenize import make_shards
 from tests.token_sets import corpus, digest, encoded, make_set, picture, prepare, save_tokenizer, start_child
 
 OPTIONS = TokenizeOptions(shard_files=4)
@@ -165,7 +166,7 @@ def test_an_input_that_changes_after_the_plan_is_a_bad_file(made, begun):
     name = sorted(path.name for path in (begun / "data").iterdir())[5]
     prepared = prepare(made / "tokenizer", begun / "data", begun / "set", OPTIONS)
     (begun / "data" / name).write_bytes(b"other")
-    run_pool(prepared.plan, prepared.worker, pending_shards(prepared.plan), PoolLimits(0))
+    make_shards(prepared.plan, prepared.worker, pending_shards(prepared.plan))
     report = read_report(prepared.plan, 1)
     assert [(fault.key, fault.code) for fault in report.bad] == [(name, "changed")]
     assert report.ok + len(report.bad) == report.listed
@@ -179,9 +180,11 @@ def test_changed_weights_are_refused(made, begun, tmp_path):
         prepare(other, begun / "data", begun / "set", OPTIONS, resume=True)
     plan = load_plan(begun / "set")
     worker = prepare(made / "tokenizer", begun / "data", begun / "set", OPTIONS).worker
-    for workers in (0, 1):
-        with pytest.raises(IntegrityError, match="its ids mean nothing"):
-            run_pool(plan, worker._replace(tokenizer=str(other)), [1], PoolLimits(workers))
+    worker = worker._replace(tokenizer=str(other))
+    with pytest.raises(IntegrityError, match="its ids mean nothing"):
+        make_shards(plan, worker, [1])
+    with pytest.raises(IntegrityError, match="its ids mean nothing"):
+        run_pool(plan, worker, [1], PoolLimits(workers=1))
 
 
 def test_other_options_are_refused_by_name(made, begun):
@@ -198,7 +201,7 @@ def test_a_full_disk_is_one_line_and_the_rest_follows_later(made, tmp_path):
     def write() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
         try:
-            run_pool(plan, worker, pending_shards(plan), PoolLimits(0))
+            make_shards(plan, worker, pending_shards(plan))
         except MachineError as fault:
             told.write_text(str(fault))
 

@@ -9,8 +9,8 @@ import pytest
 
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.plan import load_plan
-from smalti.tokens.pool import PoolLimits, pending_shards
 from smalti.tokens.reader import TokenSet
+from smalti.tokens.shard import pending_shards
 from tests.token_sets import corpus, digest, kill_group, make_set, save_tokenizer, start_child
 
 OPTIONS = TokenizeOptions(shard_files=4)
@@ -33,7 +33,7 @@ def disturbed(quiet, out: Path, kills: int, rng: random.Random, *, workers: int 
     killed = 0
 
     def write() -> None:
-        make_set(tokenizer, data, out, options=OPTIONS, limits=PoolLimits(workers))
+        make_set(tokenizer, data, out, options=OPTIONS, workers=workers)
 
     while killed < kills and not (out / "dataset.json").exists():
         wanted = done(out) + rng.choice((0, 0, 0, 1, 1))  # by shards and not by seconds: the machine may be busy

@@ -8,8 +8,9 @@ import pytest
 
 from smalti.errors import MachineError
 from smalti.tokens.config import TokenizeOptions
-from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
+from smalti.tokens.pool import PoolLimits, run_pool
 from smalti.tokens.reader import TokenSet
+from smalti.tokens.shard import pending_shards
 from tests.token_sets import corpus, digest, encoded, make_set, picture, prepare, save_tokenizer
 
 OPTIONS = TokenizeOptions(shard_files=16)
@@ -67,7 +68,7 @@ def poison(folder: Path, names: list[str], good: int) -> Path:
 
 def test_a_file_that_kills_its_reader_is_left_out_after_three_tries(tokenizer, tmp_path, faulty_decoder):
     data = poison(tmp_path / "data", ["001-crash.png"], 4)
-    summary = make_set(tokenizer, data, tmp_path / "set", options=OPTIONS, limits=PoolLimits(workers=1))
+    summary = make_set(tokenizer, data, tmp_path / "set", options=OPTIONS, workers=1)
     assert listed(tmp_path / "set") == {"001-crash.png": "crash"}
     assert (summary.ok, summary.bad, summary.listed) == (4, 1, 5)
     assert "died (SIGABRT), 3 times" in (tmp_path / "set" / "bad_files.jsonl").read_text()
@@ -79,8 +80,8 @@ def test_files_that_hang_crash_or_eat_memory_cost_their_own_rows_and_nothing_els
     names = ["003-hang.png", "010-crash.png", "020-eat.png", "020-exit.png"]
     data = poison(tmp_path / "data", names, 40)
     for workers in (1, 2):
-        limits = PoolLimits(workers, timeout=20.0, memory=1_000_000_000)
-        make_set(tokenizer, data, tmp_path / f"{workers}", options=OPTIONS, limits=limits)
+        limits = {"workers": workers, "timeout": 20.0, "memory": 1.0}
+        make_set(tokenizer, data, tmp_path / f"{workers}", options=OPTIONS, **limits)
         codes = {"003-hang.png": "hang", "010-crash.png": "crash", "020-eat.png": "memory", "020-exit.png": "crash"}
         assert listed(tmp_path / f"{workers}") == codes
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
@@ -100,7 +101,7 @@ def test_workers_that_cannot_start_end_the_work(tokenizer, tmp_path, monkeypatch
 def modes(tokenizer: Path, data: Path, folder: Path) -> None:
     """The same set with 0 and 2 workers, and in three parts."""
     make_set(tokenizer, data, folder / "0", options=OPTIONS)
-    make_set(tokenizer, data, folder / "2", options=OPTIONS, limits=PoolLimits(workers=2))
+    make_set(tokenizer, data, folder / "2", options=OPTIONS, workers=2)
     for part in range(3):
         make_set(tokenizer, data, folder / "parts", options=OPTIONS, part=(part, 3))
     assert digest(folder / "0") == digest(folder / "2") == digest(folder / "parts")

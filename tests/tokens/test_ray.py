@@ -14,8 +14,8 @@ import pytest
 
 from smalti.errors import MachineError
 from smalti.tokens.config import TokenizeOptions
-from smalti.tokens.pool import pending_shards
 from smalti.tokens.reader import TokenSet
+from smalti.tokens.shard import pending_shards
 from tests.rules.tree import ROOT
 from tests.token_sets import corpus, digest, make_set, prepare, save_tokenizer
 

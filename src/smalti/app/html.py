@@ -51,7 +51,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of rows of text; the first column is a name."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<html_table><tr>{top}</tr>{lines}</html_table>"
+    return f"<table><tr>{top}</tr>{lines}</table>"
 
 
 def number(value: float | None, digits: int) -> str:

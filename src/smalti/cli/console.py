@@ -1,4 +1,4 @@
-"""What every command prints and how: one line on stderr, JSON alone on stdout, a bar on a terminal."""
+"""The output of every command: one line on stderr, JSON alone on stdout, a bar on a terminal."""
 
 import json
 import sys

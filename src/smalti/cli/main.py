@@ -153,7 +153,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _usage_message(error: Any) -> str | None:
-    """What is wrong with the syntax of the command line; None for any other error."""
+    """Return what is wrong with the syntax of the command line; None for any other error."""
     # Where the class lives differs between releases of typer, so it is known by its name.
     is_usage = any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
     return str(error.format_message()) if is_usage else None

@@ -105,7 +105,7 @@ class Evaluator:
         for pair in pairs_of(learner.round_trip, self.heldout):
             if pair.reconstruction is None or not bool(pair.reconstruction.isfinite().all()):
                 return None
-            scores.update([pair])
+            scores.add_pair(pair)
         return scores.report()
 
     def _scores(self, levels: Sequence[int] | None) -> Scores:

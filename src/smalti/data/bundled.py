@@ -1,6 +1,6 @@
 """Photographs and videos that the package ships, so that every command has something to work on.
 
-48 photographs (short side 300 to 352 pixels) and 16 clips of films (256x144, 24 fps), each split once and for all into
+48 photographs (short side 300 to 352 pixels) and 16 video clips (256x144, 24 fps), each split once and for all into
 `train` and `heldout`. Authors, licences, sources and changes are in `media/ATTRIBUTION.md`.
 """
 

@@ -1,4 +1,4 @@
-"""What sources and stores of samples have in common: their functions, their classes, the checks of a media file."""
+"""The common part of sources and stores of samples: their functions, their classes, the checks of a media file."""
 
 import os
 import re

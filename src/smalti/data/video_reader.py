@@ -111,7 +111,7 @@ class VideoReader:
         """Yield the frames of these numbers, which must not fall; a number may repeat. Each is uint8 `h w 3`.
 
         Decoding starts at the last keyframe before the first number. A packet without an image (a hidden frame,
-        a dropped frame of AVI) repeats the frame before it, as a player does, in at most one packet of twenty. Raises
+        a dropped frame of AVI) repeats the frame before it, as ffplay does, in at most one packet of twenty. Raises
         BadFile where more are missing, or a frame is damaged or of another size than the first.
         """
         queue = self._checked(indices)

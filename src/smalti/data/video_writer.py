@@ -20,7 +20,7 @@ WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
 _SMPTE170M, _LIMITED = (
     6,
     1,
-)  # the matrix and range that the RGB to YUV conversion uses; untagged video has wrong colours in players
+)  # the matrix and range that the RGB to YUV conversion uses; untagged video is shown in wrong colours
 
 _MEDIA_CRF = 12
 """Finer than the usual 18: what is visible should be the tokenizer's loss, not the video codec's."""

@@ -30,10 +30,10 @@ def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[
     across = sum(widths) + _MARGIN * (len(widths) + 1)
     down = sum(heights) + _MARGIN * (len(heights) + 1) + _LINE
     sheet = Image.new("RGB", (across, down), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     x = _MARGIN
     for j, (title, width) in enumerate(zip(titles, widths, strict=True)):
-        draw.text((x, 1), _fitted(draw, title, font, width), fill="black", font=font)
+        canvas.text((x, 1), _fitted(canvas, title, font, width), fill="black", font=font)
         y = _MARGIN + _LINE
         for row, height in zip(rows, heights, strict=True):
             sheet.paste(Image.fromarray(row[j]), (x, y))
@@ -51,8 +51,8 @@ def difference(
 
 
 def _fitted(
-    draw: ImageDraw.ImageDraw, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+    canvas: ImageDraw.ImageDraw, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
-    while title and draw.textlength(title, font=font) > width:
+    while title and canvas.textlength(title, font=font) > width:
         title = title[:-1]
     return title

@@ -94,7 +94,10 @@ def evaluate_pairs(
     or `features` are not what the protocol names.
     """
     scores = Scores(protocol, lpips=lpips, features=features, levels=levels)
-    scores.update(pairs, progress)
+    for pair in pairs:
+        row = scores.add_pair(pair)
+        if row is not None and progress is not None:
+            progress(row)
     return scores.report()
 
 
@@ -126,15 +129,12 @@ class Scores:
         has_distance = features is not None and protocol.features is not None
         self.moments = FeatureMoments(features, reference) if has_distance and features is not None else None
 
-    def update(self, pairs: Iterable[Pair], progress: OnScores | None = None) -> None:
-        """Score pairs, up to the number that the protocol asks for; of the others only the originals count."""
-        for pair in pairs:
-            if pair.reconstruction is None or self.is_full:
-                self.add_original(pair.key, pair.original)
-                continue
-            row = self.add(pair.key, pair.original, pair.reconstruction, pair.ids)
-            if progress is not None:
-                progress(row)
+    def add_pair(self, pair: Pair) -> ClipScores | None:
+        """Score a pair; past the number of clips that the protocol asks for, add the original alone and return None."""
+        if pair.reconstruction is None or self.is_full:
+            self.add_original(pair.key, pair.original)
+            return None
+        return self.add(pair.key, pair.original, pair.reconstruction, pair.ids)
 
     @property
     def is_full(self) -> bool:
@@ -255,10 +255,10 @@ class Scores:
             raise InputError("there are no clips to score")
         if samples is None or count >= samples:
             return
-        asked = f"protocol {self.protocol.name} asks for {samples:,} clips, {count:,}"
+        needs = f"protocol {self.protocol.name} asks for {samples:,} clips, {count:,}"
         if bad:
-            raise InputError(f"{asked} can be read; the first that cannot: {bad[0]}")
-        raise InputError(f"{asked} were scored; give it the whole list, or take another protocol")
+            raise InputError(f"{needs} can be read; the first that cannot: {bad[0]}")
+        raise InputError(f"{needs} were scored; give it the whole list, or take another protocol")
 
 
 def _with_lpips(protocol: Protocol, lpips: Perceptual | None) -> Protocol:

@@ -21,7 +21,8 @@ _EPS = 1e-6
 _EPS_POOLED = 1e-5
 """MagicMaster's in its norms that are modulated by pooled codes; all its other norms have 1e-6."""
 GROUPS = 32
-"""Of all published networks. Narrow ones need fewer: a group of one channel loses what it is on average, the colour."""
+"""Groups of a group norm in all published networks. Narrow ones need fewer: a group of one channel loses its mean, the
+colour."""
 
 
 class Norm(nn.Module):

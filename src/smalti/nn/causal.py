@@ -21,14 +21,14 @@ _LEAST = 20_480
 
 
 class Window(NamedTuple):
-    """What a convolution sees of time."""
+    """The part of time that a convolution sees."""
 
     time: int = 1
     """Frames: the current one and the `time - 1` before it."""
     past: PastKernel = "full"
     """Kernels of the past frames: as large as that of the current frame, or 1x1."""
     start: Start = "repeat"
-    """What stands before the first frame: itself, or zeros. With `grey`, a video comes with frames of its own in front
+    """Frames before the first one: copies of it, or zeros. With `grey`, a video comes with frames of its own in front
     that complete its first group (see `smalti.tokenizer.cnn`): groups are whole from the start, s*n -> n, and zeros
     stand before them (MagicMaster, mindone)."""
 

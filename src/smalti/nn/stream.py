@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Stream:
-    """What each causal layer has not read yet. A fresh stream is the start of a video; passing it advances it.
+    """The past of one video: what each causal layer has not read yet. A fresh one is its start; passing it advances it.
 
     State lives here and not on modules, so any number of videos can be in flight through one model, and a stream can be
     forked to try several continuations. The keys are the layers themselves.
@@ -14,7 +14,7 @@ class Stream:
         self._carries: dict[nn.Module, Tensor] = {}
 
     def get(self, layer: nn.Module) -> Tensor | None:
-        """What `layer` carried over, or None at the start of the video."""
+        """Return what `layer` carried over, or None at the start of the video."""
         return self._carries.get(layer)
 
     def put(self, layer: nn.Module, carry: Tensor) -> None:

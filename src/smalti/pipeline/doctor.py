@@ -1,4 +1,4 @@
-"""What this machine has for smalti, what is missing, and how to get it."""
+"""The checks of `smalti doctor`: what this machine has, what is missing, and how to get it."""
 
 import os
 import platform

@@ -29,7 +29,6 @@ from smalti.files import write_bytes
 from smalti.metrics import (
     GENERATION_PROTOCOLS,
     PROTOCOLS,
-    ClipScores,
     Features,
     GenerationProtocol,
     GenerationReport,
@@ -98,9 +97,12 @@ class Evaluation(NamedTuple):
     def write(self, folder: str | Path) -> None:
         """Write report.json and sheet.png, each whole or not at all."""
         write_bytes(Path(folder) / "report.json", self.report.to_json().encode())
+        titles = list(self.columns)
         rows = [[image.numpy() for image in row] for row in zip(*self.columns.values(), strict=False)]
+        if isinstance(self.report, Report):
+            rows, titles = [[*row, difference(*row)] for row in rows], [*titles, "difference x4"]
         sheet = io.BytesIO()
-        contact_sheet(rows, list(self.columns)).save(sheet, "PNG")
+        contact_sheet(rows, titles).save(sheet, "PNG")
         write_bytes(Path(folder) / "sheet.png", sheet.getvalue())
 
 
@@ -156,7 +158,7 @@ def evaluate(
         raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with --real alone")
     (only,) = targets
     if data is not None and against is None:
-        if not isinstance(only, Tokenizer) and is_token_set(Path(only)):
+        if not isinstance(only, Tokenizer) and Path(only).is_dir() and is_token_set(Path(only)):
             return _evaluate_token_set(Path(only), Path(data), options, progress)
         return _evaluate_tokenizer(only, Path(data), options, progress)
     if against is not None and data is None and not isinstance(only, Tokenizer):
@@ -201,8 +203,9 @@ def _evaluate_tokenizer(
         return None
     for tensors in map(safetensors.torch.load, sent[1:]):
         scores = scores.merge(scores.received(tensors))
-        for name, (original, reconstruction) in tensors.items():
+        for name, stacked in tensors.items():
             if name.startswith("preview."):
+                original, reconstruction = stacked
                 previews[int(name.removeprefix("preview."))] = original, reconstruction
     report, moments = scores.report(), scores.moments
     if key is not None and moments is not None and moments.reference is None and not scores.bad:
@@ -310,20 +313,15 @@ def _score(
     """Score pairs, and return the middle frames of the first; each clip counts as `step` of `total`."""
     previews: Previews = {}
     done = 0
-
-    def passing() -> Iterator[Pair]:
-        for pair in pairs:
-            if pair.reconstruction is not None and len(previews) < _PREVIEWS:
-                previews[pair.number] = _middle(pair.original), _middle(pair.reconstruction)
-            yield pair
-
-    def note(row: ClipScores) -> None:
-        nonlocal done
+    for pair in pairs:
+        row = scores.add_pair(pair)
+        if row is None or pair.reconstruction is None:
+            continue
+        if len(previews) < _PREVIEWS:
+            previews[pair.number] = _middle(pair.original), _middle(pair.reconstruction)
         done = min(done + step, total)
         if progress is not None:
             progress(done, total, f"PSNR {row.psnr:.2f}")
-
-    scores.update(passing(), note)
     return previews
 
 
@@ -334,11 +332,7 @@ def _middle(video: Tensor) -> Tensor:
 
 def _columns(previews: Previews) -> dict[str, list[Tensor]]:
     pairs = [previews[number] for number in sorted(previews)[:_PREVIEWS]]
-    return {
-        "original": [a for a, _ in pairs],
-        "reconstruction": [b for _, b in pairs],
-        "difference x4": [torch.from_numpy(difference(a.numpy(), b.numpy())) for a, b in pairs],
-    }
+    return {"original": [original for original, _ in pairs], "reconstruction": [again for _, again in pairs]}
 
 
 def _is_first_rank() -> bool:

@@ -11,8 +11,9 @@ from smalti.progress import Progress
 from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
 from smalti.tokens.finalize import SetSummary, finish_set, summarize_set
 from smalti.tokens.plan import prepare_set
-from smalti.tokens.pool import PoolLimits, pending_shards, run_pool
-from smalti.tokens.tokenize import report_to
+from smalti.tokens.pool import PoolLimits, run_pool
+from smalti.tokens.shard import pending_shards
+from smalti.tokens.tokenize import make_shards, report_to
 from smalti.training.distributed import pick_device
 
 
@@ -89,7 +90,9 @@ def tokenize(
     shards = pending_shards(plan, part)
     on_work = report_to(progress, plan, shards)
     memory_bytes = None if memory is None else int(memory * 1e9)
-    if engine == "ray":
+    if engine == "local" and not workers:
+        make_shards(plan, worker, shards, on_work)
+    elif engine == "ray":
         from smalti.tokens.ray_engine import RayLimits, run_on_ray
 
         run_on_ray(plan, worker, shards, RayLimits(gpus, timeout, memory_bytes), on_work)

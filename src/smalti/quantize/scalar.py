@@ -1,4 +1,4 @@
-"""What LFQ, FSQ and DSQ share: one digit per channel, and ids, digits and codes as one bijection.
+"""The common part of LFQ, FSQ and DSQ: one digit per channel, and ids, digits and codes as one bijection.
 
 Each channel j of a latent takes one of `levels[j]` values. A digit says which one, an id is the digits in mixed radix
 (digit 0 least significant), a code is the value looked up from the digit. Ids and digits are integer arithmetic
@@ -27,10 +27,10 @@ LossName = Literal["token_entropy", "batch_entropy", "commitment"]
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of a latent."""
+    """The result of a quantizer for a latent."""
 
     codes: Float[Tensor, "b d t h w"]
-    """What the decoder sees; gradients pass straight through to z."""
+    """Codes, all that the decoder sees; gradients pass straight through to z."""
     ids: Int[Tensor, "b t h w"]
     losses: Mapping[str, Tensor]
     """Unweighted scalars by name, those that the config asks for."""

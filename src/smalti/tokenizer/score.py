@@ -39,7 +39,10 @@ def score_tokenizer(
 
     first = Subset(source, range(len(source))[:limit])
     pairs = pairs_of_tokenizer(tokenizer, first, samples=protocol.samples, on_bad=note)
-    scores.update(pairs, progress)
+    for pair in pairs:
+        row = scores.add_pair(pair)
+        if row is not None and progress is not None:
+            progress(row)
     return scores.report()
 
 

@@ -21,9 +21,9 @@ class Example(NamedTuple):
 
     ids: Int[Tensor, "t h w"]
     label: int
-    """-1 where there is none."""
+    """Number of the class, -1 where there is none."""
     row: int
-    """Of the set."""
+    """Number of the row in the set."""
 
 
 class TokenBatch(NamedTuple):
@@ -31,9 +31,9 @@ class TokenBatch(NamedTuple):
 
     ids: Int[Tensor, "b t h w"]
     labels: Int[Tensor, " b"]
-    """-1 where there is none."""
+    """Numbers of the classes, -1 where there is none."""
     rows: Int[Tensor, " b"]
-    """Rows of the set."""
+    """Numbers of the rows in the set."""
     step: int
 
 
@@ -53,7 +53,8 @@ class TokenDataset(Dataset[Example]):
         return Example(self.tokens.ids(index), -1 if label is None else label, index)
 
     def order(self, seed: int) -> Order:
-        """Positions 0, 1, 2, ... to (epoch, row): every epoch is another permutation, and none needs memory."""
+        """Return the order of positions 0, 1, 2, ... as (epoch, row): another permutation in every epoch, without
+        memory."""
         return Order(len(self), seed)
 
 
@@ -87,7 +88,7 @@ def token_batches(
     part: tuple[int, int] = (0, 1),
     workers: int = 0,
 ) -> Iterator[TokenBatch]:
-    """Batches of an endless shuffled run, from `start_step` on.
+    """Yield the batches of an endless shuffled run, from `start_step` on.
 
     The GLOBAL batch of step n is positions n B ... n B + B - 1 of the order; of these, `part` (r, W) takes r, r + W,
     .... So ranks, workers and restarts change nothing, and the only state is the step. Raises InputError where rows

@@ -132,9 +132,9 @@ configs:
 
 # Token set
 
-{content}, {info.codebook_size:,} codes, {" x ".join(map(str, info.strides))} (frames, rows, columns) per token, made
+{content}, {info.codebook_size:,} codes, {" x ".join(map(str, info.strides))} (frames, height, width) per token, made
 by the tokenizer with the fingerprint `{info.fingerprint}`.
 
-`ids` are in the order time, rows, columns, of the lengths in `shape`; `size` is frames, rows and columns of pixels.
+`ids` are in the order time, height, width, of the lengths in `shape`; `size` is frames, height and width in pixels.
 Read it with `smalti`, or any reader of Parquet: `datasets.load_dataset("parquet", data_files="data/*.parquet")`.
 """

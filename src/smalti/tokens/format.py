@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def pyarrow_version() -> str:
     return str(pyarrow.__version__)
 
 
-def table_bytes(groups: Iterable["pa.Table"], schema: "pa.Schema", encodings: Mapping[str, str]) -> bytes:
+def table_bytes(groups: Sequence["pa.Table"], schema: "pa.Schema", encodings: Mapping[str, str]) -> bytes:
     """Return a Parquet file with these row groups and column encodings. The columns `key`, `source`, `shard` and
     `label` have statistics for look-ups."""
     import pyarrow as pa

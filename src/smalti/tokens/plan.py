@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ class Plan(NamedTuple):
 
 
 class WorkerConfig(NamedTuple):
-    """What a worker must know to make shards; plain text, so that it travels as JSON to other machines too."""
+    """Facts that a worker needs to make shards; plain text, so that it travels as JSON to other machines too."""
 
     folder: str
     """Folder of the token set, whose plan says the rest."""
@@ -268,14 +268,12 @@ def _input_bytes(listing: Listing, sizes: list[int], ends: list[int]) -> bytes:
     schema = pa.schema([("name", pa.binary()), ("bytes", pa.int64()), ("label", pa.int64()), ("shard", pa.int32())])
     shards = [shard for shard, end in enumerate(ends) for _ in range(end - (ends[shard - 1] if shard else 0))]
     labels: Sequence[int | None] = listing.classes.labels or [None] * len(sizes)
-
-    def groups() -> Iterator["pa.Table"]:
-        for at in range(0, len(sizes), _GROUP_ROWS):
-            rows = slice(at, at + _GROUP_ROWS)
-            names = [os.fsencode(name) for name in listing.files[rows]]
-            yield pa.table([names, sizes[rows], labels[rows], shards[rows]], schema=schema)
-
-    return table_bytes(groups(), schema, {"bytes": "DELTA_BINARY_PACKED", "shard": "DELTA_BINARY_PACKED"})
+    groups = []
+    for at in range(0, len(sizes), _GROUP_ROWS):
+        rows = slice(at, at + _GROUP_ROWS)
+        names = [os.fsencode(name) for name in listing.files[rows]]
+        groups.append(pa.table([names, sizes[rows], labels[rows], shards[rows]], schema=schema))
+    return table_bytes(groups, schema, {"bytes": "DELTA_BINARY_PACKED", "shard": "DELTA_BINARY_PACKED"})
 
 
 def _size(root: Path, name: str) -> int:

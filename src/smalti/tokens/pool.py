@@ -1,4 +1,4 @@
-"""Shards on this machine: in this process, or in worker processes that may hang and die without harm.
+"""Shards made by worker processes on this machine, which may hang and die without harm.
 
 No shard is claimed. Whoever finds that one is missing makes it, and a rename puts it in place; two that make the same
 one write the same bytes, so a duplicate costs time and nothing else.
@@ -22,7 +22,7 @@ import torch
 from smalti.errors import BadFile, ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.tokens.plan import Plan, WorkerConfig
 from smalti.tokens.shard import is_done
-from smalti.tokens.tokenize import NOTHING_DONE, WRITING, OnWork, WorkProgress, make_shards
+from smalti.tokens.tokenize import NOTHING_DONE, WRITING, OnWork, WorkProgress
 
 TRIES = 3
 """How often an item may kill or hang its worker before it is left out."""
@@ -38,22 +38,11 @@ class PoolLimits(NamedTuple):
     """Resources that the work may take on this machine; none of them changes what is written."""
 
     workers: int = 1
-    """Number of processes. 0 works in this one, where a decoder that hangs or crashes takes the run with it."""
+    """Number of processes."""
     timeout: float = 300.0
     """Seconds in which an item, or the next second or so of a video, must be done."""
     memory: int | None = None
     """Bytes that one worker may hold."""
-
-
-def pending_shards(plan: Plan, part: tuple[int, int] = (0, 1)) -> list[int]:
-    """Return the shards of part i of n that are not done. Every process begins at another one, so that several
-    commands on one set seldom make the same."""
-    index, parts = part
-    if not 0 <= index < parts:
-        raise ConfigError(f"--shard {index}/{parts}: parts are numbered from 0 to {parts - 1}")
-    shards = [shard for shard in range(index, plan.shards, parts) if not is_done(plan, shard)]
-    first = os.getpid() * 7919 % max(1, len(shards)) if parts == 1 else 0
-    return shards[first:] + shards[:first]
 
 
 def run_pool(
@@ -64,11 +53,9 @@ def run_pool(
     Raises what stops the whole work: IntegrityError for another tokenizer than the plan's, MachineError for a full
     disk or workers that cannot start, ConfigError.
     """
-    on_work = on_work or (lambda progress: None)
-    if limits.workers == 0:
-        make_shards(plan, config, shards, on_work)
-    else:
-        _Pool(plan, config, shards, limits, on_work).run()
+    if limits.workers < 1:
+        raise ConfigError(f"--workers {limits.workers}: a pool needs at least 1; 0 is for `make_shards`")
+    _Pool(plan, config, shards, limits, on_work or (lambda progress: None)).run()
 
 
 class _Worker:

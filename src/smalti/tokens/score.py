@@ -71,5 +71,5 @@ def _original(tokens: TokenSet, item: Item, row: TokenRow, frames: int) -> Tenso
         if row.fps is None:
             return apply_view(options.view, decode_image(file, name, options.max_pixels), item.key)[None]
     with VideoReader(media, options.max_pixels, name) as reader:
-        chosen = options.frames_of(reader.times)[row.start : row.start + min(frames, row.size[0])]
-        return torch.stack([apply_view(options.view, frame, item.key) for frame in reader.at(chosen)])
+        numbers = options.frames_of(reader.times)[row.start : row.start + min(frames, row.size[0])]
+        return torch.stack([apply_view(options.view, frame, item.key) for frame in reader.at(numbers)])

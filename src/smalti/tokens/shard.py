@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.errors import BadFile, InputError, IntegrityError
+from smalti.errors import BadFile, ConfigError, InputError, IntegrityError
 from smalti.files import failpoint, write_bytes
 from smalti.tokens.format import read_digest_json, table_bytes, write_digest_json
 from smalti.tokens.plan import Plan
@@ -133,7 +134,7 @@ def shard_schema(codebook_size: int, metadata: dict[str, str] | None = None) -> 
 def shard_bytes(rows: Sequence[TokenRow], codebook_size: int, metadata: dict[str, str]) -> bytes:
     """Return the Parquet file of these rows. Raises ValueError for an id outside [0, codebook_size)."""
     columns = shard_schema(codebook_size, metadata)
-    groups = (_group(group, columns, codebook_size) for group in _groups(rows))
+    groups = [_group(group, columns, codebook_size) for group in _groups(rows)]
     return table_bytes(groups, columns, _ENCODINGS)
 
 
@@ -176,6 +177,17 @@ def is_done(plan: Plan, shard: int) -> bool:
         return report is not None and plan.shard_path(shard).stat().st_size == report.bytes
     except FileNotFoundError:
         return False
+
+
+def pending_shards(plan: Plan, part: tuple[int, int] = (0, 1)) -> list[int]:
+    """Return the shards of part i of n that are not done. Every process begins at another one, so that several
+    commands on one set seldom make the same."""
+    index, parts = part
+    if not 0 <= index < parts:
+        raise ConfigError(f"--shard {index}/{parts}: parts are numbered from 0 to {parts - 1}")
+    shards = [shard for shard in range(index, plan.shards, parts) if not is_done(plan, shard)]
+    first = os.getpid() * 7919 % max(1, len(shards)) if parts == 1 else 0
+    return shards[first:] + shards[:first]
 
 
 def _groups(rows: Sequence[TokenRow]) -> Iterator[Sequence[TokenRow]]:

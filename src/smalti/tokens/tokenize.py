@@ -98,12 +98,13 @@ class _Image(NamedTuple):
     digest: bytes
 
 
-def make_shards(plan: Plan, worker: WorkerConfig, shards: Sequence[int], on_work: OnWork) -> None:
+def make_shards(plan: Plan, worker: WorkerConfig, shards: Sequence[int], on_work: OnWork | None = None) -> None:
     """Make these shards in this process, one after the other, where a decoder that hangs or crashes ends it all.
 
     Raises as `make_shard` does, and IntegrityError for another tokenizer than the plan's.
     """
     tokenizer = open_tokenizer_of(plan, worker)
+    on_work = on_work or (lambda work: None)
     progress = NOTHING_DONE
     for shard in shards:
         before, items = progress, 0
@@ -176,17 +177,17 @@ def warm_up(tokenizer: Tokenizer) -> None:
 def items_of(plan: Plan, shard: int, root: Path) -> Iterator[Item]:
     """Yield the media of a shard in the order of the plan, and one item for a tar or table that cannot be read."""
     number = 0
-    for given in plan.inputs_of(shard):
-        path = root / given.name
+    for planned in plan.inputs_of(shard):
+        path = root / planned.name
         try:
-            _check_size(path, given)
-            store = plan.inputs.open(root, given.name)
+            _check_size(path, planned)
+            store = plan.inputs.open(root, planned.name)
         except BadFile as bad:
-            yield Item(number, printable(given.name), None, 0, None, None, path, bad)
+            yield Item(number, printable(planned.name), None, 0, None, None, path, bad)
             number += 1
             continue
         for index in range(len(store)):
-            label, name = _class_of(store, index, given, plan.classes)
+            label, name = _class_of(store, index, planned, plan.classes)
             yield Item(number, store.key(index), store, index, label, name, path)
             number += 1
 
@@ -211,23 +212,25 @@ def apply_view(view: ViewConfig, frame: Tensor, key: str) -> Tensor:
     return torch.from_numpy(view.view((frame.shape[0], frame.shape[1]), unused, key).apply(frame.numpy()))
 
 
-def _class_of(store: Store, index: int, given: PlannedInput, classes: tuple[str, ...]) -> tuple[int | None, str | None]:
+def _class_of(
+    store: Store, index: int, planned: PlannedInput, classes: tuple[str, ...]
+) -> tuple[int | None, str | None]:
     """Return (number, name) of a medium's class. Names that one tar or table numbers for itself have no number here."""
     if isinstance(store, TarStore | ParquetStore):
         label = store.label(index)
         if label is None:
             return None, None
         return label if store.numbered else None, store.classes[label]
-    return given.label, None if given.label is None else classes[given.label]
+    return planned.label, None if planned.label is None else classes[planned.label]
 
 
-def _check_size(path: Path, given: PlannedInput) -> None:
+def _check_size(path: Path, planned: PlannedInput) -> None:
     try:
         size = path.stat().st_size
     except (OSError, ValueError):
         return  # opening it will raise the error with its reason
-    if size != given.bytes:
-        what = f"had {given.bytes:,} bytes when the plan was made and has {size:,}; bring it back, or make a new set"
+    if size != planned.bytes:
+        what = f"had {planned.bytes:,} bytes when the plan was made and has {size:,}; bring it back, or make a new set"
         raise BadFile(printable(path), "changed", what)
 
 
