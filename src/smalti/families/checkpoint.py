@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import magicmaster
-from smalti.families.links import Weights, assemble
+from smalti.families.links import CheckpointWeights, assemble
 from smalti.files import sha256
 from smalti.foreign import naming_file, read_checkpoint, tensors
 from smalti.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ class ImportReport(NamedTuple):
     sha256: str
     peer: str
     copy: str
-    """Weights that were taken: average, live, or bare where the file has one network."""
+    """CheckpointWeights that were taken: average, live, or bare where the file has one network."""
     used: list[str]
     ignored: Mapping[str, list[str]]
     """Names of the tensors that were left out, by the reason."""
@@ -45,7 +45,7 @@ class Imported(NamedTuple):
 
 
 def import_checkpoint(
-    path: Path | str, *, levels: tuple[int, ...] | None = None, copy: Weights = "average"
+    path: Path | str, *, levels: tuple[int, ...] | None = None, copy: CheckpointWeights = "average"
 ) -> Imported:
     """Import the tokenizer in a MagicMaster checkpoint (.pth of mmengine, whole or stripped, or a bare generator).
 

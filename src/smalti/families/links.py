@@ -13,7 +13,7 @@ from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of foreign tensors by name: enough to recognise a network."""
-Weights = Literal["average", "live"]
+CheckpointWeights = Literal["average", "live"]
 """Network of a checkpoint that is imported: the EMA weights, which published figures use, or the live ones."""
 
 
@@ -47,7 +47,7 @@ class ForeignModel(NamedTuple):
     prefix: str = ""
     """Beginning of the names of the network's tensors in the file."""
     copy: str = "bare"
-    """Weights that are taken: average, live, or bare where the file has one network."""
+    """CheckpointWeights that are taken: average, live, or bare where the file has one network."""
     ignored: Mapping[str, list[str]] = {}
     """Names of the tensors that are left out, by the reason."""
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families.links import (
+    CheckpointWeights,
     ForeignModel,
     Link,
     Shapes,
-    Weights,
     channel_rows,
     channel_values,
     convolution,
@@ -47,7 +47,7 @@ class _Layer(NamedTuple):
     name: str
 
 
-_NETWORKS: Mapping[Weights, tuple[str, ...]] = {
+_NETWORKS: Mapping[CheckpointWeights, tuple[str, ...]] = {
     "average": ("generator_ema.module.", "generator_ema."),
     "live": ("generator.module.", "generator."),
 }
@@ -62,7 +62,7 @@ _OTHERS = {
 
 
 def recognise(
-    shapes: Shapes, config: str, levels: tuple[int, ...] | None, weights: Weights, path: Path
+    shapes: Shapes, config: str, levels: tuple[int, ...] | None, weights: CheckpointWeights, path: Path
 ) -> ForeignModel:
     """Recognise a whole or stripped checkpoint, or a bare generator, by the names and shapes of its tensors.
 
@@ -103,10 +103,10 @@ def recognise_generator(shapes: Shapes, levels: tuple[int, ...] | None, where: s
         raise IntegrityError(f"{where}: no network that MagicMaster can build ({one_line(error)[:120]})") from None
 
 
-def _prefix(shapes: Shapes, weights: Weights, path: Path) -> tuple[str, str]:
+def _prefix(shapes: Shapes, weights: CheckpointWeights, path: Path) -> tuple[str, str]:
     """Find what stands before the names of the generator, and which copy of the weights that is."""
     starts = ("encoder.conv_in.", "encoder._in_conv.")
-    copies: tuple[Weights, ...] = ("average", "live") if weights == "average" else ("live",)
+    copies: tuple[CheckpointWeights, ...] = ("average", "live") if weights == "average" else ("live",)
     for copy in copies:
         for prefix in _NETWORKS[copy]:
             if any(name.startswith(tuple(prefix + start for start in starts)) for name in shapes):
