@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from smalti.app.compare import compare
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
@@ -33,6 +34,7 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "compare": "smalti.app.compare",
     "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
     "decompress": "smalti.pipeline.compress",
@@ -53,6 +55,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "compare",
     "compress",
     "decode",
     "decompress",

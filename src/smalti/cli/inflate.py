@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.opening import open_tokenizer
 from smalti.cli.options import TOKENIZER_HELP, integers
 
 
@@ -29,9 +28,9 @@ def inflate_command(
       smalti inflate runs/image --out video-start --time-strides 4 --time 4
       smalti train video --set init=video-start --set data.path=clips
     """
-    from smalti.tokenizer import inflate as inflated
+    from smalti.tokenizer import inflate, load
 
     strides = integers("--time-strides", time_strides)
-    video = inflated(open_tokenizer(image_tokenizer), strides, time_kernel=time, past_kernel=past, norm=norm)
+    video = inflate(load(image_tokenizer), strides, time_kernel=time, past_kernel=past, norm=norm)
     video.save(out)
-    print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (frames, rows, columns)")
+    print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (time, height, width)")
