@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import standins
 from smalti.families.links import assemble
-from smalti.families.magicmaster import recognise
+from smalti.families.magicmaster import recognise_generator
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
 
@@ -118,7 +118,7 @@ def _load(folder: Path) -> tuple[dict[str, ModuleType], standins.Registry]:
 def tokenizer_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`values` under their names (weights, or gradients) as a state of our tokenizer of the same function."""
     shapes = {name: tuple(value.shape) for name, value in values.items()}
-    found = recognise(shapes, (8, 8, 8, 5, 5, 5), "MagicMaster")
+    found = recognise_generator(shapes, (8, 8, 8, 5, 5, 5), "MagicMaster")
     with torch.device("meta"):
         ours = Tokenizer(found.config)
     return assemble(ours, found.links, values, "MagicMaster")

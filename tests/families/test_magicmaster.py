@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smalti.errors import ConfigError, IntegrityError
-from smalti.families import magicmaster, magicmaster_vqgan
+from smalti.families import magicmaster
 from smalti.families.links import assemble
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
@@ -55,8 +55,7 @@ def shapes_of(config):
 
 
 def recognised(shapes, levels):
-    peer = magicmaster_vqgan if "encoder._in_conv.weight" in shapes else magicmaster
-    return peer.recognise(shapes, levels, "here")
+    return magicmaster.recognise_generator(shapes, levels, "here")
 
 
 def imported(name, dtype=torch.float32):
@@ -144,7 +143,7 @@ def test_the_weighted_loss_and_its_gradients_in_float64_are_magicmasters():
 @pytest.mark.parametrize("name", GOLDENS)
 def test_every_tensor_is_used_or_said_to_be_unused(name):
     _, found, tensors, (_, about) = imported(name)
-    used = {link.theirs for link in found.links}
+    used = {link.source for link in found.links}
     assert used | set(found.unused) == set(tensors)
     assert not used & set(found.unused)
     # What never got a gradient there is what we leave out.
@@ -154,7 +153,7 @@ def test_every_tensor_is_used_or_said_to_be_unused(name):
 @pytest.mark.parametrize("name", ["mm2d_fsq64000_w32_64px", "mm3d_dsq15360_w32_t5_32px", "mmvqgan_fsq64000_w128_64px"])
 def test_a_missing_or_misshapen_tensor_is_named(name):
     tokenizer, found, tensors, _ = imported(name)
-    key = next(link.theirs for link in found.links[len(found.links) // 2 :] if "_residual.2" in link.theirs)
+    key = next(link.source for link in found.links[len(found.links) // 2 :] if "_residual.2" in link.source)
     without = {k: v for k, v in tensors.items() if k != key}
     with pytest.raises(IntegrityError, match=r"1 tensors are missing \(" + key.replace(".", r"\.")):
         assemble(tokenizer, found.links, without, "there")

@@ -275,7 +275,7 @@ def test_a_prompt_that_does_not_fit_is_one_line(made, said):
 
 def test_guidance_without_a_class_is_one_line():
     config = SamplingConfig(guidance=GuidanceConfig(scale=1.0))
-    with pytest.raises(ConfigError, match="no class is asked for"):
+    with pytest.raises(ConfigError, match="the prompt has no class"):
         sample(masked(), empty_prompt(1, GRID), config)
     free = built(MaskedConfig(**{**SMALL, "classes": 0}, grid=GRID))
     with pytest.raises(ConfigError, match="trained without classes"):

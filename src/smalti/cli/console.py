@@ -28,6 +28,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def print_line(text: object) -> None:
+    """Print one line on stdout."""
+    print(message_line(text), flush=True)
+
+
 def print_json(data: Any) -> None:
     """Print the one document on stdout: strict JSON, in which paths are strings and nothing is NaN."""
     print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=str))

@@ -1,16 +1,12 @@
 """`smalti generate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, end_with_bad_files, message_line, print_json
+from smalti.cli.console import bar, end_with_bad_files, print_json, print_line
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption, SeedOption
-
-if TYPE_CHECKING:
-    from smalti.pipeline.generate import GeneratedFile
-
 
 TaskName = Literal["generation", "prediction", "interpolation", "outpainting", "inpainting"]
 
@@ -78,10 +74,6 @@ def generate_command(
     """
     from smalti.pipeline.generate import generate
 
-    def on_file(file: "GeneratedFile") -> None:
-        if not as_json:
-            print(message_line(file.path), flush=True)
-
     with bar("generating", None) as progress:
         result = generate(
             run,
@@ -111,7 +103,7 @@ def generate_command(
             overwrite=overwrite,
             device=device,
             progress=progress,
-            on_file=on_file,
+            on_file=None if as_json else print_line,
         )
     if as_json:
         print_json(result.plain())

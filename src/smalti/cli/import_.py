@@ -14,7 +14,7 @@ def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of MagicMaster (.pth).")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     levels: Annotated[
-        str | None, typer.Option(help="FSQ levels, as 8,8,8,5,5,5, if the file does not say them.")
+        str | None, typer.Option(help="FSQ levels, as 8,8,8,5,5,5, if the file does not have them.")
     ] = None,
     copy: Annotated[
         Literal["average", "live"], typer.Option(help="EMA weights (published figures use them), or the live ones.")
@@ -32,12 +32,14 @@ def import_command(
       smalti import magvit_v2_fsq_k600_style2_d64_64000.pth --out k600
       smalti import stripped.pth --levels 8,8,5,4,4,3 --out imagenet-256
     """
-    from smalti.families import import_checkpoint as imported
+    from smalti.families import import_checkpoint
     from smalti.files import write_json
 
     if out.exists():
         raise ConfigError(f"{out}: already exists; choose another --out")
-    tokenizer, report = imported(file, levels=None if levels is None else integers("--levels", levels), copy=copy)
+    tokenizer, report = import_checkpoint(
+        file, levels=None if levels is None else integers("--levels", levels), copy=copy
+    )
     tokenizer.save(out)
     write_json(out / "import.json", report.plain())
     if as_json:

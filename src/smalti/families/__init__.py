@@ -1,5 +1,5 @@
-"""Checkpoints of other projects, as tokenizers of ours."""
+"""Checkpoints of other projects, as tokenizers of ours: one file a family."""
 
-from smalti.families.checkpoint import Imported, Report, import_checkpoint
+from smalti.families.checkpoint import Imported, ImportReport, import_checkpoint
 
-__all__ = ["Imported", "Report", "import_checkpoint"]
+__all__ = ["ImportReport", "Imported", "import_checkpoint"]

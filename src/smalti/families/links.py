@@ -1,19 +1,24 @@
-"""How a tensor of somebody else's network becomes tensors of ours: one link per foreign name.
+"""A foreign network as a tokenizer of ours: its config, and one link per foreign tensor that says where it goes.
 
-A link is linear and can be differentiated through, so that a test can compare gradients in the peer's own layout.
+A link is linear and can be differentiated through, so that a test can compare gradients in the foreign layout.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from smalti.errors import IntegrityError
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of foreign tensors by name: enough to recognise a network."""
+CheckpointWeights = Literal["average", "live"]
+"""Network of a checkpoint that is imported: the EMA weights, which published figures use, or the live ones."""
 
 
 class Piece(NamedTuple):
-    """A part of one of our tensors."""
+    """Values of one of our tensors, or of some of its rows."""
 
     name: str
     value: Tensor
@@ -22,109 +27,128 @@ class Piece(NamedTuple):
 
 
 class Link(NamedTuple):
-    """Where a foreign tensor goes."""
+    """A foreign tensor and the pieces of ours that it fills."""
 
-    theirs: str
+    source: str
+    """Name of the foreign tensor."""
     into: Callable[[Tensor], Iterable[Piece]]
 
 
-def whole(theirs: str, ours: str) -> Link:
-    """A tensor that is ours as it is."""
-    return Link(theirs, lambda tensor: [Piece(ours, tensor)])
+class ForeignModel(NamedTuple):
+    """A network of another project: its config here, and where its tensors go."""
+
+    kind: str
+    """Name of the network in its project."""
+    config: AnyTokenizerConfig
+    links: list[Link]
+    unused: list[str]
+    """Tensors that its project stores but never runs."""
+    notes: list[str]
+    prefix: str = ""
+    """Beginning of the names of the network's tensors in the file."""
+    copy: str = "bare"
+    """CheckpointWeights that are taken: average, live, or bare where the file has one network."""
+    ignored: Mapping[str, list[str]] = {}
+    """Names of the tensors that are left out, by the reason."""
 
 
-def copied(theirs: str, ours: str) -> list[Link]:
-    """A weight and a bias that are ours as they are: norms, and linear layers of equal form."""
-    return [whole(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
+def unchanged(source: str, target: str) -> Link:
+    """Link a tensor that is ours as it is."""
+    return Link(source, lambda tensor: [Piece(target, tensor)])
 
 
-def convolution(theirs: str, ours: str, *, dims: int) -> list[Link]:
-    """A 2-D or causal 3-D convolution: its last slice in time is the tap of the current frame."""
+def weight_and_bias(source: str, target: str) -> list[Link]:
+    """Link a weight and a bias that are ours as they are: norms, and linear layers of equal form."""
+    return [unchanged(f"{source}.{part}", f"{target}.{part}") for part in ("weight", "bias")]
+
+
+def convolution(source: str, target: str, *, dims: int) -> list[Link]:
+    """Link a 2-D or causal 3-D convolution: its last slice in time is the tap of the current frame."""
 
     def taps(weight: Tensor) -> Iterable[Piece]:
         if dims == 2:
-            return [Piece(f"{ours}.now.weight", weight)]
+            return [Piece(f"{target}.now.weight", weight)]
         *past, now = weight.unbind(2)
         return [
-            Piece(f"{ours}.now.weight", now),
-            *(Piece(f"{ours}.past.{k}.weight", tap) for k, tap in enumerate(past)),
+            Piece(f"{target}.now.weight", now),
+            *(Piece(f"{target}.past.{k}.weight", tap) for k, tap in enumerate(past)),
         ]
 
-    return [Link(f"{theirs}.weight", taps), whole(f"{theirs}.bias", f"{ours}.now.bias")]
+    return [Link(f"{source}.weight", taps), unchanged(f"{source}.bias", f"{target}.now.bias")]
 
 
 def phase_first(links: Sequence[Link], time: int, square: int) -> list[Link]:
-    """The same links for a convolution whose output channels are ordered (channel, time phase, pixel of the square):
-    ours are (time phase, channel, pixel)."""
+    """Reorder the links of a convolution whose output channels are (channel, time phase, pixel of the square): ours are
+    (time phase, channel, pixel)."""
 
     def reorder(link: Link) -> Link:
         def into(tensor: Tensor) -> Iterable[Piece]:
             ordered = tensor.unflatten(0, (-1, time, square)).transpose(0, 1).flatten(0, 2)
             return link.into(ordered)
 
-        return Link(link.theirs, into)
+        return Link(link.source, into)
 
     return [reorder(link) for link in links]
 
 
-def projection(theirs: str, ours: str) -> list[Link]:
-    """A linear layer over channels, which is a 1x1 convolution of ours."""
+def pointwise(source: str, target: str) -> list[Link]:
+    """Link a linear layer over channels, which is a 1x1 convolution of ours."""
     return [
-        Link(f"{theirs}.weight", lambda weight: [Piece(f"{ours}.weight", weight[..., None, None])]),
-        whole(f"{theirs}.bias", f"{ours}.bias"),
+        Link(f"{source}.weight", lambda weight: [Piece(f"{target}.weight", weight[..., None, None])]),
+        unchanged(f"{source}.bias", f"{target}.bias"),
     ]
 
 
-def rows(theirs: str, ours: str, places: tuple[int, ...]) -> Link:
-    """A tensor of one number per channel for these rows of ours; one number for several places fills them all."""
-    return Link(theirs, lambda tensor: [Piece(ours, tensor.reshape(-1, 1), places)])
+def channel_values(source: str, target: str, places: tuple[int, ...]) -> Link:
+    """Link a tensor of one number per channel to these rows of ours; one number for several rows fills them all."""
+    return Link(source, lambda tensor: [Piece(target, tensor.reshape(-1, 1), places)])
 
 
-def table(theirs: str, ours: str, places: tuple[int, ...]) -> Link:
-    """A tensor of one row per channel for the heads of these rows of ours; one row for several places fills all."""
-    return Link(theirs, lambda tensor: [Piece(ours, tensor, places)])
+def channel_rows(source: str, target: str, places: tuple[int, ...]) -> Link:
+    """Link a tensor of one row per channel to the heads of these rows of ours; one row for several rows fills all."""
+    return Link(source, lambda tensor: [Piece(target, tensor, places)])
 
 
 def assemble(
     tokenizer: Tokenizer, links: Iterable[Link], tensors: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """The state of `tokenizer`, in its number type, made of foreign tensors.
+    """Make the state of `tokenizer`, in its number type, of foreign tensors.
 
     Raises IntegrityError, naming the foreign tensors, where one is missing or has another shape than its network wants.
     """
     links = list(links)
-    if missing := sorted(link.theirs for link in links if link.theirs not in tensors):
+    if missing := sorted(link.source for link in links if link.source not in tensors):
         raise IntegrityError(f"{where}: {len(missing)} tensors are missing ({', '.join(missing[:5])}); it is not whole")
     state = dict(tokenizer.state_dict())
     filled, wrong = set[str](), list[str]()
     for link in links:
-        tensor = tensors[link.theirs]
+        tensor = tensors[link.source]
         try:
             pieces = list(link.into(tensor))
         except (RuntimeError, IndexError, ValueError):  # too few dimensions for what the link does to them
-            wrong.append(f"{link.theirs} {list(tensor.shape)}")
+            wrong.append(f"{link.source} {list(tensor.shape)}")
             continue
         for name, value, places in pieces:
-            placed = None if name not in state else _place(state[name], value.to(state[name].dtype), places)
-            if placed is None:
-                wrong.append(f"{link.theirs} {list(tensor.shape)}")
+            updated = None if name not in state else _place(state[name], value.to(state[name].dtype), places)
+            if updated is None:
+                wrong.append(f"{link.source} {list(tensor.shape)}")
                 break
-            state[name] = placed
+            state[name] = updated
             filled.add(name)
     if wrong:
-        told = ", ".join(wrong[:5])
-        raise IntegrityError(f"{where}: {len(wrong)} tensors have another shape than their network ({told})")
+        names = ", ".join(wrong[:5])
+        raise IntegrityError(f"{where}: {len(wrong)} tensors have another shape than their network ({names})")
     if unfilled := sorted(state.keys() - filled):
         raise IntegrityError(f"{where}: nothing in it makes our {', '.join(unfilled[:5])}; its layout is not known")
     return state
 
 
-def _place(have: Tensor, value: Tensor, places: tuple[int, ...] | None) -> Tensor | None:
-    """`have` with `value` in it, or None where it does not fit."""
+def _place(tensor: Tensor, value: Tensor, places: tuple[int, ...] | None) -> Tensor | None:
+    """Return `tensor` with `value` in it, or None where it does not fit."""
     if places is None:
-        return value if value.shape == have.shape else None
-    table = have.reshape(have.shape[0], -1).clone()
-    if value.dim() != 2 or value.shape[0] not in (1, len(places)) or value.shape[1] > table.shape[1]:
+        return value if value.shape == tensor.shape else None
+    flat = tensor.reshape(tensor.shape[0], -1).clone()
+    if value.dim() != 2 or value.shape[0] not in (1, len(places)) or value.shape[1] > flat.shape[1]:
         return None
-    table[list(places), : value.shape[1]] = value
-    return table.view_as(have)
+    flat[list(places), : value.shape[1]] = value
+    return flat.view_as(tensor)

@@ -228,7 +228,7 @@ class TransformerBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The transformer: [task][class] + tokens through pre-norm blocks and a last norm.
+    """A transformer: [task][class] + tokens through pre-norm blocks and a last norm.
 
     The table of classes has one row more than there are classes: the last stands for no class.
     """

@@ -27,7 +27,7 @@ class _Run(NamedTuple):
 
 
 class Factorization:
-    """The bijection between ids and sub-tokens. Raises ValueError unless groups hold every digit exactly once."""
+    """A bijection between ids and sub-tokens. Raises ValueError unless groups hold every digit exactly once."""
 
     def __init__(self, levels: Sequence[int], groups: Sequence[Sequence[int]] | None = None) -> None:
         self.levels = tuple(levels)
@@ -40,8 +40,8 @@ class Factorization:
         self.groups = _fewest(self.levels) if groups is None else tuple(tuple(group) for group in groups)
         """Digits of each group, least significant in the sub-token first."""
         if sorted(j for group in self.groups for j in group) != list(range(len(self.levels))) or () in self.groups:
-            shown = [list(group) for group in self.groups]
-            raise ValueError(f"groups must hold each of the {len(self.levels)} digits exactly once (found {shown})")
+            lists = [list(group) for group in self.groups]
+            raise ValueError(f"groups must hold each of the {len(self.levels)} digits exactly once (found {lists})")
         self.sizes = tuple(math.prod(self.levels[j] for j in group) for group in self.groups)
         """Values of each sub-token."""
         self._runs = tuple(_runs(self.levels, group) for group in self.groups)

@@ -29,7 +29,7 @@ VALIDATION_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 class LossConfig(Config):
-    """The loss of a generator. MAGVIT-v2 has the defaults; MaskBit has schedule arccos and visible 1."""
+    """Loss of a generator. MAGVIT-v2 has the defaults; MaskBit has schedule arccos and visible 1."""
 
     schedule: Schedule = "cosine"
     """Masked share as a function of a progress that is uniform in [0, 1), sampled for each row."""

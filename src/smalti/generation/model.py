@@ -96,7 +96,7 @@ class Origin(Config):
 
 
 class _Sections(Config):
-    """The sections of config.json, so that an error in them is named by its place in the file."""
+    """Sections of config.json, so that an error in them is named by its place in the file."""
 
     generator: MaskedConfig | AutoregressiveConfig = Field(discriminator="kind")
     origin: Origin

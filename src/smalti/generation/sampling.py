@@ -41,7 +41,7 @@ class GuidanceConfig(Config):
     def check(self, classes: int, condition: Condition) -> None:
         """Raise ConfigError if there is no class to be guided towards."""
         if self.scale > 0 and (classes == 0 or condition.labels is None):
-            lacks = "the model was trained without classes" if classes == 0 else "no class is asked for"
+            lacks = "the model was trained without classes" if classes == 0 else "the prompt has no class"
             raise ConfigError(
                 f"guidance.scale {self.scale:g}: {lacks}, so there is nothing to guide towards; set it to 0"
             )

@@ -46,7 +46,7 @@ from smalti.training.generator_config import GeneratorTraining
 from smalti.video import to_uint8
 
 EVERY_CLASS = "all"
-"""As `label`: every class in turn."""
+"""`label` for every class in turn."""
 _FPS = 8.0
 """Frames a second of video whose token set says none."""
 
@@ -114,7 +114,7 @@ def generate(
     overwrite: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
-    on_file: Callable[[GeneratedFile], None] | None = None,
+    on_file: Callable[[Path], None] | None = None,
 ) -> Generation:
     """Sample images (PNG) or video (MP4) from a token model into the folder `out`, around what a task starts from.
 
@@ -148,7 +148,7 @@ def generate(
         overwrite: replace existing files.
         device: device to work on; None takes the best there is.
         progress: called with the number of samples that are written.
-        on_file: called with each sample when it is written.
+        on_file: called with the path of each sample when it is written.
 
     Inputs that cannot be read are left out and in `bad` of the result. Raises ConfigError for options that the model
     cannot follow and for files that may not be replaced, InputError where there is no generator or an input of
@@ -176,23 +176,22 @@ def generate(
     source = _open_source(request, generator)
     jobs = _plan(request, generator, source, Path(out))
     planned = [job for of_input in jobs.values() for job in of_input]
-    check_targets((job.target for job in planned), overwrite=overwrite)
+    check_targets([job.target for job in planned], overwrite=overwrite)
     result = Generation(
         generator.fingerprint, request.task, sampling, seed, 0 if source is None else len(source), [], []
     )
     sampler = _Sampler(request, generator, opened, sampling, seed)
     for job in sampler.write_all(jobs, source, result.bad.append, batch):
-        file = GeneratedFile(job.target, job.label)
-        result.done.append(file)
+        result.done.append(GeneratedFile(job.target, job.label))
         if on_file is not None:
-            on_file(file)
+            on_file(job.target)
         if progress is not None:
             progress(len(result.done), len(planned))
     return result
 
 
 class _Request(NamedTuple):
-    """What samples are to be, beside how they are sampled."""
+    """Options of the samples, beside how they are sampled."""
 
     task: TaskConfig
     input: Path | None
