@@ -3,8 +3,6 @@
 import ast
 import re
 
-import pytest
-
 from tests.rules.tree import PACKAGE, ROOT, modules, parsed, place
 
 BANNED = {
@@ -33,7 +31,6 @@ def texts() -> list[tuple[str, str]]:
     return [(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
 
 
-@pytest.mark.xfail(reason="being mended package by package")
 def test_no_text_says_a_banned_word():
     found = [
         f"{path}:{number} {match[0]!r}: {line.strip()[:80]}"
@@ -44,7 +41,6 @@ def test_no_text_says_a_banned_word():
     assert not found, "\n".join(found)
 
 
-@pytest.mark.xfail(reason="being mended package by package")
 def test_no_name_in_the_code_says_a_banned_word():
     """Names are looked at piece by piece: `draw_all` and `is_drawn` say `draw` as well."""
     found = []
@@ -67,7 +63,6 @@ def test_no_name_in_the_code_says_a_banned_word():
     assert not found, "\n".join(sorted(set(found)))
 
 
-@pytest.mark.xfail(reason="being mended package by package")
 def test_docstrings_can_be_read_alone():
     """None continues the name above it: no docstring begins with Of, That, What, And, or in lower case with a word."""
     first = re.compile(r"(Of|That|What|And|Which|Whose)\b")
