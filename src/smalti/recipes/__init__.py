@@ -3,6 +3,8 @@
 A recipe is a function with parameters, not a copy of another: variants are arguments.
 """
 
+from collections.abc import Iterator
+
 from smalti.errors import ConfigError
 from smalti.recipes.generators import generator_recipes
 from smalti.recipes.magicmaster import magicmaster_recipes
@@ -16,15 +18,17 @@ __all__ = ["DEMO_STEPS", "AnyTraining", "Recipe", "catalogue", "find", "shrink",
 _FORMER_NAMES = {"tiny-generate-pictures": "tiny-generate-images"}
 
 
-def catalogue() -> tuple[Recipe, ...]:
-    """Return all recipes."""
-    return (*own_recipes(), *paper_recipes(), *mindone_recipes(), *magicmaster_recipes(), *generator_recipes())
+def catalogue() -> Iterator[Recipe]:
+    """Yield all recipes; those that come first are found without making the rest."""
+    for group in (own_recipes, paper_recipes, mindone_recipes, magicmaster_recipes, generator_recipes):
+        yield from group()
 
 
 def find(name: str, tiny: bool = False) -> AnyTraining:
     """Find the config of a recipe. Raises ConfigError with the nearest name."""
-    recipes = {recipe.name: recipe for recipe in catalogue()}
-    recipe = recipes.get(_FORMER_NAMES.get(name, name))
+    name = _FORMER_NAMES.get(name, name)
+    recipe = next((recipe for recipe in catalogue() if recipe.name == name), None)
     if recipe is None:
-        raise ConfigError(f"{name}: no such recipe{nearest(name, recipes)} (there are: {', '.join(recipes)})")
+        names = [recipe.name for recipe in catalogue()]
+        raise ConfigError(f"{name}: no such recipe{nearest(name, names)} (there are: {', '.join(names)})")
     return recipe.tiny() if tiny else recipe.config()
