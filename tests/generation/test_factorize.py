@@ -28,7 +28,7 @@ def vocabularies(draw):
 
 
 @given(vocabularies(), st.data())
-def test_ids_and_parts_are_a_bijection_for_any_levels_and_groups(vocabulary, data):
+def test_ids_and_subtokens_are_a_bijection_for_any_levels_and_groups(vocabulary, data):
     levels, groups = vocabulary
     f = Factorization(levels, groups)
     numbers = data.draw(st.lists(st.integers(0, f.codebook_size - 1), min_size=1, max_size=6)) + [
@@ -78,7 +78,7 @@ def test_equal_digits_stay_in_their_order():
 
 
 @pytest.mark.parametrize("config", [LFQConfig(bits=10), FSQConfig(levels=(8, 5, 4)), DSQConfig(levels=(3, 9, 2))])
-def test_a_part_is_made_of_whole_digits_of_the_quantizer(config):
+def test_a_subtoken_has_whole_digits_of_the_quantizer(config):
     """Changing the digits of one group changes its part alone."""
     quantizer = config.build()
     f = Factorization(quantizer.levels, balanced(quantizer.levels, 2))

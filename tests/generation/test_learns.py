@@ -97,7 +97,7 @@ def test_the_masked_model_learns_the_true_marginals(masked):
             assert 0.5 * (p - marginal).abs().sum() < 0.06
 
 
-def test_the_masked_model_draws_the_true_joint_distribution(masked):
+def test_the_masked_model_samples_the_true_joint_distribution(masked):
     """One token a step in random order is a draw from the joint distribution."""
     for label in (0, 1):
         prompt = empty_prompt(2000, GRID, labels=torch.full((2000,), label))
@@ -120,7 +120,7 @@ def test_the_autoregressive_model_learns_the_true_joint_distribution(autoregress
         assert distance(torch.cat([p, 1 - p.sum(0, keepdim=True)]), wanted) < 0.04
 
 
-def test_the_autoregressive_model_draws_the_true_joint_distribution(autoregressive):
+def test_the_autoregressive_model_samples_the_true_joint_distribution(autoregressive):
     prompt = empty_prompt(2000, GRID, labels=torch.ones(2000).long())
     ids = sample_autoregressive(autoregressive, prompt, TokenSamplingConfig())
     assert distance(shares_of(ids), TRUE[1]) < 0.05
@@ -147,7 +147,7 @@ def test_known_tokens_are_continued_as_the_distribution_says(masked):
 
 
 @pytest.mark.parametrize(("part_layers", "valid", "nats"), [(0, 0.5, 2 * math.log(2)), (1, 1.0, math.log(2))])
-def test_parts_that_depend_on_each_other_need_part_layers(part_layers, valid, nats):
+def test_subtokens_that_depend_on_each_other_need_part_layers(part_layers, valid, nats):
     """Two bits that are equal: drawn at once they agree half of the time, one after the other always."""
     rng = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():

@@ -104,7 +104,7 @@ def test_smoothing_is_that_of_torch():
 
 
 @each_unit
-def test_the_share_is_drawn_for_each_sample(unit):
+def test_each_sample_has_a_share_of_its_own(unit):
     model = masked(unit=unit)
     ids, prompt = case(64)
     passes = seen_by(model)

@@ -33,19 +33,16 @@ def import_command(
       smalti import stripped.pth --levels 8,8,5,4,4,3 --out imagenet-256
     """
     from smalti.families import import_checkpoint
-    from smalti.files import write_json
 
     if out.exists():
         raise ConfigError(f"{out}: already exists; choose another --out")
-    tokenizer, report = import_checkpoint(
-        file, levels=None if levels is None else integers("--levels", levels), copy=copy
-    )
-    tokenizer.save(out)
-    write_json(out / "import.json", report.plain())
+    model = import_checkpoint(file, levels=None if levels is None else integers("--levels", levels), copy=copy)
+    model.save(out)
+    report = model.report
     if as_json:
         from smalti.pipeline.info import describe_tokenizer
 
-        print_json({**report.plain(), "tokenizer": str(out), "about": describe_tokenizer(tokenizer)})
+        print_json({**report.plain(), "tokenizer": str(out), "about": describe_tokenizer(model.tokenizer)})
         return
     print(f"{out}: {report.peer}, {report.copy} weights, {len(report.used)} tensors used")
     for reason, names in report.ignored.items():

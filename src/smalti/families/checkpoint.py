@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import magicmaster
 from smalti.families.links import CheckpointWeights, assemble
-from smalti.files import sha256
+from smalti.files import sha256, write_json
 from smalti.foreign import naming_file, read_checkpoint, tensors
 from smalti.tokenizer import Tokenizer
 
@@ -42,6 +42,11 @@ class Imported(NamedTuple):
 
     tokenizer: Tokenizer
     report: ImportReport
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's folder, with the report beside the weights as import.json. The folder must be new."""
+        self.tokenizer.save(folder)
+        write_json(folder / "import.json", self.report.plain())
 
 
 def import_checkpoint(

@@ -28,7 +28,7 @@ def spread(logits, config, points=4000):
 
 @pytest.mark.parametrize("values", [2, 7, 320])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_draws_have_the_probabilities_of_the_softmax(values, temperature):
+def test_samples_have_the_probabilities_of_the_softmax(values, temperature):
     logits = logits_of(values)
     wanted = (logits / temperature).softmax(1)[0]
     assert (spread(logits, TokenSamplingConfig(temperature=temperature)) - wanted).abs().max() <= 1 / 4000
@@ -77,7 +77,7 @@ def test_temperature_zero_is_greedy_and_the_limit_of_small_ones(dtype):
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-24, 0.5])
-def test_what_has_no_probability_is_never_drawn(uniform):
+def test_what_has_no_probability_is_never_sampled(uniform):
     logits = torch.full((1, 9), -1e4)
     logits[0, 3:6] = 0.0
     assert 3 <= sample_logits(logits, torch.tensor([uniform]), TokenSamplingConfig()).item() <= 5

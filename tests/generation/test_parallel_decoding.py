@@ -68,7 +68,7 @@ each_unit = pytest.mark.parametrize("unit", ["token", "part"])
 @each_way
 @each_unit
 @pytest.mark.parametrize("part_layers", [0, 1])
-def test_all_is_filled_what_is_given_stays_and_counts_are_those_of_the_schedule(config, unit, part_layers):
+def test_all_is_filled_what_is_known_stays_and_counts_are_those_of_the_schedule(config, unit, part_layers):
     model, p = masked(unit, part_layers), prompt()
     masks = torch.tensor(model.factorization.sizes)
     parts = 2 if unit == "part" else 1
@@ -215,7 +215,7 @@ def test_without_noise_the_surest_are_filled_first():
         shown, filled = progress.subtokens, progress.filled[..., 0].flatten(1)
 
 
-def test_a_part_is_drawn_given_those_of_its_token_that_are_filled():
+def test_a_subtoken_is_sampled_given_those_of_its_token_that_are_filled():
     """What comes in part 1 is drawn from the distribution after the part 0 that stands there already."""
     from smalti.generation import MaskedInput
     from smalti.generation.sampling import sample_logits, uniform_noise

@@ -145,7 +145,7 @@ def test_conditions_are_filled_as_the_task_says():
     assert (GenerationTask().fill(video) == 0).all()
 
 
-def test_generation_is_given_nothing():
+def test_generation_knows_nothing():
     prompt = task_prompt(GenerationTask(), torch.zeros(2, 5, 4, 4, dtype=torch.int64), STRIDES)
     assert not prompt.visible.any()
 

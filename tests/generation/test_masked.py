@@ -81,7 +81,7 @@ def test_masks_have_exactly_the_share_of_what_may_be_masked(batch, entries, seed
             assert scores[row][masked[row]].max() <= scores[row][maskable[row] & ~masked[row]].min()
 
 
-def test_shares_are_drawn_for_each_sample_and_follow_the_schedule():
+def test_each_sample_has_a_share_of_its_own_that_follows_the_schedule():
     """E[cos(pi r / 2)] = E[2 arccos(r) / pi] = 2 / pi for r uniform in [0, 1), E[1 - r] = 1/2, E[1 - r^2] = 2/3."""
     for schedule, mean in (("cosine", 2 / math.pi), ("arccos", 2 / math.pi), ("linear", 0.5), ("square", 2 / 3)):
         shares = masked_shares(torch.rand(4000, generator=torch.Generator().manual_seed(0)), schedule, 256)
