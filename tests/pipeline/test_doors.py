@@ -8,6 +8,8 @@ import typer
 
 import smalti
 from smalti.cli.main import app
+from smalti.errors import ConfigError
+from smalti.pipeline.arguments import check_choice
 
 DOORS = {
     "train": "train",
@@ -62,3 +64,48 @@ def test_defaults_of_functions_are_those_of_the_commands(command, function):
 def test_every_name_of_the_package_is_there_and_documented():
     for name in smalti.__all__:
         assert inspect.getdoc(getattr(smalti, name)), name
+
+
+def least(command: str) -> list[tuple[str, float]]:
+    """Return (parameter, least value) of the options of a command that have one."""
+    params = typer.main.get_command(app).commands[command].params
+    ranged = [
+        (p, getattr(p, "min", getattr(getattr(p, "type", None), "min", None)))
+        for p in params
+        if p.param_type_name == "option"
+    ]
+    found = [(max(p.opts, key=len).lstrip("-").replace("-", "_"), number) for p, number in ranged]
+    return [(RENAMED.get(name, name), number) for name, number in found if number is not None]
+
+
+LEAST = [(command, *pair) for command in DOORS for pair in least(command)]
+
+
+@pytest.mark.parametrize(("command", "name", "number"), LEAST)
+def test_a_function_refuses_what_its_command_refuses(command, name, number, tmp_path):
+    function = getattr(smalti, DOORS[command])
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
+    arguments = [[tmp_path / p.name] if p.name == "inputs" else tmp_path / p.name for p in needed]
+    with pytest.raises(ConfigError, match=rf"^{name}: .* is below"):
+        function(*arguments, **{name: number - 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_is_no_list(tmp_path):
+    for call in (
+        lambda: smalti.train("tiny", tmp_path / "run", set="steps=2"),
+        lambda: smalti.reconstruct(None, "photo.jpg", tmp_path / "out"),
+        lambda: smalti.decode(tmp_path, tmp_path / "out", key="a.png"),
+    ):
+        with pytest.raises(ConfigError, match=r"^(set|inputs|key): give a list"):
+            call()
+
+
+def test_a_choice_is_one_of_those_there_are():
+    check_choice("model", "static", ("adaptive", "static"))
+    with pytest.raises(ConfigError, match=r"^model: 'best' is none of 'adaptive', 'static'$"):
+        check_choice("model", "best", ("adaptive", "static"))
+
+
+def test_there_are_least_values_to_refuse():
+    assert len(LEAST) > 20

@@ -46,13 +46,18 @@ class _Curve(NamedTuple):
     log: bool = False
 
 
+def _ratio(part: float, whole: float) -> float | None:
+    """Return the ratio, or None if the whole is 0: of no ids, before the first step."""
+    return part / whole if whole else None
+
+
 _CURVES = (
     _Curve("PSNR, dB", lambda p: p.psnr),
     _Curve("LPIPS (alex)", lambda p: p.lpips),
     _Curve("Fréchet distance, EfficientNet-lite0", lambda p: p.frechet),
     _Curve("perplexity of held-out ids", lambda p: p.perplexity, log=True),
-    _Curve("distinct held-out ids / uniform sample", lambda p: p.distinct / p.expected_distinct),
-    _Curve("distinct training ids / uniform sample", lambda p: p.learnt_distinct / p.learnt_expected_distinct),
+    _Curve("distinct held-out ids / uniform sample", lambda p: _ratio(p.distinct, p.expected_distinct)),
+    _Curve("distinct training ids / uniform sample", lambda p: _ratio(p.learnt_distinct, p.learnt_expected_distinct)),
     _Curve("bits per pixel, ideally coded", lambda p: p.entropy_bits_per_pixel),
 )
 _AGAINST: Mapping[str, Callable[[Point], float]] = {
@@ -215,7 +220,8 @@ def _curves(runs: Sequence[VariantRun]) -> str:
                 points = [(place(p), value) for p in run.points if (value := curve.value(p)) is not None]
                 label = run.source.name if run.seed == 0 else None
                 thin = {"lw": 1.4, "ms": 3} if run.seed == 0 else {"lw": 0.7, "ms": 2}
-                axis.plot(*zip(*points, strict=True), "o-", color=colours[run.source.name], label=label, **thin)
+                xs, ys = [x for x, _ in points], [y for _, y in points]
+                axis.plot(xs, ys, "o-", color=colours[run.source.name], label=label, **thin)
             axis.set(xlabel=against, ylabel=curve.label, **({"yscale": "log"} if curve.log else {}))
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ from smalti.cli.options import TOKENIZER_HELP, integers
 
 
 def inflate_command(
-    image_tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Of images.")],
+    image_tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="An image tokenizer. " + TOKENIZER_HELP)],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     time_strides: Annotated[str, typer.Option(help="One time stride for each spatial one, as 1,2,2.")],
     time: Annotated[int, typer.Option(min=1, help="Temporal kernel size of the convolutions, in frames.")] = 3,

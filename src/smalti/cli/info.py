@@ -10,7 +10,7 @@ from smalti.cli.options import TOKENIZER_HELP, JsonOption
 
 
 def info_command(
-    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Or a .smt file.")],
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP + " Also token sets and .smt.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show information about a tokenizer (strides, codebook, bits per pixel, parameters, causal, tile-exact), a run,

@@ -1,10 +1,12 @@
 """Images and videos to small files of entropy-coded tokens, and back, by the name of a tokenizer."""
 
 from pathlib import Path
+from typing import get_args
 
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
 from smalti.errors import ConfigError
+from smalti.pipeline.arguments import check_choice, check_least
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
@@ -34,6 +36,8 @@ def compress(
     Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
     source or has another suffix, and for a video and a tokenizer that is not causal without `group`.
     """
+    check_choice("model", model, get_args(Model))
+    check_least({"group": (group, 1)})
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
     if target.suffix.lower() != SUFFIX:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
+from smalti.pipeline.arguments import check_list
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
@@ -56,6 +57,7 @@ def decode(
     Raises ConfigError where a file exists already, InputError for keys that the set does not have, IntegrityError
     for another tokenizer than the set's.
     """
+    check_list("key", key)
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
     check_targets(targets.values(), overwrite=overwrite)

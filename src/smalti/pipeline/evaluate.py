@@ -46,6 +46,7 @@ from smalti.metrics import (
 )
 from smalti.metrics.evaluate import matching_files
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
+from smalti.pipeline.arguments import check_least
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.progress import Progress
@@ -146,6 +147,7 @@ def evaluate(
     Raises ConfigError for options that contradict each other, InputError for media that cannot be used, MachineError
     for weights that are not found.
     """
+    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
     options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)

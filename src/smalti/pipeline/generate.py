@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from smalti.generation import (
     task_prompt,
     task_tokens,
 )
+from smalti.pipeline.arguments import check_choice, check_least, check_list
 from smalti.pipeline.decode import target_name
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
@@ -154,6 +155,14 @@ def generate(
     cannot follow and for files that may not be replaced, InputError where there is no generator or an input of
     another size, IntegrityError for another tokenizer than the one that made the model's token set.
     """
+    check_list("set", set)
+    check_choice("task", task, get_args(TaskKind))
+    check_choice("region", region, ("central", "vertical", "horizontal", "moving"))
+    check_least(
+        {"frames": (frames, 1), "count": (count, 1), "steps": (steps, 1), "seed": (seed, 0), "batch": (batch, 1)}
+    )
+    check_least({"noise": (noise, 0), "temperature": (temperature, 0), "guidance": (guidance, 0)})
+    check_least({"top_k": (top_k, 1), "length": (length, 2)})
     fields: dict[str, object] = {"steps": steps, "schedule": schedule, "noise": noise, "guidance": {"scale": guidance}}
     fields |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling = SamplingConfig.parse(fields, where="generate").override(set)

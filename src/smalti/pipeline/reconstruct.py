@@ -17,6 +17,7 @@ from smalti.data.videos import open_video
 from smalti.errors import BadFile
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
+from smalti.pipeline.arguments import check_least, check_list
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import Outputs, media_jobs
 from smalti.progress import Progress
@@ -66,6 +67,8 @@ def reconstruct(
     Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media,
     ConfigError where a file exists that may not be replaced, or for a video and a tokenizer that is not causal.
     """
+    check_list("inputs", inputs)
+    check_least({"clip": (clip, 1)})
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}
     if tokenizer is not None:

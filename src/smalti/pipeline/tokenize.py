@@ -7,6 +7,7 @@ from typing import Literal
 
 from smalti.config import Config
 from smalti.errors import ConfigError
+from smalti.pipeline.arguments import check_choice, check_least, check_list
 from smalti.progress import Progress
 from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
 from smalti.tokens.finalize import SetSummary, finish_set, summarize_set
@@ -78,6 +79,11 @@ def tokenize(
     Raises ConfigError and InputError for options and data that cannot be used, IntegrityError where the set was begun
     with another tokenizer, MachineError where the disk is full or workers cannot start.
     """
+    check_list("set", set)
+    check_choice("source", source, (None, "files", "tars", "parquet"))
+    check_choice("engine", engine, ("local", "ray"))
+    check_least({"clip": (clip, 1), "overlap": (overlap, 0), "batch": (batch, 1), "workers": (workers, 0)})
+    check_least({"gpus": (gpus, 0), "timeout": (timeout, 0.1), "memory": (memory, 0.1)})
     part = _part_of(shard)
     given = {"size": size, "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
     options = TokenizeOptions.parse({k: v for k, v in given.items() if v is not None}, where="tokenize")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from smalti.config import load_yaml, parse_yaml
 from smalti.errors import ConfigError
+from smalti.pipeline.arguments import check_least, check_list
 from smalti.progress import Progress
 from smalti.recipes import AnyTraining, find
 from smalti.training.config import TokenizerTraining
@@ -48,6 +49,8 @@ def train(
     `resume` a stopped run continues from its newest whole checkpoint. SIGTERM and SIGINT save first. Raises
     SmaltiError.
     """
+    check_list("set", set)
+    check_least({"seed": (seed, 0)})
     config = find_config(recipe, tiny=tiny).override([*set, *([] if seed is None else [f"seed={seed}"])])
     folder = default_run(recipe) if out is None else Path(out)
     with join_world(device) as world:

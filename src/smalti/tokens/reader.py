@@ -247,7 +247,7 @@ def describe_set(path: Path) -> dict[str, Any]:
         "kind": "token set",
         "finished": finished,
         **totals,
-        "bits_per_token": 8 * totals["bytes"] / tokens if tokens else None,
+        "stored_bits_per_token": 8 * totals["bytes"] / tokens if tokens else None,
         "codebook_bits": math.log2(info.codebook_size),
         "tokenizer": info.plain(),
         "options": content.options.plain(),
