@@ -46,7 +46,7 @@ class _Curve(NamedTuple):
     log: bool = False
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def _ratio(part: int | float, whole: int | float) -> float | None:
     """Return the ratio, or None if the whole is 0: of no ids, before the first step."""
     return part / whole if whole else None
 
