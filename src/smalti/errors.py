@@ -44,5 +44,9 @@ class BadFile(InputError):
         """Short kind of the fault, stable across versions: `truncated`, `empty`, `bomb`, `no-video`, ..."""
         self.message = message
 
+    def plain(self) -> dict[str, str]:
+        """Return path, code and message as plain data."""
+        return {"path": self.path, "code": self.code, "message": self.message}
+
     def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str, str]]:
         return type(self), (self.path, self.code, self.message)

@@ -38,11 +38,6 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=str))
 
 
-def bad_as_json(bad: Sequence[BadFile]) -> list[dict[str, str]]:
-    """Return the files that could not be used as plain data."""
-    return [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in bad]
-
-
 def end_with_bad_files(bad: Sequence[BadFile], good: int, *, named: bool = False) -> None:
     """Name the files that could not be used (unless they are `named` already), count them, and end with the exit code
     of bad input; nothing where there are none."""

@@ -141,7 +141,7 @@ class BadFileLog:
         """Record a bad file, unless it has been."""
         if not self._note(bad.path, bad.code) or self.path is None:
             return
-        row = {"path": bad.path, "code": bad.code, "message": bad.message, "bytes": _bytes(bad.path)}
+        row = {**bad.plain(), "bytes": _bytes(bad.path)}
         with naming_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

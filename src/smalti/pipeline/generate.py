@@ -82,7 +82,7 @@ class Generation(NamedTuple):
             "sampling": self.sampling.plain(),
             "seed": self.seed,
             "done": [{"path": file.path, "class": file.label} for file in self.done],
-            "bad": [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in self.bad],
+            "bad": [fault.plain() for fault in self.bad],
         }
 
 

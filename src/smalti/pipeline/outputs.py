@@ -32,7 +32,7 @@ class Outputs(Generic[R]):
     def plain(self) -> dict[str, Any]:
         """Return all results as plain data."""
         records: list[Any] = list(self.done)
-        faults = [{"path": fault.path, "code": fault.code, "message": fault.message} for fault in self.bad]
+        faults = [fault.plain() for fault in self.bad]
         return {"listed": self.listed, "done": [record._asdict() for record in records], "bad": faults}
 
 
