@@ -45,7 +45,7 @@ class SourceIds(Config):
         return (ids - self.offset).reshape(len(ids), *grid)
 
 
-class Source(Config):
+class TokenizerSource(Config):
     """Origin of the tokenizer of another project, and what that project does around it."""
 
     family: str

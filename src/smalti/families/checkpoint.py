@@ -21,10 +21,10 @@ from smalti.families.source import SourceFiles, fetch_from_hub, files_of, publis
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer_info import PixelRange, Source
+from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
-FAMILIES: tuple[Family, ...] = (magicmaster.FAMILY,)
+FAMILIES: tuple[Family, ...] = (magicmaster.MAGICMASTER,)
 """All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
 """Numbers in the largest network that is built; a small file can claim any shape."""
@@ -90,7 +90,7 @@ def import_checkpoint(
     source = source_at(with_revision(find_tokenizer(bare), revision, str(bare)))
     if not is_foreign(source.paths[0]):  # a folder of ours has no files here
         raise ConfigError(f"{name}: is a tokenizer of smalti already; load it as it is")
-    return convert(source, options)
+    return convert_source(source, options)
 
 
 def with_revision(place: Path | HubName, revision: str | None, name: str) -> Path | HubName:
@@ -128,13 +128,13 @@ def load_converted(source: SourceFiles, options: ImportOptions) -> Tokenizer:
     try:
         return Tokenizer.load(folder)
     except SmaltiError:  # not there, or damaged
-        tokenizer = convert(source, options, digest).tokenizer
+        tokenizer = convert_source(source, options, digest).tokenizer
     with suppress(SmaltiError):
         tokenizer.save(folder, replace=True)
     return tokenizer
 
 
-def convert(source: SourceFiles, options: ImportOptions, digest: str | None = None) -> Imported:
+def convert_source(source: SourceFiles, options: ImportOptions, digest: str | None = None) -> Imported:
     """Read the files, recognise their family, and convert them. Raises as `import_checkpoint` does."""
     checkpoint = read_source(source)
     digest = digest or source.digest()
@@ -146,7 +146,7 @@ def convert(source: SourceFiles, options: ImportOptions, digest: str | None = No
     count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     if count > _LARGEST:
         raise IntegrityError(f"{source.where}: claims {count:,} numbers in its network, at most {_LARGEST:,} are read")
-    family = recognise(checkpoint)
+    family = family_of(checkpoint)
     model = family.read(checkpoint, options)
     where = f"{source.where} ({family.title})"
     _check_options(model, options, where)
@@ -158,7 +158,7 @@ def convert(source: SourceFiles, options: ImportOptions, digest: str | None = No
         raise IntegrityError(f"{where}: {len(bad)} tensors have NaN or infinite numbers ({', '.join(bad[:3])})")
     ignored = _leftovers(checkpoint, family, model, where)
     tokenizer.load_state_dict(state)
-    tokenizer.source = Source(
+    tokenizer.source = TokenizerSource(
         family=family.name,
         network=model.kind,
         name=source.where,
@@ -186,7 +186,7 @@ def convert(source: SourceFiles, options: ImportOptions, digest: str | None = No
     return Imported(tokenizer.eval(), report)
 
 
-def recognise(checkpoint: Checkpoint) -> Family:
+def family_of(checkpoint: Checkpoint) -> Family:
     """Return the family of a checkpoint. Raises IntegrityError, naming those that were tried, if it is of none."""
     for family in FAMILIES:
         if family.recognises(checkpoint):

@@ -54,7 +54,7 @@ class Published(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The tokenizers of one project. A file of `smalti.families` defines one as `FAMILY`."""
+    """The tokenizers of one project. A file of `smalti.families` defines one, a constant of its name."""
 
     name: str
     title: str
@@ -80,7 +80,7 @@ class Family(NamedTuple):
         return next((row for row in self.published if row.repository == repository), None)
 
 
-class Network(NamedTuple):
+class StoredNetwork(NamedTuple):
     """One copy of a network's weights in a file that may hold several."""
 
     names: Mapping[str, str]
@@ -88,7 +88,7 @@ class Network(NamedTuple):
     copy: Literal["average", "live", "bare"]
 
 
-def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Network | None:
+def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> StoredNetwork | None:
     """Find the network that has the tensor `sign`, behind whatever prefix; None where there is none.
 
     EMA weights stand behind a prefix with `ema` in it, or (Lightning's `LitEma`) as `model_ema.` and the name without
@@ -105,15 +105,15 @@ def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Netwo
     if weights == "average" and not averaged and live and flat in shapes:
         names = _behind(shapes, live[0])
         flattened = {name: "model_ema." + name.replace(".", "") for name in names}
-        return Network({**names, **{name: flat for name, flat in flattened.items() if flat in shapes}}, "average")
+        return StoredNetwork({**names, **{name: flat for name, flat in flattened.items() if flat in shapes}}, "average")
     chosen = [*averaged, *live] if weights == "average" else live
     if not chosen:
         return None
     copy: Literal["average", "live", "bare"] = "average" if "ema" in chosen[0] else "live" if has_both else "bare"
-    return Network(_behind(shapes, chosen[0]), copy)
+    return StoredNetwork(_behind(shapes, chosen[0]), copy)
 
 
-def shapes_of(network: Network, shapes: Shapes) -> Shapes:
+def shapes_of(network: StoredNetwork, shapes: Shapes) -> Shapes:
     """Return the shapes of a network's tensors by their names within it."""
     return {name: shapes[stored] for name, stored in network.names.items()}
 

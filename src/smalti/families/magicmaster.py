@@ -384,7 +384,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     return model._replace(licence="Apache-2.0", preprocessing="short side resized to 128 px or more, centre crop")
 
 
-FAMILY = Family(
+MAGICMASTER = Family(
     name="magicmaster",
     title="MagicMaster",
     sign="encoder.encoder_layers.*, or encoder._in_conv",

@@ -15,7 +15,7 @@ from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_mod
 from smalti.nn.stream import Stream
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.vqgan import VQGANConfig
-from smalti.tokenizer_info import Source, SourceIds, TokenizerInfo
+from smalti.tokenizer_info import TokenizerSource, SourceIds, TokenizerInfo
 from smalti.version import __version__
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
@@ -26,7 +26,7 @@ class _ConfigFile(Config):
     """The section of config.json that says what to build, so that a fault in it is named by its place in the file."""
 
     tokenizer: AnyTokenizerConfig
-    source: Source | None = None
+    source: TokenizerSource | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -45,7 +45,7 @@ class Tokenizer(nn.Module):
     column, row and frame up to the next legal size (1 + s*n frames, multiples of the strides), and cropped again.
     """
 
-    def __init__(self, config: AnyTokenizerConfig, source: Source | None = None) -> None:
+    def __init__(self, config: AnyTokenizerConfig, source: TokenizerSource | None = None) -> None:
         super().__init__()
         self.config = config
         self.source = source
