@@ -15,7 +15,7 @@ from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_mod
 from smalti.nn.stream import Stream
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.vqgan import VQGANConfig
-from smalti.tokenizer_info import TokenizerSource, SourceIds, TokenizerInfo
+from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
