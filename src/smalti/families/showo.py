@@ -10,8 +10,8 @@ from torch import Tensor
 from smalti.families.family import Checkpoint, Family, ImportOptions, Published, find_network, shapes_of
 from smalti.families.halves import (
     Half,
-    Layout,
     HalfLevel,
+    Layout,
     count,
     decoder_links,
     encoder_links,
