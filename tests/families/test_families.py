@@ -1,6 +1,8 @@
 """Tokenizers of other projects: latents, ids, codes and pixels of their own code (tests/goldens), and their files."""
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
@@ -25,7 +27,7 @@ class Row(NamedTuple):
     family: str
     turned: bool = False
     """Whether channels are in the other order here."""
-    options: dict = {}
+    options: Mapping = MappingProxyType({})
 
 
 class File(NamedTuple):
@@ -34,7 +36,7 @@ class File(NamedTuple):
     name: str
     golden: str
     family: str
-    options: dict = {}
+    options: Mapping = MappingProxyType({})
     copy: str = "bare"
 
 
@@ -44,7 +46,7 @@ class Full(NamedTuple):
     keys: str
     numbers: int
     constant: int = 0
-    options: dict = {}
+    options: Mapping = MappingProxyType({})
 
 
 ROWS = [Row("showo_magvitv2_w32_64x96", "showo_magvitv2_w32", "showo", turned=True)]
@@ -138,7 +140,7 @@ def test_a_half_of_a_checkpoint_is_refused_by_the_name_of_what_is_missing(row, t
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.golden)
 def test_a_newer_layout_is_refused_and_another_constant_too(row, tmp_path):
-    _, family, model, _ = golden_model(row.golden, row.keys, **row.options)
+    _, _, model, _ = golden_model(row.golden, row.keys, **row.options)
     tensors = {name: torch.zeros(1).expand(shape) for name, shape in listed(row.keys).items()} | dict(model.constants)
     torch.save({**tensors, "encoder.conv_in.gate": torch.zeros(1)}, tmp_path / "newer.pt")
     with pytest.raises(IntegrityError, match=r"encoder\.conv_in\.gate.*a newer layout"):

@@ -1,4 +1,4 @@
-"""The two halves of a VQGAN under anybody's names: its config and its links, from the names and shapes of the tensors."""
+"""The two halves of a VQGAN under anybody's names: its config and links, from names and shapes of tensors."""
 
 import math
 from collections.abc import Iterator, Sequence

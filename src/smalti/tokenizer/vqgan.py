@@ -1,7 +1,7 @@
 """VQGAN's encoder and decoder (Esser et al. 2021, arXiv 2012.09841), as all who took them over build them: images only.
 
-One network with a field for each of their differences: MagicMaster, taming, Show-o's MAGVIT-v2, IBQ, LlamaGen, diffusers'
-VQModel, MaskGIT's and MaskBit's.
+One network with a field for each of their differences: MagicMaster, taming, Show-o's MAGVIT-v2, IBQ, LlamaGen, VQModel
+of diffusers, MaskGIT's and MaskBit's.
 """
 
 from typing import Literal
@@ -53,8 +53,8 @@ class VQGANConfig(Config):
     latent: int = Field(256, ge=1)
     """Channels between the networks and the quantizer's projections; of no use without projections."""
     projections: Literal[0, 1, 2] = 2
-    """1x1 convolutions between the network and the quantizer, on each side: to the quantizer's channels (1: taming), after
-    one that leaves them (2: MagicMaster), or none (MaskGIT)."""
+    """1x1 convolutions between the network and the quantizer, on each side: to the quantizer's channels (1: taming),
+    after one that leaves them (2: MagicMaster), or none (MaskGIT)."""
     latent_kernel: Literal[1, 3] = 3
     """Kernel size of the encoder's last convolution before the projections (MaskGIT, MaskBit: 1)."""
     groups: int = Field(GROUPS, ge=1)
@@ -67,8 +67,8 @@ class VQGANConfig(Config):
     """Source of the 1x1 convolution in a block that changes the channels: its input, or, as published, its own output
     (MaskGIT, MaskBit), so that the input is lost."""
     pixels: PixelRange = "signed"
-    """Range of the pixels inside the network: [-1, 1], or [0, 1] (`unit`: MaskGIT, MaskBit, aMUSEd). Outside it is always
-    [-1, 1]."""
+    """Range of the pixels inside the network: [-1, 1], or [0, 1] (`unit`: MaskGIT, MaskBit, aMUSEd). Outside it is
+    always [-1, 1]."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "VQGANConfig":
