@@ -7,7 +7,8 @@ from pydantic import Field
 from smalti.quantize.dsq import DSQ, DSQConfig
 from smalti.quantize.fsq import FSQ, FSQConfig
 from smalti.quantize.lfq import LFQ, LFQConfig
-from smalti.quantize.scalar import Quantized, ScalarQuantizer, ScalarQuantizerConfig
+from smalti.quantize.quantizer import Quantized, Quantizer
+from smalti.quantize.scalar import ScalarQuantizer, ScalarQuantizerConfig
 
 QuantizerConfig = Annotated[LFQConfig | FSQConfig | DSQConfig, Field(discriminator="kind")]
 
@@ -19,6 +20,7 @@ __all__ = [
     "FSQConfig",
     "LFQConfig",
     "Quantized",
+    "Quantizer",
     "QuantizerConfig",
     "ScalarQuantizer",
     "ScalarQuantizerConfig",
