@@ -22,6 +22,7 @@ from smalti.tokenizer_info import PixelRange
 
 Shortcut = Literal["input", "output"]
 
+
 class VQGANConfig(Config):
     """The image autoencoder of VQGAN (arXiv 2012.09841); the defaults are as MagicMaster builds it.
 
