@@ -206,8 +206,8 @@ class VQGANDecoder(nn.Module):
     def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t b 3 h2 w2"]:
         """Decode codes (time first) to video, frame by frame."""
         x = codes
-        for layer in (self.from_codes, self.project, self.stem):
-            x = x if layer is None else layer(x)
+        for projection in (self.from_codes, self.project, self.stem):
+            x = x if projection is None else projection(x)
         for layer in self.layers:
             x = layer(x)
         video: Tensor = self.to_pixels(F.silu(self.norm(x)))
