@@ -54,14 +54,14 @@ class FSQ(ScalarQuantizer):
         for j, name in enumerate(("_squash", "_thresholds", "_values")):
             self.constant(name, torch.tensor([row[j] for row in rows], dtype=torch.float64))
 
-    def surrogate(self, z: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+    def surrogate(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The squashed z, in the units of the codes."""
-        half, offset, shift, step = self._squash.T.view(4, -1, 1, 1, 1)
+        half, offset, shift, step = self._squash.T
         return (half * torch.tanh(z + shift) - offset) / step
 
-    def quantize(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b d t h w"]:
+    def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
         """How many thresholds z exceeds."""
-        return (z.unsqueeze(-1) > self._thresholds.view(-1, 1, 1, 1, self._thresholds.shape[1])).sum(-1)
+        return (z.unsqueeze(-1) > self._thresholds).sum(-1)
 
     def values(self) -> Float[Tensor, "d l"]:
         """(digit - floor(L/2)) / floor(L/2)."""
