@@ -151,9 +151,9 @@ def test_ctrl_c_says_that_it_stopped_and_how_to_go_on(tmp_path):
     photo = sorted(bundled.photos("heldout").glob("*.jpg"))[0]
     for number in range(200):
         shutil.copyfile(photo, images / f"{number}.jpg")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "smalti", "tokenize", "smalti/tiny-image", str(images), "--out", str(tokens), "--size",
-         "128", "--workers", "0", "--set", "options.shard_files=2", "--device", "cpu"], stderr=subprocess.PIPE, text=True)  # fmt: skip
+    options = ["--size", "128", "--workers", "0", "--set", "options.shard_files=2", "--device", "cpu"]
+    command = [sys.executable, "-m", "smalti", "tokenize", "smalti/tiny-image", str(images), "--out", str(tokens)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     while not list(tokens.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
