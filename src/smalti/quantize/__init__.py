@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from smalti.quantize.codebook import Lookup
 from smalti.quantize.dsq import DSQ, DSQConfig
 from smalti.quantize.fsq import FSQ, FSQConfig
 from smalti.quantize.lfq import LFQ, LFQConfig
@@ -18,6 +19,7 @@ __all__ = [
     "DSQConfig",
     "FSQConfig",
     "LFQConfig",
+    "Lookup",
     "Quantized",
     "QuantizerConfig",
     "ScalarQuantizer",

@@ -3,7 +3,6 @@
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.inflate import inflate
-from smalti.tokenizer.open import load
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tiles import decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
@@ -22,5 +21,4 @@ __all__ = [
     "decode_tiles",
     "encode_tiles",
     "inflate",
-    "load",
 ]

@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from smalti.discriminators import Discriminator
 from smalti.errors import IntegrityError
+from smalti.families import load as load_tokenizer
 from smalti.losses import Anchors
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer import load as load_tokenizer
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
