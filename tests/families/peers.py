@@ -1,6 +1,7 @@
 """A golden's network as a tokenizer of ours: weights by the rule under the peer's names, moved through the links."""
 
 import json
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,26 @@ def listed(name):
     """Names and shapes of a peer's network."""
     rows = (line.split("\t") for line in (FOLDER / f"{name}.keys.txt").read_text().splitlines() if line[0] != "#")
     return {row[0]: tuple(json.loads(row[1])) for row in rows}
+
+
+class _Part(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def write_torchscript(tensors, path):
+    """Write a TorchScript archive whose modules have buffers of these names: the peer's layout, another program."""
+    root = _Part()
+    for name, tensor in tensors.items():
+        part, steps = root, name.split(".")
+        for step in steps[:-1]:
+            if not hasattr(part, step):
+                part.add_module(step, _Part())
+            part = getattr(part, step)
+        part.register_buffer(steps[-1], tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(root), path)
 
 
 def never_run(name):

@@ -1,19 +1,34 @@
 """Cosmos DI and DV, imported: latents, ids and pixels of its own runs."""
 
+import shutil
+
 import pytest
 import torch
 
-from smalti.errors import IntegrityError
-from smalti.families import cosmos
+import smalti
+from smalti.errors import ConfigError, IntegrityError
+from smalti.families import cosmos, import_checkpoint
+from smalti.families.links import assemble
 from smalti.tokenizer import CosmosConfig
 from smalti.tokenizer.cosmos import from_wavelets, to_wavelets
-from tests.families.peers import check_forward, check_gradients, gradients, imported, listed, never_run
+from tests.families.peers import (
+    check_forward,
+    check_gradients,
+    gradients,
+    imported,
+    listed,
+    never_run,
+    write_torchscript,
+)
 
 GOLDENS = {"cosmos_di8x8_w32_64px": None, "cosmos_dv4x8x8_w32_t9_48px": (4, 8, 8)}
 
 
 def built(name, **kwargs):
-    return imported(name, lambda shapes: cosmos.recognise_network(shapes, GOLDENS[name], cosmos.LEVELS, "here"), **kwargs)
+    def recognised(shapes):
+        return cosmos.recognise_network(shapes, GOLDENS[name], cosmos.LEVELS, "here")
+
+    return imported(name, recognised, **kwargs)
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -71,3 +86,53 @@ def test_wavelets_come_back_as_pixels(patch, time_patch):
     # The first channels are means of whole patches.
     mean = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).unflatten(0, (-1, time)).mean((1, 5, 7))
     assert torch.allclose(wavelets[:, :, :3], mean, rtol=0, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """A folder with both halves of the video golden as TorchScript in bfloat16, and the golden's network."""
+    folder = tmp_path_factory.mktemp("jit") / "Cosmos-0.1-Tokenizer-DV4x8x8"
+    folder.mkdir()
+    peer = built("cosmos_dv4x8x8_w32_t9_48px")
+    levels = torch.tensor(cosmos.LEVELS, dtype=torch.int32)
+    halves = {
+        "encoder": {"encoder.patcher3d.wavelets": torch.full((2,), 0.5**0.5), "quantizer._levels": levels},
+        "decoder": {"inv_quant.quantizer._levels": levels, "inv_quant.quantizer.implicit_codebook": torch.zeros(9, 6)},
+    }
+    for key, tensor in peer.tensors.items():
+        half = "decoder" if key.startswith(("decoder.", "post_quant_conv.")) else "encoder"
+        halves[half][key] = tensor.bfloat16()
+    for half, tensors in halves.items():
+        write_torchscript(tensors, folder / f"{half}.jit")
+    return folder, peer
+
+
+def test_a_folder_of_torchscript_archives_is_loaded_in_one_call(archives, tmp_path, monkeypatch):
+    """As data: no program of the archives is compiled or run. Its strides are those of the folder's name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, peer = archives
+    ran = []
+    monkeypatch.setattr(torch.jit, "load", ran.append)
+    tokenizer = smalti.load(folder)
+    assert not ran
+    assert tokenizer.strides == (4, 8, 8)
+    assert (tokenizer.source.family, tokenizer.source.ids.layout) == ("cosmos", "grid")
+    rounded = {key: tensor.bfloat16() for key, tensor in peer.tensors.items()}
+    state = assemble(peer.tokenizer, peer.model.links, rounded, "here")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tokenizer.state_dict().items())
+    report = import_checkpoint(folder).report
+    assert len(report.ignored["constants of its architecture"]) == 4
+    assert set(report.ignored["stored but never run"]) == never_run("cosmos_dv4x8x8_w32_t9_48px")
+
+
+def test_half_a_tokenizer_and_strides_that_nothing_says_are_refused(archives, tmp_path):
+    folder, _ = archives
+    with pytest.raises(IntegrityError, match=r"the encoder alone; give the folder that holds encoder\.jit"):
+        import_checkpoint(folder / "encoder.jit")
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    with pytest.raises(ConfigError, match="say it with strides=4x8x8"):
+        import_checkpoint(other)
+    assert import_checkpoint(f"{other}:strides=4x8x8").tokenizer.strides == (4, 8, 8)
+    with pytest.raises(IntegrityError, match="no network that Cosmos builds"):
+        import_checkpoint(f"{other}:strides=2x8x8")

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from smalti.errors import IntegrityError
+import smalti
+from smalti.errors import ConfigError, IntegrityError
 from smalti.families import vidtok
 from smalti.tokenizer import Tokenizer, VidTokConfig
 from tests.families.peers import check_forward, check_gradients, gradients, imported, listed, pixels_of
@@ -65,13 +67,45 @@ def test_the_full_size_network_has_as_many_parameters_as_published():
 
 def test_what_is_no_causal_model_with_fsq_is_refused():
     shapes = listed(KEYS)
+    renamed = {key.replace("conv_in.conv.", "conv_in."): shape for key, shape in shapes.items()}
 
     def recognised(changed):
         return vidtok.recognise_network(changed, "1.0", "here")
 
     with pytest.raises(IntegrityError, match="not causal"):
-        recognised({"encoder.conv_in.weight" if key == "encoder.conv_in.conv.weight" else key: shape for key, shape in shapes.items()})
+        recognised(renamed)
     with pytest.raises(IntegrityError, match="KL"):
         recognised({**shapes, "encoder.conv_out.conv.weight": (10, 128, 3, 3, 3)})
-    with pytest.raises(IntegrityError, match="decoder.conv_in.conv.weight is missing"):
+    with pytest.raises(IntegrityError, match=r"decoder\.conv_in\.conv\.weight is missing"):
         recognised({key: shape for key, shape in shapes.items() if not key.startswith("decoder.conv_in")})
+
+
+def containers(folder, peer):
+    """(name to load, version expected) of the peer in the containers of its project and of diffusers."""
+    lightning = {"state_dict": {**peer.tensors, "loss.logvar": torch.zeros(1)}, "global_step": 1}
+    torch.save(lightning, folder / "vidtok_fsq_causal_488_32768_v1_1.ckpt")
+    torch.save(lightning, folder / "mine.ckpt")
+    (folder / "diffusers").mkdir()
+    save_file(peer.tensors, folder / "diffusers" / "diffusion_pytorch_model.safetensors")
+    (folder / "diffusers" / "config.json").write_text('{"_class_name": "AutoencoderVidTok"}')
+    return {
+        f"{folder}/vidtok_fsq_causal_488_32768_v1_1.ckpt": "1.1",
+        f"{folder}/mine.ckpt:version=1.0": "1.0",
+        f"{folder}/diffusers": "1.1",
+    }
+
+
+def test_checkpoints_of_both_projects_are_loaded_in_one_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    peers = {version: built(name) for name, version in GOLDENS.items()}
+    for name, version in containers(tmp_path, peers["1.0"]).items():
+        tokenizer = smalti.load(name)
+        assert (tokenizer.source.network, tokenizer.source.ids.layout) == (f"{version} FSQ", "grid")
+        assert tokenizer.config == peers[version].tokenizer.config
+        assert tokenizer.fingerprint == peers[version].tokenizer.fingerprint
+    with pytest.raises(ConfigError, match=r"say which it is with version=1\.0 or version=1\.1"):
+        smalti.load(tmp_path / "mine.ckpt")
+    with pytest.raises(ConfigError, match=r"VidTok has 1\.0 and 1\.1"):
+        smalti.load(f"{tmp_path}/mine.ckpt:version=2")
+    with pytest.raises(ConfigError, match=r"version 1\.0: .* has 1\.1; leave the option out"):
+        smalti.load(f"{tmp_path}/diffusers:version=1.0")

@@ -6,13 +6,16 @@ because every level stores the convolutions of a halving, used or not.
 """
 
 import math
+import re
 from collections.abc import Iterator
 
-from smalti.errors import IntegrityError
+from smalti.errors import ConfigError, IntegrityError
+from smalti.families.family import Checkpoint, Family, ImportOptions, Published
 from smalti.families.links import ForeignModel, Link, Piece, Shapes, attention, convolution, unchanged, weight_and_bias
 from smalti.quantize import FSQConfig
 from smalti.text import one_line
 from smalti.tokenizer import CosmosConfig
+from smalti.tokenizer_info import SourceIds
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 """FSQ levels of all that is published."""
@@ -36,7 +39,7 @@ def recognise_network(
     if config.time_kernel > 1:
         run = {link.source for link in links}
         unused = [name for name in shapes if (".downsample." in name or ".upsample." in name) and name not in run]
-    return ForeignModel("Cosmos DV" if config.time_kernel > 1 else "Cosmos DI", config, links, unused, [])
+    return ForeignModel("DV" if config.time_kernel > 1 else "DI", config, links, unused, [])
 
 
 def is_video(shapes: Shapes) -> bool:
@@ -106,7 +109,7 @@ def _encoder(config: CosmosConfig) -> Iterator[Link]:
         before = widths[i - 1] if i else config.width
         yield from _level(f"encoder.down.{i}.block", here, config.depth, before != width, video)
         if i < len(config.strides) and config.strides[i] != (1, 1):
-            yield from _resampling(f"encoder.down.{i}.downsample", next(here), config.strides[i], video, "12")
+            yield from _resampling(f"encoder.down.{i}.downsample", next(here), config.strides[i], video)
     yield from _middle("encoder.mid", here, widths[-1], video)
     yield from weight_and_bias("encoder.norm_out.norm" if video else "encoder.norm_out", "encoder.norm")
     yield from _conv("encoder.conv_out", "encoder.head", video)
@@ -122,7 +125,7 @@ def _decoder(config: CosmosConfig) -> Iterator[Link]:
         before = widths[min(i + 1, len(widths) - 1)]
         yield from _level(f"decoder.up.{i}.block", here, config.depth + 1, before != widths[i], video)
         if i and config.decoder_strides[k] != (1, 1):
-            yield from _resampling(f"decoder.up.{i}.upsample", next(here), config.decoder_strides[k], video, "21")
+            yield from _resampling(f"decoder.up.{i}.upsample", next(here), config.decoder_strides[k], video)
     yield from weight_and_bias("decoder.norm_out.norm" if video else "decoder.norm_out", "decoder.norm")
     yield from _conv("decoder.conv_out", "decoder.to_pixels", video)
 
@@ -151,22 +154,21 @@ def _block(source: str, target: str, video: bool) -> Iterator[Link]:
         yield from _conv(f"{source}.conv{k}", f"{target}.conv{k}", video)
 
 
-def _resampling(
-    source: str, target: str, strides: tuple[int, int], video: bool, order: str
-) -> Iterator[Link]:
-    """Link a halving or doubling; `order` has the number of the convolution over space, then of that over time."""
+def _resampling(source: str, target: str, strides: tuple[int, int], video: bool) -> Iterator[Link]:
     if not video:
         yield from weight_and_bias(f"{source}.conv", f"{target}.conv")
         return
-    space, time = order
-    if strides[1] > 1 and order == "12":  # ours is a plain 2-D convolution
-        inside = f"{source}.conv{space}.conv3d"
+    # A halving goes over space first, a doubling over time.
+    is_halving = source.endswith("downsample")
+    space, time = ("conv1", "conv2") if is_halving else ("conv2", "conv1")
+    if strides[1] > 1 and is_halving:  # ours is a plain 2-D convolution
+        inside = f"{source}.{space}.conv3d"
         yield Link(f"{inside}.weight", lambda x: [Piece(f"{target}.space.conv.weight", x.squeeze(2))])
         yield unchanged(f"{inside}.bias", f"{target}.space.conv.bias")
     elif strides[1] > 1:
-        yield from convolution(f"{source}.conv{space}.conv3d", f"{target}.space", dims=3)
+        yield from convolution(f"{source}.{space}.conv3d", f"{target}.space", dims=3)
     if strides[0] > 1:
-        yield from convolution(f"{source}.conv{time}.conv3d", f"{target}.time", dims=3)
+        yield from convolution(f"{source}.{time}.conv3d", f"{target}.time", dims=3)
     yield from convolution(f"{source}.conv3.conv3d", f"{target}.out", dims=3)
 
 
@@ -191,3 +193,69 @@ def _places(layers: str) -> Iterator[str]:
     while True:
         yield f"{layers}.{i}"
         i += 1
+
+
+_CONSTANTS = ("wavelets", "_arange", "patch_size_buffer", "_levels", "_basis", "implicit_codebook")
+"""Last parts of the names of buffers that its architecture gives."""
+
+
+def _recognises(checkpoint: Checkpoint) -> bool:
+    shapes = checkpoint.shapes
+    if any(name.startswith(("encoder.conv_in.0.conv3d.", "post_quant_conv.conv3d.")) for name in shapes):
+        return True
+    pixels = shapes.get("encoder.conv_in.weight", (0, 0))[1:2] + shapes.get("decoder.conv_out.weight", (0,))[:1]
+    return any(count in (12, 48, 192) for count in pixels) and not any(name.startswith("quantize.") for name in shapes)
+
+
+def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
+    shapes, where = checkpoint.shapes, checkpoint.where
+    halves = [half for half in ("encoder", "decoder") if any(name.startswith(f"{half}.") for name in shapes)]
+    if len(halves) < 2:
+        raise IntegrityError(f"{where}: the {halves[0]} alone; give the folder that holds encoder.jit and decoder.jit")
+    stored = {name: tensor for name, tensor in checkpoint.tensors.items() if name.endswith("quantizer._levels")}
+    levels = next((tuple(map(int, tensor.tolist())) for tensor in stored.values()), options.levels or LEVELS)
+    channels = shapes.get("quant_conv.conv3d.weight", shapes.get("quant_conv.weight", (0,)))[0]
+    if channels != len(levels):
+        raise IntegrityError(f"{where}: {channels} channels of latents: a continuous model (CI, CV) has no tokens")
+    strides, notes = _strides(checkpoint, options) if is_video(shapes) else (None, [])
+    model = recognise_network(shapes, strides, levels, where)
+    constants = sorted(name for name in shapes if name.rpartition(".")[2] in _CONSTANTS)
+    return model._replace(
+        notes=[*notes, "its project computes in bfloat16, so that a few of its own ids differ from those in float32"],
+        ignored={"constants of its architecture": constants},
+        licence="NVIDIA Open Model License",
+        preprocessing="any size, padded to multiples of 16; videos in windows of 17 frames, each on its own",
+        ids=SourceIds(layout="grid"),
+    )
+
+
+def _strides(checkpoint: Checkpoint, options: ImportOptions) -> tuple[tuple[int, int, int], list[str]]:
+    """Find the strides of a video model: the option's, or those of a published name. Raises ConfigError where neither
+    says them."""
+    if options.strides is not None:
+        return options.strides, []
+    found = re.findall(r"DV(\d+)x(\d+)x(\d+)", checkpoint.repository or checkpoint.where)
+    if not found:
+        raise ConfigError(
+            f"{checkpoint.where}: the tensors of a Cosmos DV do not say how much it compresses; say it with"
+            " strides=4x8x8 (8x8x8, 8x16x16), as NAME:strides=4x8x8"
+        )
+    time, height, width = map(int, found[-1])
+    return (time, height, width), [f"strides {time}x{height}x{width}, by its name"]
+
+
+_MODELS = ("0.1-Tokenizer-DI8x8", "0.1-Tokenizer-DI16x16") + tuple(
+    f"{version}-Tokenizer-DV{strides}"
+    for version, strides in (("0.1", "4x8x8"), ("0.1", "8x8x8"), ("0.1", "8x16x16"), ("1.0", "8x16x16"))
+)
+
+COSMOS = Family(
+    name="cosmos",
+    title="Cosmos",
+    sign="quant_conv with encoder.conv_in over 48 or 192 wavelet channels",
+    recognises=_recognises,
+    read=_read,
+    files=(("encoder.jit", "decoder.jit"), ("autoencoder.jit",)),
+    published=tuple(Published(f"nvidia/Cosmos-{model}", "NVIDIA Open Model License") for model in _MODELS),
+    parts=("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
+)

@@ -58,6 +58,8 @@ class ForeignModel(NamedTuple):
     """Tensors that its project stores and its architecture gives: checked, then left out."""
     lookup: Lookup | None = None
     """Law of its codebook; None for a quantizer without one."""
+    version: str | None = None
+    """Version of the network, where its project has several with the same tensors."""
     licence: str = "unknown"
     """Licence of the weights, as published."""
     pixels: PixelRange = "signed"

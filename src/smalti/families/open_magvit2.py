@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from smalti.errors import IntegrityError
+from smalti.families.family import Checkpoint, Family, ImportOptions, Published, find_network, shapes_of
 from smalti.families.links import ForeignModel, Link, Piece, Shapes, convolution, weight_and_bias
 from smalti.quantize import LFQConfig
 from smalti.text import one_line
 from smalti.tokenizer import OpenMagvit2Config
+from smalti.tokenizer_info import SourceIds
 
 
 def recognise_network(shapes: Shapes, where: str) -> ForeignModel:
@@ -107,3 +109,54 @@ def _places(layers: str) -> Iterator[str]:
     while True:
         yield f"{layers}.{i}"
         i += 1
+
+
+_SIGN = "encoder.mid_block.0.norm1.weight"
+
+
+def _recognises(checkpoint: Checkpoint) -> bool:
+    signs = ("encoder.mid_block.", "decoder.mid_block.", "decoder.adaptive.")
+    behind = ("", *(name.removesuffix(_SIGN) for name in checkpoint.shapes if name.endswith(f".{_SIGN}")))
+    return any(name.startswith(prefix + sign) for prefix in behind for sign in signs for name in checkpoint.shapes)
+
+
+def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
+    network = find_network(checkpoint.shapes, _SIGN, options.weights)
+    if network is None:
+        raise IntegrityError(f"{checkpoint.where}: tensor {_SIGN} is missing; it is not whole")
+    model = recognise_network(shapes_of(network, checkpoint.shapes), checkpoint.where)
+    size = "17 frames of 128 px" if model.config.time_kernel > 1 else "128 or 256 px, as it was trained"
+    return model._replace(
+        names=network.names,
+        copy=network.copy,
+        licence="Apache-2.0",
+        preprocessing=f"short side resized, centre crop, {size}",
+        ids=SourceIds(layout="flat"),
+    )
+
+
+_HUB = "TencentARC/Open-MAGVIT2-Tokenizer"
+_FILES = {
+    f"{_HUB}-128-resolution": "imagenet_128_L.ckpt",
+    f"{_HUB}-256-resolution": "imagenet_256_L.ckpt",
+    f"{_HUB}-16384-Pretrain": "pretrain256_16384.ckpt",
+    f"{_HUB}-262144-Pretrain": "pretrain256_262144.ckpt",
+    f"{_HUB}-262144-Video": "video_128_262144.ckpt",
+}
+
+OPEN_MAGVIT2 = Family(
+    name="open-magvit2",
+    title="Open-MAGVIT2",
+    sign="encoder.mid_block.*, decoder.adaptive.*",
+    recognises=_recognises,
+    read=_read,
+    files=tuple((name,) for name in _FILES.values()),
+    published=tuple(Published(name, "Apache-2.0", files=(file,)) for name, file in _FILES.items()),
+    parts=("encoder.", "decoder."),
+    others={
+        "loss.": "the discriminator, or LPIPS",
+        "model_ema.": "EMA weights of something else, or their counter",
+        "encoder.": "the live network",
+        "decoder.": "the live network",
+    },
+)

@@ -5,14 +5,17 @@ Widths, depths, levels of halving and FSQ channels are read from the names and s
 not in them. FSQ has 8 levels per channel.
 """
 
+import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, cast, get_args
 
-from smalti.errors import IntegrityError
+from smalti.errors import ConfigError, IntegrityError
+from smalti.families.family import Checkpoint, Family, ImportOptions, Published, find_network, shapes_of
 from smalti.families.links import ForeignModel, Link, Shapes, attention, convolution, unchanged, weight_and_bias
 from smalti.quantize import FSQConfig
 from smalti.text import one_line
 from smalti.tokenizer import VidTokConfig
+from smalti.tokenizer_info import SourceIds
 
 VidTokVersion = Literal["1.0", "1.1"]
 
@@ -33,9 +36,7 @@ def recognise_network(shapes: Shapes, version: VidTokVersion, where: str) -> For
         config = VidTokConfig(
             quantizer=FSQConfig(levels=(8,) * codes),
             width=width,
-            multipliers=tuple(
-                shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] // width for i in range(levels)
-            ),
+            multipliers=tuple(shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] // width for i in range(levels)),
             depth=1 + max(int(name[4]) for name in blocks),
             time_down=_levels_with(shapes, "encoder.down_temporal", "downsample", levels),
             time_up=_levels_with(shapes, "decoder.up_temporal", "upsample", levels),
@@ -47,7 +48,7 @@ def recognise_network(shapes: Shapes, version: VidTokVersion, where: str) -> For
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise IntegrityError(f"{where}: no network that VidTok builds ({one_line(error)[:120]})") from None
     links = [*_encoder(config), *_decoder(config)]
-    return ForeignModel(f"VidTok {version} FSQ", config, links, [], [])
+    return ForeignModel(f"{version} FSQ", config, links, [], [], version=version)
 
 
 def _levels_with(shapes: Shapes, stack: str, part: str, levels: int) -> tuple[int, ...]:
@@ -117,3 +118,58 @@ def _places(layers: str) -> Iterator[str]:
     while True:
         yield f"{layers}.{i}"
         i += 1
+
+
+_SIGN = "encoder.down_temporal.0.block.0.norm1.norm.weight"
+_DIFFUSERS = "AutoencoderVidTok"
+
+
+def _recognises(checkpoint: Checkpoint) -> bool:
+    return any("coder.down_temporal." in name or "coder.up_temporal." in name for name in checkpoint.shapes)
+
+
+def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
+    network = find_network(checkpoint.shapes, _SIGN, options.weights)
+    if network is None:
+        raise IntegrityError(f"{checkpoint.where}: tensor {_SIGN} is missing; it is not whole")
+    version, notes = _version(checkpoint, options)
+    model = recognise_network(shapes_of(network, checkpoint.shapes), version, checkpoint.where)
+    return model._replace(
+        notes=notes,
+        names=network.names,
+        copy=network.copy,
+        licence="MIT",
+        preprocessing="resized to cover, centre crop, 3 frames a second in training",
+        ids=SourceIds(layout="grid"),
+    )
+
+
+def _version(checkpoint: Checkpoint, options: ImportOptions) -> tuple[VidTokVersion, list[str]]:
+    """Find the version: that of diffusers' class, the option's, or that of a published name. Raises ConfigError where
+    none says it, or where the option is none of VidTok's."""
+    if checkpoint.config.get("_class_name") == _DIFFUSERS:
+        return "1.1", [f"version 1.1, the arithmetic of diffusers' {_DIFFUSERS}; its own tiles and chunks are not"]
+    if options.version is not None:
+        if options.version not in get_args(VidTokVersion):
+            raise ConfigError(f"version {options.version}: VidTok has 1.0 and 1.1")
+        return cast(VidTokVersion, options.version), []
+    match = re.search(r"vidtok_fsq_\w*?(_v1_1)?\.\w+$", checkpoint.file_name)
+    if match is None:
+        raise ConfigError(
+            f"{checkpoint.where}: VidTok 1.0 and 1.1 have the same tensors and other arithmetic; say which it is with"
+            " version=1.0 or version=1.1, as NAME:version=1.1"
+        )
+    version: VidTokVersion = "1.1" if match[1] else "1.0"
+    return version, [f"version {version}, by its name"]
+
+
+VIDTOK = Family(
+    name="vidtok",
+    title="VidTok",
+    sign="encoder.down_temporal.*, decoder.up_temporal.*",
+    recognises=_recognises,
+    read=_read,
+    published=(Published("microsoft/VidTok", "MIT"),),
+    parts=("encoder.", "decoder.", "regularization."),
+    others={"loss.": "the discriminator, or LPIPS"},
+)

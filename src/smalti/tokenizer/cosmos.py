@@ -24,7 +24,7 @@ from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.vqgan import Double, Halve
 
 _PAST = Window(3)
-_Stride = Annotated[tuple[Literal[1, 2], Literal[1, 2]], Strict(False)]
+_Stride = Annotated[tuple[int, int], Strict(False)]
 
 
 class CosmosConfig(Config):
@@ -58,6 +58,8 @@ class CosmosConfig(Config):
         for name, strides in (("strides", self.strides), ("decoder_strides", self.decoder_strides)):
             if len(strides) != len(self.multipliers) - 1:
                 raise ValueError(f"{name} stand between levels: {len(self.multipliers) - 1} (found {len(strides)})")
+            if not all(stride in (1, 2) for pair in strides for stride in pair):
+                raise ValueError(f"{name} are 1 or 2 (found {list(strides)})")
             if self.time_kernel == 1 and any(t > 1 for t, _ in strides):
                 raise ValueError(f"an image model (time_kernel 1) has no time strides (found {name} {list(strides)})")
         if _product(self.strides) != _product(self.decoder_strides):

@@ -98,8 +98,8 @@ def ids_to_frames(
         pieces = [(sum(counts), torch.cat(parts, 1))]
     stream, owed = Stream() if tokenizer.is_causal else None, 0
     latents = chunk_frames(tokenizer, size) // tokenizer.strides[0]
-    parts = _parts(pieces, latents if stream else None)
-    for (frames, part), is_last in mark_last(parts, waits=tokenizer.lookahead > 0):
+    cut = _parts(pieces, latents if stream else None)
+    for (frames, part), is_last in mark_last(cut, waits=tokenizer.lookahead > 0):
         owed += frames
         if not owed:
             continue

@@ -178,6 +178,4 @@ class StatisticsNorm(nn.Module):
 
 def _level(config: OpenMagvit2Config, channels: int, out: int, depth: int) -> list[nn.Module]:
     window = Window(config.time_kernel, start="zero")
-    return [
-        ResidualBlock(channels if j == 0 else out, out, window, norm=config.norm, bias=False) for j in range(depth)
-    ]
+    return [ResidualBlock(channels if j == 0 else out, out, window, norm=config.norm, bias=False) for j in range(depth)]

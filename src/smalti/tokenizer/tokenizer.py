@@ -183,7 +183,8 @@ class Tokenizer(nn.Module):
     ) -> Float[Tensor, "b 3 t2 h2 w2"]:
         """Decode ids to a video, or the next chunk of them; cropped to `size` = (frames, height, width) if given.
 
-        With a `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`. Raises ValueError for an id outside [0, codebook_size). Values may exceed [-1, 1] by a little: clamp at the end.
+        With a `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`.
+        Raises ValueError for an id outside [0, codebook_size). Values may exceed [-1, 1] by a little: clamp at the end.
         """
         if stream is not None:
             self._check_causal()

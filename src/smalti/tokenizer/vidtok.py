@@ -48,9 +48,10 @@ class VidTokConfig(Config):
         last = len(self.multipliers) - 1
         if last < 0 or min(self.multipliers) < 1:
             raise ValueError(f"multipliers must be at least 1 (found {list(self.multipliers)})")
-        for name, levels, first, end in (("time_down", self.time_down, 0, last), ("time_up", self.time_up, 1, last + 1)):
-            if len(set(levels)) != len(levels) or not all(first <= level < end for level in levels):
-                raise ValueError(f"{name} names levels from {first} to {end - 1}, each once (found {list(levels)})")
+        for name, levels, first in (("time_down", self.time_down, 0), ("time_up", self.time_up, 1)):
+            if len(set(levels)) != len(levels) or not all(first <= level < first + last for level in levels):
+                there = f"from {first} to {first + last - 1}"
+                raise ValueError(f"{name} names levels {there}, each once (found {list(levels)})")
         if len(self.time_down) != len(self.time_up):
             raise ValueError("time_down and time_up must have as many levels, so that time comes back as it was")
         return self
