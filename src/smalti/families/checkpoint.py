@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError, IntegrityError, SmaltiError
-from smalti.families import cosmos, magicmaster, open_magvit2, vidtok
+from smalti.families import cosmos, magicmaster, open_magvit2, showo, vidtok
 from smalti.families.family import Checkpoint, Family, ImportOptions
 from smalti.families.links import CheckpointWeights, ForeignModel, assemble
 from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
 from smalti.families.source import SourceFiles, fetch_from_hub, files_of, published_families, read_source
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
+from smalti.text import one_line
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
 FAMILIES: tuple[Family, ...] = (
     magicmaster.MAGICMASTER,
+    showo.SHOWO,
     open_magvit2.OPEN_MAGVIT2,
     vidtok.VIDTOK,
     cosmos.COSMOS,
@@ -152,8 +154,9 @@ def convert_source(source: SourceFiles, options: ImportOptions, digest: str | No
     if count > _LARGEST:
         raise IntegrityError(f"{source.where}: claims {count:,} numbers in its network, at most {_LARGEST:,} are read")
     family = family_of(checkpoint)
-    model = family.read(checkpoint, options)
     where = f"{source.where} ({family.title})"
+    with _naming_family(where):
+        model = family.read(checkpoint, options)
     _check_options(model, options, where)
     tokenizer = Tokenizer(model.config)
     names = {link.source: model.stored(link.source) for link in model.links}
@@ -199,6 +202,17 @@ def family_of(checkpoint: Checkpoint) -> Family:
     roots = ", ".join(sorted({name.split(".")[0] for name in checkpoint.shapes})[:6]) or "no tensors"
     tried = ", ".join(family.name for family in FAMILIES)
     raise IntegrityError(f"{checkpoint.where}: not a checkpoint of a family known here: it has {roots}; tried {tried}")
+
+
+@contextmanager
+def _naming_family(where: str) -> Iterator[None]:
+    """Turn what a family's reader meets in a file that is not whole, or not as it expects, into one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise IntegrityError(f"{where}: tensor {error.args[0]} is missing; it is not whole") from None
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise IntegrityError(f"{where}: no network that is known here ({one_line(error)[:160]})") from None
 
 
 def _check_options(model: ForeignModel, options: ImportOptions, where: str) -> None:

@@ -319,7 +319,7 @@ def _encoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
     yield from convolution("encoder._in_conv", "encoder.stem", dims=2)
     here = _places("encoder.layers")
     for i in range(count):
-        yield from _level(shapes, f"encoder._layers.{i}", here, config.depth, attention=i == count - 1)
+        yield from _level(shapes, f"encoder._layers.{i}", here, config.depths[0], attention=i == count - 1)
         if i < count - 1:
             yield from weight_and_bias(f"encoder._resamples.{i}._conv", f"{next(here)}.conv")
     yield from _refine(shapes, "encoder._refine", here)
@@ -336,7 +336,7 @@ def _decoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
     here = _places("decoder.layers")
     yield from _refine(shapes, "decoder._refine", here)
     for i in range(count):
-        yield from _level(shapes, f"decoder._layers.{i}", here, config.decoder_depth, attention=i == 0)
+        yield from _level(shapes, f"decoder._layers.{i}", here, config.decoder_depths[0], attention=i == 0)
         if i < count - 1:
             yield from weight_and_bias(f"decoder._resamples.{i}._conv", f"{next(here)}.conv")
     yield from weight_and_bias("decoder._projector.0", "decoder.norm")

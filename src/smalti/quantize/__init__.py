@@ -8,7 +8,8 @@ from smalti.quantize.codebook import Lookup
 from smalti.quantize.dsq import DSQ, DSQConfig
 from smalti.quantize.fsq import FSQ, FSQConfig
 from smalti.quantize.lfq import LFQ, LFQConfig
-from smalti.quantize.scalar import Quantized, ScalarQuantizer, ScalarQuantizerConfig
+from smalti.quantize.quantizer import Quantized, Quantizer
+from smalti.quantize.scalar import ScalarQuantizer, ScalarQuantizerConfig
 
 QuantizerConfig = Annotated[LFQConfig | FSQConfig | DSQConfig, Field(discriminator="kind")]
 
@@ -21,6 +22,7 @@ __all__ = [
     "LFQConfig",
     "Lookup",
     "Quantized",
+    "Quantizer",
     "QuantizerConfig",
     "ScalarQuantizer",
     "ScalarQuantizerConfig",
