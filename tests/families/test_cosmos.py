@@ -26,7 +26,7 @@ GOLDENS = {"cosmos_di8x8_w32_64px": None, "cosmos_dv4x8x8_w32_t9_48px": (4, 8, 8
 
 def built(name, **kwargs):
     def recognised(shapes):
-        return cosmos.recognise_network(shapes, GOLDENS[name], cosmos.LEVELS, "here")
+        return cosmos.cosmos_network(shapes, GOLDENS[name], cosmos.COSMOS_LEVELS, "here")
 
     return imported(name, recognised, **kwargs)
 
@@ -72,7 +72,7 @@ def test_the_strides_of_published_video_models(compression, down, up):
 @pytest.mark.parametrize("wrong", [(4, 8, 16), (2, 8, 8), (4, 12, 12)])
 def test_a_compression_that_cannot_be_is_refused(wrong):
     with pytest.raises(IntegrityError, match="no network that Cosmos builds"):
-        cosmos.recognise_network(listed("cosmos_dv4x8x8_w32_t9_48px"), wrong, cosmos.LEVELS, "here")
+        cosmos.cosmos_network(listed("cosmos_dv4x8x8_w32_t9_48px"), wrong, cosmos.COSMOS_LEVELS, "here")
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4, 8])
@@ -94,7 +94,7 @@ def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jit") / "Cosmos-0.1-Tokenizer-DV4x8x8"
     folder.mkdir()
     peer = built("cosmos_dv4x8x8_w32_t9_48px")
-    levels = torch.tensor(cosmos.LEVELS, dtype=torch.int32)
+    levels = torch.tensor(cosmos.COSMOS_LEVELS, dtype=torch.int32)
     halves = {
         "encoder": {"encoder.patcher3d.wavelets": torch.full((2,), 0.5**0.5), "quantizer._levels": levels},
         "decoder": {"inv_quant.quantizer._levels": levels, "inv_quant.quantizer.implicit_codebook": torch.zeros(9, 6)},

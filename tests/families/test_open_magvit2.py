@@ -14,7 +14,7 @@ GOLDENS = ["om2_image128L_w32_32px", "om2_image256L_w32_64px", "om2_video_w32_t9
 
 
 def recognised(shapes):
-    return open_magvit2.recognise_network(shapes, "here")
+    return open_magvit2.open_magvit2_network(shapes, "here")
 
 
 @pytest.mark.parametrize("name", GOLDENS)

@@ -15,7 +15,7 @@ GOLDENS = {KEYS: "1.0", "vidtok_v11_fsq488_w32_t9_32px": "1.1"}
 
 
 def built(name, **kwargs):
-    return imported(name, lambda shapes: vidtok.recognise_network(shapes, GOLDENS[name], "here"), KEYS, **kwargs)
+    return imported(name, lambda shapes: vidtok.vidtok_network(shapes, GOLDENS[name], "here"), KEYS, **kwargs)
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -70,7 +70,7 @@ def test_what_is_no_causal_model_with_fsq_is_refused():
     renamed = {key.replace("conv_in.conv.", "conv_in."): shape for key, shape in shapes.items()}
 
     def recognised(changed):
-        return vidtok.recognise_network(changed, "1.0", "here")
+        return vidtok.vidtok_network(changed, "1.0", "here")
 
     with pytest.raises(IntegrityError, match="not causal"):
         recognised(renamed)

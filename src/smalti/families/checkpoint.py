@@ -28,7 +28,7 @@ from smalti.version import __version__
 FAMILIES: tuple[Family, ...] = (
     magicmaster.MAGICMASTER,
     showo.SHOWO,
-    open_magvit2.OPEN_MAGVIT2,
+    open_magvit2.OPEN_MAGVIT2_FAMILY,
     vidtok.VIDTOK,
     cosmos.COSMOS,
 )

@@ -17,11 +17,11 @@ from smalti.text import one_line
 from smalti.tokenizer import CosmosConfig
 from smalti.tokenizer_info import SourceIds
 
-LEVELS = (8, 8, 8, 5, 5, 5)
+COSMOS_LEVELS = (8, 8, 8, 5, 5, 5)
 """FSQ levels of all that is published."""
 
 
-def recognise_network(
+def cosmos_network(
     shapes: Shapes, compression: tuple[int, int, int] | None, levels: tuple[int, ...], where: str
 ) -> ForeignModel:
     """Return the config and the links of a network, by the names and shapes of its tensors.
@@ -213,12 +213,12 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     if len(halves) < 2:
         raise IntegrityError(f"{where}: the {halves[0]} alone; give the folder that holds encoder.jit and decoder.jit")
     stored = {name: tensor for name, tensor in checkpoint.tensors.items() if name.endswith("quantizer._levels")}
-    levels = next((tuple(map(int, tensor.tolist())) for tensor in stored.values()), options.levels or LEVELS)
+    levels = next((tuple(map(int, tensor.tolist())) for tensor in stored.values()), options.levels or COSMOS_LEVELS)
     channels = shapes.get("quant_conv.conv3d.weight", shapes.get("quant_conv.weight", (0,)))[0]
     if channels != len(levels):
         raise IntegrityError(f"{where}: {channels} channels of latents: a continuous model (CI, CV) has no tokens")
     strides, notes = _strides(checkpoint, options) if is_video(shapes) else (None, [])
-    model = recognise_network(shapes, strides, levels, where)
+    model = cosmos_network(shapes, strides, levels, where)
     constants = sorted(name for name in shapes if name.rpartition(".")[2] in _CONSTANTS)
     return model._replace(
         notes=[*notes, "its project computes in bfloat16, so that a few of its own ids differ from those in float32"],

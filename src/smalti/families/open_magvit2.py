@@ -16,7 +16,7 @@ from smalti.tokenizer import OpenMagvit2Config
 from smalti.tokenizer_info import SourceIds
 
 
-def recognise_network(shapes: Shapes, where: str) -> ForeignModel:
+def open_magvit2_network(shapes: Shapes, where: str) -> ForeignModel:
     """Return the config and the links of a network, by the names and shapes of its tensors.
 
     Raises IntegrityError where Open-MAGVIT2 builds no such network, or a part of it is missing.
@@ -124,7 +124,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
     if network is None:
         raise IntegrityError(f"{checkpoint.where}: tensor {_SIGN} is missing; it is not whole")
-    model = recognise_network(shapes_of(network, checkpoint.shapes), checkpoint.where)
+    model = open_magvit2_network(shapes_of(network, checkpoint.shapes), checkpoint.where)
     size = "17 frames of 128 px" if model.config.time_kernel > 1 else "128 or 256 px, as it was trained"
     return model._replace(
         names=network.names,
@@ -144,7 +144,7 @@ _FILES = {
     f"{_HUB}-262144-Video": "video_128_262144.ckpt",
 }
 
-OPEN_MAGVIT2 = Family(
+OPEN_MAGVIT2_FAMILY = Family(
     name="open-magvit2",
     title="Open-MAGVIT2",
     sign="encoder.mid_block.*, decoder.adaptive.*",

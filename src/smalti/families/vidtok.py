@@ -20,7 +20,7 @@ from smalti.tokenizer_info import SourceIds
 VidTokVersion = Literal["1.0", "1.1"]
 
 
-def recognise_network(shapes: Shapes, version: VidTokVersion, where: str) -> ForeignModel:
+def vidtok_network(shapes: Shapes, version: VidTokVersion, where: str) -> ForeignModel:
     """Return the config and the links of a network of that version, by the names and shapes of its tensors.
 
     Raises IntegrityError where VidTok builds no causal network with FSQ of this kind, or a part of it is missing.
@@ -133,7 +133,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     if network is None:
         raise IntegrityError(f"{checkpoint.where}: tensor {_SIGN} is missing; it is not whole")
     version, notes = _version(checkpoint, options)
-    model = recognise_network(shapes_of(network, checkpoint.shapes), version, checkpoint.where)
+    model = vidtok_network(shapes_of(network, checkpoint.shapes), version, checkpoint.where)
     return model._replace(
         notes=notes,
         names=network.names,
