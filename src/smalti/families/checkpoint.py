@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError, IntegrityError, SmaltiError
+from smalti.families.cosmos import COSMOS
 from smalti.families.diffusers_vq import DIFFUSERS_VQ
 from smalti.families.family import Checkpoint, Family, ImportOptions
 from smalti.families.links import CheckpointWeights, ForeignModel, assemble
@@ -20,9 +21,11 @@ from smalti.families.llamagen import LLAMAGEN
 from smalti.families.magicmaster import MAGICMASTER
 from smalti.families.maskbit import MASKBIT, MASKGIT
 from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
+from smalti.families.open_magvit2 import OPEN_MAGVIT2_FAMILY
 from smalti.families.showo import SHOWO
 from smalti.families.source import SourceFiles, fetch_from_hub, files_of, published_families, read_source
 from smalti.families.taming import TAMING
+from smalti.families.vidtok import VIDTOK
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
 from smalti.text import one_line
@@ -30,7 +33,18 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
-FAMILIES: tuple[Family, ...] = (MAGICMASTER, SHOWO, LLAMAGEN, DIFFUSERS_VQ, MASKGIT, MASKBIT, TAMING)
+FAMILIES: tuple[Family, ...] = (
+    MAGICMASTER,
+    SHOWO,
+    OPEN_MAGVIT2_FAMILY,
+    VIDTOK,
+    COSMOS,
+    LLAMAGEN,
+    DIFFUSERS_VQ,
+    MASKGIT,
+    MASKBIT,
+    TAMING,
+)
 """All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
 """Numbers in the largest network that is built; a small file can claim any shape."""
@@ -217,12 +231,13 @@ def _naming_family(where: str) -> Iterator[None]:
 def _check_options(model: ForeignModel, options: ImportOptions, where: str) -> None:
     """Raise ConfigError for an option that says other than the file, or that its family has no use for."""
     levels = model.config.quantizer.digit_levels if model.config.quantizer.kind in ("fsq", "dsq") else None
-    own = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    own: dict[str, object] = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    own |= {"version": model.version, "strides": model.config.total_strides}
     for name, value in own.items():
         wanted = getattr(options, name)
         if wanted is not None and wanted != value:
             said, found = _option_text(wanted), "none" if value is None else _option_text(value)
-            raise ConfigError(f"--{name} {said}: {where} has {found}; leave the option out")
+            raise ConfigError(f"{name} {said}: {where} has {found}; leave the option out")
 
 
 def _option_text(value: object) -> str:

@@ -19,14 +19,15 @@ _Pair = Annotated[tuple[float, float], Strict(False)]
 
 
 class OptimizerConfig(Config):
-    """AdamW, a linear warm-up, then cosine or constant. Weight decay is on matrices and kernels only."""
+    """AdamW, a linear warm-up, then cosine or constant. Weight decay is on convolutions and linear layers only."""
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     betas: _Pair = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Weight decay, applied to matrices and kernels only."""
+    """Weight decay, applied to the weights of convolutions and linear layers only: not to biases, norms, embeddings,
+    learned positions and the parameters of quantizers."""
     warmup: int = Field(100, ge=0)
     """Steps of the linear warm-up from 0 to `lr`."""
     schedule: Literal["cosine", "constant"] = "cosine"
