@@ -237,7 +237,7 @@ def test_the_law_of_a_codebook_is_asked_for_and_a_known_one_is_not(name, tmp_pat
     for text, law in (("src.IBQ.models.ibqgan.IBQ", "inner"), ("taming.models.vqgan.VQModel", "euclidean")):
         (tmp_path / "config.yaml").write_text(f"model:\n  target: {text}\n")
         assert import_checkpoint(tmp_path).tokenizer.config.quantizer.by == law
-    with pytest.raises(ConfigError, match=r"--lookup inner: .* has euclidean"):
+    with pytest.raises(ConfigError, match=r"lookup inner: .* has euclidean"):
         import_checkpoint(tmp_path, lookup="inner")
 
 

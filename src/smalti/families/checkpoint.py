@@ -36,11 +36,11 @@ from smalti.version import __version__
 FAMILIES: tuple[Family, ...] = (
     MAGICMASTER,
     SHOWO,
+    LLAMAGEN,
+    DIFFUSERS_VQ,
     OPEN_MAGVIT2_FAMILY,
     VIDTOK,
     COSMOS,
-    LLAMAGEN,
-    DIFFUSERS_VQ,
     MASKGIT,
     MASKBIT,
     TAMING,
@@ -264,7 +264,7 @@ def _leftovers(checkpoint: Checkpoint, family: Family, model: ForeignModel, wher
             continue
         reason = next((text for start, text in family.others.items() if name.startswith(start)), _NO_PART)
         pieces = name.split(".")
-        if any(".".join(pieces[i:]) in sources for i in range(len(pieces))):
+        if reason == _NO_PART and any(".".join(pieces[i:]) in sources for i in range(len(pieces))):
             reason = "another copy of its weights"
         ignored.setdefault(reason, []).append(name)
     if unknown:
