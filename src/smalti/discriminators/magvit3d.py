@@ -28,6 +28,11 @@ class Magvit3DConfig(Config):
     frames: Literal["clip"] = "clip"
     """Frames that the discriminator is trained on: the whole clip."""
 
+    @property
+    def compared_samples(self) -> int | None:
+        """Samples of a call whose scores depend on each other: 1."""
+        return 1
+
     def build(self) -> "Magvit3DDiscriminator":
         """The discriminator; weights ~ Kaiming normal for slope 0.2 from torch's global rng, biases 0."""
         return Magvit3DDiscriminator(self)

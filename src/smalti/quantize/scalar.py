@@ -103,8 +103,11 @@ class ScalarQuantizer(nn.Module, ABC):
         """A per-channel map from values to codes; the identity unless the quantizer learns one."""
         return values
 
-    def forward(self, z: Float[Tensor, "b d t h w"]) -> Quantized:
-        """Codes with straight-through gradient, ids, and the losses of the config."""
+    def forward(self, z: Float[Tensor, "b d t h w"], whole: Callable[[Tensor], Tensor] | None = None) -> Quantized:
+        """Codes with straight-through gradient, ids, and the losses of the config.
+
+        `whole` is for a z that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
+        """
         with torch.autocast(z.device.type, enabled=False):
             z = _exact(z)
             digits = self.quantize(z)
@@ -112,7 +115,7 @@ class ScalarQuantizer(nn.Module, ABC):
             values = self._look_up(digits)
             through: Tensor = _StraightThrough.apply(surrogate, values)  # type: ignore[no-untyped-call]
             codes = self.scale_codes(through)
-            return Quantized(codes, self.ids(digits, check=False), self._losses(surrogate, values))
+            return Quantized(codes, self.ids(digits, check=False), self._losses(surrogate, values, whole))
 
     def encode(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b t h w"]:
         """The ids of a latent. Raises ValueError where z is not finite: such a position has no digit."""
@@ -145,7 +148,7 @@ class ScalarQuantizer(nn.Module, ABC):
         channel = torch.arange(self.dim, device=digits.device).view(-1, 1, 1, 1)
         return table[channel, digits]
 
-    def _losses(self, surrogate: Tensor, values: Tensor) -> dict[str, Tensor]:
+    def _losses(self, surrogate: Tensor, values: Tensor, whole: Callable[[Tensor], Tensor] | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         wanted = self.config.losses
         if "commitment" in wanted:
@@ -155,7 +158,7 @@ class ScalarQuantizer(nn.Module, ABC):
             if "token_entropy" in wanted:
                 losses["token_entropy"] = token_entropy(log_p)
             if "batch_entropy" in wanted:
-                losses["batch_entropy"] = batch_entropy(log_p, self.levels)
+                losses["batch_entropy"] = batch_entropy(log_p, self.levels, whole)
         return losses
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScalarQuantizer":

@@ -1,6 +1,6 @@
 """The tokenizer: pixels -> latents -> ids -> latents -> pixels, whole, streamed, or tile by tile."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -120,10 +120,15 @@ class Tokenizer(nn.Module):
         """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
         return upload_model(self.save, repository, private=private)
 
-    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
-        """Encode and decode, with gradients; the reconstruction has the size of the video."""
+    def forward(
+        self, video: Float[Tensor, "b 3 t h w"], whole: Callable[[Tensor], Tensor] | None = None
+    ) -> Reconstruction:
+        """Encode and decode, with gradients; the reconstruction has the size of the video.
+
+        `whole` is for a video that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
+        """
         z = self._to_latent(pad_to(video, legal_size(size_of(video), self.strides)))
-        quantized = self.quantizer(z)
+        quantized = self.quantizer(z, whole)
         pixels = self._to_video(quantized.codes)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
