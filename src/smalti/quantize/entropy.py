@@ -24,12 +24,15 @@ _ABSENT = -1e30
 _CHUNK = 1 << 22
 """Floats in the joint distributions of one chunk of rows (16 MB); the rest of the batch waits, so memory is bounded."""
 
+WholeCode = Callable[[Tensor], Tensor]
+"""Map from the mean soft code of a part of a batch to that of the whole batch."""
+
 
 def soft_digits(
-    z: Float[Tensor, "b d t h w"], values: Float[Tensor, "d l"], levels: Sequence[int], temperature: float
+    z: Float[Tensor, "n d"], values: Float[Tensor, "d l"], levels: Sequence[int], temperature: float
 ) -> Float[Tensor, "n d l"]:
-    """Log probabilities of each channel's levels at each of the n = b t h w positions."""
-    rows = z.movedim(1, -1).reshape(-1, z.shape[1], 1)
+    """Log probabilities of each channel's levels at each of n positions."""
+    rows = z.unsqueeze(-1)
     # -(z - v)^2 without its z^2, which softmax drops: no cancellation for large z.
     logits = (2 * rows * values - values.square()) / temperature
     width = values.shape[1]
@@ -45,7 +48,7 @@ def token_entropy(log_p: Float[Tensor, "n d l"]) -> Float[Tensor, ""]:
 
 
 def batch_entropy(
-    log_p: Float[Tensor, "n d l"], levels: Sequence[int], whole: Callable[[Tensor], Tensor] | None = None
+    log_p: Float[Tensor, "n d l"], levels: Sequence[int], whole: WholeCode | None = None
 ) -> Float[Tensor, ""]:
     """Entropy of the mean soft code over the batch and over all ranks, in nats.
 

@@ -228,7 +228,7 @@ def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[
 
 
 def _pixel_losses(state: TrainState, pixels: Tensor, part: Part) -> dict[str, Tensor]:
-    """Return the losses between pixels: l1 and l2 if they are weighted, lpips if it is configured."""
+    """Return the losses between pixels: l1 and l2 if they are weighted, lpips and logits if they are configured."""
     functions = {"l1": loss.l1, "l2": loss.l2}
     losses = {
         name: function(pixels, part.video) for name, function in functions.items() if name in state.config.weights
@@ -238,6 +238,10 @@ def _pixel_losses(state: TrainState, pixels: Tensor, part: Part) -> dict[str, Te
         ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, part.video))
         rngs = _dropout_rngs(state, part.places, len(ours)) if state.lpips.dropout else None
         losses["lpips"] = state.lpips(ours, theirs, rngs).mean()
+    if state.logits is not None and state.config.logits is not None:
+        frames = part.frames if state.config.logits.frames == "random" else None
+        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, part.video))
+        losses["logits"] = state.logits(ours, theirs).mean()
     return losses
 
 
@@ -302,10 +306,9 @@ def _gan_gradients(
 
 def _gan_losses(settings: GANConfig) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
     """Return the losses of the tokenizer and of the discriminator."""
-    return {
-        "hinge": (loss.hinge_generator, loss.hinge_discriminator),
-        "non_saturating": (loss.non_saturating_generator, loss.non_saturating_discriminator),
-    }[settings.loss]
+    generators = {"hinge": loss.hinge_generator, "non_saturating": loss.non_saturating_generator}
+    discriminators = {"hinge": loss.hinge_discriminator, "non_saturating": loss.non_saturating_discriminator}
+    return generators[settings.losses[0]], discriminators[settings.losses[1]]
 
 
 def _penalty_factor(state: TrainState, settings: GANConfig) -> int:
@@ -329,7 +332,7 @@ def _opposed(settings: GANConfig, fake: Tensor) -> bool:
 
     mean relu(1 + D) / 2 is (1 + mean D) / 2 where no fake is below -1, and the tokenizer's is -mean D.
     """
-    return settings.loss == "hinge" and not settings.lecam and bool((fake > -1).all())
+    return settings.losses == ("hinge", "hinge") and not settings.lecam and bool((fake > -1).all())
 
 
 def _move(state: TrainState, gan: GANState) -> None:
