@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -85,7 +86,8 @@ class TokenizerTask(Task):
             on_bad=bad_files,
         )
         if world.is_main and (note := config.cut_note(world.size)):
-            print(f"warning: {note}", file=sys.stderr)
+            with suppress(OSError, ValueError):  # a reader that is gone stops nothing
+                print(f"warning: {note}", file=sys.stderr)
         usage, recent, empty = Usage(self.state.tokenizer.levels), BadRows(config.max_bad), 0
         for _ in range(self.state.step, config.steps):
             batch = next(stream)
