@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
+from smalti.quantize.entropy import WholeCode
 from smalti.quantize.quantizer import Quantizer, straight_through
 
 Lookup = Literal["euclidean", "cosine", "inner"]
@@ -89,9 +90,11 @@ class Codebook(Quantizer):
         return self.table()[digits[:, 0]]
 
     def pass_through(
-        self, z: Float[Tensor, "n d"], digits: Integer[Tensor, "n 1"]
+        self, z: Float[Tensor, "n d"], digits: Integer[Tensor, "n 1"], whole: WholeCode | None = None
     ) -> tuple[Float[Tensor, "n d"], dict[str, Tensor]]:
-        """Return the codes with the gradient that the config asks for, and its losses."""
+        """Return the codes with the gradient that the config asks for, and its losses.
+
+        They are means over rows, so those of a part of a batch need no `whole`."""
         # The latent is compared on the scale of the codes.
         latent = F.normalize(z, dim=1, eps=1e-12) if self.config.by == "cosine" else z
         rows = self.look_up(digits)
