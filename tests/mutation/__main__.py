@@ -12,14 +12,18 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.mutation.mutants import MUTANTS, PACKAGE, Mutant
+from tests.mutation.mutants import MUTANTS, PACKAGE
 
 ROOT = Path(__file__).parents[2]
+OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib",
+           "-m", "not slow and not gpu")  # fmt: skip
+"""Those of the project, less the checks of shapes in annotations, which cost seconds a mutant."""
 
 
 def copy_of_package(target: Path) -> Path:
@@ -35,8 +39,8 @@ def copy_of_package(target: Path) -> Path:
     return target / "smalti"
 
 
-def run_tests(mutant: Mutant, src: Path, seconds: float) -> tuple[bool, str]:
-    """Run the tests of a mutant against the copy in `src`; return whether they failed, and the test that did.
+def run_tests(tests: Sequence[str], src: Path, seconds: float) -> tuple[bool, str]:
+    """Run tests against the copy in `src`; return whether they failed, and the first that did.
 
     A child process runs them, forked from this one, which has imported torch already and nothing of the package.
     """
@@ -48,7 +52,7 @@ def run_tests(mutant: Mutant, src: Path, seconds: float) -> tuple[bool, str]:
             signal.alarm(int(seconds))
             sys.path[:0] = [str(src)]
             os.environ["PYTHONPATH"] = f"{src}{os.pathsep}{ROOT}"  # of processes that tests start
-            os._exit(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *mutant.tests]))
+            os._exit(pytest.main([*OPTIONS, *tests]))
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -56,7 +60,7 @@ def run_tests(mutant: Mutant, src: Path, seconds: float) -> tuple[bool, str]:
     if code == -signal.SIGALRM:
         return True, f"no end within {seconds:.0f} s"
     if code < 0 or code > 2:
-        raise SystemExit(f"{mutant}: pytest ended with {code}\n" + "\n".join(lines[-40:]))
+        raise SystemExit(f"{' '.join(tests)}: pytest ended with {code}\n" + "\n".join(lines[-40:]))
     return code != 0, next((line[:150] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
 
 
@@ -72,12 +76,16 @@ def main() -> int:
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         package = copy_of_package(Path(folder))
+        for tests in dict.fromkeys(mutant.tests for mutant in chosen):
+            failed, by = run_tests(tests, package.parent, options.seconds)
+            if failed:
+                raise SystemExit(f"without any mutant, {' '.join(tests)} fail: {by}")
         for number, mutant in enumerate(chosen, start=1):
             path = package / mutant.file
             original = path.read_text(encoding="utf-8")
             path.write_text(mutant.applied(original), encoding="utf-8")
             began = time.monotonic()
-            killed, by = run_tests(mutant, package.parent, options.seconds)
+            killed, by = run_tests(mutant.tests, package.parent, options.seconds)
             path.write_text(original, encoding="utf-8")
             word = "killed" if killed else "SURVIVED"
             print(f"{number}/{len(chosen)} {word} {time.monotonic() - began:.0f}s {mutant}: {by}", flush=True)

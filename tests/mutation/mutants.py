@@ -145,9 +145,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "nn/causal.py",
         "nn/test_causal.py",
         {
-            'first = x[:1] if self.start == "repeat" else': 'first = x[:1] if self.start == "zero" else',
+            'first = x[:1] if self.start in ("repeat", "copy") else': 'first = x[:1] if self.start == "zero" else',
             "stream.put(self, frames[count * self.time_stride :])": "stream.put(self, frames[-len(self.past) :])",
-            "y = y[s - 1 :] if fresh else y": "y = y[: len(y) - s + 1] if fresh else y",
+            "if self.first_phase else y[s - 1 :]": "if self.first_phase else y[: len(y) - s + 1]",
+            "torch.cat([y[:1], y[s:]]) if": "torch.cat([y[:1], y[s - 1 + 1 - 1 :]])[: len(y) - s + 1] if",
             "y.unflatten(2, (s, -1)).transpose(1, 2)": "y.unflatten(2, (-1, s)).transpose(2, 3).transpose(1, 2)",
             "[stride * x.shape[0] - size[0] :] if stride > 1": "[: size[0]] if stride > 1",
             "nn.init.zeros_(tap.weight)": "nn.init.ones_(tap.weight)",
@@ -158,7 +159,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "nn/blocks.py",
-        "nn/test_norm.py tokenizer/test_tokenizer.py families/test_goldens.py",
+        "nn/test_norm.py tokenizer/test_tokenizer.py families/test_magicmaster.py",
         {
             "_EPS = 1e-6\n": "_EPS = 1e-5\n",
             "_EPS_POOLED = 1e-5\n": "_EPS_POOLED = 1e-6\n",
@@ -189,14 +190,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "quantize/dsq.py",
-        "quantize/test_quantizers.py quantize/test_goldens.py families/test_goldens.py",
+        "quantize/test_quantizers.py quantize/test_goldens.py families/test_magicmaster.py",
         {
             "_LEAST_WIDTH = 1e-3": "_LEAST_WIDTH = -1e9",
             "widths = 2 * logits.softmax(1)": "widths = logits.softmax(1)",
             "widths.cumsum(1) - widths, widths": "widths.cumsum(1), widths",
             "(knots + widths / 2).masked_fill": "(knots + widths).masked_fill",
-            "values * _per_channel(self.scale_out) + _per_channel(self.bias)": "(values + _per_channel(self.bias)) * "
-            "_per_channel(self.scale_out)",
+            "values * self.scale_out + self.bias": "(values + self.bias) * self.scale_out",
             "step = 2.0 / bins.double()": "step = 2.0 / (bins.double() + 1)",
         },
     ),
