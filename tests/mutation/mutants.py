@@ -148,7 +148,7 @@ MUTANTS: tuple[Mutant, ...] = (
             'first = x[:1] if self.start in ("repeat", "copy") else': 'first = x[:1] if self.start == "zero" else',
             "stream.put(self, frames[count * self.time_stride :])": "stream.put(self, frames[-len(self.past) :])",
             "if self.first_phase else y[s - 1 :]": "if self.first_phase else y[: len(y) - s + 1]",
-            "torch.cat([y[:1], y[s:]]) if": "torch.cat([y[:1], y[s - 1 + 1 - 1 :]])[: len(y) - s + 1] if",
+            "torch.cat([y[:1], y[s:]]) if": "y[s - 1 :] if",
             "y.unflatten(2, (s, -1)).transpose(1, 2)": "y.unflatten(2, (-1, s)).transpose(2, 3).transpose(1, 2)",
             "[stride * x.shape[0] - size[0] :] if stride > 1": "[: size[0]] if stride > 1",
             "nn.init.zeros_(tap.weight)": "nn.init.ones_(tap.weight)",
