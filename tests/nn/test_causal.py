@@ -117,6 +117,17 @@ def test_upsampling_is_depth_to_space_with_the_time_phase_first(s, r, start):
                     assert torch.equal(y[f, 0, c, i::r, j::r], maps[t, 0, ((p * 2 + c) * r + i) * r + j])
 
 
+@pytest.mark.parametrize("s", [2, 3, 4])
+def test_the_first_frame_may_be_the_first_phase_of_its_group_and_not_the_last(s):
+    up, kept = (CausalUpsample(3, 2, Window(3, "full", "repeat"), strides=(s, 1), first_phase=p) for p in (False, True))
+    kept.load_state_dict(up.state_dict())
+    x = torch.randn(4, 1, 3, 2, 3)
+    maps, last, first = up.conv(x), up(x), kept(x)
+    assert torch.equal(first[1:], last[1:])
+    assert torch.equal(first[0], maps[0, :, :2])
+    assert torch.equal(last[0], maps[0, :, -2:])
+
+
 @pytest.mark.parametrize(("count", "stride"), [(1, 1), (3, 2), (4, 3)])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_stretching_repeats_pixels_and_frames_as_upsampling_places_them(count, stride, fresh):
