@@ -13,6 +13,7 @@ from smalti.config import Config
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
+from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
@@ -154,10 +155,13 @@ class Tokenizer(nn.Module):
         """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
         return upload_model(self.save, repository, private=private)
 
-    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
-        """Encode and decode, with gradients; the reconstruction has the size of the video."""
+    def forward(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None = None) -> Reconstruction:
+        """Encode and decode, with gradients; the reconstruction has the size of the video.
+
+        `whole` is for a video that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
+        """
         z = self._to_latent(pad_to(video, legal_size(size_of(video), self.strides)))
-        quantized = self.quantizer(z)
+        quantized = self.quantizer(z, whole)
         pixels = self._to_video(quantized.codes)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
