@@ -63,7 +63,7 @@ class Compressed(NamedTuple):
     """Bytes of the source file over `bytes`."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """What the frames do not show of their source, in words: packets without a frame, pauses."""
+    """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
 
 
 class Decompressed(NamedTuple):

@@ -59,7 +59,7 @@ class Ending(NamedTuple):
     is_cut: bool
     """Whether bytes are missing at the end."""
     what: str = ""
-    """What is missing, as `holds 1,000 of 2,000 bytes`."""
+    """Missing part, as `holds 1,000 of 2,000 bytes`."""
 
 
 _UNKNOWN, _WHOLE = Ending(False, False), Ending(True, False)
@@ -122,7 +122,7 @@ def _end_of_boxes(file: BinaryIO | BytesIO, size: int) -> Ending:
             return _UNKNOWN
         at += length
     if at > size:
-        return _until(at, size)
+        return Ending(True, True, f"holds {size:,} of at least {at:,} bytes")
     return Ending(True, True, "has no index (moov)") if b"mdat" in kinds and b"moov" not in kinds else _WHOLE
 
 

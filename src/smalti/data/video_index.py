@@ -14,7 +14,6 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from smalti.data.containers import Ending
 from smalti.errors import BadFile, SmaltiError
 from smalti.text import one_line
 
@@ -128,13 +127,16 @@ def time_of(packet: "Packet[Any]") -> int | None:
 
 
 def make_index(
-    open_again: Callable[[], tuple[InputContainer, VideoStream]], name: str, ending: Ending
+    open_again: Callable[[], tuple[InputContainer, VideoStream]], name: str, *, ends_whole: bool
 ) -> tuple[InputContainer, VideoStream, FrameIndex]:
-    """Return an open file with its index. Raises BadFile where it was cut or has no frame that can be decoded."""
+    """Return an open file with its index. Raises BadFile where it was cut or has no frame that can be decoded.
+
+    With `ends_whole` the container has said that nothing is missing at its end, and its duration is not asked.
+    """
     container, stream = open_again()
     try:
         packets = _read_packets(container, stream, name)
-        _check(container, stream, packets, ending, name)
+        _check(container, stream, packets, name, ends_whole)
         if not packets.doubt:
             return container, stream, packets.frames
         container.close()
@@ -189,15 +191,13 @@ def _read_packets(container: InputContainer, stream: VideoStream, name: str) -> 
     return _Packets(FrameIndex(sorted(pts), sorted(keyframes), dict(dropped)), count, keys, end, doubt)
 
 
-def _check(container: InputContainer, stream: VideoStream, packets: _Packets, ending: Ending, name: str) -> None:
+def _check(container: InputContainer, stream: VideoStream, packets: _Packets, name: str, ends_whole: bool) -> None:
     """Raise BadFile where the file is cut, or no packet is left that could be shown."""
-    if ending.is_cut:
-        raise BadFile(name, "cut", f"{ending.what}, so it was cut; copy it again")
     if not packets.packets:
         raise BadFile(name, "no-frames", "its video stream has no frames")
     if "mp4" in container.format.name and packets.packets < stream.frames:  # its table of frames is exact
         raise BadFile(name, "cut", f"holds {packets.packets} of {stream.frames} frames; copy it again")
-    if not ending.is_known and container.duration:
+    if not ends_whole and container.duration:
         declared = container.duration / av.time_base
         seconds = packets.end - min(0, container.start_time or 0) / av.time_base
         if seconds < declared - 2 * seconds / packets.packets - 0.005 * declared:

@@ -39,7 +39,10 @@ class VideoReader:
         self._name = name or (printable(media) if isinstance(media, Path) else "video")
         self._media, self._max_pixels = media, max_pixels
         self._reformatter = VideoReformatter()
-        self._container, self._stream, self._index = make_index(self._open, self._name, _ending_of(media, self._name))
+        ending = _ending_of(media, self._name)
+        if ending.is_cut:
+            raise BadFile(self._name, "cut", f"{ending.what}, so it was cut; copy it again")
+        self._container, self._stream, self._index = make_index(self._open, self._name, ends_whole=ending.is_known)
         try:
             self.size = self._first_size()
         except BaseException:
@@ -268,16 +271,13 @@ def _open_container(file: str | BytesIO, media: Path | bytes, name: str) -> Inpu
 
 
 def _not_opened(media: Path | bytes, name: str, error: Exception) -> BadFile:
-    """Return why a file could not be opened: cut, of a kind that is not read, or damaged."""
-    ending = _ending_of(media, name)
-    if ending.is_cut:
-        return BadFile(name, "cut", f"{ending.what}, so it was cut; copy it again")
+    """Return why a file could not be opened: it is of a kind that is not read, or damaged."""
     head = media[:HEAD_BYTES] if isinstance(media, bytes) else _head(media)
     kind = foreign_kind(head)
     if kind is not None:
         return BadFile(name, "format", f"is no video but {kind}; convert it, or take it out")
     reason = one_line((error.strerror if isinstance(error, av.FFmpegError) else str(error)) or type(error).__name__)
-    if ending.is_known:
+    if _ending_of(media, name).is_known:
         return BadFile(name, "format", f"not a whole video file: {reason}; copy it again, or write it anew")
     what = "is in none of the formats that are read (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, Ogg, MXF, GIF ...)"
     return BadFile(name, "format", f"{what}, or its head is damaged: {reason}; convert it")

@@ -61,9 +61,9 @@ def write_video(
     `crf` 0 is the finest (not lossless: 4:2:0 halves the colour planes), 18 is hard to tell from the source, 51 the
     coarsest. Even sizes are written as yuv420p; odd sizes as yuv444p, so that the size is kept. Colours are BT.601 in
     the limited range, and marked so. `pixel_aspect` is the width of a pixel over its height, None for square pixels;
-    players stretch by it. The file appears at `path` when the last frame is in; a failed or killed run leaves no file
-    there. Raises InputError where there are no frames or their sizes differ, ConfigError where the suffix is none of
-    .mp4, .mkv, .mov or `fps` is below 0.001, MachineError where the disk refuses.
+    programs that show the video stretch it by that. The file appears at `path` when the last frame is in; a failed or
+    killed run leaves no file there. Raises InputError where there are no frames or their sizes differ, ConfigError
+    where the suffix is none of .mp4, .mkv, .mov or `fps` is below 0.001, MachineError where the disk refuses.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITTEN_SUFFIXES:
@@ -89,7 +89,7 @@ def _encode(
     try:
         with av.open(f"file:{part}", "w", format=muxer, options=options) as container:
             stream = container.add_stream("libx264", rate=fps)
-            # swscale averages pixels to chroma that lies between them; MPEG's default is at the left ones, and film that
+            # swscale averages pixels to chroma that lies between them. MPEG's default is at the left ones: video that
             # is read back as such has its chroma moved by a quarter of a pixel in each generation.
             stream.options = {"crf": str(crf), "threads": "1", "chroma_sample_location": "center"}
             for frame in frames:

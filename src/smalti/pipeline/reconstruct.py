@@ -44,7 +44,7 @@ class Reconstructed(NamedTuple):
     """In dB on pixels rounded to 8 bits, the mean over frames; a frame without error counts as 100."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """What the frames do not show of their source, in words: packets without a frame, pauses."""
+    """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
 
 
 def reconstruct(
