@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from smalti.errors import IntegrityError
+from smalti.quantize import Lookup
 from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
+from smalti.tokenizer_info import PixelRange, SourceIds
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of foreign tensors by name: enough to recognise a network."""
@@ -46,10 +48,36 @@ class ForeignModel(NamedTuple):
     notes: list[str]
     prefix: str = ""
     """Beginning of the names of the network's tensors in the file."""
-    copy: str = "bare"
+    names: Mapping[str, str] = {}
+    """Names in the file of tensors that have another one there than `prefix` and their own."""
+    copy: Literal["average", "live", "bare"] = "bare"
     """CheckpointWeights that are taken: average, live, or bare where the file has one network."""
     ignored: Mapping[str, list[str]] = {}
-    """Names of the tensors that are left out, by the reason."""
+    """Names in the file of tensors that are left out, by the reason; others are found by themselves."""
+    constants: Mapping[str, Tensor] = {}
+    """Tensors that its project stores and its architecture gives: checked, then left out."""
+    lookup: Lookup | None = None
+    """Law of its codebook; None for a quantizer without one."""
+    version: str | None = None
+    """Version of the network, where its project has several with the same tensors."""
+    licence: str = "unknown"
+    """Licence of the weights, as published."""
+    pixels: PixelRange = "signed"
+    """Range of the pixels there."""
+    preprocessing: str = "any size; nothing is known of how its project resizes"
+    """Resize and crop there, before the encoder."""
+    ids: SourceIds = SourceIds()
+    """Form of the ids there."""
+
+    def stored(self, name: str) -> str:
+        """Return the name in the file of a tensor of the network."""
+        return self.names.get(name, self.prefix + name)
+
+    def inside(self, stored: str) -> str:
+        """Return the name within the network of a tensor of the file; empty for one of other things."""
+        if self.names:
+            return next((name for name, found in self.names.items() if found == stored), "")
+        return stored[len(self.prefix) :] if stored.startswith(self.prefix) else ""
 
 
 def unchanged(source: str, target: str) -> Link:
@@ -62,19 +90,21 @@ def weight_and_bias(source: str, target: str) -> list[Link]:
     return [unchanged(f"{source}.{part}", f"{target}.{part}") for part in ("weight", "bias")]
 
 
-def convolution(source: str, target: str, *, dims: int) -> list[Link]:
-    """Link a 2-D or causal 3-D convolution: its last slice in time is the tap of the current frame."""
+def convolution(source: str, target: str, *, dims: int, bias: bool = True) -> list[Link]:
+    """Link a convolution: 2-D, causal 3-D, or causal over time alone (1-D). Its last slice in time is the tap of the
+    current frame."""
 
     def taps(weight: Tensor) -> Iterable[Piece]:
         if dims == 2:
             return [Piece(f"{target}.now.weight", weight)]
-        *past, now = weight.unbind(2)
+        *past, now = (weight[..., None, None] if dims == 1 else weight).unbind(2)
         return [
             Piece(f"{target}.now.weight", now),
             *(Piece(f"{target}.past.{k}.weight", tap) for k, tap in enumerate(past)),
         ]
 
-    return [Link(f"{source}.weight", taps), unchanged(f"{source}.bias", f"{target}.now.bias")]
+    biases = [unchanged(f"{source}.bias", f"{target}.now.bias")] if bias else []
+    return [Link(f"{source}.weight", taps), *biases]
 
 
 def phase_first(links: Sequence[Link], time: int, square: int) -> list[Link]:
@@ -96,6 +126,22 @@ def pointwise(source: str, target: str) -> list[Link]:
     return [
         Link(f"{source}.weight", lambda weight: [Piece(f"{target}.weight", weight[..., None, None])]),
         unchanged(f"{source}.bias", f"{target}.bias"),
+    ]
+
+
+def attention(source: str, target: str, channels: int, *, names: Sequence[str], inner: str = "") -> list[Link]:
+    """Link query, key, value and output of an attention, `names` in this order: linear layers or 1x1 convolutions."""
+
+    def rows(part: str, k: int) -> Link:
+        places = tuple(range(k * channels, (k + 1) * channels))
+        into = f"{target}.query_key_value.{part}"
+        return Link(f"{source}.{names[k]}{inner}.{part}", lambda x: [Piece(into, x.reshape(channels, -1), places)])
+
+    out = f"{source}.{names[3]}{inner}"
+    return [
+        *(rows(part, k) for k in range(3) for part in ("weight", "bias")),
+        Link(f"{out}.weight", lambda x: [Piece(f"{target}.out.weight", x.flatten(1))]),
+        unchanged(f"{out}.bias", f"{target}.out.bias"),
     ]
 
 

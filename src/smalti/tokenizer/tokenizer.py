@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,22 +10,30 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.config import Config
-from smalti.errors import ConfigError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
 from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.cosmos import CosmosConfig
+from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
+from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
-from smalti.tokenizer_info import TokenizerInfo
+from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
-AnyTokenizerConfig = Annotated[TokenizerConfig | VQGANConfig, Field(discriminator="kind")]
+_Item = TypeVar("_Item")
+
+AnyTokenizerConfig = Annotated[
+    TokenizerConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig, Field(discriminator="kind")
+]
 
 
 class _ConfigFile(Config):
     """The section of config.json that says what to build, so that a fault in it is named by its place in the file."""
 
     tokenizer: AnyTokenizerConfig
+    source: TokenizerSource | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -44,9 +52,11 @@ class Tokenizer(nn.Module):
     column, row and frame up to the next legal size (1 + s*n frames, multiples of the strides), and cropped again.
     """
 
-    def __init__(self, config: AnyTokenizerConfig) -> None:
+    def __init__(self, config: AnyTokenizerConfig, source: TokenizerSource | None = None) -> None:
         super().__init__()
         self.config = config
+        self.source = source
+        """Project that it was imported from; None for a tokenizer of ours."""
         self.quantizer = config.quantizer.build()
         networks = config.networks(self.quantizer.dim)
         self.encoder, self.decoder = networks[0], networks[1]
@@ -56,6 +66,8 @@ class Tokenizer(nn.Module):
         self.codebook_size = self.quantizer.codebook_size
         self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
+        self.lookahead = config.lookahead if config.kind == "vidtok" else 0
+        """Latents after a frame's own on which its pixels depend: a stream of ids gives them as much later."""
         self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""
 
@@ -82,7 +94,28 @@ class Tokenizer(nn.Module):
             levels=tuple(self.levels),
             codebook_size=self.codebook_size,
             strides=self.strides,
+            source_ids=None if self.source is None else self.source.ids,
         )
+
+    def source_ids(self, ids: Int[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
+        """Return ids in the form in which the project of an imported tokenizer writes them: in one row, with an offset,
+        as `source.ids` says. Raises InputError for a tokenizer of ours."""
+        return self._source_form().to_source(ids)
+
+    def ids_from_source(
+        self, ids: Int[Tensor, "b *source"], grid: tuple[int, ...] | None = None
+    ) -> Int[Tensor, "b *grid"]:
+        """Return ids of the project of an imported tokenizer in our form, the inverse of `source_ids`.
+
+        Ids in a row need their `grid`, (frames, height, width) or (height, width) in tokens. Raises InputError where it
+        does not fit, and for a tokenizer of ours.
+        """
+        return self._source_form().from_source(ids, grid)
+
+    def _source_form(self) -> SourceIds:
+        if self.source is None:
+            raise InputError("this tokenizer was not imported from another project: its ids have no other form")
+        return self.source.ids
 
     def __repr__(self) -> str:
         medium = "image" if self.config.time_kernel == 1 else "video"
@@ -93,7 +126,8 @@ class Tokenizer(nn.Module):
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
-        write_model(Path(path), self, {"tokenizer": self.config}, replace=replace)
+        facts = {} if self.source is None else {"source": self.source.plain()}
+        write_model(Path(path), self, {"tokenizer": self.config}, replace=replace, facts=facts)
 
     save_pretrained = save
 
@@ -105,14 +139,14 @@ class Tokenizer(nn.Module):
         if one bit of it differs from what was written. Other files may lie beside it (a model card); without a
         manifest, the fingerprint alone is checked.
         """
-        files = read_model(Path(path), "tokenizer", ("tokenizer",))
+        files = read_model(Path(path), "tokenizer", ("tokenizer",), optional=("source",))
         try:
-            config = _ConfigFile.parse(files.plain, where=str(files.config_path)).tokenizer
+            parsed = _ConfigFile.parse(files.plain, where=str(files.config_path))
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
-        files.check({"tokenizer": config})
+        files.check({"tokenizer": parsed.tokenizer})
         # A quantizer may have a number type of its own (see `ScalarQuantizer._apply`).
-        tokenizer = cls(config).to(dtype_of(files.tensors, apart="quantizer."))
+        tokenizer = cls(parsed.tokenizer, parsed.source).to(dtype_of(files.tensors, apart="quantizer."))
         files.load_into(tokenizer)
         return tokenizer.to(device).eval()
 
@@ -145,13 +179,16 @@ class Tokenizer(nn.Module):
         stream: Stream | None = None,
         *,
         size: tuple[int, int, int] | None = None,
+        is_last: bool = False,
     ) -> Float[Tensor, "b 3 t2 h2 w2"]:
         """Decode ids to a video, or the next chunk of them; cropped to `size` = (frames, height, width) if given.
 
+        With a `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`.
         Raises ValueError for an id outside [0, codebook_size). Values may exceed [-1, 1] by a little: clamp at the end.
         """
         if stream is not None:
             self._check_causal()
+            stream.is_ending = is_last
         video = self._to_video(self.quantizer.decode(ids), stream)
         return video if size is None else crop_to(video, size)
 
@@ -176,10 +213,10 @@ class Tokenizer(nn.Module):
         """Decode ids that come in chunks of any length (`b t h w` each), cropped to `size` in all if given."""
         self._check_causal()
         stream, left = Stream(), None if size is None else size[0]
-        for ids in chunks:
-            if not ids.shape[1] or left == 0:
+        for ids, is_last in mark_last((ids for ids in chunks if ids.shape[1]), waits=self.lookahead > 0):
+            if left == 0:
                 continue
-            video = self.decode(ids, stream)
+            video = self.decode(ids, stream, is_last=is_last)
             if size is not None and left is not None:
                 video = crop_to(video, (min(left, video.shape[2]), *size[1:]))
                 left -= video.shape[2]
@@ -218,3 +255,18 @@ class Tokenizer(nn.Module):
             raise ValueError(
                 f"a chunk of a stream has {rule} (found {frames}); encode_stream takes chunks of any length"
             )
+
+
+def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:
+    """Yield each item, and whether it is the last one; unless it `waits` for the next to know, each at once as if it
+    was not."""
+    waiting: list[_Item] = []
+    for item in items:
+        if waits:
+            waiting.append(item)
+            if len(waiting) == 1:
+                continue
+            item = waiting.pop(0)
+        yield item, False
+    for item in waiting:
+        yield item, True

@@ -18,10 +18,10 @@ import torch
 from smalti.config import Config
 from smalti.data.list_formats import Listing
 from smalti.errors import ConfigError, InputError, IntegrityError
+from smalti.families import load
+from smalti.families.names import full_name
 from smalti.files import remove_leftovers, sha256, write_bytes, write_json
 from smalti.text import printable
-from smalti.tokenizer import load
-from smalti.tokenizer.open import full_name
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import MediaInputs, TokenizeOptions
 from smalti.tokens.format import (
