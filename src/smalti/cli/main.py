@@ -26,6 +26,7 @@ from smalti.cli import (
     reconstruct,
     tokenize,
     train,
+    zoo,
 )
 from smalti.cli.console import message_line, say
 from smalti.errors import MachineError, SmaltiError
@@ -93,6 +94,7 @@ app.command("inflate", short_help="Make a video tokenizer from an image tokenize
 app.command("import", short_help="Convert another project's checkpoint.")(import_.import_command)
 app.command("info", short_help="Show what a tokenizer, run, token set or file is.")(info.info_command)
 app.command("recipes", short_help="List the recipes, or print one.")(recipes.recipes_command)
+app.command("zoo", short_help="List other projects' tokenizers that load by name.")(zoo.zoo_command)
 app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
 app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
 
