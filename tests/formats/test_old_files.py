@@ -22,8 +22,9 @@ from smalti.data.bundled import photos
 HERE = Path(__file__).parent / "v0_1_0"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 EXACT_COLOURS = json.loads((HERE.parent / "exact_colours.json").read_text())
-"""Digests and losses of what is made from videos since their colours are converted with exact rounding: 0.1.0 read videos 1 to 1.5
-levels too dark, so that its token sets and compressed files of the same videos had other ids. Those are still read."""
+"""Digests and losses of what is made from videos since their colours are converted with exact rounding. 0.1.0 read
+videos 1 to 1.5 levels too dark, so that its token sets and compressed files of the same videos had other ids. Those are
+still read."""
 FOR_PEOPLE = ("made.json", "provenance.json", "README.md")
 """Files of a token set that are no part of its identity: where it was made, and the card."""
 CLOSE = 1e-3
