@@ -44,7 +44,7 @@ from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.training.distributed import pick_device
 from smalti.training.generator_config import GeneratorTraining
-from smalti.video import to_uint8
+from smalti.video import limit_pixels, to_uint8
 
 EVERY_CLASS = "all"
 """`label` for every class in turn."""
@@ -400,7 +400,7 @@ class _Sampler:
             keep=keep,
             seed=self.seed,
             samples=[job.number for job in jobs],
-            reencode=lambda window: tokenizer.encode(tokenizer.decode(window)[:, :, -known:]),
+            reencode=lambda window: tokenizer.encode(limit_pixels(tokenizer.decode(window)[:, :, -known:])),
         )
         total = self.generator.size[0]
         while total < length:

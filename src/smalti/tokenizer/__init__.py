@@ -2,7 +2,6 @@
 
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.inflate import inflate
-from smalti.tokenizer.tiles import decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
 from smalti.tokenizer.vqgan import VQGANConfig
 
@@ -12,7 +11,5 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
-    "decode_tiles",
-    "encode_tiles",
     "inflate",
 ]
