@@ -55,7 +55,7 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
         return torch.cat(videos)
     if not isinstance(pixels, Tensor | np.ndarray):
         pixels = _from_pillow(pixels)
-    if pixels.dtype not in (torch.uint8, np.uint8) or not 3 <= pixels.ndim <= 5 or pixels.shape[-1] != 3:
+    if str(pixels.dtype).removeprefix("torch.") != "uint8" or not 3 <= pixels.ndim <= 5 or pixels.shape[-1] != 3:
         hint = ""
         if "float" in str(pixels.dtype):
             hint = "; floats in [0, 1] become a video by x * 2 - 1"
