@@ -65,7 +65,7 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
         raise BadTensor(f"pixels must be uint8 h w 3, t h w 3 or b t h w 3, RGB (found {describe(pixels)}){hint}")
     if 0 in pixels.shape:
         raise BadTensor(f"pixels are empty (found {describe(pixels)})")
-    frames = torch.as_tensor(pixels)
+    frames = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     while frames.ndim < 5:
         frames = frames[None]
     return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous()
@@ -108,7 +108,8 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
         if isinstance(transparency, int):
             levels[samples == transparency] = 255
         return Image.fromarray(levels).convert("RGB")
-    if mode in ("RGB", "L", "1", "P") and transparency is None:
+    alpha_in_palette = mode == "P" and image.palette is not None and image.palette.mode == "RGBA"
+    if mode in ("RGB", "L", "1", "P") and transparency is None and not alpha_in_palette:
         return image.convert("RGB")
     if mode in ("RGB", "L", "1", "P", "PA", "LA", "La", "RGBA", "RGBa"):
         layer = image.convert("RGBA") if mode not in ("La",) else image.convert("LA").convert("RGBA")
