@@ -114,13 +114,23 @@ def test_what_cannot_be_a_video_is_refused_in_one_line(case):
     for number, door in enumerate(doors):
         if number == 3 and case == "no frames":
             continue  # chunks of a stream are of any length
-        with pytest.raises(SmaltiError) as error:
+        with pytest.raises(SmaltiError) as error, torch.no_grad():
             door(wrong)
         assert isinstance(error.value, BadTensor | ConfigError), number
         assert "\n" not in str(error.value)
         assert said.replace("video", "chunk" if number == 3 and "smalti" not in said else "video") in str(
             error.value
         ), number
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_batch_that_is_not_finite_shows_in_the_loss_while_gradients_are_recorded(value):
+    """A training step skips such a batch; nothing may look as if all were well."""
+    tokenizer, video = built(dtype=torch.float32), clip(1, dtype=torch.float32)
+    video[0, 0, 0, 0, 0] = value
+    assert tokenizer(video).video.isnan().any()
+    with pytest.raises(BadTensor, match="not finite"), torch.no_grad():
+        tokenizer(video)
 
 
 REMEDIES = [

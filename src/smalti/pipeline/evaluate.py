@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from smalti.arguments import check_arguments, check_folder, check_least
 from smalti.data import (
     OneKindConfig,
     magicmaster_images,
@@ -23,6 +24,7 @@ from smalti.data import (
     source_of,
 )
 from smalti.data.clips import ClipConfig
+from smalti.data.files import IMAGE_SUFFIXES
 from smalti.data.source import Medium, Store, Subset
 from smalti.errors import BadFile, ConfigError, InputError, MachineError, SmaltiError
 from smalti.families import load
@@ -47,7 +49,6 @@ from smalti.metrics import (
 )
 from smalti.metrics.evaluate import matching_files
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
-from smalti.pipeline.arguments import check_least
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.progress import Progress
@@ -148,6 +149,8 @@ def evaluate(
     Raises ConfigError for options that contradict each other, InputError for media that cannot be used, MachineError
     for weights that are not found.
     """
+    check_arguments(evaluate, locals())
+    check_folder("statistics", statistics)
     check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
     options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device)
@@ -244,8 +247,9 @@ def _evaluate_folders(
         raise ConfigError("--statistics goes with --data; --against looks at every original anyhow")
     protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
     scores = _scores(protocol, options, torch.device("cpu"))
-    total = len(matching_files(originals, reconstructions))
-    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)))
+    total = len(matching_files(originals, reconstructions, IMAGE_SUFFIXES))
+    read = lambda path: to_video(read_image(path))  # noqa: E731
+    pairs = pairs_of_folders(originals, reconstructions, read, IMAGE_SUFFIXES)
     previews = _score(pairs, scores, total, progress)
     return Evaluation(scores.report(), [], _columns(previews))
 

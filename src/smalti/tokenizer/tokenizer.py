@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Integer
 from pydantic import Field
 from torch import Tensor, nn
 
+from smalti.arguments import check_arguments
 from smalti.config import Config
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
@@ -119,6 +120,7 @@ class Tokenizer(nn.Module):
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
+        check_arguments(Tokenizer.save, locals())
         facts = {} if self.source is None else {"source": self.source.plain()}
         write_model(Path(path), self, {"tokenizer": self.config}, replace=replace, facts=facts)
 
@@ -132,6 +134,7 @@ class Tokenizer(nn.Module):
         if one bit of it differs from what was written. Other files may lie beside it (a model card); without a
         manifest, the fingerprint alone is checked.
         """
+        check_arguments(Tokenizer.load, locals())
         files = read_model(Path(path), "tokenizer", ("tokenizer",), optional=("source",))
         try:
             parsed = _ConfigFile.parse(files.plain, where=str(files.config_path))
@@ -145,11 +148,16 @@ class Tokenizer(nn.Module):
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
+        check_arguments(Tokenizer.push_to_hub, locals())
         return upload_model(self.save, repository, private=private)
 
     def forward(self, video: Float[Tensor, "b 3 *t h w"]) -> Reconstruction:
-        """Encode and decode, with gradients; the reconstruction has the shape of the video. Raises as `encode` does."""
-        check_video(video, self.device)
+        """Encode and decode, with gradients; the reconstruction has the shape of the video.
+
+        Raises as `encode` does, but while gradients are recorded not for NaN: the losses show it, and a training step
+        skips.
+        """
+        check_video(video, self.device, finite=not torch.is_grad_enabled())
         if video.ndim == 4:
             made = self._reconstruct(video.unsqueeze(2))
             return Reconstruction(made.video.squeeze(2), made.ids.squeeze(1), made.losses)
