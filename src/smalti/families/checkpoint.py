@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError, IntegrityError, SmaltiError
-from smalti.families import magicmaster, showo
+from smalti.families import cosmos, magicmaster, open_magvit2, showo, vidtok
 from smalti.families.family import Checkpoint, Family, ImportOptions
 from smalti.families.links import CheckpointWeights, ForeignModel, assemble
 from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
@@ -25,7 +25,13 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
-FAMILIES: tuple[Family, ...] = (magicmaster.MAGICMASTER, showo.SHOWO)
+FAMILIES: tuple[Family, ...] = (
+    magicmaster.MAGICMASTER,
+    showo.SHOWO,
+    open_magvit2.OPEN_MAGVIT2_FAMILY,
+    vidtok.VIDTOK,
+    cosmos.COSMOS,
+)
 """All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
 """Numbers in the largest network that is built; a small file can claim any shape."""
@@ -212,12 +218,13 @@ def _naming_family(where: str) -> Iterator[None]:
 def _check_options(model: ForeignModel, options: ImportOptions, where: str) -> None:
     """Raise ConfigError for an option that says other than the file, or that its family has no use for."""
     levels = model.config.quantizer.digit_levels if model.config.quantizer.kind in ("fsq", "dsq") else None
-    own = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    own: dict[str, object] = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    own |= {"version": model.version, "strides": model.config.total_strides}
     for name, value in own.items():
         wanted = getattr(options, name)
         if wanted is not None and wanted != value:
             said, found = _option_text(wanted), "none" if value is None else _option_text(value)
-            raise ConfigError(f"--{name} {said}: {where} has {found}; leave the option out")
+            raise ConfigError(f"{name} {said}: {where} has {found}; leave the option out")
 
 
 def _option_text(value: object) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from smalti.config import Config, Tuple
+from smalti.config import Config, Triple, Tuple
 from smalti.families.links import CheckpointWeights, ForeignModel, Shapes
 from smalti.quantize import Lookup
 from smalti.tokenizer_info import PixelRange
@@ -22,6 +22,10 @@ class ImportOptions(Config):
     """Range of the pixels that the network was trained on: [-1, 1] (`signed`) or [0, 1] (`unit`)."""
     levels: Tuple[int] | None = None
     """FSQ levels."""
+    version: str | None = None
+    """Version of the network, where a project has several with the same tensors (VidTok: 1.0, 1.1)."""
+    strides: Triple[int] | None = None
+    """Frames, height and width in pixels of one token, where the tensors do not say them (Cosmos DV)."""
 
 
 class Checkpoint(NamedTuple):
@@ -51,6 +55,8 @@ class Published(NamedTuple):
     lookup: Lookup | None = None
     pixels: PixelRange | None = None
     preprocessing: str = ""
+    version: str | None = None
+    strides: tuple[int, int, int] | None = None
 
 
 class Family(NamedTuple):

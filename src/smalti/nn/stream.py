@@ -15,6 +15,8 @@ class Stream:
     def __init__(self) -> None:
         self._carries: dict[nn.Module, Tensor] = {}
         self._sizes: dict[nn.Module, tuple[int, ...]] = {}
+        self.is_ending = False
+        """Whether the next chunk is the last: layers then give what they hold back for later chunks."""
 
     def get(self, layer: nn.Module) -> Tensor | None:
         """Return what `layer` carried over, or None at the start of the video."""
@@ -28,6 +30,7 @@ class Stream:
         """An independent stream with the same past; carries are never written in place, so they can be shared."""
         twin = Stream()
         twin._carries, twin._sizes = dict(self._carries), dict(self._sizes)
+        twin.is_ending = self.is_ending
         return twin
 
     def check_size(self, network: nn.Module, size: tuple[int, ...]) -> None:

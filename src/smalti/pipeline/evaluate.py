@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import safetensors.torch
 import torch
@@ -48,6 +48,8 @@ from smalti.metrics import (
     pairs_of_folders,
 )
 from smalti.metrics.evaluate import matching_files
+from smalti.metrics.frechet import Moments
+from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
@@ -79,6 +81,7 @@ class EvaluationOptions(NamedTuple):
     features: Path | None = None
     statistics: Path | None = None
     device: str | None = None
+    bootstrap: int = 0
 
 
 class Evaluation(NamedTuple):
@@ -123,6 +126,7 @@ def evaluate(
     lpips: str | Path | None = None,
     features: str | Path | None = None,
     statistics: str | Path | None = None,
+    bootstrap: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation | None:
@@ -141,7 +145,9 @@ def evaluate(
         root: Folder where the paths of a list start (default: the folder of the list).
         lpips: File of LPIPS weights (default: wherever they are installed).
         features: File of the weights of the protocol's feature network (default: likewise).
-        statistics: Folder that caches the feature statistics of the originals.
+        statistics: Folder that caches the feature statistics of the originals, or a file of them by another project
+            (.npz of ADM or pytorch-fid, .pkl of MagicMaster) in their place; `real` takes such a file too.
+        bootstrap: Resamples behind an interval of each distance of generated sets; 0 takes none.
         device: cpu, cuda, mps, ... (default: that of a `Tokenizer`, else the best).
         progress: Callback after each clip.
 
@@ -151,14 +157,16 @@ def evaluate(
     """
     check_arguments(evaluate, locals())
     check_folder("statistics", statistics)
-    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1)})
+    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
-    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device)
+    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
     if real is not None:
         if data is not None or against is not None:
             raise ConfigError("eval: --real is the other side already; leave out --data and --against")
         return _evaluate_generated([str(name) for name in targets], Path(real), options, progress)
+    if bootstrap:
+        raise ConfigError(f"--bootstrap {bootstrap}: intervals are of generated sets; it goes with --real")
     if len(targets) != 1:
         names = " ".join(str(name) for name in targets)
         raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with --real alone")
@@ -227,9 +235,11 @@ def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOpti
     lpips = _find_lpips(protocol, options.lpips, device)
     features = _find_features(protocol, options.features, device)
     key = _statistics_key(clips, features, options)
-    reference = None
+    reference: Moments | None = None
     if key is not None and options.statistics is not None:
         reference = load_statistics(options.statistics, key)
+    elif features is not None and _is_file_of_statistics(options.statistics):
+        reference = read_published_statistics(options.statistics, features.network.dim)
     scores = Scores(clips.protocol, lpips=lpips, features=features, reference=reference, levels=tokenizer.levels)
     return _Ready(tokenizer, clips, scores, key)
 
@@ -302,7 +312,14 @@ def _evaluate_generated(
         raise ConfigError(f"{targets[0]}: a set is given twice; give each once")
     features = find_features(protocol.features, options.features).to(pick_device(options.device))
     result = evaluate_generated(
-        folders, real, protocol, features, limit=options.limit, root=options.root, previews=_PREVIEWS, progress=progress
+        folders,
+        real,
+        protocol,
+        features,
+        limit=options.limit,
+        root=options.root,
+        bootstrap=options.bootstrap,
+        progress=progress,
     )
     return Evaluation(*result)
 
@@ -442,6 +459,8 @@ def _statistics_key(
         return None
     if features is None:
         raise ConfigError(f"--statistics: protocol {options.protocol} takes no features, so there is nothing to store")
+    if _is_file_of_statistics(options.statistics):
+        return None
     return StatisticsKey(
         features=features.network.name,
         features_digest=features.digest,
@@ -450,6 +469,10 @@ def _statistics_key(
         listed=clips.digest(),
         count=len(clips.source),
     )
+
+
+def _is_file_of_statistics(path: Path | None) -> TypeGuard[Path]:
+    return path is not None and path.suffix.lower() in STATISTICS_SUFFIXES and not path.is_dir()
 
 
 def _find_lpips(protocol: Protocol, weights: Path | None, device: torch.device) -> Perceptual | None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -15,14 +15,22 @@ from smalti.config import Config
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
+from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.cosmos import CosmosConfig
+from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tiles import Tiles
+from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
 from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of
 
-AnyTokenizerConfig = Annotated[TokenizerConfig | VQGANConfig, Field(discriminator="kind")]
+_Item = TypeVar("_Item")
+
+AnyTokenizerConfig = Annotated[
+    TokenizerConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig, Field(discriminator="kind")
+]
 
 
 class _ConfigFile(Config):
@@ -62,6 +70,8 @@ class Tokenizer(nn.Module):
         self.codebook_size = self.quantizer.codebook_size
         self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
+        self.lookahead = config.lookahead if config.kind == "vidtok" else 0
+        """Latents after a frame's own on which its pixels depend: a stream of ids gives them as much later."""
         self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""
 
@@ -151,17 +161,19 @@ class Tokenizer(nn.Module):
         check_arguments(Tokenizer.push_to_hub, locals())
         return upload_model(self.save, repository, private=private)
 
-    def forward(self, video: Float[Tensor, "b 3 *t h w"]) -> Reconstruction:
+    def forward(self, video: Float[Tensor, "b 3 *t h w"], whole: WholeCode | None = None) -> Reconstruction:
         """Encode and decode, with gradients; the reconstruction has the shape of the video.
+
+        `whole` is for a video that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
 
         Raises as `encode` does, but while gradients are recorded not for NaN: the losses show it, and a training step
         skips.
         """
         check_video(video, self.device, finite=not torch.is_grad_enabled())
         if video.ndim == 4:
-            made = self._reconstruct(video.unsqueeze(2))
+            made = self._reconstruct(video.unsqueeze(2), whole)
             return Reconstruction(made.video.squeeze(2), made.ids.squeeze(1), made.losses)
-        return self._reconstruct(video)
+        return self._reconstruct(video, whole)
 
     def encode(
         self, video: Float[Tensor, "b 3 *t h w"], stream: Stream | None = None, *, tile: int | None = None
@@ -206,11 +218,13 @@ class Tokenizer(nn.Module):
         size: Sequence[int] | None = None,
         shape: Sequence[int] | None = None,
         tile: int | None = None,
+        is_last: bool = False,
     ) -> Float[Tensor, "b 3 *t h w"]:
         """Decode ids of any integer type: `b t h w` to a video, `b h w` to images `b 3 h w`, or the next chunk of them.
 
         `size` crops to (frames, height, width) in pixels, of images to (height, width): `size=video.shape[2:]`. Ids in
-        a row, `b n`, need their grid, `shape` = (t, h, w) or (h, w) in tokens. `tile` is as in `encode`.
+        a row, `b n`, need their grid, `shape` = (t, h, w) or (h, w) in tokens. `tile` is as in `encode`. With a
+        `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`.
 
         Raises BadTensor for another shape or type, ids outside [0, codebook_size), and a size that they do not reach.
         Values may exceed [-1, 1] by a little: clamp at the end.
@@ -220,7 +234,7 @@ class Tokenizer(nn.Module):
             _check_whole(stream, "ids.unsqueeze(1)", "b t h w")
             video = self._decode(ids.unsqueeze(1), None, tile).squeeze(2)
         else:
-            video = self._decode(ids, stream, tile)
+            video = self._decode(ids, stream, tile, is_last)
         return video if size is None else _crop(video, _whole_numbers("size", size))
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -232,7 +246,7 @@ class Tokenizer(nn.Module):
         self._check_causal()
         stream, waiting, s = Stream(), None, self.strides[0]
         for chunk in _chunks(chunks, "video.split(16, 2)"):
-            if isinstance(chunk, Tensor) and chunk.ndim == 5 and not chunk.shape[2]:
+            if _is_no_frames(chunk, 2):
                 continue
             check_video(chunk, self.device, "chunk")
             if chunk.ndim == 4:
@@ -255,17 +269,20 @@ class Tokenizer(nn.Module):
         self._check_causal()
         size = None if size is None else _whole_numbers("size", size)
         stream, left = Stream(), None if size is None else size[0]
-        for ids in _chunks(chunks, "ids.split(4, 1)"):
-            if (isinstance(ids, Tensor) and ids.ndim == 4 and not ids.shape[1]) or left == 0:
+        chunks = (ids for ids in _chunks(chunks, "ids.split(4, 1)") if not _is_no_frames(ids, 1))
+        for ids, is_last in mark_last(chunks, waits=self.lookahead > 0):
+            if left == 0:
                 continue
-            video = self.decode(ids, stream)
+            video = self.decode(ids, stream, is_last=is_last)
+            if not video.shape[2]:
+                continue
             if size is not None and left is not None:
                 video = _crop(video, (min(left, video.shape[2]), *size[1:]))
                 left -= video.shape[2]
             yield video
 
-    def _reconstruct(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
-        quantized = self.quantizer(self._latents(video))
+    def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None) -> Reconstruction:
+        quantized = self.quantizer(self._latents(video), whole)
         pixels = self._to_video(quantized.codes)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
@@ -292,9 +309,11 @@ class Tokenizer(nn.Module):
         ids: Integer[Tensor, "b t h w"],
         stream: Stream | None = None,
         tile: int | None = None,
+        is_last: bool = False,
     ) -> Float[Tensor, "b 3 t2 h2 w2"]:
         if stream is not None:
             self._check_causal()
+            stream.is_ending = is_last
             stream.check_size(self.decoder, (ids.shape[0], *ids.shape[2:]))
         if tile is None:
             return self._to_video(self.quantizer.decode(ids), stream)
@@ -374,6 +393,10 @@ def _check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
         raise BadTensor(f"a chunk of a stream is {wanted}: {remedy}")
 
 
+def _is_no_frames(chunk: object, axis: int) -> bool:
+    return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]
+
+
 def _whole_numbers(name: str, given: object) -> tuple[int, ...]:
     if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
         return tuple(given)
@@ -394,3 +417,18 @@ def _chunks(chunks: Iterable[Tensor], remedy: str) -> Iterable[Tensor]:
     if isinstance(chunks, Tensor) or not isinstance(chunks, Iterable):
         raise BadTensor(f"chunks must be several tensors, as {remedy} (found {describe(chunks)})")
     return chunks
+
+
+def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:
+    """Yield each item, and whether it is the last one; unless it `waits` for the next to know, each at once as if it
+    was not."""
+    waiting: list[_Item] = []
+    for item in items:
+        if waits:
+            waiting.append(item)
+            if len(waiting) == 1:
+                continue
+            item = waiting.pop(0)
+        yield item, False
+    for item in waiting:
+        yield item, True
