@@ -47,7 +47,7 @@ def check_arguments(
         raise ConfigError(f"{name}: must be {_words(annotation)} (found {_found(value)}){remedy}")
 
 
-def check_folder(name: str, folder: str | os.PathLike[str] | None) -> None:
+def check_out_folder(name: str, folder: str | os.PathLike[str] | None) -> None:
     """Raise ConfigError, naming the argument, where a folder to write is a file, or below one; None is always right."""
     if folder is None:
         return

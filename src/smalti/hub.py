@@ -1,4 +1,4 @@
-"""What kept the Hugging Face hub from answering, in words."""
+"""Faults of the Hugging Face hub in words."""
 
 
 def hub_fault(error: Exception) -> str:

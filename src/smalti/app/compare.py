@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smalti.app.html import document, html_table, image_figure, number, svg_figure
-from smalti.arguments import check_arguments, check_folder, check_least
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.comparison import (
     Budget,
     ComparisonData,
@@ -87,7 +87,7 @@ def compare(
     Schedules have `steps` steps; `set` holds assignments to fields of all variants. Raises SmaltiError.
     """
     check_arguments(compare, locals())
-    check_folder("out", out)
+    check_out_folder("out", out)
     check_least({"steps": (steps, 1)})
     out, where = Path(out), pick_device(device)
     trainings = {one.name: one.training(data.medium, steps, tuple(set)) for one in variants}

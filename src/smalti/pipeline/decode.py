@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from smalti.arguments import check_arguments, check_folder
+from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
 from smalti.pipeline.models import as_tokenizer
@@ -58,7 +58,7 @@ def decode(
     for another tokenizer than the set's.
     """
     check_arguments(decode, locals())
-    check_folder("out", out)
+    check_out_folder("out", out)
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
     check_targets(targets.values(), overwrite=overwrite)

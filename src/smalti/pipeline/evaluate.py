@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from smalti.arguments import check_arguments, check_folder, check_least
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data import (
     OneKindConfig,
     magicmaster_images,
@@ -156,7 +156,7 @@ def evaluate(
     for weights that are not found.
     """
     check_arguments(evaluate, locals())
-    check_folder("statistics", statistics)
+    check_out_folder("statistics", statistics)
     check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
     options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
@@ -258,8 +258,7 @@ def _evaluate_folders(
     protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
     scores = _scores(protocol, options, torch.device("cpu"))
     total = len(matching_files(originals, reconstructions, IMAGE_SUFFIXES))
-    read = lambda path: to_video(read_image(path))  # noqa: E731
-    pairs = pairs_of_folders(originals, reconstructions, read, IMAGE_SUFFIXES)
+    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)), IMAGE_SUFFIXES)
     previews = _score(pairs, scores, total, progress)
     return Evaluation(scores.report(), [], _columns(previews))
 

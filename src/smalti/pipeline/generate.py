@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.arguments import check_arguments, check_folder, check_least
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml
 from smalti.data import Source, evaluation, source_of
 from smalti.data.clips import ClipConfig
@@ -156,8 +156,8 @@ def generate(
     another size, IntegrityError for another tokenizer than the one that made the model's token set.
     """
     check_arguments(generate, locals())
-    check_folder("out", out)
-    check_folder("originals", originals)
+    check_out_folder("out", out)
+    check_out_folder("originals", originals)
     check_least(
         {"frames": (frames, 1), "count": (count, 1), "steps": (steps, 1), "seed": (seed, 0), "batch": (batch, 1)}
     )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from smalti.arguments import check_arguments, check_folder, check_least
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.video_writer import write_media
@@ -68,7 +68,7 @@ def reconstruct(
     ConfigError where a file exists that may not be replaced, or for a video and a tokenizer that is not causal.
     """
     check_arguments(reconstruct, locals())
-    check_folder("out", out)
+    check_out_folder("out", out)
     check_least({"clip": (clip, 1)})
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from smalti.arguments import check_arguments, check_folder, check_least
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import Config
 from smalti.errors import ConfigError
 from smalti.progress import Progress
@@ -81,7 +81,7 @@ def tokenize(
     """
     by_name = "every worker loads the tokenizer by its name: save it, and give the folder"
     check_arguments(tokenize, locals(), {"tokenizer": by_name})
-    check_folder("out", out)
+    check_out_folder("out", out)
     check_least({"clip": (clip, 1), "overlap": (overlap, 0), "batch": (batch, 1), "workers": (workers, 0)})
     check_least({"gpus": (gpus, 0), "timeout": (timeout, 0.1), "memory": (memory, 0.1)})
     part = _part_of(shard)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from smalti.arguments import check_arguments, check_folder, check_least
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
 from smalti.errors import ConfigError
 from smalti.progress import Progress
@@ -50,7 +50,7 @@ def train(
     SmaltiError.
     """
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file or a config"})
-    check_folder("out", out)
+    check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
     config = find_config(recipe, tiny=tiny).override([*set, *([] if seed is None else [f"seed={seed}"])])
     folder = default_run(recipe) if out is None else Path(out)
