@@ -30,6 +30,7 @@ from smalti.metrics.protocols import (
     find_protocol,
 )
 from smalti.metrics.report import ClipScores, GenerationReport, Report
+from smalti.metrics.side_by_side import Contender, Leaderboard, leaderboard
 from smalti.metrics.weights import find_features, find_lpips, read_features
 
 __all__ = [
@@ -51,9 +52,11 @@ __all__ = [
     "SMALTI_GFVD",
     "ClipScores",
     "CodebookUse",
+    "Contender",
     "Features",
     "GenerationProtocol",
     "GenerationReport",
+    "Leaderboard",
     "Moments",
     "Neighbourhoods",
     "Pair",
@@ -71,6 +74,7 @@ __all__ = [
     "find_protocol",
     "frechet_distance",
     "inception_score",
+    "leaderboard",
     "pairs_of",
     "pairs_of_folders",
     "precision_recall",
