@@ -37,8 +37,10 @@ def eval_command(
         Path | None, typer.Option(help="Weights of the protocol's feature network; found likewise.")
     ] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="A folder that caches the feature statistics of the originals.")
+        Path | None,
+        typer.Option(help="A folder that caches feature statistics of the originals, or an .npz or .pkl of them."),
     ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for intervals of distances, with --real.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report.json and sheet.png to this folder.")] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -85,6 +87,7 @@ def eval_command(
             lpips=lpips,
             features=features,
             statistics=statistics,
+            bootstrap=bootstrap,
             device=device,
             progress=progress,
         )

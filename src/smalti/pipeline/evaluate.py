@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import safetensors.torch
 import torch
@@ -41,6 +41,8 @@ from smalti.metrics import (
     pairs_of_folders,
 )
 from smalti.metrics.evaluate import matching_files
+from smalti.metrics.frechet import Moments
+from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
 from smalti.pipeline.arguments import check_least
 from smalti.pipeline.decode import open_set_tokenizer
@@ -102,6 +104,7 @@ def evaluate(
     lpips: str | Path | None = None,
     features: str | Path | None = None,
     statistics: str | Path | None = None,
+    bootstrap: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation | None:
@@ -120,7 +123,9 @@ def evaluate(
         root: Folder where the paths of a list start (default: the folder of the list).
         lpips: File of LPIPS weights (default: wherever they are installed).
         features: File of the weights of the protocol's feature network (default: likewise).
-        statistics: Folder that caches the feature statistics of the originals.
+        statistics: Folder that caches the feature statistics of the originals, or a file of them by another project
+            (.npz of ADM or pytorch-fid, .pkl of MagicMaster) in their place; `real` takes such a file too.
+        bootstrap: Resamples behind an interval of each distance of generated sets; 0 takes none.
         device: cpu, cuda, mps, ... (default: that of a `Tokenizer`, else the best).
         progress: Callback after each clip.
 
@@ -128,14 +133,16 @@ def evaluate(
     Raises ConfigError for options that contradict each other, InputError for media that cannot be used, MachineError
     for weights that are not found.
     """
-    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1)})
+    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
-    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device)
+    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
     if real is not None:
         if data is not None or against is not None:
             raise ConfigError("eval: --real is the other side already; leave out --data and --against")
         return _evaluate_generated([str(name) for name in targets], Path(real), options, progress)
+    if bootstrap:
+        raise ConfigError(f"--bootstrap {bootstrap}: intervals are of generated sets; it goes with --real")
     if len(targets) > 1 and data is not None and against is None:
         return _evaluate_tokenizers(targets, Path(data), options, progress)
     if len(targets) != 1:
@@ -234,9 +241,11 @@ def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOpti
     lpips = _find_lpips(protocol, options.lpips, device)
     features = _find_features(protocol, options.features, device)
     key = _statistics_key(clips, features, options)
-    reference = None
+    reference: Moments | None = None
     if key is not None and options.statistics is not None:
         reference = load_statistics(options.statistics, key)
+    elif features is not None and _is_file_of_statistics(options.statistics):
+        reference = read_published_statistics(options.statistics, features.network.dim)
     scores = Scores(clips.protocol, lpips=lpips, features=features, reference=reference, levels=tokenizer.levels)
     return _Ready(tokenizer, clips, scores, key)
 
@@ -308,7 +317,14 @@ def _evaluate_generated(
         raise ConfigError(f"{targets[0]}: a set is given twice; give each once")
     features = find_features(protocol.features, options.features).to(pick_device(options.device))
     result = evaluate_generated(
-        folders, real, protocol, features, limit=options.limit, root=options.root, previews=_PREVIEWS, progress=progress
+        folders,
+        real,
+        protocol,
+        features,
+        limit=options.limit,
+        root=options.root,
+        bootstrap=options.bootstrap,
+        progress=progress,
     )
     return Evaluation(*result)
 
@@ -377,6 +393,8 @@ def _statistics_key(
         return None
     if features is None:
         raise ConfigError(f"--statistics: protocol {options.protocol} takes no features, so there is nothing to store")
+    if _is_file_of_statistics(options.statistics):
+        return None
     return StatisticsKey(
         features=features.network.name,
         features_digest=features.digest,
@@ -385,6 +403,10 @@ def _statistics_key(
         listed=clips.digest(),
         count=len(clips.source),
     )
+
+
+def _is_file_of_statistics(path: Path | None) -> TypeGuard[Path]:
+    return path is not None and path.suffix.lower() in STATISTICS_SUFFIXES and not path.is_dir()
 
 
 def _find_lpips(protocol: Protocol, weights: Path | None, device: torch.device) -> Perceptual | None:

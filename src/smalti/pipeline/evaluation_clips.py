@@ -26,6 +26,7 @@ class EvaluationOptions(NamedTuple):
     features: Path | None = None
     statistics: Path | None = None
     device: str | None = None
+    bootstrap: int = 0
 
 
 class EvaluationClips(NamedTuple):
