@@ -5,9 +5,9 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
-from smalti.pipeline.arguments import check_list
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
@@ -58,7 +58,8 @@ def decode(
     Raises ConfigError where a file exists already, InputError for keys that the set does not have, IntegrityError
     for another tokenizer than the set's.
     """
-    check_list("key", key)
+    check_arguments(decode, locals())
+    check_out_folder("out", out)
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
     check_targets(targets.values(), overwrite=overwrite)

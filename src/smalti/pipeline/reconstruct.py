@@ -10,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.video_writer import write_media
@@ -18,7 +19,6 @@ from smalti.errors import BadFile
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
-from smalti.pipeline.arguments import check_least, check_list
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import Outputs, media_jobs
 from smalti.progress import Progress
@@ -69,7 +69,8 @@ def reconstruct(
     Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media,
     ConfigError where a file exists that may not be replaced, or for a video and a tokenizer that is not causal.
     """
-    check_list("inputs", inputs)
+    check_arguments(reconstruct, locals())
+    check_out_folder("out", out)
     check_least({"clip": (clip, 1)})
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}

@@ -61,7 +61,9 @@ class TokenSet:
         self.path, self.verify, self.cache = Path(path), verify, cache
         if not (self.path / DATASET).is_file():
             begun = (self.path / PLAN).is_file()
-            what = "is not finished: run `smalti tokenize` again" if begun else f"no token set: it has no {DATASET}"
+            what = f"no token set (it has no {DATASET}); give the folder that smalti tokenize wrote"
+            what = what if self.path.exists() else "no such folder; give the folder that smalti tokenize wrote"
+            what = "is not finished: run `smalti tokenize` again" if begun else what
             raise InputError(f"{self.path}: {what}")
         data = read_digest_json(self.path / DATASET, "token set")
         where = str(self.path / DATASET)

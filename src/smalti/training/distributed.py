@@ -1,7 +1,7 @@
 """The processes of a run and the values that they exchange; the device of each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from smalti.errors import ConfigError, MachineError
+from smalti.devices import as_device
+from smalti.errors import ConfigError
 
 RANK_TIMEOUT = timedelta(minutes=5)
 """The defaults are 10 minutes (NCCL) and 30 (gloo): a dead peer should end the run soon."""
@@ -56,6 +57,22 @@ class World(NamedTuple):
         dist.all_gather(parts, mine)
         return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
+    def table(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return the whole numbers of every rank, equally many of each, in the order of ranks."""
+        if self.size == 1:
+            return [list(numbers)]
+        table = torch.zeros(self.size, len(numbers), dtype=torch.int64, device=self.device)
+        table[self.rank] = torch.tensor(numbers)
+        dist.all_reduce(table)
+        return [[int(number) for number in row] for row in table.tolist()]
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """Return the tensor of that rank on this device; the others give one of its shape and type."""
+        x = x.to(self.device).contiguous()
+        if self.size > 1:
+            dist.broadcast(x, source)
+        return x
+
     def min(self, number: int) -> int:
         """Return the smallest over ranks."""
         if self.size == 1:
@@ -99,13 +116,8 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
         name = accelerator.type if accelerator is not None else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
-        reason = str(error).splitlines()[0][:120]
-        raise MachineError(f"--device {name}: not available here, where there is {there} ({reason})") from None
+    device = as_device(name)
+    assert device is not None
     if device.type != "cpu" and device.index is None:
         device = torch.device(device.type, local_rank)
         torch.accelerator.set_device_index(local_rank)

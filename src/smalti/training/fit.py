@@ -110,13 +110,11 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 
 
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
-    fixed = [name for name in type(old).model_fields if name not in old.changeable]
-    differing = [name for name in fixed if getattr(old, name) != getattr(new, name)]
-    if differing:
+    if differing := old.fixed_in_resumption(new):
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
-            f"{', '.join(sorted(old.changeable))}"
+            f"{', '.join(sorted(old.changeable - {*differing}))}"
         )
 
 
