@@ -32,6 +32,7 @@ from smalti.metrics.protocols import (
 )
 from smalti.metrics.published_statistics import GivenMoments, read_published_statistics
 from smalti.metrics.report import ClipScores, GenerationReport, Report
+from smalti.metrics.side_by_side import Contender, Leaderboard, leaderboard
 from smalti.metrics.weights import find_features, find_lpips, read_features
 
 __all__ = [
@@ -53,10 +54,12 @@ __all__ = [
     "SMALTI_GFVD",
     "ClipScores",
     "CodebookUse",
+    "Contender",
     "Features",
     "GenerationProtocol",
     "GenerationReport",
     "GivenMoments",
+    "Leaderboard",
     "Moments",
     "Neighbourhoods",
     "Pair",
@@ -76,6 +79,7 @@ __all__ = [
     "frechet_distance",
     "frechet_interval",
     "inception_score",
+    "leaderboard",
     "pairs_of",
     "pairs_of_folders",
     "precision_recall",
