@@ -133,3 +133,10 @@ def test_wrong_widths_and_values_are_refused():
         Moments(3).merge(Moments(4))
     with pytest.raises(ValueError, match="cannot be compared"):
         frechet_distance(moments(sample(9, 3, 0)), moments(sample(9, 4, 0)))
+
+
+@pytest.mark.parametrize(("n", "warns"), [(5, True), (6, True), (7, False)])
+def test_a_covariance_of_no_more_samples_than_dimensions_is_called_singular(n, warns):
+    sets = [moments(sample(n, 6, seed)) for seed in range(2)]
+    assert torch.linalg.matrix_rank(sets[0].covariance()) == min(6, n - 1)
+    assert (frechet_distance(*sets).warning is not None) == warns

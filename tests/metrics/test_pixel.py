@@ -158,3 +158,17 @@ def test_a_range_that_is_not_positive_is_refused():
         with pytest.raises(ValueError, match="data_range must be positive"):
             call()
     assert math.isfinite(ssim(a, b, 255.0).sum().item())
+
+
+def test_a_negative_structure_term_counts_as_none():
+    """max(0, s)^beta: a texture against its own negative has the MS-SSIM 0, where |s|^beta would not be."""
+    rng = torch.Generator().manual_seed(0)
+    texture = torch.randn(1, 1, 192, 192, generator=rng, dtype=torch.float64)
+    assert ms_ssim(128 + 20 * texture, 128 - 20 * texture, 255.0).item() == 0
+
+
+def test_half_a_level_goes_to_the_even_neighbour():
+    halves = [k for k in range(0, 255, 2) if (((k + 0.5) / 127.5 - 1) + 1) * 127.5 == k + 0.5]
+    assert len(halves) > 10
+    video = torch.tensor([(k + 0.5) / 127.5 - 1 for k in halves], dtype=torch.float64)
+    assert to_pixels(video, "round").tolist() == halves

@@ -104,3 +104,9 @@ def test_the_score_is_the_mean_divergence_of_each_part(n, splits):
 def test_a_score_of_more_parts_than_vectors_is_refused():
     with pytest.raises(ValueError, match="10 parts needs as many vectors, got 9"):
         inception_score(torch.zeros(9, 3))
+
+
+def test_a_set_of_one_point_again_and_again_covers_itself():
+    """Every radius is 0, and an edge belongs to a closed neighbourhood."""
+    same = torch.zeros(6, 3)
+    assert precision_recall(Neighbourhoods.of(same, 2), same) == (1, 1)
