@@ -58,7 +58,7 @@ class Config(BaseModel):
         data = self.plain()
         for path, value, assignment in sorted(map(_assignment, assignments), key=_kinds_first):
             _assign(data, path, value, assignment)
-        return type(self).parse(data, where="--set")
+        return type(self).parse(data, where="`set`")
 
     def replace(self: C, changes: Mapping[str, object]) -> C:
         """A copy with other values in some fields, checked as a new config is."""
@@ -173,8 +173,8 @@ def _assignment(text: str) -> _Assignment:
     shown = shorten(" ".join(text.split()))
     names = [" ".join(name.split()) for name in path.split(".")]
     if not equals or not all(names):
-        raise ConfigError(f"--set {shown}: expected field=value, as in --set steps=1000")
-    return names, parse_yaml(value, where=f"--set {shown}"), shown
+        raise ConfigError(f"`set` {shown}: expected field=value, as in steps=1000")
+    return names, parse_yaml(value, where=f"`set` {shown}"), shown
 
 
 def _kinds_first(assignment: _Assignment) -> tuple[bool, int]:
@@ -190,7 +190,7 @@ def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
             ] = {}  # an optional section that was not there, one of a new kind, or a wrong name: parse will tell
         if not isinstance(data[key], dict):
             here = ".".join(path[: depth + 1])
-            raise ConfigError(f"--set {assignment}: {here} is not a section but one value; set it whole")
+            raise ConfigError(f"`set` {assignment}: {here} is not a section but one value; set it whole")
         data = data[key]
     if path[-1] == "kind" and data.get("kind") != value:
         data.clear()  # the fields of one kind mean nothing to another

@@ -66,7 +66,7 @@ def not_overridden(plan: Config, *assignments: str) -> str:
     with pytest.raises(ConfigError) as fault:
         plan.override(assignments)
     message = one_line(fault)
-    assert message.startswith("--set")
+    assert message.startswith("`set`")
     return message
 
 
@@ -206,7 +206,7 @@ def test_a_contradiction_is_told_without_the_name_of_an_exception():
     assert one_line(fault) == "a.json: quantizer: every channel needs at least 2 levels (found [8, 1])"
     with pytest.raises(ConfigError) as fault:
         TokenizerConfig().override(["strides=[]"])
-    assert one_line(fault) == "--set: strides must be one fewer than multipliers (found 0 and 3)"
+    assert one_line(fault) == "`set`: strides must be one fewer than multipliers (found 0 and 3)"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_an_optional_section_can_be_set_to_null_and_back():
 @pytest.mark.parametrize(
     ("assignment", "wanted"),
     [
-        ("steps", "expected field=value, as in --set steps=1000"),
+        ("steps", "expected field=value, as in steps=1000"),
         ("=3", "expected field=value"),
         ("a..b=3", "expected field=value"),
         ("shpe.radius=3", "shpe: no such field; did you mean 'shape'?"),

@@ -31,13 +31,13 @@ class GridRows(TokenDataset):
         tokens = self.tokens
         if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
             found = _listed(tokens.tokenizer_info.levels)
-            raise ConfigError(f"{path}: its ids have the levels {found}; --set generator.levels={found}")
+            raise ConfigError(f"{path}: its ids have the levels {found}; `set` generator.levels={found}")
         smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
         rows = [_Row(i, tokens.ids(i).numpy().astype(smallest), tokens.label(i)) for i in range(len(tokens))]
         fitting = [row for row in rows if row.ids.shape == tuple(model.grid)]
         if not fitting:
             found = _listed(max((row.ids.shape for row in rows), key=math.prod))
-            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); --set generator.grid={found}")
+            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); `set` generator.grid={found}")
         _check_classes(path, model.classes, [row.label for row in fitting], tokens.classes)
         self.rows = fitting
         self.other_shapes = len(rows) - len(fitting)
@@ -56,12 +56,12 @@ def _check_classes(path: Path, classes: int, labels: list[int | None], names: tu
         return
     if None in labels:
         raise ConfigError(
-            f"{path}: has rows without labels; --set generator.classes=0, or give the set labels (of folders: "
+            f"{path}: has rows without labels; `set` generator.classes=0, or give the set labels (of folders: "
             "`smalti tokenize --set inputs.class_folders=true`)"
         )
     count = len(names) or 1 + max(label for label in labels if label is not None)
     if count > classes or (names and count != classes):
-        raise ConfigError(f"{path}: has {count:,} classes; --set generator.classes={count}")
+        raise ConfigError(f"{path}: has {count:,} classes; `set` generator.classes={count}")
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
