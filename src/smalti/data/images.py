@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
+from smalti.data.containers import HEAD_BYTES, foreign_kind
 from smalti.data.packing import MediaConfig
 from smalti.data.source import MAX_PIXELS, Store, StoreSource, open_media
 from smalti.data.views import ViewConfig
@@ -52,7 +53,11 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
         except BadFile:
             raise
         except UnidentifiedImageError:
-            raise BadFile(name, "format", f"not a whole file of any of {', '.join(IMAGE_FORMATS)}") from None
+            file.seek(0)
+            kind = foreign_kind(file.read(HEAD_BYTES))
+            formats = ", ".join(IMAGE_FORMATS)
+            what = f"no whole image of any of {formats}" if kind is None else f"is {kind} and none of {formats}"
+            raise BadFile(name, "format", f"{what}; convert it, or take it out") from None
         except Image.DecompressionBombError as error:
             raise BadFile(name, "bomb", f"too many pixels: {one_line(error)}") from None
         except (
@@ -60,8 +65,10 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
         ) as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, ...
             text = one_line(error)
             cut = any(word in text for word in ("truncated", "unrecognized data stream", "Truncated"))
-            what = "ends before its last pixel" if cut else "cannot be decoded"
-            raise BadFile(name, "truncated" if cut else "corrupt", f"{what} ({text}); copy it again") from None
+            if cut:
+                raise BadFile(name, "truncated", f"ends before its last pixel ({text}); copy it again") from None
+            what = f"cannot be decoded ({text}); copy it again if it is damaged, convert it if it is not"
+            raise BadFile(name, "corrupt", what) from None
 
 
 def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:

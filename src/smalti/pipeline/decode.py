@@ -1,6 +1,7 @@
 """Turn rows of a token set back into files: the library function behind `smalti decode`."""
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -67,7 +68,8 @@ def decode(
     written = []
     for index, target in targets.items():
         row = tokens.row(index)
-        write_media(target, decode_row(model, row), row.fps)
+        aspect = None if row.pixel_aspect is None else Fraction(row.pixel_aspect)
+        write_media(target, decode_row(model, row), row.fps, aspect)
         written.append(DecodedRow(row.key, target, *row.size, row.fps, index))
         if progress is not None:
             progress(len(written), len(targets), row.key)

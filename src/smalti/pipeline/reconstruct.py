@@ -43,6 +43,8 @@ class Reconstructed(NamedTuple):
     psnr: float
     """In dB on pixels rounded to 8 bits, the mean over frames; a frame without error counts as 100."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
 
 
 def reconstruct(
@@ -110,7 +112,8 @@ def reconstruct_file(
     """Write the reconstruction of an image as PNG, or of a video, by its suffix, as MP4; whole or not at all.
 
     Frames are read, encoded, decoded and written as they come, so memory depends on the size of a frame and not on how
-    many there are. A video of varying frame rate is written at its mean rate; sound is left out. Raises BadFile for
+    many there are. A video of varying frame rate is written at its mean rate, without pauses, and with the shape of
+    its pixels; sound is left out. Raises BadFile for
     media that cannot be read, ConfigError for a video and a tokenizer that is not causal without `clip`.
     """
     begin, psnrs, tokens = time.perf_counter(), list[float](), 0
@@ -129,9 +132,10 @@ def reconstruct_file(
         with open_video(source) as reader:
             (height, width), fps = reader.size, float(reader.fps)
             frames = reconstruct_frames(tokenizer, reader.frames(), clip=clip)
-            write_media(target, written(frames, len(reader)), fps)
+            write_media(target, written(frames, len(reader)), fps, reader.pixel_aspect)
+            notes = reader.notes
     else:
-        frame, fps = read_image(source), None
+        frame, fps, notes = read_image(source), None, ()
         height, width, _ = frame.shape
         ids = images_to_ids(tokenizer, frame[None])
         image = ids_to_image(tokenizer, ids, (height, width))
@@ -149,6 +153,7 @@ def reconstruct_file(
         bits_per_pixel=bits / (len(psnrs) * height * width),
         psnr=math.fsum(psnrs) / len(psnrs),
         seconds=time.perf_counter() - begin,
+        notes=notes,
     )
 
 
