@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from smalti.config import Config, PathField, Triple, Tuple, load_yaml, parse_yaml
+from smalti.config import Config, Triple, Tuple, Two, load_yaml, parse_yaml
 from smalti.errors import ConfigError
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig, QuantizerConfig
 from smalti.tokenizer import TokenizerConfig
@@ -402,11 +402,31 @@ def test_a_former_name_is_read_never_written_and_stays_in_what_fingerprints_hash
 
 def test_faults_behind_a_former_name_are_named_as_the_user_wrote_them():
     for data, parts in (
-        ({"part": {"old_size": "many"}}, ["part.old_size: "]),
+        ({"part": {"old_size": "many"}}, ["part.old_size: ", "(old_size is size now)"]),
         ({"part": {"old_shape": {"kind": "square", "sid": 2}}}, ["part.old_shape.sid: no such field", "'side'"]),
+        (
+            {"part": {"old_shape": {"kind": "square", "side": "a"}}},
+            ["part.old_shape.side: ", "(old_shape is shape now)"],
+        ),
         ({"part": {"old_size": 1, "size": 2}}, ["part.old_size: no such field; its name is 'size' now"]),
     ):
         with pytest.raises(ConfigError) as fault:
             Holder.parse(data)
         assert all(part in one_line(fault) for part in parts), one_line(fault)
     assert "its name is 'size' now" in not_overridden(Renamed(), "old_size=5")
+
+
+def test_a_tuple_field_takes_a_list_alone_and_in_a_union():
+    """pydantic before 2.11 does not hear `Strict(False)` inside a union."""
+
+    class Sized(Config):
+        size: int | Two[int] | None = None
+        depth: int | Tuple[int] = 1
+        box: Triple[int] = (1, 2, 3)
+
+    sized = Sized.parse({"size": [8, 16], "depth": [1, 2], "box": [4, 5, 6]})
+    assert (sized.size, sized.depth, sized.box) == ((8, 16), (1, 2), (4, 5, 6))
+    assert Sized.parse({"size": 8, "depth": 3}).size == 8
+    for wrong in ({"size": [8, 16, 24]}, {"size": ["8", 16]}, {"depth": [1.5]}, {"box": "456"}):
+        with pytest.raises(ConfigError):
+            Sized.parse(wrong)
