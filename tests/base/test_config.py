@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from smalti.config import Config, Triple, Tuple, Two, load_yaml, parse_yaml
+from smalti.config import Config, PathField, Triple, Tuple, Two, load_yaml, parse_yaml
 from smalti.errors import ConfigError
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig, QuantizerConfig
 from smalti.tokenizer import TokenizerConfig
