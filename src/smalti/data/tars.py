@@ -5,6 +5,7 @@ import math
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -124,19 +125,22 @@ class _Samples(NamedTuple):
     texts: list[Member | None]
     """Member that may hold the caption of each: its `txt`, or else its `json`."""
     faults: list[str]
+    left_out: Counter[str]
+    """Number of members or samples that are not among `media`, by the reason."""
 
 
 def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Samples:
     """Group the members of a tar by key. Raises BadFile where the tar cannot be opened."""
     with open_media(path) as file:
         groups = dict[str, dict[str, Member]]()
-        faults = []
+        faults, left_out = list[str](), Counter[str]()
         try:
             for member in read_members(file):
                 folder, name = os.path.split(member.name)
                 base, dot, ending = name.partition(".")
                 if not base or not dot:
-                    continue  # hidden, or without a suffix
+                    left_out["members that are hidden or have no suffix"] += 1
+                    continue
                 group = groups.setdefault(os.path.join(folder, base), {})  # noqa: PTH118 - a name, not a path
                 if ending.lower() in group:
                     first = group[ending.lower()].offset
@@ -148,14 +152,16 @@ def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Sam
         for key, group in groups.items():
             try:
                 medium = _choose(group, suffixes, extension)
-                if medium is not None:
+                if medium is None:
+                    left_out["samples of other kinds"] += 1
+                else:
                     label = _label(file, group)
                     media.append(medium)
                     labels.append(label)
                     texts.append(group.get("txt", group.get("json")))
             except ValueError as error:
                 faults.append(f"{printable(path)}: sample {printable(key)}: {error}")
-    return _Samples(media, labels, texts, faults)
+    return _Samples(media, labels, texts, faults, left_out)
 
 
 def suffixes_in(path: Path) -> set[str]:
@@ -228,7 +234,7 @@ class TarStore(Store):
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
         self.root, self.tars = root, tuple(tars)
         places, labels, faults = list[tuple[int, int, int]](), list[str | None](), list[str]()
-        self._names, self._texts = list[str](), list[Member | None]()
+        self._names, self._texts, left_out = list[str](), list[Member | None](), Counter[str]()
         for number, tar in enumerate(self.tars):
             try:
                 samples = _samples(root / tar, suffixes, member)
@@ -240,12 +246,13 @@ class TarStore(Store):
             labels += samples.labels
             self._texts += samples.texts
             faults += samples.faults
+            left_out += samples.left_out
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
         raise_listed(where, "members or tars", faults)
         if not places:
             raise InputError(f"{where}: no sample has a file of any of {' '.join(suffixes)}")
         self._places = np.array(places, np.int64)  # 24 bytes a sample, shared by readers
-        super().__init__(number_classes(labels, where=where, name_of=self.key))
+        super().__init__(number_classes(labels, where=where, name_of=self.key), left_out=left_out)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -253,6 +260,11 @@ class TarStore(Store):
     def key(self, index: int) -> str:
         """Return `tar/member`, on one line."""
         return printable(f"{self.tars[self._places[index, 0]]}/{self._names[index]}")
+
+    def sizes(self) -> list[int]:
+        """Return the bytes of each member."""
+        sizes: list[int] = self._places[:, 2].tolist()
+        return sizes
 
     def where(self, index: int) -> str:
         """Return the path of the tar, the member, and its first byte."""

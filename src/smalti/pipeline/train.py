@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from smalti.config import load_yaml, parse_yaml
 from smalti.errors import ConfigError
@@ -18,6 +18,7 @@ from smalti.training.task import Task
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
+C = TypeVar("C", bound=AnyTraining)
 
 
 class TrainResult(NamedTuple):
@@ -56,10 +57,17 @@ def train(
     with join_world(device) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
-            task = TokenizerTask(config, world)
+            task = TokenizerTask(config, world, _previous(TokenizerTraining, folder, resume))
         else:
-            task = GeneratorTask(config, world)
+            task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def _previous(kind: type[C], folder: Path, resume: bool) -> C | None:
+    """Return the config of the run to resume, None where there is none of this kind (which `fit` refuses)."""
+    path = folder / "config.yaml"
+    same = resume and path.is_file() and read_kind(path) == kind.model_fields["kind"].default
+    return load_yaml(kind, path) if same else None
 
 
 def default_run(recipe: str | Path | AnyTraining) -> Path:

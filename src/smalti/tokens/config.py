@@ -11,6 +11,7 @@ from smalti.config import Config
 from smalti.data.clips import clip_indices
 from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileStore
 from smalti.data.list_formats import Listing
+from smalti.data.metadata import MetadataColumns
 from smalti.data.packing import MediaConfig, Packing, packing_of
 from smalti.data.parquet import ParquetStore
 from smalti.data.source import MAX_PIXELS, Medium, suffix_of
@@ -118,7 +119,8 @@ class MediaInputs(MediaConfig):
     media: Medium | None = None
     """Restriction to images or to videos; null takes both."""
     caption: str | None = None
-    """Column of captions. For Parquet files."""
+    """Column of captions. For Parquet files, where null reads none, and for metadata of loose files, where null is
+    `text`, or else `caption`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,6 +139,11 @@ class MediaInputs(MediaConfig):
         own = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
         return (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) if self.media is None else own[self.media]
 
+    @property
+    def metadata_columns(self) -> MetadataColumns:
+        """Columns of metadata beside loose files."""
+        return MetadataColumns(self.label, self.caption)
+
     def list_inputs(self) -> Listing:
         """List the inputs. Raises InputError where there are none."""
         return self.listing(self.suffixes)[1]
@@ -152,8 +159,11 @@ class MediaInputs(MediaConfig):
             path = path.parent
         return path if path.is_dir() else path.parent
 
-    def open(self, root: Path, name: str) -> FileStore | TarStore | ParquetStore:
-        """Open the media of one input. Raises BadFile for a tar or table that cannot be read."""
+    def open(self, root: Path, name: str, caption: str | None = None) -> FileStore | TarStore | ParquetStore:
+        """Open the media of one input; `caption` is that of a loose file in its metadata.
+
+        Raises BadFile for a tar or table that cannot be read.
+        """
         try:
             if self.kind == "tars":
                 return TarStore(root, [name], self.suffixes, self.member)
@@ -162,7 +172,7 @@ class MediaInputs(MediaConfig):
         except InputError as error:  # without the place of the data on this machine
             what = str(error).replace(f"{printable(root)}{os.sep}", "")
             raise BadFile(printable(name), "container", what) from None
-        return FileStore(Listing(root, (name,)))
+        return FileStore(Listing(root, (name,), captions=None if caption is None else (caption,)))
 
     def is_video(self, key: str) -> bool:
         """Return whether a medium of this key is a video: by its suffix, or by the name of its column."""

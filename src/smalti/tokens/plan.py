@@ -40,6 +40,8 @@ PROVENANCE = "provenance.json"
 _FORMER_PROVENANCE = "made.json"
 """Name of `PROVENANCE` in sets of version 0.1.0."""
 _GROUP_ROWS = 1 << 16
+_CAPTION = "caption"
+"""Column of inputs.parquet that is there only where a list or metadata give captions."""
 
 
 class _PlanConfigs(Config):
@@ -59,6 +61,8 @@ class PlannedInput(NamedTuple):
     """Size when the plan was made."""
     label: int | None
     """Number of its class."""
+    caption: str | None = None
+    """Text that a list or metadata give it."""
 
 
 class Plan(NamedTuple):
@@ -106,9 +110,11 @@ class Plan(NamedTuple):
                 bounds = table.metadata.row_group(group).column(3).statistics
                 if bounds.min <= shard <= bounds.max:
                     rows = read_group(path, table, group)
-                    columns = rows.filter(pc.equal(rows["shard"], shard)).to_pydict()
+                    rows = rows.filter(pc.equal(rows["shard"], shard))
+                    columns = rows.to_pydict()
                     names = map(os.fsdecode, columns["name"])
-                    inputs += map(PlannedInput, names, columns["bytes"], columns["label"])
+                    captions = columns.get(_CAPTION, [None] * rows.num_rows)
+                    inputs += map(PlannedInput, names, columns["bytes"], columns["label"], captions)
         return inputs
 
     def _name(self, shard: int) -> str:
@@ -265,14 +271,16 @@ def cut_into_shards(sizes: Sequence[int], files: int, most: int) -> list[int]:
 def _input_bytes(listing: Listing, sizes: list[int], ends: list[int]) -> bytes:
     import pyarrow as pa
 
-    schema = pa.schema([("name", pa.binary()), ("bytes", pa.int64()), ("label", pa.int64()), ("shard", pa.int32())])
+    fields = [("name", pa.binary()), ("bytes", pa.int64()), ("label", pa.int64()), ("shard", pa.int32())]
+    schema = pa.schema([*fields, *([(_CAPTION, pa.string())] if listing.captions else [])])
     shards = [shard for shard, end in enumerate(ends) for _ in range(end - (ends[shard - 1] if shard else 0))]
     labels: Sequence[int | None] = listing.classes.labels or [None] * len(sizes)
     groups = []
     for at in range(0, len(sizes), _GROUP_ROWS):
         rows = slice(at, at + _GROUP_ROWS)
         names = [os.fsencode(name) for name in listing.files[rows]]
-        groups.append(pa.table([names, sizes[rows], labels[rows], shards[rows]], schema=schema))
+        captions = [listing.captions[rows]] if listing.captions else []
+        groups.append(pa.table([names, sizes[rows], labels[rows], shards[rows], *captions], schema=schema))
     return table_bytes(groups, schema, {"bytes": "DELTA_BINARY_PACKED", "shard": "DELTA_BINARY_PACKED"})
 
 

@@ -101,9 +101,12 @@ class TokenSet:
 
     def label(self, index: int) -> int | None:
         """Return the number of the class of a row, None where it has none."""
+        return self.class_of(index)[0]
+
+    def class_of(self, index: int) -> tuple[int | None, str | None]:
+        """Return (number, name) of the class of a row, each None where it has none."""
         group, place = self._find(index)
-        label: int | None = group.table["label"][place].as_py()
-        return label
+        return group.table["label"][place].as_py(), group.table["class_name"][place].as_py()
 
     def __iter__(self) -> Iterator[TokenRow]:
         """Yield all rows in order."""
