@@ -111,9 +111,7 @@ def test_the_file_itself_may_be_the_path_and_columns_may_be_named(tmp_path: Path
         write(tmp_path / "images" / f"metadata{Path(name).suffix}", rows)
         assert facts(tmp_path / "images", label="kind", caption="prompt")["a.ppm"] == ("a", "an a")
         (tmp_path / "images" / f"metadata{Path(name).suffix}").unlink()
-        with pytest.raises(
-            InputError, match=r"no column 'kynd' \(there are: file_name, kind, prompt, text\)"
-        ):
+        with pytest.raises(InputError, match=r"no column 'kynd' \(there are: file_name, kind, prompt, text\)"):
             config.replace({"label": "kynd"}).build()
 
 

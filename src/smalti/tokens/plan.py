@@ -26,6 +26,7 @@ from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import MediaInputs, TokenizeOptions
 from smalti.tokens.format import (
     open_table,
+    options_of,
     pyarrow_version,
     read_digest_json,
     read_group,
@@ -83,6 +84,8 @@ class Plan(NamedTuple):
     """Number of shards."""
     writer: str
     """Version of pyarrow, which the bytes depend on."""
+    format: int
+    """Version of the format of the set."""
 
     def shard_path(self, shard: int) -> Path:
         """Return the Parquet file of a shard."""
@@ -240,7 +243,7 @@ def load_plan(folder: Path) -> Plan:
     if sha256(folder / INPUTS) != data["list"]["sha256"]:
         raise IntegrityError(f"{folder / INPUTS}: has changed since it was written; use another copy")
     configs = _PlanConfigs.parse(
-        {"tokenizer": data["tokenizer"], "options": data["options"], "inputs": {**data["inputs"], "path": "."}},
+        {"tokenizer": data["tokenizer"], "options": options_of(data), "inputs": {**data["inputs"], "path": "."}},
         where=str(path),
     )
     return Plan(
@@ -253,6 +256,7 @@ def load_plan(folder: Path) -> Plan:
         listed=data["list"]["inputs"],
         shards=data["list"]["shards"],
         writer=data["writer"],
+        format=data["format"],
     )
 
 
@@ -306,8 +310,8 @@ def _compare(path: Path, content: Mapping[str, Any], listing: Listing) -> None:
         raise IntegrityError(
             f"{path}: begun with the tokenizer {before}..., this one is {now}...; use that one, or another --out"
         )
-    for part in ("options", "inputs"):
-        old, new = begun[part], content[part]
+    options = {name: value for name, value in content["options"].items() if begun["format"] > 1 or name != "encoding"}
+    for old, new in ((begun["options"], options), (begun["inputs"], content["inputs"])):
         changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if changed:
             changes = ", ".join(f"{name} {old.get(name)} (now {new.get(name)})" for name in changed[:5])
