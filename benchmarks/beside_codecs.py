@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks import rate_distortion as rd
 from smalti.data import source_of
-from smalti.tokenizer import Tokenizer, load
+from smalti.families import load
+from smalti.tokenizer import Tokenizer
 from smalti.video import to_uint8, to_video
 
 

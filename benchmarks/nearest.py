@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from smalti.data import evaluation, read_image, source_of
+from smalti.families import load
 from smalti.metrics.contact_sheet import contact_sheet
-from smalti.tokenizer import load
 from smalti.video import to_uint8, to_video
 
 COPY = 25.0

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from smalti.data import read_clip
 from smalti.data.videos import write_video
+from smalti.families import load
 from smalti.generation import keep_static
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.metrics import SMALTI_GENERATION_VIDEO, find_features, score_generated
 from smalti.metrics.contact_sheet import contact_sheet
-from smalti.tokenizer import load
 from smalti.video import to_uint8, to_video
 
 ROWS, COLUMNS, FPS = 72, 128, 8

@@ -5,6 +5,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
 import torch
 from hypothesis import settings
 
@@ -13,3 +17,11 @@ torch.set_num_threads(1)
 settings.register_profile("repeat", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)  # new examples: pytest --hypothesis-profile=search
 settings.load_profile("repeat")
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Annotations that nothing checks, as in use: a wrong type then meets the package's own words."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

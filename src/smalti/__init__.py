@@ -14,6 +14,7 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.app.compare import compare
+    from smalti.families import load
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from smalti.pipeline.tokenize import tokenize
     from smalti.pipeline.train import train
     from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
-    from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig, load
+    from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 
 _HOMES = {
     "DSQConfig": "smalti.quantize",
@@ -41,7 +42,7 @@ _HOMES = {
     "evaluate": "smalti.pipeline.evaluate",
     "export": "smalti.pipeline.export",
     "generate": "smalti.pipeline.generate",
-    "load": "smalti.tokenizer",
+    "load": "smalti.families",
     "reconstruct": "smalti.pipeline.reconstruct",
     "tokenize": "smalti.pipeline.tokenize",
     "train": "smalti.pipeline.train",

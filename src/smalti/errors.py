@@ -34,6 +34,10 @@ class MachineError(SmaltiError):
     exit_code = 5
 
 
+class BadTensor(InputError, ValueError):
+    """A tensor that cannot be right: its type, shape or device, its range, NaN. Also a ValueError, as torch's own."""
+
+
 class BadFile(InputError):
     """One input file that cannot be used. Callers name and count it, and go on with the rest."""
 

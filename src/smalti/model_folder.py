@@ -63,17 +63,26 @@ def fingerprint_of(sections: Mapping[str, Config], tensors: Mapping[str, Tensor]
     return fingerprint(essences if others else first, tensors)
 
 
-def write_model(path: Path, model: nn.Module, sections: Mapping[str, Config], *, replace: bool = False) -> None:
-    """Write the folder with these sections in config.json, whole or not at all."""
+def write_model(
+    path: Path,
+    model: nn.Module,
+    sections: Mapping[str, Config],
+    *,
+    replace: bool = False,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder with these sections in config.json, whole or not at all; `facts` stand beside them and are no
+    part of the fingerprint."""
     tensors = model.state_dict()
     with new_folder(path, replace=replace) as folder:
         save_tensors(folder / WEIGHTS, tensors)
-        facts = {"format": FORMAT_VERSION, "smalti": __version__, "fingerprint": fingerprint_of(sections, tensors)}
-        write_json(folder / CONFIG, facts | {name: config.plain() for name, config in sections.items()})
+        head = {"format": FORMAT_VERSION, "smalti": __version__, "fingerprint": fingerprint_of(sections, tensors)}
+        plain = {name: config.plain() for name, config in sections.items()}
+        write_json(folder / CONFIG, {**head, **plain, **(facts or {})})
 
 
-def read_model(path: Path, kind: str, sections: tuple[str, ...]) -> ModelFiles:
-    """Read a folder that `write_model` wrote. Runs no code from it.
+def read_model(path: Path, kind: str, sections: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> ModelFiles:
+    """Read a folder that `write_model` wrote, with the `optional` sections that it has. Runs no code from it.
 
     Raises InputError if it is not there, IntegrityError if one bit of it differs from what was written. Other files may
     lie beside it (a model card); without a manifest, the fingerprint alone is to be checked (`ModelFiles.check`).
@@ -91,7 +100,8 @@ def read_model(path: Path, kind: str, sections: tuple[str, ...]) -> ModelFiles:
     tensors = load_tensors(path / WEIGHTS)
     if (path / MANIFEST).is_file():
         check_manifest(path, extra=True)
-    return ModelFiles(path, {name: facts[name] for name in sections}, tensors, str(facts.get("fingerprint")))
+    found = (*sections, *(name for name in optional if name in facts))
+    return ModelFiles(path, {name: facts[name] for name in found}, tensors, str(facts.get("fingerprint")))
 
 
 def checkpoints(run: Path) -> list[Path]:

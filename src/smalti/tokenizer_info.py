@@ -1,7 +1,72 @@
-"""Facts of the tokenizer that made some ids, and the one check that another tokenizer is not used with them."""
+"""Facts of the tokenizer that made some ids, and the one check that another tokenizer is not used with them.
+
+For the tokenizer of another project: where it is from, and how that project writes its ids.
+"""
+
+import math
+from typing import Any, Literal
+
+from jaxtyping import Int
+from torch import Tensor
 
 from smalti.config import Config, Triple, Tuple
-from smalti.errors import IntegrityError
+from smalti.errors import InputError, IntegrityError
+
+PixelRange = Literal["signed", "unit"]
+"""[-1, 1], or [0, 1]."""
+
+
+class SourceIds(Config):
+    """Form in which the project of a tokenizer writes its ids, against ours (`b t h w`, or `b h w` of images).
+
+    The number of a code is the same but for `offset`: where a project counts its digits from the other end, its
+    importer has turned the order of the channels.
+    """
+
+    layout: Literal["flat", "grid"] = "flat"
+    """One row of ids per image or video, in the order of time, height and width, or their grid."""
+    offset: int = 0
+    """Number of code 0 there."""
+    word: str | None = None
+    """Word of an id in the vocabulary of the project's language model, as `<|visual token {:06d}|>`; null if none."""
+
+    def to_source(self, ids: Int[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
+        """Return our ids in the project's form."""
+        return (ids.flatten(1) if self.layout == "flat" else ids) + self.offset
+
+    def from_source(self, ids: Int[Tensor, "b *source"], grid: tuple[int, ...] | None = None) -> Int[Tensor, "b *grid"]:
+        """Return the project's ids in our form; flat ones need their `grid`, (frames, height, width) or (height,
+        width) in tokens. Raises InputError where it is not given or does not fit."""
+        if self.layout == "grid":
+            return ids - self.offset
+        if grid is None or math.prod(grid) != math.prod(ids.shape[1:]):
+            tokens = math.prod(ids.shape[1:])
+            raise InputError(f"{tokens} ids in a row need their grid, as grid=(height, width) in tokens (found {grid})")
+        return (ids - self.offset).reshape(len(ids), *grid)
+
+
+class TokenizerSource(Config):
+    """Origin of the tokenizer of another project, and what that project does around it."""
+
+    family: str
+    """Name of its family, as `smalti zoo` lists it."""
+    network: str
+    """Name of the network in its project."""
+    name: str
+    """File or repository that it was imported from."""
+    revision: str | None = None
+    """Commit of the repository; null for a local file."""
+    sha256: str
+    """Digest of the file; of several, of their digests."""
+    weights: Literal["average", "live", "bare"]
+    """EMA weights, live ones, or those of a file with one copy."""
+    licence: str
+    """Licence of the weights, as their project publishes them."""
+    pixels: PixelRange = "signed"
+    """Range of the pixels there; ours is always [-1, 1]."""
+    preprocessing: str
+    """Resize and crop before its encoder."""
+    ids: SourceIds = SourceIds()
 
 
 class TokenizerInfo(Config):
@@ -16,6 +81,13 @@ class TokenizerInfo(Config):
     """Frames, height and width in pixels of one token."""
     digit_order: str = "id = sum of digit[j] * levels[0] * ... * levels[j - 1]: digit 0 is the least significant"
     padding: str = "the last column, row and frame repeat up to 1 + s*n frames and whole strides"
+    source_ids: SourceIds | None = None
+    """Form of the ids in the project that the tokenizer is from; null for one of ours."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data, without `source_ids` where there are none: as it was before there were such tokenizers."""
+        plain = super().plain()
+        return {name: value for name, value in plain.items() if name != "source_ids" or value is not None}
 
     def check(self, tokenizer: "TokenizerInfo", where: object) -> None:
         """Raise IntegrityError, naming `where`, unless `tokenizer` is the tokenizer with these facts."""

@@ -19,7 +19,8 @@ from smalti.codec.format import Reader, Writer
 from smalti.data import open_video, read_image, write_video
 from smalti.data.bundled import photos
 from smalti.errors import IntegrityError, SmaltiError
-from smalti.tokenizer import frames, load
+from smalti.families import load
+from smalti.tokenizer import frames
 from smalti.video import to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 

@@ -7,8 +7,8 @@ import pytest
 
 from smalti.data import ImagesConfig, Subset, bundled, evaluation, read_image
 from smalti.errors import InputError
+from smalti.families import load
 from smalti.metrics import SMALTI, Report, evaluate_pairs, pairs_of
-from smalti.tokenizer import load
 from smalti.tokenizer.score import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.packing import cells, pack, table

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from smalti.data import bundled, magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
+from smalti.families import load
 from smalti.metrics import PROTOCOLS, find_protocol
 from smalti.metrics.weights import NETWORKS
 from smalti.pipeline.evaluate import EvaluationOptions, clips_of
-from smalti.tokenizer import load
 from smalti.tokenizer.score import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.goldens.rule import rule

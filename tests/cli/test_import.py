@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from smalti.errors import ConfigError, IntegrityError
-from smalti.families import import_checkpoint
+from smalti.families import import_checkpoint, load
 from smalti.files import sha256
 from smalti.foreign import read_checkpoint, tensors
-from smalti.tokenizer import load
 from tests.cli.conftest import assert_one_line
 from tests.families.test_magicmaster import shapes_of
 from tests.goldens.rule import FOLDER
@@ -117,7 +116,7 @@ def spoiled(name, averaged, path):
         return path, 3, "no such file"
     if name == "a folder":
         path.mkdir()
-        return path, 3, "a folder"
+        return path, 3, "holds neither"
     if name == "cut":
         path.write_bytes(TINY.read_bytes()[:-3000])
     elif name == "one bit":
@@ -140,10 +139,10 @@ def spoiled(name, averaged, path):
         return path, 4, "NaN"
     elif name == "another program":
         saved(path, {"model": {"embed.weight": torch.zeros(3, 4)}, "optimizer": [1, 2]})
-        return path, 4, "not a checkpoint of MagicMaster"
+        return path, 4, "not a checkpoint of a family"
     elif name == "no tensors":
         saved(path, {"a": 1})
-        return path, 4, "not a checkpoint of MagicMaster"
+        return path, 4, "not a checkpoint of a family"
     elif name == "a monstrous network":
         number = torch.zeros(1).expand(1 << 14, 1 << 14)
         saved(path, averaged | {f"encoder.more.{i}": number for i in range(33)})

@@ -16,8 +16,8 @@ from PIL import Image
 
 from smalti.data import open_video, read_image, write_video
 from smalti.errors import ConfigError
+from smalti.families import load
 from smalti.pipeline.reconstruct import reconstruct_file
-from smalti.tokenizer import load
 from smalti.tokenizer.frames import reconstruct_frames
 from smalti.tokenizer.score import round_trip
 from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles

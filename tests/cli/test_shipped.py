@@ -8,7 +8,7 @@ import pytest
 from smalti.cli.reconstruct import tokenizer_and_media
 from smalti.data import bundled
 from smalti.errors import InputError
-from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO, shipped_folder
+from smalti.families.names import TINY_IMAGE, TINY_VIDEO, shipped_folder
 from tests.cli.conftest import assert_one_line
 
 

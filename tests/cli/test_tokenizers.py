@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from smalti.tokenizer import load
-from smalti.tokenizer.open import find_tokenizer
+from smalti.families import load
+from smalti.families.names import find_tokenizer
 from tests.cli.conftest import assert_one_line
 
 
@@ -48,7 +48,7 @@ def test_the_newest_checkpoint_of_a_run_is_found_and_the_finished_tokenizer_befo
 
 
 def test_a_tokenizer_that_is_not_there_is_code_3(smalti, tmp_path):
-    assert_one_line(smalti("info", tmp_path / "none"), 3, "no such folder")
+    assert_one_line(smalti("info", tmp_path / "none"), 3, "no such file or folder")
     assert_one_line(smalti("info", tmp_path), 3, "neither a tokenizer")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.config import Config
-from smalti.discriminators import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
+from smalti.discriminators import DiscriminatorConfig, Magvit2DConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.discriminators.frames import (
     TAPS,
     EqualisedConv,
@@ -31,6 +31,8 @@ SMALL = [
     StyleGAN2Config(size=8, width=16, group=2, frames="all"),
     Magvit3DConfig(width=4, multipliers=(1, 2, 2), grid=2),
     Magvit3DConfig(width=4, multipliers=(2,), grid=1),
+    Magvit2DConfig(width=4, multipliers=(1, 2, 2), grid=2),
+    Magvit2DConfig(width=4, multipliers=(2,), grid=1, frames="all"),
 ]
 
 
@@ -54,6 +56,8 @@ def parameters(module):
         (PatchConfig(norm="batch"), 663_361),
         (StyleGAN2Config(), 28_389_121),
         (StyleGAN2Config(size=256), 28_864_129),
+        # 3x3 stem; a block of a -> b channels has 9a² + a + 9ab + b + ab; 3x3; 16 cells to 512; one logit.
+        (Magvit2DConfig(), 3584 + 475_520 + 1_901_312 + 3 * 4_981_760 + 2_359_808 + 4_194_816 + 513),
         (Magvit3DConfig(), 67_977_473),  # its linear layer takes 1x4x4 positions, as the paper's flattening does
     ],
 )
@@ -90,7 +94,7 @@ def test_any_batch_length_and_size_gives_finite_logits_per_sample(config, b, t, 
     if config.kind == "patch":
         side = 2**config.stages
         assert logits.shape == (b, t, h // side - 2, w // side - 2)
-    elif config.kind == "stylegan2":
+    elif config.kind in ("stylegan2", "magvit2d"):
         assert logits.shape == (b, t)
     else:
         assert logits.shape == (b, 1)
@@ -112,7 +116,7 @@ def test_frames_below_the_least_size_are_named(config, least):
         discriminator(torch.zeros(2, 3, 1, least, least - 1))
 
 
-@pytest.mark.parametrize("config", [SMALL[0], SMALL[2], SMALL[3].model_copy(update={"group": 1})], ids=str)
+@pytest.mark.parametrize("config", [SMALL[0], SMALL[2], SMALL[3].model_copy(update={"group": 1}), *SMALL[7:]], ids=str)
 def test_a_2d_one_judges_each_frame_of_a_clip_alone(config):
     discriminator, video = built(config).double(), noise(2, 3, 3, 32, 32)
     logits = discriminator(video)
@@ -278,3 +282,37 @@ def test_nothing_but_parameters_and_running_averages_is_saved(config):
     expected = ("running_mean", "running_var", "num_batches_tracked")
     assert all(key.endswith(expected) for key in buffers)
     assert bool(buffers) == (config.kind == "patch" and config.norm == "batch")
+
+
+def test_magvits_2d_one_is_the_released_network():
+    """Written out again with torch's own layers: stem, depthwise blurs, blocks, flattening, two linear layers."""
+    discriminator = built(Magvit2DConfig(width=3, multipliers=(2, 4), grid=4)).double()
+    x, taps = noise(2, 3, 1, 16, 16), torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+
+    def blur(y):
+        kernel = (taps[:, None] * taps).expand(y.shape[1], 1, 4, 4)
+        return F.conv2d(F.pad(y, (1, 1, 1, 1)), kernel, stride=2, groups=y.shape[1])
+
+    def rectified(layer, y):
+        return F.leaky_relu(F.conv2d(y, layer.weight, layer.bias, padding=1), 0.2)
+
+    y = rectified(discriminator.first, x[:, :, 0])
+    for block, (inner, out) in zip(discriminator.blocks, ((3, 6), (6, 12)), strict=True):
+        assert (block.inner.weight.shape, block.outer.weight.shape) == ((inner, inner, 3, 3), (out, inner, 3, 3))
+        skip = F.conv2d(blur(y), block.skip.weight)
+        y = (rectified(block.outer, blur(rectified(block.inner, y))) + skip) / 2**0.5
+    hidden = F.leaky_relu(discriminator.hidden(rectified(discriminator.last, y).flatten(1)), 0.2)
+    torch.testing.assert_close(discriminator(x), discriminator.logit(hidden), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("config", [Magvit2DConfig(width=32), Magvit3DConfig(width=16, initialisation="xavier")])
+def test_xavier_weights_fill_their_interval_and_biases_are_zero(config):
+    for name, parameter in built(config).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+            continue
+        receptive = math.prod(parameter.shape[2:])
+        limit = math.sqrt(6 / (receptive * (parameter.shape[0] + parameter.shape[1])))
+        assert parameter.abs().max() <= limit
+        if parameter.numel() > 2000:
+            assert parameter.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05), name

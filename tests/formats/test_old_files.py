@@ -271,8 +271,21 @@ RECIPES = json.loads(gzip.decompress((HERE / "recipes.json.gz").read_bytes()))
 """Whole configs as YAML; MEDIA is the folder of the images and videos that ship with the package."""
 
 
+NEARER_THE_PAPER = ("paper-image-128", "paper-image-256", "paper-image-512", "paper-video-128")
+"""Recipes that had another discriminator, clipping, penalty, schedule and perceptual loss than the paper in 0.1.0. What
+was printed then can be read and trained; the name means the paper's now."""
+
+
+HOLDS_OUT = [("image", "whole"), ("video", "whole")]
+"""Recipes that are now validated on samples that they hold out."""
+
+
 @pytest.mark.parametrize("form", ["whole", "tiny"])
 def test_every_recipe_as_it_was_printed_is_the_recipe_of_today(form):
     for name, forms in RECIPES.items():
         Path("old.yaml").write_text(forms[form].replace("MEDIA", str(photos("train").parents[1])))
-        assert load_training("old.yaml") == load_training(name, form == "tiny"), name
+        old, today = load_training("old.yaml"), load_training(name, form == "tiny")
+        if name in NEARER_THE_PAPER:
+            assert (old.tokenizer, old.steps, old.batch_size) == (today.tokenizer, today.steps, today.batch_size)
+        else:
+            assert old.replace({"held_out": 32} if (name, form) in HOLDS_OUT else {}) == today, name

@@ -16,15 +16,14 @@ def written_out(z, values, levels, temperature):
     """log p over all codes at every position, by softmax of minus squared distances to the full codebook."""
     grids = torch.cartesian_prod(*(torch.arange(level) for level in levels)).view(-1, len(levels))
     codebook = values[torch.arange(len(levels)), grids]
-    rows = z.movedim(1, -1).reshape(-1, len(levels))
-    return (-(rows[:, None] - codebook).square().sum(-1) / temperature).log_softmax(-1)
+    return (-(z[:, None] - codebook).square().sum(-1) / temperature).log_softmax(-1)
 
 
 def case(levels, scale=1.0, n=37):
     rng = torch.Generator().manual_seed(1)
     config = LFQConfig(bits=len(levels)) if set(levels) == {2} else FSQConfig(levels=levels)
     values = config.build().double().values()
-    return scale * torch.randn(1, len(levels), 1, 1, n, generator=rng, dtype=torch.float64), values
+    return scale * torch.randn(n, len(levels), generator=rng, dtype=torch.float64), values
 
 
 @pytest.mark.parametrize("levels", CASES)

@@ -19,6 +19,7 @@ CONFIGS: list[LFQConfig | FSQConfig | DSQConfig] = [
     FSQConfig(levels=(8, 8, 8, 5, 5, 5)),
     FSQConfig(levels=(8, 8, 5, 4, 4, 3)),
     FSQConfig(levels=(2, 3, 16, 7)),
+    FSQConfig(levels=(2, 8, 5, 16, 3), squash="paper"),
     DSQConfig(levels=(8, 8, 8, 5, 5, 5)),
     DSQConfig(levels=(8, 8, 5, 4, 4, 3)),
     DSQConfig(levels=(2, 3, 9)),
@@ -86,7 +87,7 @@ def test_a_fresh_quantizer_finds_its_own_codes_again(config):
     z = torch.atanh(codes.clamp(-0.999, 0.999)) if config.kind == "fsq" else codes
     if config.kind == "fsq":  # invert the squash channel by channel: b = value * floor(L/2)
         half, offset, shift, step = quantizer._squash.double().T.view(4, 1, -1, 1, 1, 1)
-        z = (torch.atanh((codes.double() * step + offset) / half) - shift).float()
+        z = (torch.atanh(((codes.double() * step + offset) / half).clamp(-0.9999, 0.9999)) - shift).float()
     assert torch.equal(quantizer.encode(z), ids)
 
 
@@ -121,18 +122,19 @@ def test_the_straight_through_gradient_is_that_of_the_surrogate():
         z = latent(quantizer).double().requires_grad_()
         probe = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(3))
         (through,) = torch.autograd.grad((quantizer(z).codes * probe).sum(), z)
-        (direct,) = torch.autograd.grad((quantizer.scale_codes(quantizer.surrogate(z)) * probe).sum(), z)
+        rows = quantizer.scale_codes(quantizer.surrogate(z.movedim(1, -1).reshape(-1, quantizer.dim)))
+        (direct,) = torch.autograd.grad((rows * probe.movedim(1, -1).reshape(rows.shape)).sum(), z)
         assert torch.allclose(through, direct, rtol=1e-12, atol=0)
 
 
 @each_quantizer
 def test_the_surrogate_is_monotone_and_digits_follow_it(config):
     quantizer = built(config, torch.float64)
-    z = torch.linspace(-3, 3, 1001, dtype=torch.float64).view(1, 1, 1, 1, -1).expand(1, quantizer.dim, 1, 1, -1)
+    z = torch.linspace(-3, 3, 1001, dtype=torch.float64).view(-1, 1).expand(-1, quantizer.dim)
     if config.kind == "dsq":  # a learned scale may be of either sign; the order follows it
-        z = z * quantizer.scale_in.sign().view(-1, 1, 1, 1)
-    assert (quantizer.surrogate(z).diff(dim=-1) >= 0).all()
-    assert (quantizer.quantize(z).diff(dim=-1) >= 0).all()
+        z = z * quantizer.scale_in.sign()
+    assert (quantizer.surrogate(z).diff(dim=0) >= 0).all()
+    assert (quantizer.quantize(z).diff(dim=0) >= 0).all()
 
 
 @each_quantizer
@@ -146,7 +148,7 @@ def test_ids_out_of_range_are_refused(config, wrong):
 
 def test_digits_out_of_range_and_latents_that_are_not_finite_are_refused():
     quantizer = FSQConfig(levels=(5, 3)).build()
-    with pytest.raises(ValueError, match=r"digit 1 3 is outside"):
+    with pytest.raises(ValueError, match=r"digit 1: 3 is outside"):
         quantizer.ids(torch.tensor([4, 3]).view(1, 2, 1, 1, 1))
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not finite"):
@@ -189,3 +191,64 @@ def test_levels_are_those_of_the_config():
         quantizer = config(levels=levels).build()
         assert quantizer.codebook_size in (64_000, 15_360)
         assert quantizer.dim == 6
+
+
+@pytest.mark.parametrize("level", range(2, 33))
+def test_the_papers_squash_is_that_of_its_code(level):
+    """h tanh(z + tan(o / h)) - o with h narrowed by 1e-3, rounded and divided by floor(L / 2), and its gradient."""
+    z = torch.linspace(-6, 6, 4001, dtype=torch.float64, requires_grad=True)
+    half, offset = (level - 1) * (1 - 1e-3) / 2, 0.0 if level % 2 else 0.5
+    bounded = half * torch.tanh(z + math.tan(offset / half)) - offset
+    quantizer = FSQConfig(levels=(level,), squash="paper").build().double()
+    codes, ids, _ = quantizer(z.view(1, 1, 1, 1, -1))
+    clear = (bounded - bounded.floor() - 0.5).abs() > 1e-5  # h and s are float32 there, as in its JAX
+    assert torch.equal(ids.flatten()[clear], (bounded.round() + level // 2).long()[clear])
+    assert ids.unique().tolist() == list(range(level))
+    assert torch.allclose(codes.flatten()[clear], bounded.round()[clear] / (level // 2), rtol=0, atol=1e-12)
+    (ours,) = torch.autograd.grad(codes.sum(), z)
+    (theirs,) = torch.autograd.grad(bounded.sum() / (level // 2), z)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_two_squashes_differ_for_even_levels_and_the_default_is_no_field_of_old_fingerprints():
+    z = torch.linspace(-3, 3, 20_001).view(1, 1, 1, 1, -1)
+    share = {}
+    for level in (2, 4, 5, 8):
+        ids = [FSQConfig(levels=(level,), squash=squash).build().encode(z) for squash in ("wide", "paper")]
+        share[level] = (ids[0] != ids[1]).float().mean().item()
+    assert share[2] > 0.2  # atanh(1 / 1.001) = 3.8, tan(1 / 0.999) = 1.56
+    assert all(0 < share[level] < 0.01 for level in (4, 5, 8))
+    assert "squash" not in FSQConfig(levels=(8, 5)).essence()
+    assert FSQConfig(levels=(8, 5), squash="paper").essence()["squash"] == "paper"
+
+
+@pytest.mark.parametrize("start", [-1.0, -0.9, -1.3])
+def test_equation_2_of_magicmaster_holds_only_where_b0_is_minus_1(start):
+    """Both equations of its README as printed, s_0 read as b_0, beside our surrogate and our values."""
+    level, rng = 5, torch.Generator().manual_seed(0)
+    n = 2 / (level - 1)
+    quantizer = DSQConfig(levels=(level,)).build().double()
+    with torch.no_grad():
+        quantizer.start.fill_(start)
+        quantizer.widths.add_(0.5 * torch.rand(1, level - 1, generator=rng, dtype=torch.float64))
+    _, widths = quantizer.bins()
+    lengths = widths[0].tolist()
+    assert sum(lengths) == pytest.approx(2)
+    edges = [start + sum(lengths[:i]) for i in range(level)]
+    x = torch.linspace(start - 0.5, start + 2.5, 3001, dtype=torch.float64)
+    y, f = torch.full_like(x, -1), torch.full_like(x, -1)
+    for i in range(level - 1):
+        y[x >= edges[i] + lengths[i] / 2] = -1 + (i + 1) * n
+        inside = x >= edges[i]
+        f[inside] = n / lengths[i] * (x[inside] - edges[i]) + (start + (i + 1) * n) - n
+    z = x.view(1, 1, 1, 1, -1)
+    assert torch.equal(quantizer(z).codes.flatten().detach(), y)
+    ours, within = quantizer.surrogate(z).flatten().detach(), (x >= start) & (x <= start + 2)
+    # As printed, f is too high by b_0 + 1 inside, and runs on beyond the last bin.
+    assert torch.allclose(f[within] - ours[within], torch.full_like(f[within], start + 1), atol=1e-12)
+    assert torch.allclose(f[x < start], ours[x < start])
+    assert (f[x > start + 2] - (start + 1) > 1).all()
+    assert ours.max() == 1
+    middles = torch.tensor([edge + length / 2 for edge, length in zip(edges, lengths, strict=False)])
+    crossing = quantizer.surrogate(middles.double().view(1, 1, 1, 1, -1)).flatten().detach()
+    assert torch.allclose(crossing, -1 + n * (torch.arange(level - 1) + 0.5).double(), atol=1e-6)

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,12 +102,46 @@ def test_the_averages_of_magicmasters_runs_start_late_and_have_their_whole_decay
 @pytest.mark.parametrize("name", MAGICMASTER)
 def test_ours_is_the_better_default_and_theirs_an_option(name):
     ours, theirs = find(name), find(name).override(RECIPES[name].exact)
-    assert (ours.gan.order, ours.lpips.dropout) == ("together", 0.0)
+    assert (ours.gan.order, ours.lpips.dropout, ours.initialisation) == ("together", 0.0, "smalti")
+    assert theirs.initialisation == "magicmaster"
     assert ours.precision == ("bfloat16" if "-imagenet-" in name else "float32")  # where they declare it
     assert (theirs.gan.order, theirs.lpips.dropout, theirs.precision) == ("alternate", 0.5, "float32")
     codes = math.prod(theirs.tokenizer.quantizer.digit_levels)
     assert codes == (25_600 if "dsq-15360" in name else 15_360 if "15360" in name else 64_000)
     assert math.prod(ours.tokenizer.quantizer.digit_levels) == (15_360 if "15360" in name else 64_000)
+
+
+@pytest.mark.parametrize("name", ["paper-image-128", "paper-image-256", "paper-image-512", "paper-video-128"])
+def test_the_papers_numbers(name):
+    config, recipe = find(name), RECIPES[name]
+    epoch = (KINETICS_600 if "video" in name else IMAGENET) // 256
+    for optimizer in (config.optimizer, config.gan.optimizer):
+        assert (optimizer.lr, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.0, 0.99), 0.0)
+        assert optimizer.clip is None
+        assert optimizer.lr_at(epoch - 1, config.steps) == pytest.approx(1e-4)
+        assert optimizer.lr_at(config.steps, config.steps) == pytest.approx(0, abs=1e-12)
+    # In [0, 1]: l2 5, R1 10. A square is a quarter as large there, and a gradient twice as large.
+    assert (config.weights["l2"] * 4, config.gan.penalty_weight / 4) == (5.0, 10.0)
+    assert {key: w for key, w in config.weights.items() if key != "l2"} == {
+        "logits": 0.1, "token_entropy": 0.1, "batch_entropy": -0.1, "commitment": 0.25,
+    }  # fmt: skip
+    assert (config.logits.net, config.logits.frames, config.lpips) == ("resnet50", "all", None)
+    gan = config.gan
+    assert (gan.loss, gan.losses, gan.weight, gan.adaptive) == ("non_saturating", ("non_saturating",) * 2, 0.1, False)
+    assert (gan.penalty, gan.penalty_every, gan.lecam, gan.order) == ("r1", 1, 0.001, "together")
+    assert (gan.discriminator.width, gan.discriminator.multipliers) == (128, (2, 4, 4, 4, 4))
+    if "image" in name:
+        assert (gan.discriminator.kind, gan.discriminator.grid * 32) == ("magvit2d", config.data.size)
+    else:
+        assert (gan.discriminator.kind, gan.discriminator.initialisation) == ("magvit3d", "xavier")
+        assert "Kinetics-600" in recipe.data
+        assert "UCF-101" not in recipe.score
+    assert {config.ema_decay(n) for n in (0, 1, 10**6)} == {0.999}
+    assert (config.initialisation, config.entropy_boost, config.entropy_boost_steps) == ("flax", 2.0, 2000)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert not [difference for difference in recipe.differs if f"- {difference}\n" not in page]
+    for part in ("logits", "norms", "LeCAM", "schedule", "discriminator"):
+        assert any(difference.startswith(part) for difference in recipe.differs), part
 
 
 def test_mindones_numbers():
@@ -127,6 +162,7 @@ def test_mindones_numbers():
     )
     assert (played.gan.weight, played.gan.loss, played.gan.lecam) == (0.1, "hinge", 0.001)
     assert video.gan is None
+    assert (image.initialisation, image.override(RECIPES["mindone-image"].exact).initialisation) == ("smalti", "torch")
     for name in ("mindone-video", "mindone-video-gan"):
         assert not find(name).override(RECIPES[name].exact).tokenizer.is_causal
         assert find(name).tokenizer.is_causal

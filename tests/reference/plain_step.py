@@ -23,6 +23,7 @@ def plain_gradients(state: TrainState, video: Tensor, index: Tensor) -> tuple[li
     with torch.no_grad():
         fake = state.tokenizer(video).video
     hinge = settings.loss == "hinge"
+    hinge_for_tokenizer = (settings.tokenizer_loss or settings.loss) == "hinge"
     real = samples(video, index).requires_grad_()
     fakes, reals = discriminator(samples(fake, index)), discriminator(real)
     lost = (loss.hinge_discriminator if hinge else loss.non_saturating_discriminator)(reals, fakes)
@@ -39,8 +40,11 @@ def plain_gradients(state: TrainState, video: Tensor, index: Tensor) -> tuple[li
         named["lpips"] = state.lpips(
             *(loss.select_frames(v, None).squeeze(2) for v in (reconstruction.video, video))
         ).mean()
+    if state.logits is not None:
+        frames = (loss.select_frames(v, None).squeeze(2) for v in (reconstruction.video, video))
+        named["logits"] = state.logits(*frames).mean()
     total = loss.weigh(named | dict(reconstruction.losses), state.config.weights)
-    adversarial = (loss.hinge_generator if hinge else loss.non_saturating_generator)(
+    adversarial = (loss.hinge_generator if hinge_for_tokenizer else loss.non_saturating_generator)(
         discriminator(samples(reconstruction.video, index))
     )
     weight: float | Tensor = settings.weight

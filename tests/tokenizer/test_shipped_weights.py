@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import smalti
 from smalti.errors import InputError
+from smalti.families.names import TINY_IMAGE, TINY_VIDEO, full_name, shipped_folder
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.open import TINY_IMAGE, TINY_VIDEO, full_name, shipped_folder
 
 NAMES = (TINY_IMAGE, TINY_VIDEO)
 

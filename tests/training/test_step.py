@@ -9,7 +9,7 @@ import torch
 
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
-from smalti.discriminators import Magvit3DConfig, PatchConfig, StyleGAN2Config
+from smalti.discriminators import Magvit2DConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.errors import ConfigError
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import TokenizerConfig
@@ -29,6 +29,13 @@ GANS = {
     "style": GANConfig(
         discriminator=StyleGAN2Config(size=16, width=8, frames="all"), loss="non_saturating", penalty="r1",
         penalty_weight=2.0,
+    ),
+    "open-magvit2": GANConfig(
+        discriminator=PatchConfig(width=8), tokenizer_loss="non_saturating", adaptive=True, weight=0.75
+    ),
+    "magvit": GANConfig(
+        discriminator=Magvit2DConfig(width=4, multipliers=(2, 2), grid=2), loss="non_saturating", penalty="r1",
+        tokenizer_loss="hinge", penalty_weight=40.0, weight=0.125,
     ),
     "clip": GANConfig(
         discriminator=Magvit3DConfig(width=8, multipliers=(2,), grid=2), penalty="gradient_norm", adaptive=True

@@ -28,7 +28,8 @@ def inflate_command(
       smalti inflate runs/image --out video-start --time-strides 4 --time 4
       smalti train video --set init=video-start --set data.path=clips
     """
-    from smalti.tokenizer import inflate, load
+    from smalti.families import load
+    from smalti.tokenizer import inflate
 
     strides = integers("--time-strides", time_strides)
     video = inflate(load(image_tokenizer), strides, time_kernel=time, past_kernel=past, norm=norm)

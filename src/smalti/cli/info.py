@@ -25,10 +25,11 @@ def info_command(
       smalti info runs/tiny-generate
     """
     from smalti.codec.codec import read_info
+    from smalti.families import load
+    from smalti.families.names import find_tokenizer
     from smalti.generation import Generator
     from smalti.model_folder import find_model
     from smalti.pipeline.info import describe_tokenizer, last_lines
-    from smalti.tokenizer.open import find_tokenizer, load
     from smalti.tokens.reader import describe_set, is_token_set
 
     path, run = Path(tokenizer), (Path(tokenizer) / "config.yaml").is_file()

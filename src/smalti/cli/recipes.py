@@ -29,11 +29,13 @@ def recipes_command(
         if as_json:
             print_json(config.plain())
         else:
+            differs = () if tiny else next((recipe.differs for recipe in catalogue() if recipe.name == name), ())
+            print(*(f"# differs, {difference}\n" for difference in differs), sep="", end="")
             print(config.to_yaml(), end="")
         return
     rows = catalogue()
     if as_json:
-        fields = ("name", "about", "data", "score", "prepare", "command", "original", "exact")
+        fields = ("name", "about", "data", "score", "prepare", "command", "original", "exact", "differs")
         print_json([{field: getattr(row, field) for field in fields} for row in rows])
         return
     for row in rows:
@@ -41,3 +43,5 @@ def recipes_command(
         lines["original"] = row.original
         lines["exact"] = " ".join(f"--set {shlex.quote(setting)}" for setting in row.exact)
         print(row.name, f"    {row.about}", *(f"    {n:<10} {text}" for n, text in lines.items() if text), sep="\n")
+        if row.differs:
+            print(f"    {'differs':<10} in {len(row.differs)} ways: smalti recipes {row.name}")

@@ -79,7 +79,7 @@ def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:
     Raises InputError where it is neither that nor a tokenizer, or where nothing follows a tokenizer.
     """
     from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-    from smalti.tokenizer.open import find_tokenizer
+    from smalti.families.names import find_tokenizer
 
     first, *others = names
     media = [Path(name) for name in others]

@@ -23,7 +23,7 @@ from smalti.config import Config, Triple, Tuple
 from smalti.data.source import MAX_PIXELS
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import failpoint
-from smalti.quantize.scalar import LARGEST_CODEBOOK
+from smalti.quantize.quantizer import LARGEST_CODEBOOK
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.version import __version__
 from smalti.video import legal_size

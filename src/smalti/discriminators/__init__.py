@@ -11,13 +11,18 @@ from smalti.discriminators.frames import (
     StyleGAN2Config,
     StyleGAN2Discriminator,
 )
+from smalti.discriminators.magvit2d import Magvit2DConfig, Magvit2DDiscriminator
 from smalti.discriminators.magvit3d import Magvit3DConfig, Magvit3DDiscriminator
 
-DiscriminatorConfig = Annotated[PatchConfig | StyleGAN2Config | Magvit3DConfig, Field(discriminator="kind")]
+DiscriminatorConfig = Annotated[
+    PatchConfig | StyleGAN2Config | Magvit2DConfig | Magvit3DConfig, Field(discriminator="kind")
+]
 
 __all__ = [
     "Discriminator",
     "DiscriminatorConfig",
+    "Magvit2DConfig",
+    "Magvit2DDiscriminator",
     "Magvit3DConfig",
     "Magvit3DDiscriminator",
     "PatchConfig",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
 from smalti.discriminators.frames import Discriminator, grid_mean, halve
+from smalti.discriminators.magvit2d import xavier_uniform
 
 
 class Magvit3DConfig(Config):
@@ -27,9 +28,12 @@ class Magvit3DConfig(Config):
     five blocks is the paper's flattening at 17 x 128 x 128; 1 is a global mean."""
     frames: Literal["clip"] = "clip"
     """Frames that the discriminator is trained on: the whole clip."""
+    initialisation: Literal["kaiming", "xavier"] = "kaiming"
+    """Distribution of the first weights: Kaiming normal for slope 0.2, which keeps the variance of the features at
+    about 1, or Xavier uniform (MAGVIT's authors)."""
 
     def build(self) -> "Magvit3DDiscriminator":
-        """The discriminator; weights ~ Kaiming normal for slope 0.2 from torch's global rng, biases 0."""
+        """The discriminator; weights as `initialisation` says from torch's global rng, biases 0."""
         return Magvit3DDiscriminator(self)
 
 
@@ -50,6 +54,9 @@ class Magvit3DDiscriminator(Discriminator):
         self.last = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
         self.hidden = nn.Linear(widths[-1] * config.grid**2, widths[-1])
         self.logit = nn.Linear(widths[-1], 1)
+        if config.initialisation == "xavier":
+            xavier_uniform(self)
+            return
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d | nn.Linear):
                 # The variance of the features stays about 1 without a norm; torch's default loses half per layer.

@@ -1,20 +1,35 @@
 """A checkpoint of another project becomes a tokenizer of ours, with a report on every tensor. Nothing of it is run."""
 
+import hashlib
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smalti.errors import ConfigError, IntegrityError
-from smalti.families import magicmaster
-from smalti.families.links import CheckpointWeights, assemble
-from smalti.files import sha256, write_json
-from smalti.foreign import naming_file, read_checkpoint, tensors
-from smalti.tokenizer import Tokenizer
+import torch
+from torch import Tensor
 
+from smalti.errors import ConfigError, IntegrityError, SmaltiError
+from smalti.families import magicmaster, showo
+from smalti.families.family import Checkpoint, Family, ImportOptions
+from smalti.families.links import CheckpointWeights, ForeignModel, assemble
+from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
+from smalti.families.source import SourceFiles, fetch_from_hub, files_of, published_families, read_source
+from smalti.files import cache_folder, write_json
+from smalti.quantize import Lookup
+from smalti.text import one_line
+from smalti.tokenizer import Tokenizer
+from smalti.tokenizer_info import PixelRange, TokenizerSource
+from smalti.version import __version__
+
+FAMILIES: tuple[Family, ...] = (magicmaster.MAGICMASTER, showo.SHOWO)
+"""All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
 """Numbers in the largest network that is built; a small file can claim any shape."""
+_NO_PART = "no part of the tokenizer"
 
 
 class ImportReport(NamedTuple):
@@ -50,58 +65,190 @@ class Imported(NamedTuple):
 
 
 def import_checkpoint(
-    path: Path | str, *, levels: tuple[int, ...] | None = None, copy: CheckpointWeights = "average"
+    name: Path | str,
+    *,
+    levels: tuple[int, ...] | None = None,
+    copy: CheckpointWeights | None = None,
+    lookup: Lookup | None = None,
+    pixels: PixelRange | None = None,
+    revision: str | None = None,
 ) -> Imported:
-    """Import the tokenizer in a MagicMaster checkpoint (.pth of mmengine, whole or stripped, or a bare generator).
+    """Import the tokenizer in a checkpoint of another project: a file, a folder, or a repository of the hub.
 
-    `copy` takes the EMA weights, which all published figures use, or the live ones. FSQ levels are those of the config
-    in the file, else `levels`, else those of a published file's name. Raises InputError if there is no such file,
-    IntegrityError if it is damaged, of another program or not whole, ConfigError if levels are needed and not known, or
-    are not those of the file. A file whose name has the first 8 digits of its sha256 is refused with another digest.
+    `name` has the grammar of `smalti.load`; `smalti zoo` lists the families. `copy` takes the EMA weights
+    (`average`, the default), which published figures use, or the live ones. The other options say what a file may not:
+    `levels` those of FSQ, `lookup` the law by which a codebook's row is found, `pixels` the range that the network was
+    trained on. They are asked for only where neither the file, nor a config beside it, nor a known name of the hub
+    says them.
+
+    Raises InputError if there is no such file, IntegrityError if it is damaged, of no known family or not whole,
+    ConfigError if an option is needed and not given, or is not that of the file; MachineError where the hub cannot be
+    reached.
     """
-    path = Path(path)
-    tree = read_checkpoint(path)
-    digest = sha256(path)
-    in_name = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    bare, options = split_options(name)
+    given = {"levels": levels, "weights": copy, "lookup": lookup, "pixels": pixels}
+    options = options.replace({key: value for key, value in given.items() if value is not None})
+    source = source_at(with_revision(find_tokenizer(bare), revision, str(bare)))
+    if not is_foreign(source.paths[0]):  # a folder of ours has no files here
+        raise ConfigError(f"{name}: is a tokenizer of smalti already; load it as it is")
+    return convert_source(source, options)
+
+
+def with_revision(place: Path | HubName, revision: str | None, name: str) -> Path | HubName:
+    """Return a place on the hub at `revision`. Raises ConfigError where the place is none, or has another revision."""
+    if revision is None:
+        return place
+    if not isinstance(place, HubName) or place.revision not in (None, revision):
+        raise ConfigError(f"{name}: revision {revision} is that of a hub repository without another @revision")
+    return place._replace(revision=revision)
+
+
+def source_at(place: Path | HubName) -> SourceFiles:
+    """Find the files at a place, fetching those of the hub; for a tokenizer of ours, its folder."""
+    if isinstance(place, Path):
+        return files_of(place, FAMILIES) if is_foreign(place) else SourceFiles(str(place), (place,))
+    folder = fetch_from_hub(place, FAMILIES)
+    name = str(place).removeprefix("hf:")
+    found = SourceFiles(name, (folder,))
+    if is_foreign(folder):
+        found = files_of(folder, published_families(place, FAMILIES) or FAMILIES, name)
+    commit = next((part.name for part in folder.parents if part.parent.name == "snapshots"), folder.name)
+    return found._replace(repository=place.repository, revision=commit)
+
+
+def load_converted(source: SourceFiles, options: ImportOptions) -> Tokenizer:
+    """Load a foreign checkpoint from the cache of converted tokenizers, or convert it and put it there.
+
+    The cache knows it by the digest of the files, the options and the version of smalti. Where the cache cannot be
+    written, the checkpoint is converted each time.
+    """
+    digest = source.digest()
+    facts = [digest, source.repository, options.essence(), __version__]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache_folder() / "tokenizers" / key
+    try:
+        return Tokenizer.load(folder)
+    except SmaltiError:  # not there, or damaged
+        tokenizer = convert_source(source, options, digest).tokenizer
+    with suppress(SmaltiError):
+        tokenizer.save(folder, replace=True)
+    return tokenizer
+
+
+def convert_source(source: SourceFiles, options: ImportOptions, digest: str | None = None) -> Imported:
+    """Read the files, recognise their family, and convert them. Raises as `import_checkpoint` does."""
+    checkpoint = read_source(source)
+    digest = digest or source.digest()
+    in_name = re.search(r"-([0-9a-f]{8})\.pth$", checkpoint.file_name)
     if in_name and in_name[1] != digest[:8]:
         raise IntegrityError(
-            f"{path}: its name promises sha256 {in_name[1]}..., its content has {digest[:8]}...; fetch it again"
+            f"{source.where}: its name promises sha256 {in_name[1]}..., its content has {digest[:8]}...; fetch it again"
         )
-    with naming_file(path):
-        stored = tensors(tree["state_dict"] if isinstance(tree, dict) and "state_dict" in tree else tree)
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    count = sum(math.prod(shape) for shape in shapes.values())
+    count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     if count > _LARGEST:
-        raise IntegrityError(f"{path}: claims {count:,} numbers in its network, at most {_LARGEST:,} are read")
-    model = magicmaster.recognise(shapes, _config_text(tree), levels, copy, path)
-    if levels is not None and levels != model.config.quantizer.digit_levels:
-        own = ",".join(map(str, model.config.quantizer.digit_levels))
-        raise ConfigError(f"--levels {','.join(map(str, levels))}: {path} has {own}; leave the option out")
+        raise IntegrityError(f"{source.where}: claims {count:,} numbers in its network, at most {_LARGEST:,} are read")
+    family = family_of(checkpoint)
+    where = f"{source.where} ({family.title})"
+    with _naming_family(where):
+        model = family.read(checkpoint, options)
+    _check_options(model, options, where)
     tokenizer = Tokenizer(model.config)
-    used = sorted({model.prefix + link.source for link in model.links})
-    own_tensors = {name[len(model.prefix) :]: stored[name] for name in used if name in stored}
-    state = assemble(tokenizer, model.links, own_tensors, str(path))
+    names = {link.source: model.stored(link.source) for link in model.links}
+    held = {name: checkpoint.tensors[stored] for name, stored in names.items() if stored in checkpoint.tensors}
+    state = assemble(tokenizer, model.links, held, where)
     if bad := sorted(name for name, tensor in state.items() if not bool(tensor.isfinite().all())):
-        raise IntegrityError(f"{path}: {len(bad)} tensors have NaN or infinite numbers ({', '.join(bad[:3])})")
+        raise IntegrityError(f"{where}: {len(bad)} tensors have NaN or infinite numbers ({', '.join(bad[:3])})")
+    ignored = _leftovers(checkpoint, family, model, where)
     tokenizer.load_state_dict(state)
+    tokenizer.source = TokenizerSource(
+        family=family.name,
+        network=model.kind,
+        name=source.where,
+        revision=source.revision,
+        sha256=digest,
+        weights=model.copy,
+        licence=model.licence,
+        pixels=model.pixels,
+        preprocessing=model.preprocessing,
+        ids=model.ids,
+    )
     notes = [*model.notes]
     if not tokenizer.is_causal:
         notes.append("not causal: its norms and its modulation see the whole clip, so it cannot be streamed")
     report = ImportReport(
-        source=path.name,
+        source=source.where if source.repository else checkpoint.file_name,
         sha256=digest,
-        peer=f"MagicMaster {model.kind}",
+        peer=f"{family.title} {model.kind}",
         copy=model.copy,
-        used=used,
-        ignored={reason: names for reason, names in model.ignored.items() if names},
+        used=sorted(set(names.values())),
+        ignored={reason: found for reason, found in ignored.items() if found},
         missing=[],
         notes=notes,
     )
     return Imported(tokenizer.eval(), report)
 
 
-def _config_text(tree: Any) -> str:
-    """Return the text of the training's config, if the file has it."""
-    meta = tree.get("meta") if isinstance(tree, dict) else None
-    text = meta.get("cfg") if isinstance(meta, dict) else None
-    return text if isinstance(text, str) else ""
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Return the family of a checkpoint. Raises IntegrityError, naming those that were tried, if it is of none."""
+    for family in FAMILIES:
+        if family.recognises(checkpoint):
+            return family
+    roots = ", ".join(sorted({name.split(".")[0] for name in checkpoint.shapes})[:6]) or "no tensors"
+    tried = ", ".join(family.name for family in FAMILIES)
+    raise IntegrityError(f"{checkpoint.where}: not a checkpoint of a family known here: it has {roots}; tried {tried}")
+
+
+@contextmanager
+def _naming_family(where: str) -> Iterator[None]:
+    """Turn what a family's reader meets in a file that is not whole, or not as it expects, into one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise IntegrityError(f"{where}: tensor {error.args[0]} is missing; it is not whole") from None
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise IntegrityError(f"{where}: no network that is known here ({one_line(error)[:160]})") from None
+
+
+def _check_options(model: ForeignModel, options: ImportOptions, where: str) -> None:
+    """Raise ConfigError for an option that says other than the file, or that its family has no use for."""
+    levels = model.config.quantizer.digit_levels if model.config.quantizer.kind in ("fsq", "dsq") else None
+    own = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    for name, value in own.items():
+        wanted = getattr(options, name)
+        if wanted is not None and wanted != value:
+            said, found = _option_text(wanted), "none" if value is None else _option_text(value)
+            raise ConfigError(f"--{name} {said}: {where} has {found}; leave the option out")
+
+
+def _option_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _leftovers(checkpoint: Checkpoint, family: Family, model: ForeignModel, where: str) -> dict[str, list[str]]:
+    """Return the tensors that no link uses, by the reason. Raises IntegrityError for one that the network should use,
+    or a constant with other values than its architecture gives."""
+    for name, constant in model.constants.items():
+        stored = model.stored(name)
+        if stored in checkpoint.tensors and not _equal(checkpoint.tensors[stored], constant):
+            raise IntegrityError(f"{where}: {stored} has other values than its architecture gives; another layout")
+    ignored: dict[str, list[str]] = {reason: list(names) for reason, names in model.ignored.items()}
+    told = {model.stored(link.source) for link in model.links} | {name for names in ignored.values() for name in names}
+    for reason, names in (("constants of its architecture", model.constants), ("stored but never run", model.unused)):
+        found = sorted({model.stored(name) for name in names} & checkpoint.tensors.keys() - told)
+        ignored.setdefault(reason, []).extend(found)
+        told |= set(found)
+    unknown = []
+    for name in sorted(checkpoint.tensors.keys() - told):
+        if model.inside(name).startswith(family.parts):
+            unknown.append(name)
+            continue
+        reason = next((text for start, text in family.others.items() if name.startswith(start)), _NO_PART)
+        ignored.setdefault(reason, []).append(name)
+    if unknown:
+        what = f"{len(unknown)} tensors of its network are not known here ({', '.join(unknown[:5])})"
+        raise IntegrityError(f"{where}: {what}: a newer layout; update smalti")
+    return ignored
+
+
+def _equal(stored: Tensor, constant: Tensor) -> bool:
+    return stored.shape == constant.shape and torch.equal(stored.double(), constant.double())

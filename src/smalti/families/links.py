@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from smalti.errors import IntegrityError
+from smalti.quantize import Lookup
 from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
+from smalti.tokenizer_info import PixelRange, SourceIds
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of foreign tensors by name: enough to recognise a network."""
@@ -46,10 +48,34 @@ class ForeignModel(NamedTuple):
     notes: list[str]
     prefix: str = ""
     """Beginning of the names of the network's tensors in the file."""
-    copy: str = "bare"
+    names: Mapping[str, str] = {}
+    """Names in the file of tensors that have another one there than `prefix` and their own."""
+    copy: Literal["average", "live", "bare"] = "bare"
     """CheckpointWeights that are taken: average, live, or bare where the file has one network."""
     ignored: Mapping[str, list[str]] = {}
-    """Names of the tensors that are left out, by the reason."""
+    """Names in the file of tensors that are left out, by the reason; others are found by themselves."""
+    constants: Mapping[str, Tensor] = {}
+    """Tensors that its project stores and its architecture gives: checked, then left out."""
+    lookup: Lookup | None = None
+    """Law of its codebook; None for a quantizer without one."""
+    licence: str = "unknown"
+    """Licence of the weights, as published."""
+    pixels: PixelRange = "signed"
+    """Range of the pixels there."""
+    preprocessing: str = "any size; nothing is known of how its project resizes"
+    """Resize and crop there, before the encoder."""
+    ids: SourceIds = SourceIds()
+    """Form of the ids there."""
+
+    def stored(self, name: str) -> str:
+        """Return the name in the file of a tensor of the network."""
+        return self.names.get(name, self.prefix + name)
+
+    def inside(self, stored: str) -> str:
+        """Return the name within the network of a tensor of the file; empty for one of other things."""
+        if self.names:
+            return next((name for name, found in self.names.items() if found == stored), "")
+        return stored[len(self.prefix) :] if stored.startswith(self.prefix) else ""
 
 
 def unchanged(source: str, target: str) -> Link:

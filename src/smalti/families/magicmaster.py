@@ -9,9 +9,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from smalti.errors import ConfigError, IntegrityError
+from smalti.families.family import Checkpoint, Family, ImportOptions
 from smalti.families.links import (
     CheckpointWeights,
     ForeignModel,
@@ -103,7 +104,7 @@ def recognise_generator(shapes: Shapes, levels: tuple[int, ...] | None, where: s
         raise IntegrityError(f"{where}: no network that MagicMaster can build ({one_line(error)[:120]})") from None
 
 
-def _prefix(shapes: Shapes, weights: CheckpointWeights, path: Path) -> tuple[str, str]:
+def _prefix(shapes: Shapes, weights: CheckpointWeights, path: Path) -> tuple[str, Literal["average", "live", "bare"]]:
     """Find what stands before the names of the generator, and which copy of the weights that is."""
     starts = ("encoder.conv_in.", "encoder._in_conv.")
     copies: tuple[CheckpointWeights, ...] = ("average", "live") if weights == "average" else ("live",)
@@ -318,7 +319,7 @@ def _encoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
     yield from convolution("encoder._in_conv", "encoder.stem", dims=2)
     here = _places("encoder.layers")
     for i in range(count):
-        yield from _level(shapes, f"encoder._layers.{i}", here, config.depth, attention=i == count - 1)
+        yield from _level(shapes, f"encoder._layers.{i}", here, config.depths[0], attention=i == count - 1)
         if i < count - 1:
             yield from weight_and_bias(f"encoder._resamples.{i}._conv", f"{next(here)}.conv")
     yield from _refine(shapes, "encoder._refine", here)
@@ -335,7 +336,7 @@ def _decoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
     here = _places("decoder.layers")
     yield from _refine(shapes, "decoder._refine", here)
     for i in range(count):
-        yield from _level(shapes, f"decoder._layers.{i}", here, config.decoder_depth, attention=i == 0)
+        yield from _level(shapes, f"decoder._layers.{i}", here, config.decoder_depths[0], attention=i == 0)
         if i < count - 1:
             yield from weight_and_bias(f"decoder._resamples.{i}._conv", f"{next(here)}.conv")
     yield from weight_and_bias("decoder._projector.0", "decoder.norm")
@@ -368,3 +369,25 @@ def _attention(source: str, target: str) -> Iterator[Link]:
     for part in ("weight", "bias"):
         yield unchanged(f"{joint}_{part}", f"{target}.query_key_value.{part}")
     yield from weight_and_bias(f"{source}._multihead_attention.out_proj", f"{target}.out")
+
+
+def _recognises(checkpoint: Checkpoint) -> bool:
+    stacks = ("encoder.encoder_layers.", "decoder.decoder_layers.", "encoder._layers.", "decoder._layers.")
+    return any(stack in name for name in checkpoint.shapes for stack in stacks)
+
+
+def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
+    meta = checkpoint.tree.get("meta") if isinstance(checkpoint.tree, dict) else None
+    text = meta.get("cfg") if isinstance(meta, dict) else None
+    path = Path(checkpoint.where)
+    model = recognise(checkpoint.shapes, text if isinstance(text, str) else "", options.levels, options.weights, path)
+    return model._replace(licence="Apache-2.0", preprocessing="short side resized to 128 px or more, centre crop")
+
+
+MAGICMASTER = Family(
+    name="magicmaster",
+    title="MagicMaster",
+    sign="encoder.encoder_layers.*, or encoder._in_conv",
+    recognises=_recognises,
+    read=_read,
+)

@@ -25,6 +25,7 @@ from smalti.data import (
 from smalti.data.clips import ClipConfig
 from smalti.data.source import Medium, Store, Subset
 from smalti.errors import BadFile, ConfigError, InputError, MachineError, SmaltiError
+from smalti.families import load
 from smalti.files import write_bytes
 from smalti.metrics import (
     GENERATION_PROTOCOLS,
@@ -50,7 +51,7 @@ from smalti.pipeline.arguments import check_least
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.progress import Progress
-from smalti.tokenizer import Tokenizer, load
+from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.score import pairs_of_tokenizer
 from smalti.tokens.reader import TokenSet, is_token_set
 from smalti.tokens.score import pairs_of_token_set

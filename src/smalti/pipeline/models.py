@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from smalti.tokenizer.open import load
+from smalti.families import load
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.training.distributed import pick_device
 

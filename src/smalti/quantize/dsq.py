@@ -73,30 +73,25 @@ class DSQ(ScalarQuantizer):
         widths = 2 * logits.softmax(1)
         return self.start[:, None] + widths.cumsum(1) - widths, widths
 
-    def surrogate(self, z: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+    def surrogate(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The piecewise linear ramp through the middles of the bins."""
         knots, widths = self.bins()
-        u = (z * _per_channel(self.scale_in)).unsqueeze(-1)
+        u = (z * self.scale_in).unsqueeze(-1)
         safe = widths.where(self._present, torch.ones_like(widths))
-        ramps = ((u - _per_channel(knots)) / _per_channel(safe)).clamp(0, 1)
-        return -1 + _per_channel(self._step) * (ramps * _per_channel(self._present.to(u.dtype))).sum(-1)
+        ramps = ((u - knots) / safe).clamp(0, 1)
+        return -1 + self._step * (ramps * self._present.to(u.dtype)).sum(-1)
 
-    def quantize(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b d t h w"]:
+    def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
         """How many bin middles scale_in * z exceeds."""
         with torch.no_grad():
             knots, widths = self.bins()
             middles = (knots + widths / 2).masked_fill(~self._present, torch.inf)
-            return ((z * _per_channel(self.scale_in)).unsqueeze(-1) > _per_channel(middles)).sum(-1)
+            return ((z * self.scale_in).unsqueeze(-1) > middles).sum(-1)
 
     def values(self) -> Float[Tensor, "d l"]:
         """-1 + 2 digit / (L - 1), before scale and bias."""
         return self._values
 
-    def scale_codes(self, values: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+    def scale_codes(self, values: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """scale_out * value + bias."""
-        return values * _per_channel(self.scale_out) + _per_channel(self.bias)
-
-
-def _per_channel(rows: Tensor) -> Tensor:
-    """`d ...` seen as `d 1 1 1 ...`, to meet a latent `b d t h w ...`."""
-    return rows.view(rows.shape[0], 1, 1, 1, *rows.shape[1:])
+        return values * self.scale_out + self.bias

@@ -26,10 +26,10 @@ _CHUNK = 1 << 22
 
 
 def soft_digits(
-    z: Float[Tensor, "b d t h w"], values: Float[Tensor, "d l"], levels: Sequence[int], temperature: float
+    z: Float[Tensor, "n d"], values: Float[Tensor, "d l"], levels: Sequence[int], temperature: float
 ) -> Float[Tensor, "n d l"]:
-    """Log probabilities of each channel's levels at each of the n = b t h w positions."""
-    rows = z.movedim(1, -1).reshape(-1, z.shape[1], 1)
+    """Log probabilities of each channel's levels at each of n positions."""
+    rows = z.unsqueeze(-1)
     # -(z - v)^2 without its z^2, which softmax drops: no cancellation for large z.
     logits = (2 * rows * values - values.square()) / temperature
     width = values.shape[1]

@@ -38,11 +38,11 @@ class LFQ(ScalarQuantizer):
         self._values: Tensor
         self.constant("_values", torch.tensor([[-1.0, 1.0]] * config.bits))
 
-    def surrogate(self, z: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+    def surrogate(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Z itself."""
         return z
 
-    def quantize(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b d t h w"]:
+    def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
         """1 where z > 0 (strictly: zero is digit 0)."""
         return (z > 0).long()
 

@@ -1,39 +1,26 @@
-"""The common part of LFQ, FSQ and DSQ: one digit per channel, and ids, digits and codes as one bijection.
+"""The common part of LFQ, FSQ and DSQ: one digit per channel.
 
-Each channel j of a latent takes one of `levels[j]` values. A digit says which one, an id is the digits in mixed radix
-(digit 0 least significant), a code is the value looked up from the digit. Ids and digits are integer arithmetic
-throughout, so they are exact up to 2^62 codes and under any autocast.
+Each channel j of a latent takes one of `levels[j]` values. A digit says which one; a code is the value looked up from
+the digit. Digits are found by comparing, never by rounding, so they hold under any autocast.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from abc import abstractmethod
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from smalti.config import Config, Tuple
 from smalti.quantize.entropy import batch_entropy, soft_digits, token_entropy
+from smalti.quantize.quantizer import LARGEST_CODEBOOK, Quantizer, straight_through
 
-LARGEST_CODEBOOK = 2**62
-"""Ids are int64; two bits are left for sums of ids."""
 LARGEST_BATCH_ENTROPY = 2**24
 """The marginal over all codes is one float each: 64 MB here, twice that with its gradient."""
 
 LossName = Literal["token_entropy", "batch_entropy", "commitment"]
-
-
-class Quantized(NamedTuple):
-    """The result of a quantizer for a latent."""
-
-    codes: Float[Tensor, "b d t h w"]
-    """Codes, all that the decoder sees; gradients pass straight through to z."""
-    ids: Int[Tensor, "b t h w"]
-    losses: Mapping[str, Tensor]
-    """Unweighted scalars by name, those that the config asks for."""
 
 
 class ScalarQuantizerConfig(Config):
@@ -63,87 +50,54 @@ class ScalarQuantizerConfig(Config):
         return self
 
 
-class ScalarQuantizer(nn.Module, ABC):
-    """A quantizer that treats each channel of z on its own.
+class ScalarQuantizer(Quantizer):
+    """A quantizer that treats each channel of z on its own: a digit a channel, whose value is looked up.
 
-    Laws (tests/quantize/test_quantizers.py): `codes == decode(encode(z))`, `ids(digits(i)) == i` for every id, and both
-    hold bit for bit under bf16 and fp16 autocast, because all arithmetic inside is float32 (float64 for a float64 z).
+    A kind has a surrogate, thresholds and values; everything here is in rows, `n d`, one row a position.
     """
 
     def __init__(self, config: ScalarQuantizerConfig) -> None:
-        super().__init__()
+        super().__init__(config.digit_levels, len(config.digit_levels))
         self.config = config
-        self.levels = config.digit_levels
-        self.dim = len(self.levels)
-        self.codebook_size = math.prod(self.levels)
-        self._constants: dict[str, Tensor] = {}
-        self._basis: Tensor
-        self._level_counts: Tensor
-        self.constant("_basis", torch.tensor([math.prod(self.levels[:j]) for j in range(self.dim)]))
-        self.constant("_level_counts", torch.tensor(self.levels))
-
-    def constant(self, name: str, exact: Tensor) -> None:
-        """Register a fixed table: float32, or float64 to its last bit once the module is double."""
-        self._constants[name] = exact
-        self.register_buffer(name, exact.float() if exact.is_floating_point() else exact, persistent=False)
 
     @abstractmethod
-    def surrogate(self, z: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+    def surrogate(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The differentiable path from z to the scale of `values`; the straight-through gradient flows along it."""
 
     @abstractmethod
-    def quantize(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b d t h w"]:
+    def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
         """The digit of every channel: how many of its thresholds z exceeds."""
 
     @abstractmethod
     def values(self) -> Float[Tensor, "d l"]:
         """The value of each digit, before `scale_codes`; rows of channels with fewer levels are padded at the end."""
 
-    def scale_codes(self, values: Float[Tensor, "b d t h w"]) -> Float[Tensor, "b d t h w"]:
+    def scale_codes(self, values: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """A per-channel map from values to codes; the identity unless the quantizer learns one."""
         return values
 
-    def forward(self, z: Float[Tensor, "b d t h w"]) -> Quantized:
-        """Codes with straight-through gradient, ids, and the losses of the config."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = _exact(z)
-            digits = self.quantize(z)
-            surrogate = self.surrogate(z)
-            values = self._look_up(digits)
-            through: Tensor = _StraightThrough.apply(surrogate, values)  # type: ignore[no-untyped-call]
-            codes = self.scale_codes(through)
-            return Quantized(codes, self.ids(digits, check=False), self._losses(surrogate, values))
+    def look_up(self, digits: Int[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the code of each digit."""
+        return self.scale_codes(self._values_of(digits))
 
-    def encode(self, z: Float[Tensor, "b d t h w"]) -> Int[Tensor, "b t h w"]:
-        """The ids of a latent. Raises ValueError where z is not finite: such a position has no digit."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = _exact(z)
-            if not torch.isfinite(z).all():
-                raise ValueError(f"the latent has {int((~torch.isfinite(z)).sum())} values that are not finite")
-            return self.ids(self.quantize(z), check=False)
+    def pass_through(
+        self, z: Float[Tensor, "n d"], digits: Int[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n d"], dict[str, Tensor]]:
+        """Return the codes of digits with the gradient of the surrogate, and the losses that the config asks for."""
+        surrogate, values = self.surrogate(z), self._values_of(digits)
+        return self.scale_codes(straight_through(surrogate, values)), self._losses(surrogate, values)
 
-    def decode(self, ids: Int[Tensor, "b t h w"]) -> Float[Tensor, "b d t h w"]:
-        """The codes of ids, bit for bit those that `forward` gave. Raises ValueError for an id out of range."""
-        with torch.autocast(ids.device.type, enabled=False):
-            return self.scale_codes(self._look_up(self.digits(ids)))
+    def recognise(self, codes: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Return the nearest digits channel by channel, and the largest distance over the channels."""
+        table = self.scale_codes(self.values().T).T  # a column of values is a row of channels
+        present = torch.arange(table.shape[1], device=table.device) < self._level_counts[:, None]
+        far = (codes.unsqueeze(-1) - table).abs().masked_fill(~present, torch.inf)
+        distance, digits = far.min(-1)
+        steps = table.diff(dim=1).abs().masked_fill(~present[:, 1:], torch.inf).amin(1)
+        return digits, (distance / steps).amax(1)
 
-    def digits(self, ids: Int[Tensor, "b t h w"]) -> Int[Tensor, "b k t h w"]:
-        """The mixed-radix digits of ids. Raises ValueError for an id outside [0, codebook_size)."""
-        _check_range("id", ids, self.codebook_size)
-        basis, levels = self._basis.view(-1, 1, 1, 1), self._level_counts.view(-1, 1, 1, 1)
-        return ids.long().unsqueeze(1) // basis % levels
-
-    def ids(self, digits: Int[Tensor, "b k t h w"], check: bool = True) -> Int[Tensor, "b t h w"]:
-        """The ids of digits. Raises ValueError for a digit outside [0, levels[j])."""
-        if check:
-            for j, level in enumerate(self.levels):
-                _check_range(f"digit {j}", digits[:, j], level)
-        return (digits.long() * self._basis.view(-1, 1, 1, 1)).sum(1)
-
-    def _look_up(self, digits: Tensor) -> Tensor:
-        table = self.values()
-        channel = torch.arange(self.dim, device=digits.device).view(-1, 1, 1, 1)
-        return table[channel, digits]
+    def _values_of(self, digits: Int[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return self.values()[torch.arange(self.dim, device=digits.device), digits]
 
     def _losses(self, surrogate: Tensor, values: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
@@ -157,43 +111,3 @@ class ScalarQuantizer(nn.Module, ABC):
             if "batch_entropy" in wanted:
                 losses["batch_entropy"] = batch_entropy(log_p, self.levels)
         return losses
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScalarQuantizer":
-        """Moves as any module does, but stays float32 when the rest of a model is made half precision (a rounded
-        threshold is another quantizer), and makes its tables anew for the new precision and device."""
-
-        def keep(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
-
-        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
-        for name, exact in self._constants.items():
-            moved = self.get_buffer(name)
-            self.register_buffer(name, exact.to(moved.device, moved.dtype), persistent=False)
-        return self
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward gives the hard values untouched (adding and subtracting the surrogate would move them by an ulp);
-    backward gives the gradient to the surrogate."""
-
-    @staticmethod
-    def forward(ctx: Any, surrogate: Tensor, values: Tensor) -> Tensor:
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-def _exact(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
-
-
-def _check_range(what: str, integers: Tensor, end: int) -> None:
-    if integers.is_floating_point() or integers.is_complex():
-        raise ValueError(f"{what}s must be integers (found {integers.dtype})")
-    if integers.numel():
-        low, high = (int(v) for v in integers.aminmax())
-        if low < 0 or high >= end:
-            raise ValueError(f"{what} {low if low < 0 else high} is outside [0, {end})")

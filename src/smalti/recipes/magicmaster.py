@@ -16,6 +16,9 @@ from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 ALTERNATE, DROPOUT = "gan.order=alternate", "lpips.dropout=0.5"
 """Settings of all original runs: the discriminator is updated first, so that the tokenizer trains against another one
 than its adaptive weight was computed for; LPIPS drops half of its differences, for it was left in training mode."""
+ITS_WEIGHTS = "initialisation=magicmaster"
+"""First weights of all original runs: torch's, and equal ones for the sub-pixels of an upsampling. Ours are zeros at
+the end of every residual block."""
 IN_FLOAT32 = "precision=float32"
 """Setting of the original image runs, which declare bfloat16 but never enter autocast. Ours are bfloat16."""
 UNTIED = "tokenizer.quantizer.levels=[8,8,5,4,4,5]"
@@ -48,7 +51,7 @@ def _imagenet_recipes() -> Iterator[Recipe]:
             f"rFID {score} on ImageNet val under magicmaster-fid (its README)",
             data=f"ImageNet-1k, batch {batch}, {epochs} epochs",
             original=f"bash tools/dist_train.sh configs/magvit/{file}.py 8",
-            exact=(ALTERNATE, DROPOUT, IN_FLOAT32),
+            exact=(ALTERNATE, DROPOUT, ITS_WEIGHTS, IN_FLOAT32),
         )
 
 
@@ -72,7 +75,7 @@ def _kinetics_recipes() -> Iterator[Recipe]:
             f"rFVD {score} on Kinetics-600 val under magicmaster-fvd (its README)",
             data=f"Kinetics-600, batch 128, {epochs} epochs",
             original=f"bash tools/dist_train.sh configs/magvit/{file}.py 8 (on each of 4 nodes)",
-            exact=(ALTERNATE, DROPOUT, *([UNTIED] if (quantizer, codes) == ("dsq", 15_360) else ())),
+            exact=(ALTERNATE, DROPOUT, ITS_WEIGHTS, *([UNTIED] if (quantizer, codes) == ("dsq", 15_360) else ())),
         )
 
 
@@ -85,7 +88,7 @@ def _vqgan_recipes() -> Iterator[Recipe]:
             partial(vqgan_row, discriminator=network, epochs=epochs),
             data=f"ImageNet-1k, batch 96, {epochs} epochs",
             original=f"bash tools/dist_train.sh configs/VQGAN/{file}_ep{epochs}.py 8",
-            exact=(ALTERNATE, DROPOUT),
+            exact=(ALTERNATE, DROPOUT, ITS_WEIGHTS),
         )
 
 

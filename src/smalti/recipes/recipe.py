@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from smalti.data import bundled
-from smalti.discriminators import DiscriminatorConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
+from smalti.discriminators import DiscriminatorConfig, Magvit2DConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.tokenizer import AnyTokenizerConfig, TokenizerConfig
 from smalti.training.config import TokenizerTraining
 from smalti.training.generator_config import GeneratorTraining
@@ -47,6 +47,8 @@ class Recipe:
     """Command of its authors."""
     exact: tuple[str, ...] = ()
     """Settings that make the run that of its authors, where ours is the better one."""
+    differs: tuple[str, ...] = ()
+    """Differences from the published run that remain, one by one."""
     small: Callable[[], AnyTraining] | None = None
     """Makes the small form, where it is not `shrink` of the config."""
 
@@ -72,9 +74,9 @@ class Recipe:
 def shrink(full: AnyTraining, steps: int = 40) -> AnyTraining:
     """Make a config small: a narrow network, short and for two cores. What defines the recipe stays.
 
-    Tokenizers train on the images and videos that smalti ships, without LPIPS, whose weights may be absent; quantizer,
-    norms, strides, other losses, GAN, optimizers, EMA and transforms stay. Generators keep grid and levels, for the
-    token set must fit.
+    Tokenizers train on the images and videos that smalti ships, without LPIPS and the loss on logits, whose weights may
+    be absent; quantizer, norms, strides, other losses, GAN, optimizers, EMA and transforms stay. Generators keep grid
+    and levels, for the token set must fit.
     """
     changes: dict[str, object] = {
         "steps": steps,
@@ -102,8 +104,9 @@ def shrink(full: AnyTraining, steps: int = 40) -> AnyTraining:
         "validation": None if full.validation is None else full.validation.replace(_small_data(is_video, "heldout")),
         "validation_limit": 2,
         "accumulate": 1,
-        "weights": {name: weight for name, weight in full.weights.items() if name != "lpips"},
+        "weights": {name: weight for name, weight in full.weights.items() if name not in ("lpips", "logits")},
         "lpips": None,
+        "logits": None,
         "optimizer": full.optimizer.replace({"warmup": min(full.optimizer.warmup, steps // 4)}),
     }
     if full.gan is not None:
@@ -129,7 +132,7 @@ def _small_tokenizer(full: AnyTokenizerConfig) -> AnyTokenizerConfig:
 def _small_discriminator(full: DiscriminatorConfig) -> DiscriminatorConfig:
     if isinstance(full, StyleGAN2Config):
         return full.replace({"size": SIDE, "width": 2 * WIDTH})
-    if isinstance(full, Magvit3DConfig):
+    if isinstance(full, Magvit2DConfig | Magvit3DConfig):
         return full.replace({"width": WIDTH, "multipliers": (2, 2)})
     assert isinstance(full, PatchConfig)
     return full.replace({"width": WIDTH})

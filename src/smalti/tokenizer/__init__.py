@@ -2,7 +2,6 @@
 
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.inflate import inflate
-from smalti.tokenizer.open import load
 from smalti.tokenizer.tiles import decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
 from smalti.tokenizer.vqgan import VQGANConfig
@@ -16,5 +15,4 @@ __all__ = [
     "decode_tiles",
     "encode_tiles",
     "inflate",
-    "load",
 ]

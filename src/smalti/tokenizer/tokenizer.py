@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.config import Config
-from smalti.errors import ConfigError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.vqgan import VQGANConfig
-from smalti.tokenizer_info import TokenizerInfo
+from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
@@ -26,6 +26,7 @@ class _ConfigFile(Config):
     """The section of config.json that says what to build, so that a fault in it is named by its place in the file."""
 
     tokenizer: AnyTokenizerConfig
+    source: TokenizerSource | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -44,9 +45,11 @@ class Tokenizer(nn.Module):
     column, row and frame up to the next legal size (1 + s*n frames, multiples of the strides), and cropped again.
     """
 
-    def __init__(self, config: AnyTokenizerConfig) -> None:
+    def __init__(self, config: AnyTokenizerConfig, source: TokenizerSource | None = None) -> None:
         super().__init__()
         self.config = config
+        self.source = source
+        """Project that it was imported from; None for a tokenizer of ours."""
         self.quantizer = config.quantizer.build()
         networks = config.networks(self.quantizer.dim)
         self.encoder, self.decoder = networks[0], networks[1]
@@ -82,7 +85,28 @@ class Tokenizer(nn.Module):
             levels=tuple(self.levels),
             codebook_size=self.codebook_size,
             strides=self.strides,
+            source_ids=None if self.source is None else self.source.ids,
         )
+
+    def source_ids(self, ids: Int[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
+        """Return ids in the form in which the project of an imported tokenizer writes them: in one row, with an offset,
+        as `source.ids` says. Raises InputError for a tokenizer of ours."""
+        return self._source_form().to_source(ids)
+
+    def ids_from_source(
+        self, ids: Int[Tensor, "b *source"], grid: tuple[int, ...] | None = None
+    ) -> Int[Tensor, "b *grid"]:
+        """Return ids of the project of an imported tokenizer in our form, the inverse of `source_ids`.
+
+        Ids in a row need their `grid`, (frames, height, width) or (height, width) in tokens. Raises InputError where it
+        does not fit, and for a tokenizer of ours.
+        """
+        return self._source_form().from_source(ids, grid)
+
+    def _source_form(self) -> SourceIds:
+        if self.source is None:
+            raise InputError("this tokenizer was not imported from another project: its ids have no other form")
+        return self.source.ids
 
     def __repr__(self) -> str:
         medium = "image" if self.config.time_kernel == 1 else "video"
@@ -93,7 +117,8 @@ class Tokenizer(nn.Module):
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
-        write_model(Path(path), self, {"tokenizer": self.config}, replace=replace)
+        facts = {} if self.source is None else {"source": self.source.plain()}
+        write_model(Path(path), self, {"tokenizer": self.config}, replace=replace, facts=facts)
 
     save_pretrained = save
 
@@ -105,14 +130,14 @@ class Tokenizer(nn.Module):
         if one bit of it differs from what was written. Other files may lie beside it (a model card); without a
         manifest, the fingerprint alone is checked.
         """
-        files = read_model(Path(path), "tokenizer", ("tokenizer",))
+        files = read_model(Path(path), "tokenizer", ("tokenizer",), optional=("source",))
         try:
-            config = _ConfigFile.parse(files.plain, where=str(files.config_path)).tokenizer
+            parsed = _ConfigFile.parse(files.plain, where=str(files.config_path))
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
-        files.check({"tokenizer": config})
+        files.check({"tokenizer": parsed.tokenizer})
         # A quantizer may have a number type of its own (see `ScalarQuantizer._apply`).
-        tokenizer = cls(config).to(dtype_of(files.tensors, apart="quantizer."))
+        tokenizer = cls(parsed.tokenizer, parsed.source).to(dtype_of(files.tensors, apart="quantizer."))
         files.load_into(tokenizer)
         return tokenizer.to(device).eval()
 

@@ -18,10 +18,10 @@ import torch
 from smalti.config import Config
 from smalti.data.list_formats import Listing
 from smalti.errors import ConfigError, InputError, IntegrityError
+from smalti.families import load
+from smalti.families.names import full_name
 from smalti.files import remove_leftovers, sha256, write_bytes, write_json
-from smalti.text import printable
-from smalti.tokenizer import load
-from smalti.tokenizer.open import full_name
+from smalti.text import counts_text, printable
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import MediaInputs, TokenizeOptions
 from smalti.tokens.format import (
@@ -143,7 +143,8 @@ class PreparedSet(NamedTuple):
     plan: Plan
     worker: WorkerConfig
     notes: tuple[str, ...]
-    """Differences between this machine and the one that began the set, where they could change an id."""
+    """Differences between this machine and the one that began the set, where they could change an id, and what of the
+    inputs is left out."""
 
 
 def prepare_set(
@@ -167,12 +168,14 @@ def prepare_set(
     if out.is_dir():
         for folder in (out, out / "data", out / "reports"):
             remove_leftovers(folder)
+    left_out: Mapping[str, int] = {}
     if resume:
         plan, root = load_plan(out), inputs.root_folder()
         plan.tokenizer_info.check(info, out)
     else:
         listing = inputs.list_inputs()
         plan, root = make_plan(out, info, inputs, listing, options), listing.root
+        left_out = dict(listing.left_out)
     machine = {
         "smalti": __version__,
         "torch": torch.__version__,
@@ -181,12 +184,14 @@ def prepare_set(
     }
     before = read_provenance(out)
     if not before:
-        write_json(out / PROVENANCE, {"tokenizer": tokenizer, "data": printable(inputs.path), **machine})
+        about = {"tokenizer": tokenizer, "data": printable(inputs.path), **machine, "left_out": left_out}
+        write_json(out / PROVENANCE, about)
     notes = [
         f"{name}: begun with {before[name]}, here is {here}; an id on a threshold may differ"
         for name, here in machine.items()
         if before.get(name, here) != here
     ]
+    notes += [f"{printable(inputs.path)}: left out: {counts_text(left_out)}"] if left_out else []
     return PreparedSet(plan, WorkerConfig(str(out.absolute()), str(root.absolute()), tokenizer, device), tuple(notes))
 
 

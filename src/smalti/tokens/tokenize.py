@@ -22,9 +22,10 @@ from smalti.data.tars import TarStore
 from smalti.data.video_reader import VideoReader
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
+from smalti.families import load
 from smalti.progress import Progress
 from smalti.text import printable
-from smalti.tokenizer import Tokenizer, load
+from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import frames_to_ids, images_to_ids
 from smalti.tokens.plan import Plan, PlannedInput, WorkerConfig
 from smalti.tokens.shard import BadItem, ShardReport, TokenRow, id_type, is_done, write_shard

@@ -10,21 +10,24 @@ from smalti.config import Config, PathField
 from smalti.data import JointConfig, OneKindConfig, SourceConfig
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
+from smalti.losses.logits import LogitsConfig
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.tokenizer import AnyTokenizerConfig
+from smalti.tokenizer.initialise import Initialisation
 
 _Pair = Annotated[tuple[float, float], Strict(False)]
 
 
 class OptimizerConfig(Config):
-    """AdamW, a linear warm-up, then cosine or constant. Weight decay is on matrices and kernels only."""
+    """AdamW, a linear warm-up, then cosine or constant. Weight decay is on convolutions and linear layers only."""
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     betas: _Pair = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Weight decay, applied to matrices and kernels only."""
+    """Weight decay, applied to the weights of convolutions and linear layers only: not to biases, norms, embeddings,
+    learned positions and the parameters of quantizers."""
     warmup: int = Field(100, ge=0)
     """Steps of the linear warm-up from 0 to `lr`."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -48,9 +51,12 @@ class GANConfig(Config):
     """The GAN loss: the discriminator, the adversarial loss, its weight and its regularisers."""
 
     discriminator: DiscriminatorConfig
-    """Discriminator: `patch` and `stylegan2` see frames, `magvit3d` sees clips."""
+    """Discriminator: `patch`, `stylegan2` and `magvit2d` see frames, `magvit3d` sees clips."""
     loss: Literal["hinge", "non_saturating"] = "hinge"
-    """Adversarial loss of both networks."""
+    """Adversarial loss of the discriminator, and of the tokenizer unless `tokenizer_loss` says otherwise."""
+    tokenizer_loss: Literal["hinge", "non_saturating"] | None = None
+    """Adversarial loss of the tokenizer; null is that of the discriminator. Open-MAGVIT2 has `non_saturating` beside a
+    discriminator with `hinge`."""
     weight: float = Field(0.1, ge=0)
     """Weight of the adversarial loss; with `adaptive`, a factor of the ratio of the two gradients at the last layer."""
     adaptive: bool = False
@@ -79,6 +85,11 @@ class GANConfig(Config):
     def _read_former_penalty(cls, value: Any) -> Any:
         former = {"zero_centred": "r1", "one_centred": "gradient_norm"}
         return former.get(value, value) if isinstance(value, str) else value
+
+    @property
+    def losses(self) -> tuple[str, str]:
+        """Names of the adversarial losses of the tokenizer and of the discriminator."""
+        return self.tokenizer_loss or self.loss, self.loss
 
     def share(self, step: int) -> float:
         """Return how much of `weight` holds at a step: 0 before `start`, then up to 1 along the ramp."""
@@ -152,11 +163,14 @@ class TokenizerTraining(RunConfig):
     init: PathField | None = None
     """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
     `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
+    initialisation: Initialisation = "smalti"
+    """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
+    or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
     accumulate: int = Field(1, ge=1)
     """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`."""
     weights: dict[str, float]
-    """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, and those of the quantizer. Every loss that
-    is computed needs a weight and every weight a loss."""
+    """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, `logits`, and those of the quantizer. Every
+    loss that is computed needs a weight and every weight a loss."""
     entropy_boost: float = Field(0.0, ge=0)
     """Boost b of the entropies' weights, annealed linearly from (1 + b) times to 1 times their value (MAGVIT-v2: 2)."""
     entropy_boost_steps: int = Field(2000, ge=1)
@@ -165,6 +179,8 @@ class TokenizerTraining(RunConfig):
     """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""
     lpips_frames: Frames = "all"
     """Frames of a clip that LPIPS is computed on: all, or one at random."""
+    logits: LogitsConfig | None = None
+    """Classifier whose logits are compared, as `{net: resnet50}` (MAGVIT-v2); null trains without."""
     gan: GANConfig | None = None
     """GAN loss; null trains without a discriminator."""
     ema_rise: Literal["ratio", "exponential", "none"] = "ratio"
@@ -179,8 +195,9 @@ class TokenizerTraining(RunConfig):
     def _consistent(self) -> "TokenizerTraining":
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
-        if (self.lpips is None) != ("lpips" not in self.weights):
-            raise ValueError("lpips and weights.lpips go together: give both or neither")
+        for name in ("lpips", "logits"):
+            if (getattr(self, name) is None) != (name not in self.weights):
+                raise ValueError(f"{name} and weights.{name} go together: give both or neither")
         if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
         if self.held_out and self.validation is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.data.shuffle import sample_rng
+from smalti.families import load as load_tokenizer
 from smalti.generation import (
     Condition,
     Generator,
@@ -28,7 +29,6 @@ from smalti.generation import (
     task_tokens,
 )
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer import load as load_tokenizer
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.optimizer import adamw, wrap_ddp

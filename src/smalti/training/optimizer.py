@@ -19,12 +19,24 @@ def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Mod
     return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused)
 
 
+def kernels(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of convolutions and linear layers: what multiplies features.
+
+    Not among them: biases and norms; embeddings and learned positions, which are features themselves; the widths and
+    scales of learned quantizers, whose zero is no neutral place.
+    """
+    owners = [owner for owner in module.modules() if not isinstance(owner, nn.Embedding)]
+    named = ((name, p) for owner in owners for name, p in owner.named_parameters(recurse=False))
+    return [p for name, p in named if name in ("weight", "weight_orig") and p.dim() > 1]
+
+
 def adamw(module: nn.Module, config: OptimizerConfig) -> AdamW:
-    """Return AdamW over what is trained; weight decay is on matrices and kernels only."""
+    """Return AdamW over what is trained; weight decay is on `kernels` alone."""
+    decayed = set(kernels(module))
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
     return AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
 

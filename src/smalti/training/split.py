@@ -1,6 +1,5 @@
 """The data of a tokenizer's run in two parts: what it trains on, and what it is validated on."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from smalti.data import Joint, JointConfig, OneKindConfig, Source, Subset, VideosConfig
@@ -10,7 +9,7 @@ from smalti.data.images import Images
 from smalti.data.packing import MediaConfig
 from smalti.data.source import StoreSource
 from smalti.data.videos import Videos
-from smalti.text import printable
+from smalti.text import counts_text, printable
 from smalti.training.config import TokenizerTraining
 
 
@@ -51,7 +50,7 @@ def split_data(config: TokenizerTraining) -> Split:
         left_out = source.store.left_out if isinstance(source, StoreSource) else {}
         path = printable(_data(config, part).path)
         if left_out:
-            notes.append(f"{path}: left out: {listed(left_out)}")
+            notes.append(f"{path}: left out: {counts_text(left_out)}")
         for what, count in left_out.items():
             counts[what] = counts.get(what, 0) + count
     if not config.held_out:
@@ -68,11 +67,6 @@ def split_data(config: TokenizerTraining) -> Split:
     copies = f", nor are {parted.copies:,} copies of them" if parted.copies else ""
     notes.append(f"{printable(config.split_data.path)}: {what}{copies} (held_out)")
     return Split(train, validation, counts, tuple(notes))
-
-
-def listed(left_out: Mapping[str, int]) -> str:
-    """Return counts as text: `2 links to files that are listed, 1 hidden files or folders`."""
-    return ", ".join(f"{count:,} {what}" for what, count in left_out.items())
 
 
 def _data(config: TokenizerTraining, part: str) -> OneKindConfig:

@@ -10,10 +10,12 @@ from torch.optim import Optimizer
 
 from smalti.discriminators import Discriminator
 from smalti.errors import IntegrityError
+from smalti.families import load as load_tokenizer
 from smalti.losses import Anchors
+from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer import load as load_tokenizer
+from smalti.tokenizer.initialise import initialise
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
@@ -55,6 +57,7 @@ class TrainState(RunState):
     optimizer: Optimizer
     gan: GANState | None = None
     lpips: LPIPS | None = None
+    logits: LogitDistance | None = None
 
     def tensors(self) -> dict[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights."""
@@ -74,6 +77,7 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer(config.tokenizer)
+        initialise(tokenizer, config.initialisation)
         discriminator = None if config.gan is None else config.gan.discriminator.build()
     if config.init is not None:
         initial = load_tokenizer(str(config.init))
@@ -89,6 +93,7 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         ema=copy.deepcopy(tokenizer).requires_grad_(False).eval(),
         optimizer=adamw(tokenizer, config.optimizer),
         lpips=None if config.lpips is None else config.lpips.build().to(world.device),
+        logits=None if config.logits is None else config.logits.build().to(world.device),
     )
     if discriminator is not None and config.gan is not None:
         discriminator = discriminator.to(world.device).train()

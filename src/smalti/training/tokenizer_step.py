@@ -125,7 +125,7 @@ def accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) ->
 
 
 def _pixel_losses(state: TrainState, pixels: Tensor, video: Tensor, index: Tensor) -> dict[str, Tensor]:
-    """Return the losses between pixels: l1 and l2 if they are weighted, lpips if it is configured."""
+    """Return the losses between pixels: l1 and l2 if they are weighted, lpips and logits if they are configured."""
     functions = {"l1": loss.l1, "l2": loss.l2}
     losses = {name: function(pixels, video) for name, function in functions.items() if name in state.config.weights}
     if state.lpips is not None:
@@ -133,6 +133,10 @@ def _pixel_losses(state: TrainState, pixels: Tensor, video: Tensor, index: Tenso
         ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, video))
         rng = sample_rng(state.config.seed, state.step, 1) if state.lpips.dropout else None
         losses["lpips"] = state.lpips(ours, theirs, rng).mean()
+    if state.logits is not None and state.config.logits is not None:
+        frames = index if state.config.logits.frames == "random" else None
+        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, video))
+        losses["logits"] = state.logits(ours, theirs).mean()
     return losses
 
 
@@ -155,10 +159,9 @@ def _gan_gradients(
     alternate = settings.order == "alternate"
     fake = gan.ddp(samples(pixels.detach() if alternate else pixels, index))
     common = not alternate and _opposed(settings, fake)
-    tokenizer_loss, discriminator_loss = {
-        "hinge": (loss.hinge_generator, loss.hinge_discriminator),
-        "non_saturating": (loss.non_saturating_generator, loss.non_saturating_discriminator),
-    }[settings.loss]
+    generators = {"hinge": loss.hinge_generator, "non_saturating": loss.non_saturating_generator}
+    discriminators = {"hinge": loss.hinge_discriminator, "non_saturating": loss.non_saturating_discriminator}
+    tokenizer_loss, discriminator_loss = generators[settings.losses[0]], discriminators[settings.losses[1]]
     adversarial = tokenizer_loss(fake)
     if not (alternate or common):
         (at_pixels,) = torch.autograd.grad(adversarial, pixels, retain_graph=True)
@@ -197,7 +200,7 @@ def _opposed(settings: GANConfig, fake: Tensor) -> bool:
 
     mean relu(1 + D) / 2 is (1 + mean D) / 2 where no fake is below -1, and the tokenizer's is -mean D.
     """
-    return settings.loss == "hinge" and not settings.lecam and bool((fake > -1).all())
+    return settings.losses == ("hinge", "hinge") and not settings.lecam and bool((fake > -1).all())
 
 
 def _move(state: TrainState, gan: GANState) -> None:

@@ -12,8 +12,8 @@ import torch
 
 import smalti
 from smalti.errors import ConfigError, InputError
+from smalti.families.names import FORMS, TINY_IMAGE, HubName, find_tokenizer, full_name
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokenizer.open import FORMS, TINY_IMAGE, HubName, find_tokenizer, full_name
 
 SMALL = TokenizerConfig(width=4, multipliers=(1, 2), strides=((1, 2),), depth=1, decoder_depth=1, middle=0)
 NAMES = ("tokenizer", "run", TINY_IMAGE, "owner/name")
@@ -116,9 +116,11 @@ def test_full_names_hold_in_every_folder(home):
     assert {name: full_name(name) for name in names.values()} == {name: name for name in names.values()}
 
 
-@pytest.mark.parametrize("name", ["absent", "./absent", "/absent/there", "a/b/c", "what is this?", "hf:absent", "file"])
+ABSENT = ["absent", "./absent", "/absent/there", "a/b/c", "what is this?", "hf:absent", "runs/absent.ckpt"]
+
+
+@pytest.mark.parametrize("name", ABSENT)
 def test_a_name_of_nothing_is_one_line_with_the_forms_that_names_have(name, home):
-    Path("file").write_text("x")
     with pytest.raises(InputError) as error:
         smalti.load(name)
     assert str(error.value).startswith(f"{name}: ")

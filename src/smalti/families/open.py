@@ -1,0 +1,54 @@
+"""Load a tokenizer by its name."""
+
+from pathlib import Path
+
+import torch
+
+from smalti.errors import ConfigError
+from smalti.families.checkpoint import load_converted, source_at, with_revision
+from smalti.families.family import ImportOptions
+from smalti.families.names import find_tokenizer, is_foreign, shipped_folder, split_options
+from smalti.quantize import Lookup
+from smalti.tokenizer import Tokenizer
+from smalti.tokenizer_info import PixelRange
+
+
+def load(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    *,
+    lookup: Lookup | None = None,
+    pixels: PixelRange | None = None,
+) -> Tokenizer:
+    """Load the tokenizer of that name, for inference: on the CPU and with the number type of its file unless said.
+
+    `name` is a tokenizer folder, a run folder (its finished tokenizer, or its newest checkpoint's), `smalti/tiny-image`
+    or `smalti/tiny-video`, which ship with the package, a checkpoint of another project (a file, or its folder), or a
+    repository of the Hugging Face hub, ours or another project's, which is downloaded once into its cache:
+    `owner/name`, `owner/name@revision`, `owner/name/file.ckpt`, or the same after `hf:`. A folder that exists comes
+    before a repository of the same name; a `Path` is never a repository. `revision` says the same as `@revision`.
+
+    The family of another project's checkpoint is recognised by its tensors (`smalti zoo` lists the families); it is
+    converted once, in float32, and read from the cache after. `lookup` and `pixels` are asked for where neither it nor
+    its name says them (`import_checkpoint`); everywhere else that takes a name, they are a part of it:
+    `vqgan.ckpt:lookup=euclidean`.
+
+    Raises InputError for a name of nothing, IntegrityError for a tokenizer that has changed since it was written or a
+    checkpoint of no known family, ConfigError for an option that is missing or wrong, MachineError where the hub cannot
+    be reached. Runs no code that it loads.
+    """
+    bare, options = split_options(name)
+    given = {"lookup": lookup, "pixels": pixels}
+    options = options.replace({key: value for key, value in given.items() if value is not None})
+    source = source_at(with_revision(find_tokenizer(bare), revision, str(name)))
+    if is_foreign(source.paths[0]):
+        tokenizer = load_converted(source, options)
+    elif options != ImportOptions():
+        raise ConfigError(f"{name}: is a tokenizer of smalti, which needs no {', '.join(options.essence())}")
+    else:
+        tokenizer = Tokenizer.load(source.paths[0])
+    if dtype is None and source.paths[0] == shipped_folder(str(bare)):
+        dtype = torch.float32  # its file holds half precision, which is exact in float32
+    return tokenizer.to(device=device, dtype=dtype)

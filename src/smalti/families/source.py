@@ -1,0 +1,154 @@
+"""The files of a checkpoint of another project: found in a folder or fetched from the hub, and read as data."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from smalti.config import parse_yaml
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
+from smalti.families.family import Checkpoint, Family
+from smalti.families.names import FORMS, HUB, SUFFIXES, HubName
+from smalti.files import MANIFEST, read_json, sha256
+from smalti.foreign import naming_file, read_checkpoint, tensors
+from smalti.model_folder import CONFIG, WEIGHTS
+from smalti.text import one_line
+
+_CONFIGS = (CONFIG, "config.yaml")
+_LARGEST_CONFIG = 1 << 20
+"""Bytes of the longest config that is read: it lies beside weights, and may be anything."""
+
+
+class SourceFiles(NamedTuple):
+    """The files of one checkpoint."""
+
+    where: str
+    """Name in messages and reports: the path, or the hub's name."""
+    paths: tuple[Path, ...]
+    repository: str | None = None
+    revision: str | None = None
+    """Commit of the hub's repository."""
+
+    def digest(self) -> str:
+        """Return the sha256 of the file; of several, that of their digests in order."""
+        digests = [sha256(path) for path in self.paths]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def files_of(place: Path, families: Iterable[Family], where: str = "") -> SourceFiles:
+    """Find the files of weights at a place: the file itself, or in a folder those that a family's files are named like,
+    or else the only one. Raises InputError where there is none, ConfigError where there are several."""
+    where = where or str(place)
+    if not place.is_dir():
+        return SourceFiles(where, (place,))
+    for names in (names for family in families for names in family.files):
+        if all((place / name).is_file() for name in names):
+            return SourceFiles(where, tuple(place / name for name in names))
+    found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if not found:
+        raise InputError(f"{where}: has no file of weights ({', '.join(SUFFIXES)}); give {FORMS}")
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found[:6])
+        raise ConfigError(f"{where}: has {len(found)} files of weights ({listed}); name one of them")
+    return SourceFiles(where, (found[0],))
+
+
+def read_source(source: SourceFiles) -> Checkpoint:
+    """Read the files as data. Raises as `read_checkpoint` does, and where two of them have a tensor of one name."""
+    found: dict[str, Tensor] = {}
+    trees = []
+    for path in source.paths:
+        tree = read_checkpoint(path)
+        with naming_file(path):
+            own = tensors(tree["state_dict"] if isinstance(tree, dict) and "state_dict" in tree else tree)
+        if twice := sorted(own.keys() & found.keys()):
+            names = ", ".join(twice[:3])
+            raise IntegrityError(f"{path}: has tensors of another file beside it ({names}); fetch it again")
+        found |= own
+        trees.append(tree)
+    return Checkpoint(
+        where=source.where,
+        file_name=source.paths[0].name,
+        tensors=found,
+        shapes={name: tuple(tensor.shape) for name, tensor in found.items()},
+        tree=trees[0],
+        config=_config_beside(source.paths[0]),
+        repository=source.repository,
+    )
+
+
+def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
+    """Fetch what makes a tokenizer from a repository of the hub, once, into the hub's cache; return its place there.
+
+    Of a published repository of a family only its files are fetched, else those that ours and the families' have.
+    Raises InputError for a repository that is not there, MachineError where the hub cannot be reached or its licence
+    must be accepted first.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = str(hub).removeprefix(HUB)
+    families = tuple(families)
+    tried = f"tried as a tokenizer of smalti and of {', '.join(family.title for family in families)}"
+    try:
+        folder = Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=_wanted(hub, families)))
+    except HFValidationError:
+        raise InputError(f"{name}: neither a folder nor the name of a hub repository; give {FORMS}") from None
+    except GatedRepoError:
+        address = f"https://huggingface.co/{hub.repository}"
+        raise MachineError(f"{name}: accept its licence at {address}, then log in with `hf auth login`") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise InputError(f"{name}: no such folder, and no such repository on the hub; give {FORMS}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = one_line(error)[:160]
+        raise MachineError(f"{name}: not a local folder, and the hub did not give it: {reason}; give {FORMS}") from None
+    place = folder / hub.inside
+    if not place.exists() or not any(path.is_file() for path in [place, *place.rglob("*")]):
+        raise InputError(f"{name}: the repository has no file of weights of a known name; {tried}")
+    return place
+
+
+def published_families(hub: HubName, families: Iterable[Family]) -> list[Family]:
+    """Return the families that list a repository among their published ones."""
+    return [family for family in families if family.row(hub.repository) is not None]
+
+
+def _wanted(hub: HubName, families: tuple[Family, ...]) -> list[str]:
+    """List the patterns of the files to fetch."""
+    if hub.inside:
+        beside = hub.inside.rpartition("/")[0]
+        return [hub.inside, f"{hub.inside}/*", *(f"{beside}/{name}".lstrip("/") for name in _CONFIGS)]
+    patterns = [*_CONFIGS, WEIGHTS, MANIFEST]
+    for family in published_families(hub, families) or families:
+        row = family.row(hub.repository)
+        for names in (row.files,) if row is not None and row.files else family.files:
+            patterns += names
+            patterns += [f"{name.rpartition('/')[0]}/{config}" for name in names if "/" in name for config in _CONFIGS]
+    return sorted(set(patterns))
+
+
+def _config_beside(path: Path) -> Mapping[str, Any]:
+    """Read config.json, config.yaml or a YAML file of the same name beside a file of weights; empty where none can be
+    read, because whatever lies there need not be a config of it."""
+    for beside in (*(path.with_name(name) for name in _CONFIGS), path.with_suffix(".yaml")):
+        try:
+            if not beside.is_file() or beside.stat().st_size > _LARGEST_CONFIG:
+                continue
+            if beside.suffix == ".json":
+                content = read_json(beside)
+            else:
+                content = parse_yaml(beside.read_text(encoding="utf-8"), where=str(beside))
+        except (SmaltiError, OSError, UnicodeDecodeError):
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}

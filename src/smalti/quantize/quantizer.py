@@ -1,0 +1,242 @@
+"""The common part of all quantizers: any layout before one inner layout, and ids, digits and codes as one bijection.
+
+A latent is `b d`, `b d n`, `b d h w` or `b d t h w`; its ids have the same shape without the channels. Inside there is
+one layout, rows: `n d`, one row a position, in the order of the ids. A kind of quantizer sees rows alone.
+
+A quantizer has digits, one integer below `levels[j]` each; an id is the digits in mixed radix (digit 0 least
+significant). A scalar quantizer has a digit for each channel, a codebook a single one. Ids and digits are integer
+arithmetic throughout, so they are exact up to 2^62 codes and under any autocast.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Integer, Shaped
+from torch import Tensor, nn
+
+from smalti.errors import BadTensor
+
+LARGEST_CODEBOOK = 2**62
+"""Ids are int64; two bits are left for sums of ids."""
+
+_LAYOUTS = "b d, b d n, b d h w or b d t h w"
+_ID_LAYOUTS = "b, b n, b h w or b t h w"
+
+
+class Quantized(NamedTuple):
+    """The result of a quantizer for a latent."""
+
+    codes: Float[Tensor, "b d ..."]
+    """Codes in the shape of the latent, all that the decoder sees; gradients pass straight through to z."""
+    ids: Integer[Tensor, "b ..."]
+    """Ids in the shape of the latent without its channels, int64."""
+    losses: Mapping[str, Tensor]
+    """Unweighted scalars by name, those that the config asks for."""
+
+
+class Quantizer(nn.Module, ABC):
+    """A layer from latents to codes and ids, for z of `b d`, `b d n`, `b d h w` or `b d t h w`.
+
+    Laws (tests/quantize): `codes == decode(encode(z))`, `ids(digits(i)) == i` for every id, each layout has the ids and
+    codes of every other bit for bit, and so have bf16 and fp16 autocast, because all arithmetic inside is float32
+    (float64 for a float64 z). Raises BadTensor, a ValueError of one line, for a tensor that cannot be right. What can
+    only be seen in the values (NaN, ids out of range) is checked in eager mode, not in a compiled or exported graph.
+    """
+
+    def __init__(self, levels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        """Values of each digit."""
+        self.dim = dim
+        """Channels of a latent and of its codes."""
+        self.codebook_size = math.prod(self.levels)
+        self._constants: dict[str, Tensor] = {}
+        self._basis: Tensor
+        self._level_counts: Tensor
+        self.constant("_basis", torch.tensor([math.prod(self.levels[:j]) for j in range(len(self.levels))]))
+        self.constant("_level_counts", torch.tensor(self.levels))
+
+    def constant(self, name: str, exact: Tensor) -> None:
+        """Register a fixed table: float32, or float64 to its last bit once the module is double."""
+        self._constants[name] = exact
+        self.register_buffer(name, exact.float() if exact.is_floating_point() else exact, persistent=False)
+
+    @abstractmethod
+    def quantize(self, z: Float[Tensor, "n d"]) -> Integer[Tensor, "n k"]:
+        """Find the digits of rows of latents."""
+
+    @abstractmethod
+    def look_up(self, digits: Integer[Tensor, "n k"]) -> Float[Tensor, "n d"]:
+        """Return the codes of rows of digits within their levels."""
+
+    @abstractmethod
+    def pass_through(
+        self, z: Float[Tensor, "n d"], digits: Integer[Tensor, "n k"]
+    ) -> tuple[Float[Tensor, "n d"], dict[str, Tensor]]:
+        """Return the codes of those digits, bit for bit `look_up(digits)`, with a gradient to z, and the losses."""
+
+    @abstractmethod
+    def recognise(self, codes: Float[Tensor, "n d"]) -> tuple[Integer[Tensor, "n k"], Float[Tensor, " n"]]:
+        """Return the digits whose codes are nearest to rows of codes, and how far off each row is.
+
+        Distances are in shares of the distance to the next code: 0 is a code, 0.5 the middle between two."""
+
+    def forward(self, z: Float[Tensor, "b d ..."]) -> Quantized:
+        """Return codes with straight-through gradient, ids, and the losses of the config.
+
+        A z that is not finite is refused, but where a gradient is recorded: there its codes are NaN, so that the loss
+        shows it and a training step can skip, and nothing waits for the device.
+        """
+        self._check_latent("z", z)
+        recorded = torch.is_grad_enabled() and z.requires_grad
+        if not recorded:
+            _check_finite("z", z)
+        with torch.autocast(z.device.type, enabled=False):
+            rows = _exact(_to_rows(z))
+            digits = self.quantize(rows)
+            codes, losses = self.pass_through(rows, digits)
+            if recorded:
+                codes = codes.masked_fill(~rows.detach().isfinite().all(1, keepdim=True), torch.nan)
+            return Quantized(_from_rows(codes, z), self._number(digits).view(_positions(z)), losses)
+
+    def encode(self, z: Float[Tensor, "b d ..."]) -> Integer[Tensor, "b ..."]:
+        """Return the ids of a latent. Raises BadTensor for another shape, and where z is not finite: that has none."""
+        self._check_latent("z", z)
+        _check_finite("z", z)
+        with torch.autocast(z.device.type, enabled=False):
+            return self._number(self.quantize(_exact(_to_rows(z)))).view(_positions(z))
+
+    def decode(self, ids: Integer[Tensor, "b ..."]) -> Float[Tensor, "b d ..."]:
+        """Return the codes of ids of any integer type, bit for bit those that `forward` gave.
+
+        Raises BadTensor for ids that are no integers or outside [0, codebook_size).
+        """
+        digits = self.digits(ids)
+        with torch.autocast(ids.device.type, enabled=False):
+            return _from_rows(self.look_up(_to_rows(digits)), digits)
+
+    def indices_to_codes(self, ids: Integer[Tensor, "b ..."]) -> Float[Tensor, "b d ..."]:
+        """Return the codes of ids, as `decode` does under its own name."""
+        return self.decode(ids)
+
+    def codes_to_indices(self, codes: Float[Tensor, "b d ..."]) -> Integer[Tensor, "b ..."]:
+        """Return the ids of codes: `codes_to_indices(indices_to_codes(ids))` is ids, for codes in half precision too.
+
+        Raises BadTensor where a row is farther from every code than a quarter of the way to the next: those are
+        latents, whose ids `encode` finds.
+        """
+        self._check_latent("codes", codes)
+        _check_finite("codes", codes)
+        with torch.autocast(codes.device.type, enabled=False):
+            digits, off = self.recognise(_exact(_to_rows(codes)))
+            if not torch.compiler.is_compiling() and (count := int((off > 0.25).sum())):
+                raise BadTensor(
+                    f"codes: {count:,} of {len(off):,} are no codes of this quantizer; encode takes latents"
+                )
+            return self._number(digits).view(_positions(codes))
+
+    def digits(self, ids: Integer[Tensor, "b ..."]) -> Integer[Tensor, "b k ..."]:
+        """Return the mixed-radix digits of ids. Raises BadTensor for an id outside [0, codebook_size)."""
+        if not isinstance(ids, Tensor) or not 1 <= ids.ndim <= 4:
+            raise BadTensor(f"ids must be a tensor {_ID_LAYOUTS} (found {_described(ids)})")
+        numbers = _integers("ids", ids, self.codebook_size).unsqueeze(1)
+        shape = (1, -1, *(1,) * (ids.ndim - 1))
+        return numbers // self._basis.view(shape) % self._level_counts.view(shape)
+
+    def ids(self, digits: Integer[Tensor, "b k ..."]) -> Integer[Tensor, "b ..."]:
+        """Return the ids of digits. Raises BadTensor for a digit outside [0, levels[j])."""
+        count = len(self.levels)
+        if not isinstance(digits, Tensor) or not 2 <= digits.ndim <= 5 or digits.shape[1] != count:
+            raise BadTensor(f"digits must be a tensor b {count} ..., one a level (found {_described(digits)})")
+        columns = [_integers(f"digit {j}", digits[:, j], level) for j, level in enumerate(self.levels)]
+        return self._number(torch.stack(columns, -1))
+
+    def _number(self, digits: Integer[Tensor, "... k"]) -> Integer[Tensor, "..."]:
+        """Return the ids of digits in the last axis, unchecked."""
+        return (digits.long() * self._basis).sum(-1)
+
+    def _check_latent(self, name: str, z: Tensor) -> None:
+        if not isinstance(z, Tensor) or not z.is_floating_point() or not 2 <= z.ndim <= 5:
+            raise BadTensor(f"{name} must be a floating-point tensor {_LAYOUTS} (found {_described(z)})")
+        if z.shape[1] != self.dim:
+            hint = f"; with the channels last: {name}.movedim(-1, 1)" if z.shape[-1] == self.dim else ""
+            raise BadTensor(f"{name} must have {self.dim} channels in axis 1: {_LAYOUTS} (found {_described(z)}){hint}")
+        if not torch.compiler.is_compiling() and not z.numel():
+            raise BadTensor(f"{name} is empty (found {_described(z)})")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
+        """Move as any module does, but stay float32 when the rest of a model is made half precision (a rounded
+        threshold is another quantizer), and make the tables anew for the new precision and device."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in self._constants.items():
+            moved = self.get_buffer(name)
+            self.register_buffer(name, exact.to(moved.device, moved.dtype), persistent=False)
+        return self
+
+
+def straight_through(surrogate: Tensor, values: Tensor) -> Tensor:
+    """Return the values untouched, with the gradient of the surrogate; adding and subtracting it would move them by an
+    ulp. Both have one shape."""
+    through: Tensor = _StraightThrough.apply(surrogate, values)  # type: ignore[no-untyped-call]
+    return through
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, surrogate: Tensor, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _to_rows(x: Shaped[Tensor, "b d ..."]) -> Shaped[Tensor, "n d"]:
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def _from_rows(rows: Float[Tensor, "n d"], like: Shaped[Tensor, "b c ..."]) -> Float[Tensor, "b d ..."]:
+    return rows.view(*_positions(like), rows.shape[1]).movedim(-1, 1)
+
+
+def _positions(x: Tensor) -> tuple[int, ...]:
+    return (x.shape[0], *x.shape[2:])
+
+
+def _exact(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    if not torch.compiler.is_compiling() and not torch.isfinite(x).all():
+        raise BadTensor(f"{name} has {int((~torch.isfinite(x)).sum()):,} values that are not finite (NaN or infinite)")
+
+
+def _integers(name: str, numbers: Tensor, end: int) -> Tensor:
+    """Return integers of any type as int64. Raises BadTensor for another type, and for one outside [0, end)."""
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise BadTensor(f"{name} must be integers (found {str(numbers.dtype).removeprefix('torch.')})")
+    whole = numbers.long()
+    if not torch.compiler.is_compiling():
+        if not numbers.numel():
+            raise BadTensor(f"{name}: there are none (found shape {tuple(numbers.shape)})")
+        low, high = (int(v) for v in whole.aminmax())
+        if low < 0 or high >= end:
+            worst = low if low < 0 else high
+            worst += 2**64 if worst < 0 and numbers.dtype == torch.uint64 else 0
+            raise BadTensor(f"{name}: {worst} is outside [0, {end}), the range of this quantizer")
+    return whole
+
+
+def _described(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
