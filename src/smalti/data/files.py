@@ -165,7 +165,7 @@ def _describe(listing: Listing, metadata: list[str], columns: MetadataColumns, l
     labels = [None if row is None else row.label for row in own_rows]
     captions = [None if row is None else row.caption for row in own_rows]
     classes = number_classes(labels, where=where, name_of=lambda i: printable(files[i]))
-    return Listing(listing.root, tuple(files), classes, tuple(captions) if any(captions) else None)
+    return Listing(listing.root, tuple(files), classes, tuple(captions) if any(captions) else None, bool(covered))
 
 
 def _fault_of_name(root: Path, name: str, target: str, rows: dict[str, MetadataRow]) -> str:

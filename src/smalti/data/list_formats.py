@@ -32,6 +32,8 @@ class Listing(NamedTuple):
     classes: Classes = NO_CLASSES
     captions: tuple[str | None, ...] | None = None
     """Text that goes with each file, None where there is none; None where the list has no texts at all."""
+    has_columns: bool = False
+    """Whether metadata with columns describe the files."""
     left_out: Mapping[str, int] = NOTHING_LEFT_OUT
     """Number of files that are there and are not listed, by the reason."""
 
@@ -99,7 +101,8 @@ def read_list(
     class where others have none: a list is never read in part.
     """
     file = _List(path, root or path.parent, read_text(path), columns)
-    read = _READERS[_detect_format(file) if format == "auto" else format](file)
+    format = _detect_format(file) if format == "auto" else format
+    read, has_columns = _READERS[format](file), format == "metadata"
     where = printable(path)
     if len(read.rows) > limit:
         raise InputError(f"{where}: {len(read.rows):,} rows, at most {limit:,} are read; raise `limit`, or cut it")
@@ -110,7 +113,7 @@ def read_list(
     labels = [row.label for row in read.rows]
     captions = tuple(row.caption for row in read.rows) if any(row.caption for row in read.rows) else None
     if read.classes is None:
-        return Listing(file.root, files, number_classes(labels, where=where), captions)
+        return Listing(file.root, files, number_classes(labels, where=where), captions, has_columns)
     return Listing(file.root, files, Classes(tuple(int(label or 0) for label in labels), read.classes), captions)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from smalti.config import Config, PathField
 from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileStore, list_files
 from smalti.data.list_formats import ListFormat, Listing
-from smalti.data.metadata import MetadataColumns
+from smalti.data.metadata import DEFAULT_COLUMNS, MetadataColumns
 from smalti.data.parquet import ParquetStore, download_from_hub
 from smalti.data.source import Medium, Store, suffix_of
 from smalti.data.tars import TarStore, expand_braces
@@ -132,6 +132,8 @@ class MediaConfig(Config):
         if packing is None:
             packing = _packing_of_suffixes(set(map(suffix_of, listing.files)), self.path)
             self._check_options(packing)
+        if packing == "files" and not listing.has_columns:
+            self._check_columns()
         if packing == "parquet" and path.is_dir():
             files = tuple(file for file in listing.files if fnmatchcase(file.replace(os.sep, "/"), self.match))
             if not files:
@@ -153,6 +155,16 @@ class MediaConfig(Config):
             return FileStore(listing)
         store.left_out = {**listing.left_out, **store.left_out}
         return store
+
+    def _check_columns(self) -> None:
+        """Raise ConfigError where a column is named and loose files have no metadata with columns."""
+        columns = self.metadata_columns
+        for name, value, default in zip(columns._fields, columns, DEFAULT_COLUMNS, strict=True):
+            if value != default:
+                what = (
+                    f"{name} {value} names a column, and no metadata (.csv or .jsonl with file_name) describe the files"
+                )
+                raise ConfigError(f"{printable(self.path)}: {what}; leave it out")
 
     def _check_options(self, packing: Packing) -> None:
         fields = type(self).model_fields
