@@ -13,6 +13,7 @@ from smalti.losses.perceptual import LPIPS, lpips_shapes
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.parts import Part
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import accumulate, step
 from tests.reference.plain_step import plain_gradients
@@ -89,7 +90,7 @@ def _difference(state: TrainState, video: Tensor) -> float:
     """The largest difference of the two ways' gradients, relative to the largest entry of each parameter's."""
     index = torch.zeros(len(video), dtype=torch.int64)
     wanted = plain_gradients(state, video, index)
-    accumulate(state, video, index, 1.0)
+    accumulate(state, Part(video, tuple(range(len(video))), index, 1.0, len(video)))
     assert state.gan is not None
     worst = 0.0
     for module, gradients in zip((state.tokenizer, state.gan.discriminator), wanted, strict=True):

@@ -4,7 +4,8 @@
     python docs/build.py --check   exit with 1 if a page differs from the code
 
 A page of this folder has a table of the fields of a config class between `<!-- fields: FSQConfig -->` and
-`<!-- end -->`; the class is named without its module. `<!-- floors -->` is the import contract of pyproject.toml.
+`<!-- end -->`; the class is named without its module. `<!-- floors -->` is the import contract of pyproject.toml,
+`<!-- zoo -->` the tokenizers of other projects that load by name.
 `api.md` is generated as a whole. Nothing else in a page is changed.
 """
 
@@ -27,10 +28,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import smalti
 from smalti.config import Config
 from smalti.errors import ConfigError
+from smalti.families import zoo
 
 DOCS = Path(__file__).resolve().parent
-MARKER = re.compile(r"(<!-- (fields|floors):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-COMMENT = re.compile(r"<!-- (?:fields|floors|end)\b.*-->")
+MARKER = re.compile(r"(<!-- (fields|floors|zoo):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|end)\b.*-->")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 COMMANDS = ("smalti.cli", "smalti.app")
 """Packages behind the command line and its pages, which nobody imports."""
@@ -144,6 +146,21 @@ def floors_table() -> str:
     return "".join([*lines, "\n", *(f"- {contract['name']}.\n" for contract in contracts)])
 
 
+def zoo_table() -> str:
+    """Make the table of the tokenizers of other projects that load by name, and the list of the lines that do."""
+    lines = ["| family | model | pixels a token | codes | parameters | licence | causal | streams | score |\n"]
+    lines.append("|---|---|---|--:|--:|---|---|---|---|\n")
+    for row in zoo():
+        score = f"{row.score} ({row.source})" if row.score else "–"
+        cells = (row.family, row.model, "x".join(map(str, row.strides)), f"{row.codes:,}", f"{row.parameters:,}")
+        cells = (*cells, row.licence, "yes" if row.is_causal else "no", row.streams, score)
+        lines.append(f"| {' | '.join(cells)} |\n")
+    held = [f"| `{row.name}` | `{row.golden}` |\n" for row in zoo()]
+    return "".join([*lines, "\n| `smalti.load(NAME)` | golden |\n|---|---|\n", *held])
+
+
+TABLES = {"floors": floors_table, "zoo": zoo_table}
+
 Definition = ast.FunctionDef | ast.ClassDef
 
 
@@ -230,7 +247,7 @@ def built(page: Path) -> str:
 
     def part(marker: re.Match[str]) -> str:
         try:
-            table = floors_table() if marker[2] == "floors" else fields_table(marker[3], names)
+            table = TABLES[marker[2]]() if marker[2] in TABLES else fields_table(marker[3], names)
         except ConfigError as error:
             raise ConfigError(f"docs/{page.name}: {marker[1].strip()}: {error}") from None
         return marker[1] + table + marker[5]

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
@@ -214,9 +214,19 @@ def sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all."""
-    write_bytes(path, safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with `notes` in the header if there are any, whole or not at all."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(whole, notes))
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Read the notes in the header of a safetensors file, as `save_tensors` wrote them. Runs no code."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: not a whole safetensors file ({' '.join(str(error).split())[:160]})") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from smalti.families import magicmaster
 from smalti.families.links import assemble
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
+from smalti.training.parts import Part
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate
 from tests.discriminators.test_goldens import round_gains, stylegan2_key
@@ -124,7 +125,8 @@ def test_the_weighted_loss_and_its_gradients_in_float64_are_magicmasters():
     fill(state.gan.discriminator.double(), stylegan2_key)
     round_gains(state.gan.discriminator)
     video = five(numbers["input_u8"].double() / 127.5 - 1)
-    losses, ids = accumulate(state, video, torch.zeros(len(video), dtype=torch.long), 1.0)
+    n = len(video)
+    losses, ids = accumulate(state, Part(video, tuple(range(n)), torch.zeros(n, dtype=torch.long), 1.0, n))
     reconstruction, adversarial, _, _, weight = numbers["scalars"]
     assert torch.equal(ids.flatten(), numbers["ids"].flatten())
     for name, wanted in (("l1", reconstruction), ("adversarial", adversarial), ("gan_weight", weight)):

@@ -8,6 +8,7 @@ from smalti.errors import IntegrityError, MachineError
 from smalti.losses import weigh
 from smalti.losses.logits import LogitDistance, LogitsConfig, find_logit_weights, logit_shapes, read_logit_weights
 from smalti.recipes import find
+from smalti.training.parts import Part
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate
 from tests.goldens.rule import load, rule
@@ -124,7 +125,7 @@ def test_a_step_adds_the_gradient_of_the_logits_to_that_of_the_pixels(resnet):
     named = {"l2": (made.video - video).square().mean(), "logits": state.logits(*frames).mean(), **made.losses}
     total = weigh(named, state.config.weights)
     wanted = torch.autograd.grad(total, list(state.tokenizer.parameters()))
-    losses, _ = accumulate(state, video, torch.tensor([0]), 1.0)
+    losses, _ = accumulate(state, Part(video, (0,), torch.tensor([0]), 1.0, 1))
     assert losses["logits"].item() == pytest.approx(named["logits"].item(), rel=1e-4)
     assert losses["logits"] > 0.001
     for parameter, gradient in zip(state.tokenizer.parameters(), wanted, strict=True):

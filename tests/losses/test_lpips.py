@@ -136,12 +136,13 @@ def test_dropout_needs_a_generator_and_keeps_the_mean(alex):
     rng = torch.Generator().manual_seed(0)
     a, b = (torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1 for _ in range(2))
     assert torch.equal(dropping(a, b), whole(a, b))
-    drawn = torch.stack([dropping(a, b, rng) for _ in range(200)])
+    drawn = torch.stack([dropping(a, b, [rng, rng]) for _ in range(200)])
     assert (drawn.std(0) > 0).all()
     error = (drawn.mean(0) - whole(a, b)).abs()
     assert (error < 4 * drawn.std(0) / 200**0.5).all()
-    again = [dropping(a, b, torch.Generator().manual_seed(5)) for _ in range(2)]
-    assert torch.equal(*again)
+    rngs = [[torch.Generator().manual_seed(seed) for seed in seeds] for seeds in ((5, 6), (6, 5))]
+    both, turned = dropping(a, b, rngs[0]), dropping(a.flip(0), b.flip(0), rngs[1])
+    assert torch.equal(both, turned.flip(0))  # what a pair loses is its own
 
 
 def test_small_frames_are_refused_with_the_numbers(net):

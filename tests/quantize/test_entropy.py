@@ -5,6 +5,8 @@ import resource
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smalti.quantize import FSQConfig, LFQConfig, entropy
 from smalti.quantize.entropy import batch_entropy, halves, mean_code, soft_digits, token_entropy
@@ -71,11 +73,33 @@ def test_uniform_use_reaches_the_maximum():
     assert math.isclose(quantizer(every).losses["batch_entropy"].item(), 10 * math.log(2), rel_tol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 50.0])
-def test_batch_entropy_exceeds_token_entropy_by_at_most_that_of_the_sample_size(scale):
-    z = scale * torch.randn(1, 18, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    losses = LFQConfig(bits=18).build()(z).losses
-    assert losses["token_entropy"] - 1e-5 <= losses["batch_entropy"] <= losses["token_entropy"] + math.log(64) + 1e-5
+@settings(max_examples=60, deadline=None)
+@given(
+    levels=st.sampled_from(CASES),
+    n=st.integers(1, 40),
+    scale=st.sampled_from([0.0, 0.05, 1.0, 20.0]),
+    temperature=st.sampled_from([0.01, 1.0, 30.0]),
+)
+def test_the_batch_entropy_lies_between_the_token_entropy_and_its_two_bounds(levels, n, scale, temperature):
+    z, values = case(levels, scale, n)
+    log_p = soft_digits(z, values, levels, temperature)
+    token, batch = token_entropy(log_p).item(), batch_entropy(log_p, levels).item()
+    assert token - 1e-9 <= batch <= min(token + math.log(n), math.log(math.prod(levels))) + 1e-9
+
+
+def test_both_bounds_are_reached():
+    quantizer = LFQConfig(bits=10).build().double()
+    sure = quantizer.decode(torch.arange(16).view(1, 1, 4, 4)) * 50
+    assert math.isclose(quantizer(sure).losses["batch_entropy"].item(), math.log(16), rel_tol=1e-9)
+    even = quantizer(torch.zeros(3, 10, 1, 2, 2)).losses
+    assert math.isclose(even["batch_entropy"].item(), even["token_entropy"].item(), rel_tol=1e-9)
+
+
+def test_one_undecided_position_has_the_entropy_of_the_whole_codebook():
+    """log(min(n, codes)) = 0 is no bound for soft digits."""
+    entropy = LFQConfig(bits=18).build()(torch.zeros(1, 18, 1, 1, 1)).losses["batch_entropy"]
+    assert math.isclose(entropy.item(), 18 * math.log(2), rel_tol=1e-6)
+    assert round(entropy.item(), 2) == 12.48
 
 
 def test_autocast_leaves_entropies_in_float32():

@@ -75,6 +75,32 @@ def test_every_verb_in_the_documents_is_one():
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_test_that_a_document_names_is_there():
+    there = set[str]()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        there |= {
+            path.stem,
+            *re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE),
+        }
+    wrong = [
+        f"{place(path, line_of(text, match.start()))} {match[1]}: no such test"
+        for path, text in DOCUMENTS
+        for match in re.finditer(r"`(test_\w+)`", text)
+        if match[1] not in there
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_promise_of_the_guarantees_names_a_test():
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ") and "promise" not in line]
+    promises = [
+        row for row in rows if len(row) == 3 and not row[0].strip().startswith("SIG") and "signal" not in row[0]
+    ]
+    assert len(promises) > 15
+    assert not [row[0] for row in promises if "`test_" not in row[2]]
+
+
 def test_the_newest_entry_of_the_changelog_is_this_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^##? +\[?v?(\d+\.\d+\.\d+[^\s\]]*)", text, re.MULTILINE)

@@ -91,7 +91,7 @@ def test_a_run_stopped_by_a_signal_saves_and_goes_on_to_the_same_bits(tmp_path, 
         process.send_signal(signal.SIGTERM)
         code = process.wait(120)
     if code:  # else it was at its last step already
-        assert "stopped by signal 15" in (tmp_path / "said").read_text()
+        assert "stopped by SIGTERM" in (tmp_path / "said").read_text()
         assert checkpoints(out)
         code, text = child(out, "resume", *PAPER, name="paper-video-128")
         assert code == 0, text

@@ -18,7 +18,7 @@ from smalti.metrics.contact_sheet import difference
 from smalti.pipeline.train import train
 from smalti.progress import Progress
 from smalti.recipes import DEMO_STEPS, tiny, tiny_video
-from smalti.tokenizer import Tokenizer, inflate
+from smalti.tokenizer import Tokenizer, TokenizerConfig, inflate
 from smalti.tokenizer.score import score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.video import to_uint8, to_video
@@ -66,6 +66,7 @@ def run_demo(
         on_photos = score_tokenizer(image, PHOTOS.build(), SMALTI)
     with stage("Inflating it to a video tokenizer, and measuring that on unseen clips"):
         config = video_config.tokenizer
+        assert isinstance(config, TokenizerConfig), "the demo's recipes are causal CNNs"
         inflated = inflate(image, tuple(t for t, _ in config.strides), time_kernel=config.time_kernel)
         inflated.save(out / "inflated", replace=True)
         before = score_tokenizer(inflated, CLIPS.build(), SMALTI)

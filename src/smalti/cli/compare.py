@@ -1,12 +1,11 @@
 """`smalti compare`."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from smalti.cli.console import bar, print_json, say
+from smalti.cli.console import bar, is_watched, print_json, say
 from smalti.cli.options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def compare_command(
 
         def on_advance(share: float, run: "VariantRun", point: "Point | None") -> None:
             advance(round(1000 * share), note=f"{run.source.name} {run.steps:,} steps")
-            if point is not None and not as_json and not sys.stderr.isatty():
+            if point is not None and not as_json and not is_watched():
                 say(_line(share, point))
 
         page = compare(

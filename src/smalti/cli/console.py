@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -24,8 +24,15 @@ def message_line(text: object) -> str:
 
 
 def say(line: str) -> None:
-    """Print one line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line on stderr, if there is one: a reader that is gone, or a full disk under a log, stops no work."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # ValueError: closed
+            print(line, file=sys.stderr, flush=True)
+
+
+def is_watched() -> bool:
+    """Return whether stderr is a terminal; a daemon may have none."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 def print_line(text: object) -> None:
@@ -52,7 +59,7 @@ def end_with_bad_files(bad: Sequence[BadFile], good: int, *, named: bool = False
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Progress]:
     """Show a progress bar with rate and time left on stderr, where that is a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield lambda done, total=None, note="": None
         return
     from rich.console import Console

@@ -26,14 +26,20 @@ from smalti.cli import (
     reconstruct,
     tokenize,
     train,
+    zoo,
 )
 from smalti.cli.console import message_line, say
 from smalti.errors import MachineError, SmaltiError
 from smalti.version import __version__
 
+UNREAD = 1
+"""Exit code where the reader of the output was gone."""
 INTERNAL = 70
 STOPPED = 130
 USAGE = 2
+
+_GO_ON = dict.fromkeys(("demo", "tokenize"), "; the same command goes on where it was")
+"""How to continue after Ctrl-C, by verb; `train` says it itself, with its step."""
 
 app = typer.Typer(
     name="smalti",
@@ -68,8 +74,9 @@ def _smalti(
       smalti reconstruct runs/tiny clip.mp4
 
     \b
-    Exit codes: 0 done, 2 wrong usage, 3 input that cannot be used, 4 a damaged
-    file, 5 missing device, package or space, 70 internal error, 130 and 143 stopped.
+    Exit codes: 0 done, 1 the reader of the output was gone, 2 wrong usage, 3 input
+    that cannot be used, 4 a damaged file, 5 missing device, package or space, 70
+    internal error, 128 + n stopped by signal n (130 is Ctrl-C).
     """
 
 
@@ -87,6 +94,7 @@ app.command("inflate", short_help="Make a video tokenizer from an image tokenize
 app.command("import", short_help="Convert another project's checkpoint.")(import_.import_command)
 app.command("info", short_help="Show what a tokenizer, run, token set or file is.")(info.info_command)
 app.command("recipes", short_help="List the recipes, or print one.")(recipes.recipes_command)
+app.command("zoo", short_help="List other projects' tokenizers that load by name.")(zoo.zoo_command)
 app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
 app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
 
@@ -108,16 +116,19 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in verb
     try:
         code = app([argument for argument in verb if argument != "--debug"] + rest, "smalti", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a daemon may have none
+            sys.stdout.flush()
+        if code == STOPPED:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
         return int(code or 0)
     except BrokenPipeError:  # `smalti recipes | head`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return UNREAD
     except (Exception, KeyboardInterrupt) as error:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         failure = explain(error)
-        say(failure.line)
+        say(failure.line + (_GO_ON.get(verb[0], "") if failure.code == STOPPED else ""))
         return failure.code
 
 

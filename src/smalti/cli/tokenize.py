@@ -1,13 +1,12 @@
 """`smalti tokenize`."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, message_line, print_json, say
+from smalti.cli.console import bar, is_watched, message_line, print_json, say
 from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption
 from smalti.errors import ConfigError, InputError
 from smalti.progress import Progress
@@ -128,7 +127,7 @@ class _LineProgress:
     """Moves the bar; where there is none, prints a line now and then unless `quiet`."""
 
     def __init__(self, advance: Progress, *, quiet: bool) -> None:
-        self.advance, self.quiet = advance, quiet or sys.stderr.isatty()
+        self.advance, self.quiet = advance, quiet or is_watched()
         self.begin = self.last_line = time.monotonic()
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:

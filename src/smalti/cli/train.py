@@ -1,14 +1,13 @@
 """`smalti train`."""
 
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from smalti.cli.console import bar, print_json, say
+from smalti.cli.console import bar, is_watched, print_json, say
 from smalti.cli.options import DeviceOption, JsonOption
 from smalti.progress import Progress
 
@@ -68,7 +67,7 @@ def train_command(
 
 def show_steps(advance: Progress, quiet: bool = False) -> Progress:
     """Return a callback that moves the bar, and writes a line now and then if there is none, unless `quiet`."""
-    plain = not quiet and not sys.stderr.isatty()
+    plain = not quiet and not is_watched()
 
     def progress(done: int, total: int | None = None, note: str = "") -> None:
         advance(done, total, note)

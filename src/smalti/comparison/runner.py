@@ -21,13 +21,15 @@ from smalti.comparison.flops import count_flops
 from smalti.comparison.learner import Learner, LearnerStep
 from smalti.config import Config
 from smalti.data import batches
-from smalti.errors import ConfigError
+from smalti.errors import ConfigError, InputError
 from smalti.files import lock, new_folder, read_json, write_bytes, write_json
 from smalti.metrics import Report, Usage
 
 POINTS, RUNS = "points.jsonl", "runs"
 _SLICES = 4
 """Turns between two points."""
+_MAX_EMPTY = 100
+"""Batches in a row without a file that can be read, before a comparison gives up."""
 
 
 class LearnerSource(NamedTuple):
@@ -81,8 +83,16 @@ class VariantRun:
         """Learn until that share of the budget is spent: the batches of a seed are the same for all variants."""
         if self.fault is not None or self.spent(budget) >= until:
             return
-        bad, size = note_bad_files(parts.bad), budget.batch_size
+        bad, size, empty = note_bad_files(parts.bad), budget.batch_size, 0
         for batch in batches(parts.train, batch_size=size, seed=self.seed, start_step=self.steps, on_bad=bad):
+            empty = 0 if batch.keys else empty + 1
+            if empty == _MAX_EMPTY:
+                raise InputError(f"no file of {empty} batches in a row could be read: {next(iter(parts.bad.values()))}")
+            if empty:
+                self.steps += 1  # nothing is learnt, and all variants have the same step
+                if self.spent(budget) >= until:
+                    return
+                continue
             share, video = self.spent(budget), batch.video.to(device)
             self.flops += self._flops(video, share)
             began = _clock(device)

@@ -1,7 +1,7 @@
 """From sources to batches: the same samples at the same step for any number of workers, ranks and restarts."""
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -23,15 +23,19 @@ _T = TypeVar("_T")
 
 
 class Batch(NamedTuple):
-    """Samples of one step, without those of bad files, so `b` may be smaller than the batch size."""
+    """Samples of one step, without those of bad files, so `b` may be smaller than the batch size, and 0."""
 
     video: Tensor
-    """Float `b 3 t h w` in [-1, 1]."""
+    """Float `b 3 t h w` in [-1, 1]; `0 3 0 0 0` if every row is bad."""
     keys: tuple[str, ...]
     """Names of the samples in the source."""
     step: int
     labels: tuple[int | None, ...]
     """Classes; None where the source has none."""
+    places: tuple[int, ...]
+    """Place of each row in the global batch (in `evaluation`: in the source), counted with the bad ones."""
+    listed: int
+    """Rows of the global batch (in `evaluation`: of the source), over all ranks and with the bad ones."""
 
 
 class _Row(NamedTuple):
@@ -49,6 +53,8 @@ class _Loaded(NamedTuple):
     pixels: Tensor | None
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
+    rows: tuple[int, ...]
+    """Numbers of the good rows among all of them."""
     bad: tuple[BadFile, ...]
     fault: InputError | None
     """Reason why the rows cannot be stacked."""
@@ -71,19 +77,26 @@ def batches(
     So order and augmentation are a pure function of (seed, epoch, index), and restarts, workers and ranks change
     nothing. A `Joint` source gives whole batches of one kind.
 
-    A bad file goes to `on_bad` and its row is dropped; nothing takes its place. Raises InputError where a whole
-    batch is bad, where rows differ in size, and (with workers) where a file takes longer than `timeout` seconds or
-    kills its reader: the message names it. ConfigError where there are more ranks than rows.
+    A bad file goes to `on_bad` and its row is dropped; nothing takes its place. If all rows are bad, the batch has
+    none, so that every rank has a batch for each step. Raises InputError where rows differ in size, and (with workers)
+    where a file takes longer than `timeout` seconds or kills its reader: the message names it. ConfigError where there
+    are more ranks than rows.
     """
     rank, world = check_part(part, batch_size)
     rows_of = _planner(source, seed, batch_size)
-    plan = (rows_of(step)[rank::world] for step in count(start_step))
-    reader = _Reader(_parts(source), seed, workers)
-    loaded = _load(reader, plan, workers, timeout, on_bad)
+    listed: deque[int] = deque()  # what is planned and not yet loaded
+
+    def plan() -> Iterator[list[_Row]]:
+        for step in count(start_step):
+            rows = rows_of(step)
+            listed.append(len(rows))
+            yield rows[rank::world]
+
+    loaded = _load(_Reader(_parts(source), seed, workers), plan(), workers, timeout, on_bad)
     for step, rows in zip(count(start_step), loaded, strict=False):
-        if rows.pixels is None:
-            raise InputError(f"all {len(rows.bad)} files of step {step} are bad, the first: {rows.bad[0]}")
-        yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
+        video = torch.empty(0, 3, 0, 0, 0, dtype=torch.float32) if rows.pixels is None else to_video(rows.pixels)
+        places = tuple(rank + world * row for row in rows.rows)
+        yield Batch(video, rows.keys, step, rows.labels, places, listed.popleft())
 
 
 def evaluation(
@@ -110,7 +123,8 @@ def evaluation(
         last = rows.bad[-1] if rows.bad else last
         if rows.pixels is not None:
             good += len(rows.keys)
-            yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels)
+            places = tuple(mine[step * batch_size + row] for row in rows.rows)
+            yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels, places, len(source))
     if last is not None and not good and world == 1:
         raise InputError(f"all {len(mine)} files are bad, the last: {last}")
 
@@ -246,20 +260,21 @@ class _Reader(Dataset[_Loaded]):
     def __getitem__(self, rows: list[_Row]) -> _Loaded:
         worker = torch.utils.data.get_worker_info()
         mine = self.reading[worker.id if worker else 0]
-        clips, keys, labels, bad = [], [], [], []
-        for row in rows:
+        clips, keys, labels, good, bad = [], [], [], [], []
+        for number, row in enumerate(rows):
             source = self.parts[row.part]
             mine[0], mine[1] = row.part, row.sample
             try:
                 clips.append(source.load(row.sample, sample_rng(self.seed, row.epoch, row.sample)))
                 keys.append(source.key(row.sample))
                 labels.append(source.label(row.sample))
+                good.append(number)
             except BadFile as error:
                 bad.append(error)
         mine.fill_(-1)
         fault = _mismatch(clips, keys)
         pixels = torch.stack(clips) if clips and fault is None else None
-        return _Loaded(pixels, tuple(keys), tuple(labels), tuple(bad), fault)
+        return _Loaded(pixels, tuple(keys), tuple(labels), tuple(good), tuple(bad), fault)
 
     def names(self) -> str:
         """Return the names of the files that are being read."""

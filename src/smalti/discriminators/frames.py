@@ -115,6 +115,11 @@ class PatchConfig(Config):
     frames: Frames = "random"
     """Frames of a clip that the discriminator is trained on: one at random, or all."""
 
+    @property
+    def compared_samples(self) -> int | None:
+        """Samples of a call whose scores depend on each other: all (None) with a batch norm, else 1."""
+        return None if self.norm == "batch" else 1
+
     def build(self) -> "PatchDiscriminator":
         """The discriminator, with convolutions ~ N(0, 0.02) and norm weights ~ N(1, 0.02) from torch's global rng."""
         return PatchDiscriminator(self)
@@ -185,6 +190,11 @@ class StyleGAN2Config(Config):
     def channels(self, resolution: int) -> int:
         """Channels of the maps at a resolution."""
         return max(1, min(self.width, 16384 * self.channel_multiplier // resolution))
+
+    @property
+    def compared_samples(self) -> int | None:
+        """Samples of a call whose scores depend on each other: a group."""
+        return self.group
 
     def build(self) -> "StyleGAN2Discriminator":
         """The discriminator; weights ~ N(0, 1) from torch's global rng, biases 0."""

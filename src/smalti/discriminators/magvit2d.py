@@ -32,6 +32,11 @@ class Magvit2DConfig(Config):
     frames: Frames = "random"
     """Frames of a clip that the discriminator is trained on: one at random, or all."""
 
+    @property
+    def compared_samples(self) -> int | None:
+        """Samples of a call whose scores depend on each other: 1."""
+        return 1
+
     def build(self) -> "Magvit2DDiscriminator":
         """The discriminator; weights are Xavier uniform from torch's global rng, biases 0."""
         return Magvit2DDiscriminator(self)

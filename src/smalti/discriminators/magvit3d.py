@@ -32,6 +32,11 @@ class Magvit3DConfig(Config):
     """Distribution of the first weights: Kaiming normal for slope 0.2, which keeps the variance of the features at
     about 1, or Xavier uniform (MAGVIT's authors)."""
 
+    @property
+    def compared_samples(self) -> int | None:
+        """Samples of a call whose scores depend on each other: 1."""
+        return 1
+
     def build(self) -> "Magvit3DDiscriminator":
         """The discriminator; weights as `initialisation` says from torch's global rng, biases 0."""
         return Magvit3DDiscriminator(self)

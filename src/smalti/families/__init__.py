@@ -2,5 +2,6 @@
 
 from smalti.families.checkpoint import Imported, ImportReport, import_checkpoint
 from smalti.families.open import load
+from smalti.families.published import ZooRow, zoo
 
-__all__ = ["ImportReport", "Imported", "import_checkpoint", "load"]
+__all__ = ["ImportReport", "Imported", "ZooRow", "import_checkpoint", "load", "zoo"]

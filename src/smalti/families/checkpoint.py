@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError, IntegrityError, SmaltiError
-from smalti.families import magicmaster, showo
+from smalti.families.cosmos import COSMOS
+from smalti.families.diffusers_vq import DIFFUSERS_VQ
 from smalti.families.family import Checkpoint, Family, ImportOptions
 from smalti.families.links import CheckpointWeights, ForeignModel, assemble
+from smalti.families.llamagen import LLAMAGEN
+from smalti.families.magicmaster import MAGICMASTER
+from smalti.families.maskbit import MASKBIT, MASKGIT
 from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
+from smalti.families.open_magvit2 import OPEN_MAGVIT2_FAMILY
+from smalti.families.showo import SHOWO
 from smalti.families.source import SourceFiles, fetch_from_hub, files_of, published_families, read_source
+from smalti.families.taming import TAMING
+from smalti.families.vidtok import VIDTOK
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
 from smalti.text import one_line
@@ -25,7 +33,18 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
-FAMILIES: tuple[Family, ...] = (magicmaster.MAGICMASTER, showo.SHOWO)
+FAMILIES: tuple[Family, ...] = (
+    MAGICMASTER,
+    SHOWO,
+    LLAMAGEN,
+    DIFFUSERS_VQ,
+    OPEN_MAGVIT2_FAMILY,
+    VIDTOK,
+    COSMOS,
+    MASKGIT,
+    MASKBIT,
+    TAMING,
+)
 """All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
 """Numbers in the largest network that is built; a small file can claim any shape."""
@@ -212,12 +231,13 @@ def _naming_family(where: str) -> Iterator[None]:
 def _check_options(model: ForeignModel, options: ImportOptions, where: str) -> None:
     """Raise ConfigError for an option that says other than the file, or that its family has no use for."""
     levels = model.config.quantizer.digit_levels if model.config.quantizer.kind in ("fsq", "dsq") else None
-    own = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    own: dict[str, object] = {"levels": levels, "lookup": model.lookup, "pixels": model.pixels}
+    own |= {"version": model.version, "strides": model.config.total_strides}
     for name, value in own.items():
         wanted = getattr(options, name)
         if wanted is not None and wanted != value:
             said, found = _option_text(wanted), "none" if value is None else _option_text(value)
-            raise ConfigError(f"--{name} {said}: {where} has {found}; leave the option out")
+            raise ConfigError(f"{name} {said}: {where} has {found}; leave the option out")
 
 
 def _option_text(value: object) -> str:
@@ -237,12 +257,15 @@ def _leftovers(checkpoint: Checkpoint, family: Family, model: ForeignModel, wher
         found = sorted({model.stored(name) for name in names} & checkpoint.tensors.keys() - told)
         ignored.setdefault(reason, []).extend(found)
         told |= set(found)
-    unknown = []
+    unknown, sources = [], {link.source for link in model.links}
     for name in sorted(checkpoint.tensors.keys() - told):
         if model.inside(name).startswith(family.parts):
             unknown.append(name)
             continue
         reason = next((text for start, text in family.others.items() if name.startswith(start)), _NO_PART)
+        pieces = name.split(".")
+        if reason == _NO_PART and any(".".join(pieces[i:]) in sources for i in range(len(pieces))):
+            reason = "another copy of its weights"
         ignored.setdefault(reason, []).append(name)
     if unknown:
         what = f"{len(unknown)} tensors of its network are not known here ({', '.join(unknown[:5])})"

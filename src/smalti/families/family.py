@@ -1,11 +1,12 @@
 """A family: the tokenizers of one project, how a checkpoint of it is recognised, and the facts that are not in it."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from smalti.config import Config, Tuple
+from smalti.config import Config, Triple, Tuple
 from smalti.families.links import CheckpointWeights, ForeignModel, Shapes
 from smalti.quantize import Lookup
 from smalti.tokenizer_info import PixelRange
@@ -22,6 +23,10 @@ class ImportOptions(Config):
     """Range of the pixels that the network was trained on: [-1, 1] (`signed`) or [0, 1] (`unit`)."""
     levels: Tuple[int] | None = None
     """FSQ levels."""
+    version: str | None = None
+    """Version of the network, where a project has several with the same tensors (VidTok: 1.0, 1.1)."""
+    strides: Triple[int] | None = None
+    """Frames, height and width in pixels of one token, where the tensors do not say them (Cosmos DV)."""
 
 
 class Checkpoint(NamedTuple):
@@ -51,6 +56,8 @@ class Published(NamedTuple):
     lookup: Lookup | None = None
     pixels: PixelRange | None = None
     preprocessing: str = ""
+    version: str | None = None
+    strides: tuple[int, int, int] | None = None
 
 
 class Family(NamedTuple):
@@ -98,8 +105,8 @@ def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Store
     prefixes = sorted(
         {name.removesuffix(sign) for name in shapes if name == sign or name.endswith(f".{sign}")}, key=len
     )
-    averaged = [prefix for prefix in prefixes if "ema" in prefix]
-    live = [prefix for prefix in prefixes if "ema" not in prefix]
+    averaged = [prefix for prefix in prefixes if _is_average(prefix)]
+    live = [prefix for prefix in prefixes if not _is_average(prefix)]
     flat = "model_ema." + sign.replace(".", "")
     has_both = bool(live and averaged) or flat in shapes
     if weights == "average" and not averaged and live and flat in shapes:
@@ -109,13 +116,17 @@ def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Store
     chosen = [*averaged, *live] if weights == "average" else live
     if not chosen:
         return None
-    copy: Literal["average", "live", "bare"] = "average" if "ema" in chosen[0] else "live" if has_both else "bare"
+    copy: Literal["average", "live", "bare"] = "average" if _is_average(chosen[0]) else "live" if has_both else "bare"
     return StoredNetwork(_behind(shapes, chosen[0]), copy)
 
 
 def shapes_of(network: StoredNetwork, shapes: Shapes) -> Shapes:
     """Return the shapes of a network's tensors by their names within it."""
     return {name: shapes[stored] for name, stored in network.names.items()}
+
+
+def _is_average(prefix: str) -> bool:
+    return "ema" in re.split(r"[._]", prefix)
 
 
 def _behind(shapes: Shapes, prefix: str) -> dict[str, str]:

@@ -58,6 +58,8 @@ class ForeignModel(NamedTuple):
     """Tensors that its project stores and its architecture gives: checked, then left out."""
     lookup: Lookup | None = None
     """Law of its codebook; None for a quantizer without one."""
+    version: str | None = None
+    """Version of the network, where its project has several with the same tensors."""
     licence: str = "unknown"
     """Licence of the weights, as published."""
     pixels: PixelRange = "signed"
@@ -88,19 +90,21 @@ def weight_and_bias(source: str, target: str) -> list[Link]:
     return [unchanged(f"{source}.{part}", f"{target}.{part}") for part in ("weight", "bias")]
 
 
-def convolution(source: str, target: str, *, dims: int) -> list[Link]:
-    """Link a 2-D or causal 3-D convolution: its last slice in time is the tap of the current frame."""
+def convolution(source: str, target: str, *, dims: int, bias: bool = True) -> list[Link]:
+    """Link a convolution: 2-D, causal 3-D, or causal over time alone (1-D). Its last slice in time is the tap of the
+    current frame."""
 
     def taps(weight: Tensor) -> Iterable[Piece]:
         if dims == 2:
             return [Piece(f"{target}.now.weight", weight)]
-        *past, now = weight.unbind(2)
+        *past, now = (weight[..., None, None] if dims == 1 else weight).unbind(2)
         return [
             Piece(f"{target}.now.weight", now),
             *(Piece(f"{target}.past.{k}.weight", tap) for k, tap in enumerate(past)),
         ]
 
-    return [Link(f"{source}.weight", taps), unchanged(f"{source}.bias", f"{target}.now.bias")]
+    biases = [unchanged(f"{source}.bias", f"{target}.now.bias")] if bias else []
+    return [Link(f"{source}.weight", taps), *biases]
 
 
 def phase_first(links: Sequence[Link], time: int, square: int) -> list[Link]:
@@ -122,6 +126,22 @@ def pointwise(source: str, target: str) -> list[Link]:
     return [
         Link(f"{source}.weight", lambda weight: [Piece(f"{target}.weight", weight[..., None, None])]),
         unchanged(f"{source}.bias", f"{target}.bias"),
+    ]
+
+
+def attention(source: str, target: str, channels: int, *, names: Sequence[str], inner: str = "") -> list[Link]:
+    """Link query, key, value and output of an attention, `names` in this order: linear layers or 1x1 convolutions."""
+
+    def rows(part: str, k: int) -> Link:
+        places = tuple(range(k * channels, (k + 1) * channels))
+        into = f"{target}.query_key_value.{part}"
+        return Link(f"{source}.{names[k]}{inner}.{part}", lambda x: [Piece(into, x.reshape(channels, -1), places)])
+
+    out = f"{source}.{names[3]}{inner}"
+    return [
+        *(rows(part, k) for k in range(3) for part in ("weight", "bias")),
+        Link(f"{out}.weight", lambda x: [Piece(f"{target}.out.weight", x.flatten(1))]),
+        unchanged(f"{out}.bias", f"{target}.out.bias"),
     ]
 
 

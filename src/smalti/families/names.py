@@ -28,6 +28,10 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[\w.-]+)*)(
 _OPTIONS = re.compile(r"(?s)(.+?):([a-z]+=[\w.-]+(?:,[a-z]+=[\w.-]+)*)")
 
 
+LISTS = frozenset({"levels", "strides"})
+"""Options of an import that are lists of numbers."""
+
+
 class HubName(NamedTuple):
     """A repository of the Hugging Face hub, or one file or folder in it."""
 
@@ -45,7 +49,7 @@ class HubName(NamedTuple):
 def split_options(name: str | Path) -> tuple[str | Path, ImportOptions]:
     """Split a name as `vqgan.ckpt:lookup=euclidean` into the name and the options of its import.
 
-    The options are the fields of `ImportOptions`, levels as in `levels=8x8x8x5x5x5`. A file or folder that has the
+    The options are the fields of `ImportOptions`, lists as in `levels=8x8x8x5x5x5`. A file or folder that has the
     whole name comes first. Raises ConfigError for an option that does not exist.
     """
     match = _OPTIONS.fullmatch(str(name))
@@ -53,8 +57,8 @@ def split_options(name: str | Path) -> tuple[str | Path, ImportOptions]:
         return name, ImportOptions()
     values = dict(option.split("=", 1) for option in match[2].split(","))
     plain: dict[str, object] = {**values}
-    if "levels" in values:
-        plain["levels"] = parse_yaml("[" + values["levels"].replace("x", ",") + "]", where=str(name))
+    for key in LISTS & values.keys():
+        plain[key] = parse_yaml("[" + values[key].replace("x", ",") + "]", where=str(name))
     options = ImportOptions.parse(plain, where=str(name))
     return Path(match[1]) if isinstance(name, Path) else match[1], options
 
@@ -111,8 +115,7 @@ def full_name(name: str | Path) -> str:
     place = find_tokenizer(bare)
     text = str(place if isinstance(place, HubName) else place.absolute())
     values = {key: value for key, value in options.essence().items() if value is not None}
-    if levels := values.get("levels"):
-        values["levels"] = "x".join(map(str, levels))
+    values |= {key: "x".join(map(str, values[key])) for key in LISTS & values.keys()}
     return text + (":" + ",".join(f"{key}={value}" for key, value in values.items()) if values else "")
 
 

@@ -134,12 +134,12 @@ class Anchors(NamedTuple):
 def update_lecam_ema(
     anchors: Anchors | None, real: Float[Tensor, "*real"], fake: Float[Tensor, "*fake"], decay: float = 0.999
 ) -> Anchors:
-    """decay * anchor + (1 - decay) * mean logit, detached, float32. None starts at the means of this batch: zeros
-    would make LeCAM a penalty of the logits' size for the first 1 / (1 - decay) steps.
+    """decay * anchor + (1 - decay) * mean logit, detached, float32 or wider. None starts at the means of this batch:
+    zeros would make LeCAM a penalty of the logits' size for the first 1 / (1 - decay) steps.
 
     With several ranks pass the means over all ranks as scalars; the anchors then agree on all of them.
     """
-    means = Anchors(real.detach().float().mean(), fake.detach().float().mean())
+    means = Anchors(widen(real.detach()).mean(), widen(fake.detach()).mean())
     if anchors is None:
         return means
     return Anchors(torch.lerp(means.real, anchors.real, decay), torch.lerp(means.fake, anchors.fake, decay))
@@ -183,16 +183,30 @@ def last_layer_norms(
     adversarial_grad: Float[Tensor, "b 3 t h w"],
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> LastLayerNorms:
-    """‖∂L/∂weight‖₂ of two losses from their gradients at the pixels, g = ∂L/∂recon, by the chain rule.
+    """‖∂L/∂weight‖₂ of two losses from their gradients at the pixels, as `last_layer_gradients` finds them.
+
+    With several ranks `reduce` gives the mean of a gradient over them, so that all ranks find the norms of the whole
+    batch.
+    """
+    gradients = last_layer_gradients(recon, weight, reconstruction_grad, adversarial_grad)
+    return LastLayerNorms(*(torch.linalg.vector_norm(reduce(gradient)) for gradient in gradients))
+
+
+def last_layer_gradients(
+    recon: Float[Tensor, "b 3 t h w"],
+    weight: Float[Tensor, "*weight"],
+    reconstruction_grad: Float[Tensor, "b 3 t h w"],
+    adversarial_grad: Float[Tensor, "b 3 t h w"],
+) -> tuple[Float[Tensor, "*weight"], Float[Tensor, "*weight"]]:
+    """Return ∂L/∂weight of two losses from their gradients at the pixels, g = ∂L/∂recon, by the chain rule.
 
     `recon` still has its graph, and keeps it. Only the path from `recon` back to `weight` is walked, so with the last
     layer's weight this costs two small products, where differentiating the losses themselves walks the
-    perceptual network and the discriminator a second time. With several ranks `reduce` gives the mean of a gradient
-    over them, so that all ranks find the norms of the whole batch.
+    perceptual network and the discriminator a second time.
     """
 
-    def norm(pixel_grad: Tensor) -> Tensor:
-        pulled = torch.autograd.grad(recon, weight, grad_outputs=pixel_grad.to(recon.dtype), retain_graph=True)
-        return torch.linalg.vector_norm(reduce(widen(pulled[0])))
+    def pulled(pixel_grad: Tensor) -> Tensor:
+        found = torch.autograd.grad(recon, weight, grad_outputs=pixel_grad.to(recon.dtype), retain_graph=True)
+        return widen(found[0])
 
-    return LastLayerNorms(norm(reconstruction_grad), norm(adversarial_grad))
+    return pulled(reconstruction_grad), pulled(adversarial_grad)

@@ -106,7 +106,7 @@ class LPIPS(nn.Module):
     """d(a, b) = sum over 5 layers of the spatial mean of w · (u(a) - u(b))²; u: features of unit norm over channels.
 
     No modes, nothing to train: `train()` and `eval()` change nothing. `state_dict()` is empty. Differences are dropped
-    only where a generator is handed in.
+    only where generators are handed in.
     """
 
     shift: Tensor
@@ -153,16 +153,18 @@ class LPIPS(nn.Module):
         return tuple(features)
 
     def distance(
-        self, a: Sequence[Tensor], b: Sequence[Tensor], rng: torch.Generator | None = None
+        self, a: Sequence[Tensor], b: Sequence[Tensor], rngs: Sequence[torch.Generator] | None = None
     ) -> Float[Tensor, "n"]:
         """Return the distance of two images from their `features`."""
-        return torch.stack(self.layers(a, b, rng)).sum(0)
+        return torch.stack(self.layers(a, b, rngs)).sum(0)
 
-    def layers(self, a: Sequence[Tensor], b: Sequence[Tensor], rng: torch.Generator | None = None) -> list[Tensor]:
+    def layers(
+        self, a: Sequence[Tensor], b: Sequence[Tensor], rngs: Sequence[torch.Generator] | None = None
+    ) -> list[Tensor]:
         """The five terms of the distance, each of shape `n`.
 
-        With `rng` (of the CPU), each squared difference is left out with probability `dropout` and else divided by
-        1 - dropout: the same in the mean.
+        With `rngs` (one of the CPU for each pair, so that a pair loses the same in any batch), each squared difference
+        is left out with probability `dropout` and else divided by 1 - dropout: the same in the mean.
         """
         if any(fa.shape != fb.shape for fa, fb in zip(a, b, strict=True)):
             raise ValueError(f"features of {tuple(a[0].shape)} and {tuple(b[0].shape)} cannot be compared")
@@ -171,17 +173,17 @@ class LPIPS(nn.Module):
         terms = []
         for fa, fb, head in zip(a, b, heads, strict=True):
             square = (fa - fb) ** 2
-            if rng is not None:
-                kept = torch.rand(square.shape, generator=rng) >= self.dropout
+            if rngs is not None:
+                kept = torch.stack([torch.rand(square.shape[1:], generator=rng) for rng in rngs]) >= self.dropout
                 square = square * kept.to(square.device) / (1 - self.dropout)
             terms.append((square.mean((2, 3)) * head).sum(1))
         return terms
 
     def forward(
-        self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"], rng: torch.Generator | None = None
+        self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"], rngs: Sequence[torch.Generator] | None = None
     ) -> Float[Tensor, "n"]:
         """Return the distance of each pair, pixels in [-1, 1]; 0 for equal images. Raises ValueError below 32 x 32."""
-        return self.distance(self.features(a), self.features(b), rng)
+        return self.distance(self.features(a), self.features(b), rngs)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -318,6 +318,9 @@ def _score(
         if "ms_ssim" in columns:
             columns["ms_ssim"].append(pixel.ms_ssim(a, b, protocol.data_range))
         if "lpips" in columns and lpips is not None:
+            if protocol.lpips_rounding is not None:
+                a = _pixels(original[:, first : first + group], protocol, protocol.lpips_rounding)
+                b = _pixels(reconstruction[:, first : first + group], protocol, protocol.lpips_rounding)
             columns["lpips"].append(lpips.frames(a * (2 / protocol.peak) - 1, b * (2 / protocol.peak) - 1))
     values = {name: torch.cat(parts).cpu() for name, parts in columns.items()}
     means = {name: math.fsum(x.flatten().tolist()) / x.numel() for name, x in values.items()}

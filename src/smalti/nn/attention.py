@@ -4,16 +4,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.blocks import GROUPS, Norm
+from smalti.nn.blocks import GROUPS, Norm, NormKind
 from smalti.nn.stream import Stream
 
 
 class FrameAttention(nn.Module):
     """x + out(attention(query, key, value of norm(x))): one head over all positions of a frame (VQGAN)."""
 
-    def __init__(self, channels: int, *, groups: int = GROUPS) -> None:
+    def __init__(self, channels: int, *, norm: NormKind = "frame", groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = Norm("frame", channels, groups=groups)
+        self.norm = Norm(norm, channels, groups=groups)
         self.query_key_value = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smalti.nn.stream import Stream
 
 PastKernel = Literal["full", "point"]
-Start = Literal["repeat", "zero", "grey"]
+Start = Literal["repeat", "zero", "grey", "copy"]
 
 _LEAST = 20_480
 """Rows in all channels and frames: of fewer, torch computes a 3-D convolution without oneDNN, several times slower."""
@@ -30,7 +30,12 @@ class Window(NamedTuple):
     start: Start = "repeat"
     """Frames before the first one: copies of it, or zeros. With `grey`, a video comes with frames of its own in front
     that complete its first group (see `smalti.tokenizer.cnn`): groups are whole from the start, s*n -> n, and zeros
-    stand before them (MagicMaster, mindone)."""
+    stand before them (MagicMaster, mindone). `copy` is the same with copies of the first of them (VidTok 1.1)."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether groups are whole from the start."""
+        return self.start in ("grey", "copy")
 
 
 class CausalConv(nn.Module):
@@ -56,6 +61,7 @@ class CausalConv(nn.Module):
     ) -> None:
         super().__init__()
         time, self.kernels, self.start = window
+        self.is_whole = window.is_whole
         if time < strides[0]:
             raise ValueError(f"a time stride of {strides[0]} needs a kernel of at least as many frames (found {time})")
         self.now = nn.Conv2d(channels, out, kernel, stride=strides[1], padding=kernel // 2, bias=bias)
@@ -69,7 +75,7 @@ class CausalConv(nn.Module):
             nn.init.zeros_(tap.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
-        """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` always s*n."""
+        """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` or "copy" always s*n."""
         frames = self._with_past(x, stream) if self.past else x
         count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
         whole = self.past and self.kernels == "full" and (frames.is_cuda or frames[..., 0].numel() > _LEAST)
@@ -92,9 +98,9 @@ class CausalConv(nn.Module):
     def _with_past(self, x: Tensor, stream: Stream | None) -> Tensor:
         carry = None if stream is None else stream.get(self)
         if carry is None:
-            first = x[:1] if self.start == "repeat" else torch.zeros_like(x[:1])
-            # Between chunks s - 1 frames of the past are still to come; a grey start is such a place.
-            count = len(self.past) + 1 - self.time_stride if self.start == "grey" else len(self.past)
+            first = x[:1] if self.start in ("repeat", "copy") else torch.zeros_like(x[:1])
+            # Between chunks s - 1 frames of the past are still to come; a start with whole groups is such a place.
+            count = len(self.past) + 1 - self.time_stride if self.is_whole else len(self.past)
             carry = first.expand(count, *x.shape[1:])
         # Joined with the channels last, as they lie in memory: a plain cat would lose that order.
         return torch.cat([part.permute(0, 1, 3, 4, 2) for part in (carry, x)]).permute(0, 1, 4, 2, 3)
@@ -122,7 +128,8 @@ class CausalUpsample(nn.Module):
 
     Channels are ordered (time phase, channel, row phase, column phase). At the start of a video the first frame has no
     past to fill, so the s-1 frames before it are dropped: 1 + n frames become 1 + s*n. With `start="grey"` these frames
-    are the video's own and stay. `activate` puts a SiLU before the shuffle (MagicMaster).
+    are the video's own and stay. `activate` puts a SiLU before the shuffle (MagicMaster). `first_phase` keeps the first
+    frame before those that are dropped instead of the one after them (Open-MAGVIT2).
     """
 
     def __init__(
@@ -134,20 +141,22 @@ class CausalUpsample(nn.Module):
         strides: tuple[int, int],
         bias: bool = True,
         activate: bool = False,
+        first_phase: bool = False,
     ) -> None:
         super().__init__()
-        self.strides, self.activate = strides, activate
+        self.strides, self.activate, self.first_phase = strides, activate, first_phase
         self.conv = CausalConv(channels, out * strides[0] * strides[1] ** 2, window, bias=bias)
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
         """`1 + n` frames in, `1 + s*n` out at the start of a video; `n` and `s*n` after it."""
-        fresh = self.conv.start != "grey" and (stream is None or stream.get(self.conv) is None)
+        fresh = not self.conv.is_whole and (stream is None or stream.get(self.conv) is None)
         y: Tensor = self.conv(x, stream)
         y = silu(y) if self.activate else y
         s = self.strides[0]
         if s > 1:
             y = y.unflatten(2, (s, -1)).transpose(1, 2).flatten(0, 1)
-            y = y[s - 1 :] if fresh else y
+            if fresh:
+                y = torch.cat([y[:1], y[s:]]) if self.first_phase else y[s - 1 :]
         return F.pixel_shuffle(y.flatten(0, 1), self.strides[1]).unflatten(0, y.shape[:2])
 
 

@@ -12,6 +12,8 @@ class Stream:
 
     def __init__(self) -> None:
         self._carries: dict[nn.Module, Tensor] = {}
+        self.is_ending = False
+        """Whether the next chunk is the last: layers then give what they hold back for later chunks."""
 
     def get(self, layer: nn.Module) -> Tensor | None:
         """Return what `layer` carried over, or None at the start of the video."""
@@ -24,7 +26,7 @@ class Stream:
     def fork(self) -> "Stream":
         """An independent stream with the same past; carries are never written in place, so they can be shared."""
         twin = Stream()
-        twin._carries = dict(self._carries)
+        twin._carries, twin.is_ending = dict(self._carries), self.is_ending
         return twin
 
     @property

@@ -100,7 +100,7 @@ def generate(
     label: str | None = None,
     count: int = 1,
     steps: int = 12,
-    schedule: Literal["cosine", "arccos", "linear", "square", "exponential"] = "cosine",
+    schedule: Literal["cosine", "arccos", "linear", "square", "exponential", "log"] = "cosine",
     noise: float = 4.5,
     temperature: float = 1.0,
     top_k: int | None = None,

@@ -18,7 +18,7 @@ from smalti.training.task import Task
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
-C = TypeVar("C", bound=AnyTraining)
+_T = TypeVar("_T", bound=AnyTraining)
 
 
 class TrainResult(NamedTuple):
@@ -63,7 +63,7 @@ def train(
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
 
 
-def _previous(kind: type[C], folder: Path, resume: bool) -> C | None:
+def _previous(kind: type[_T], folder: Path, resume: bool) -> _T | None:
     """Return the config of the run to resume, None where there is none of this kind (which `fit` refuses)."""
     path = folder / "config.yaml"
     same = resume and path.is_file() and read_kind(path) == kind.model_fields["kind"].default

@@ -11,7 +11,7 @@ Everything is in natural logarithms (nats) and starts from log probabilities.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ _ABSENT = -1e30
 """Logit of a level that a channel does not have: its probability is 0, and 0 * -1e30 is 0 where 0 * -inf is NaN."""
 _CHUNK = 1 << 22
 """Floats in the joint distributions of one chunk of rows (16 MB); the rest of the batch waits, so memory is bounded."""
+
+WholeCode = Callable[[Tensor], Tensor]
+"""Map from the mean soft code of a part of a batch to that of the whole batch."""
 
 
 def soft_digits(
@@ -44,20 +47,37 @@ def token_entropy(log_p: Float[Tensor, "n d l"]) -> Float[Tensor, ""]:
     return -(log_p.exp() * log_p).sum((1, 2)).mean()
 
 
-def batch_entropy(log_p: Float[Tensor, "n d l"], levels: Sequence[int]) -> Float[Tensor, ""]:
-    """Entropy of the mean soft code over the batch and over all ranks, in nats; at most log(min(n, prod(levels)))."""
-    marginal = mean_code(log_p, levels)
+def batch_entropy(
+    log_p: Float[Tensor, "n d l"], levels: Sequence[int], whole: WholeCode | None = None
+) -> Float[Tensor, ""]:
+    """Entropy of the mean soft code over the batch and over all ranks, in nats.
+
+    At most min(token entropy + log n, log prod(levels)) for n positions: the entropy of a mean exceeds the mean of the
+    entropies by the information that the position has about the code, which is at most log n. The soft codes of few
+    positions can be as wide as the codebook, so log n alone bounds it only for digits that are sure.
+
+    `whole` turns the mean soft code of these positions, which are a part of a batch, into that of the whole batch. With
+    the values of the whole and the gradient of the part, the gradients of the parts, weighted by their shares, are the
+    gradient of the whole: d H(m) = -sum (log m + 1) dm is linear in dm.
+    """
+    marginal = mean_code(log_p, levels) if whole is None else whole(_mean_of_joints(log_p, levels))
     # At p = 0 the gradient of -p log p is infinite, but it only ever meets a zero: any finite stand-in gives the limit.
     return -(marginal * marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()).sum()
 
 
 def mean_code(log_p: Float[Tensor, "n d l"], levels: Sequence[int]) -> Float[Tensor, "a b"]:
     """The mean distribution over all codes, a matrix over the two parts of the channels; over ranks, differentiable."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return _mean_of_joints(log_p, levels)
     total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call]
     count = torch.tensor(float(log_p.shape[0]), dtype=total.dtype, device=total.device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        total, count = (_SumOverRanks.apply(x) for x in (total, count))  # type: ignore[no-untyped-call]
+    total, count = (_SumOverRanks.apply(x) for x in (total, count))  # type: ignore[no-untyped-call]
     return total / count
+
+
+def _mean_of_joints(log_p: Tensor, levels: Sequence[int]) -> Tensor:
+    total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call]
+    return total / torch.tensor(float(log_p.shape[0]), dtype=total.dtype, device=total.device)
 
 
 def halves(levels: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 
 from smalti.errors import BadTensor
+from smalti.quantize.entropy import WholeCode
 
 LARGEST_CODEBOOK = 2**62
 """Ids are int64; two bits are left for sums of ids."""
@@ -74,9 +75,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def pass_through(
-        self, z: Float[Tensor, "n d"], digits: Integer[Tensor, "n k"]
+        self, z: Float[Tensor, "n d"], digits: Integer[Tensor, "n k"], whole: WholeCode | None = None
     ) -> tuple[Float[Tensor, "n d"], dict[str, Tensor]]:
-        """Return the codes of those digits, bit for bit `look_up(digits)`, with a gradient to z, and the losses."""
+        """Return the codes of those digits, bit for bit `look_up(digits)`, with a gradient to z, and the losses.
+
+        `whole` is for rows that are a part of a batch: see `batch_entropy`."""
 
     @abstractmethod
     def recognise(self, codes: Float[Tensor, "n d"]) -> tuple[Integer[Tensor, "n k"], Float[Tensor, " n"]]:
@@ -84,8 +87,10 @@ class Quantizer(nn.Module, ABC):
 
         Distances are in shares of the distance to the next code: 0 is a code, 0.5 the middle between two."""
 
-    def forward(self, z: Float[Tensor, "b d ..."]) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d ..."], whole: WholeCode | None = None) -> Quantized:
         """Return codes with straight-through gradient, ids, and the losses of the config.
+
+        `whole` is for a z that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
 
         A z that is not finite is refused, but where a gradient is recorded: there its codes are NaN, so that the loss
         shows it and a training step can skip, and nothing waits for the device.
@@ -97,7 +102,7 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(z.device.type, enabled=False):
             rows = _exact(_to_rows(z))
             digits = self.quantize(rows)
-            codes, losses = self.pass_through(rows, digits)
+            codes, losses = self.pass_through(rows, digits, whole)
             if recorded:
                 codes = codes.masked_fill(~rows.detach().isfinite().all(1, keepdim=True), torch.nan)
             return Quantized(_from_rows(codes, z), self._number(digits).view(_positions(z)), losses)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from smalti.config import Config, Tuple
-from smalti.quantize.entropy import batch_entropy, soft_digits, token_entropy
+from smalti.quantize.entropy import WholeCode, batch_entropy, soft_digits, token_entropy
 from smalti.quantize.quantizer import LARGEST_CODEBOOK, Quantizer, straight_through
 
 LARGEST_BATCH_ENTROPY = 2**24
@@ -81,11 +81,11 @@ class ScalarQuantizer(Quantizer):
         return self.scale_codes(self._values_of(digits))
 
     def pass_through(
-        self, z: Float[Tensor, "n d"], digits: Int[Tensor, "n d"]
+        self, z: Float[Tensor, "n d"], digits: Int[Tensor, "n d"], whole: WholeCode | None = None
     ) -> tuple[Float[Tensor, "n d"], dict[str, Tensor]]:
         """Return the codes of digits with the gradient of the surrogate, and the losses that the config asks for."""
         surrogate, values = self.surrogate(z), self._values_of(digits)
-        return self.scale_codes(straight_through(surrogate, values)), self._losses(surrogate, values)
+        return self.scale_codes(straight_through(surrogate, values)), self._losses(surrogate, values, whole)
 
     def recognise(self, codes: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d"], Float[Tensor, " n"]]:
         """Return the nearest digits channel by channel, and the largest distance over the channels."""
@@ -99,7 +99,7 @@ class ScalarQuantizer(Quantizer):
     def _values_of(self, digits: Int[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return self.values()[torch.arange(self.dim, device=digits.device), digits]
 
-    def _losses(self, surrogate: Tensor, values: Tensor) -> dict[str, Tensor]:
+    def _losses(self, surrogate: Tensor, values: Tensor, whole: WholeCode | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         wanted = self.config.losses
         if "commitment" in wanted:
@@ -109,5 +109,5 @@ class ScalarQuantizer(Quantizer):
             if "token_entropy" in wanted:
                 losses["token_entropy"] = token_entropy(log_p)
             if "batch_entropy" in wanted:
-                losses["batch_entropy"] = batch_entropy(log_p, self.levels)
+                losses["batch_entropy"] = batch_entropy(log_p, self.levels, whole)
         return losses

@@ -1,17 +1,23 @@
 """The tokenizer: an encoder, a scalar quantizer and a decoder."""
 
 from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.inflate import inflate
+from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tiles import decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
+from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 
 __all__ = [
     "AnyTokenizerConfig",
+    "CosmosConfig",
+    "OpenMagvit2Config",
     "Reconstruction",
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "VidTokConfig",
     "decode_tiles",
     "encode_tiles",
     "inflate",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
 from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Start, Window, silu
+from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 
@@ -74,7 +74,7 @@ class TokenizerConfig(Config):
     """Kernel size of the causal convolutions in time: 1 for images, 3 for video."""
     past_kernel: PastKernel = "point"
     """Kernel of the past frames in space: 1x1 (`point`), or as large as that of the current frame (`full`)."""
-    start: Start = "repeat"
+    start: Literal["repeat", "zero", "grey"] = "repeat"
     """Padding before the first frame: the frame itself (`repeat`), zeros in every layer (`zero`), or mid-grey frames
     that pass through the whole network (`grey`; MagicMaster, mindone)."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
-from smalti.tokenizer.tokenizer import Tokenizer
+from smalti.tokenizer.tokenizer import Tokenizer, mark_last
 from smalti.video import crop_to, to_uint8, to_video
 
 TILED_ABOVE = 4_000_000
@@ -96,17 +96,17 @@ def ids_to_frames(
     if not tokenizer.is_causal:
         counts, parts = zip(*pieces, strict=True)
         pieces = [(sum(counts), torch.cat(parts, 1))]
-    stream = Stream() if tokenizer.is_causal else None
+    stream, owed = Stream() if tokenizer.is_causal else None, 0
     latents = chunk_frames(tokenizer, size) // tokenizer.strides[0]
-    for frames, ids in pieces:
-        left = frames
-        for part in ids.to(tokenizer.device).split(latents if stream else ids.shape[1], 1):
-            if not left:
-                break
-            video = tokenizer.decode(part, stream)
-            count = min(left, video.shape[2])
-            yield from to_uint8(crop_to(video, (count, *size)).cpu())[0]
-            left -= count
+    cut = _parts(pieces, latents if stream else None)
+    for (frames, part), is_last in mark_last(cut, waits=tokenizer.lookahead > 0):
+        owed += frames
+        if not owed:
+            continue
+        video = tokenizer.decode(part.to(tokenizer.device), stream, is_last=is_last)
+        count = min(owed, video.shape[2])
+        yield from to_uint8(crop_to(video, (count, *size)).cpu())[0]
+        owed -= count
 
 
 def reconstruct_frames(
@@ -122,18 +122,21 @@ def reconstruct_frames(
     video of their own. Raises ConfigError for a tokenizer that is not causal without `clip`.
     """
     check_causal(tokenizer, clip)
-    waiting, tokens = deque[Tensor](), 0
+    waiting, tokens, unnamed = deque[Tensor](), 0, 0
 
     def kept(group: Iterable[Tensor]) -> Iterator[Tensor]:
+        nonlocal unnamed
         for frame in group:
             waiting.append(frame)
+            unnamed += 1
             yield frame
 
     def pieces(group: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        nonlocal tokens
+        nonlocal tokens, unnamed
         for ids in frames_to_ids(tokenizer, kept(group), chunk=clip or chunk):
             tokens += ids.numel()
-            yield len(waiting), ids
+            frames, unnamed = unnamed, 0
+            yield frames, ids
 
     for group in groups_of(frames, clip):
         start = next(group)
@@ -152,6 +155,14 @@ def chunk_frames(tokenizer: Tokenizer, size: tuple[int, int], pixels: int = CHUN
     """Return how many frames of `size` have about `pixels` pixels: a multiple of the time stride."""
     stride = tokenizer.strides[0]
     return stride * max(1, pixels // (size[0] * size[1] * stride))
+
+
+def _parts(pieces: Iterable[tuple[int, Tensor]], latents: int | None) -> Iterator[tuple[int, Tensor]]:
+    """Cut the ids of pieces into parts of so many latents; a piece's frames are named with its first part."""
+    for frames, ids in pieces:
+        for part in ids.split(latents or ids.shape[1], 1):
+            yield frames, part
+            frames = 0
 
 
 def _in_tiles(tokenizer: Tokenizer, height: int, width: int) -> bool:

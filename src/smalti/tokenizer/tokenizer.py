@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,13 +13,21 @@ from smalti.config import Config
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
+from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.cosmos import CosmosConfig
+from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
+from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
 from smalti.video import crop_to, legal_size, pad_to, size_of
 
-AnyTokenizerConfig = Annotated[TokenizerConfig | VQGANConfig, Field(discriminator="kind")]
+_Item = TypeVar("_Item")
+
+AnyTokenizerConfig = Annotated[
+    TokenizerConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig, Field(discriminator="kind")
+]
 
 
 class _ConfigFile(Config):
@@ -59,6 +67,8 @@ class Tokenizer(nn.Module):
         self.codebook_size = self.quantizer.codebook_size
         self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
+        self.lookahead = config.lookahead if config.kind == "vidtok" else 0
+        """Latents after a frame's own on which its pixels depend: a stream of ids gives them as much later."""
         self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""
 
@@ -145,10 +155,13 @@ class Tokenizer(nn.Module):
         """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
         return upload_model(self.save, repository, private=private)
 
-    def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Reconstruction:
-        """Encode and decode, with gradients; the reconstruction has the size of the video."""
+    def forward(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None = None) -> Reconstruction:
+        """Encode and decode, with gradients; the reconstruction has the size of the video.
+
+        `whole` is for a video that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
+        """
         z = self._to_latent(pad_to(video, legal_size(size_of(video), self.strides)))
-        quantized = self.quantizer(z)
+        quantized = self.quantizer(z, whole)
         pixels = self._to_video(quantized.codes)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
@@ -170,13 +183,16 @@ class Tokenizer(nn.Module):
         stream: Stream | None = None,
         *,
         size: tuple[int, int, int] | None = None,
+        is_last: bool = False,
     ) -> Float[Tensor, "b 3 t2 h2 w2"]:
         """Decode ids to a video, or the next chunk of them; cropped to `size` = (frames, height, width) if given.
 
+        With a `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`.
         Raises ValueError for an id outside [0, codebook_size). Values may exceed [-1, 1] by a little: clamp at the end.
         """
         if stream is not None:
             self._check_causal()
+            stream.is_ending = is_last
         video = self._to_video(self.quantizer.decode(ids), stream)
         return video if size is None else crop_to(video, size)
 
@@ -201,10 +217,10 @@ class Tokenizer(nn.Module):
         """Decode ids that come in chunks of any length (`b t h w` each), cropped to `size` in all if given."""
         self._check_causal()
         stream, left = Stream(), None if size is None else size[0]
-        for ids in chunks:
-            if not ids.shape[1] or left == 0:
+        for ids, is_last in mark_last((ids for ids in chunks if ids.shape[1]), waits=self.lookahead > 0):
+            if left == 0:
                 continue
-            video = self.decode(ids, stream)
+            video = self.decode(ids, stream, is_last=is_last)
             if size is not None and left is not None:
                 video = crop_to(video, (min(left, video.shape[2]), *size[1:]))
                 left -= video.shape[2]
@@ -243,3 +259,18 @@ class Tokenizer(nn.Module):
             raise ValueError(
                 f"a chunk of a stream has {rule} (found {frames}); encode_stream takes chunks of any length"
             )
+
+
+def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:
+    """Yield each item, and whether it is the last one; unless it `waits` for the next to know, each at once as if it
+    was not."""
+    waiting: list[_Item] = []
+    for item in items:
+        if waits:
+            waiting.append(item)
+            if len(waiting) == 1:
+                continue
+            item = waiting.pop(0)
+        yield item, False
+    for item in waiting:
+        yield item, True

@@ -1,14 +1,16 @@
 """The checkpoints of a run folder: names, contents, the newest whole one, and old ones."""
 
+import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smalti.errors import InputError, IntegrityError
-from smalti.files import check_manifest, load_tensors, new_folder, read_json, save_tensors, write_json
+from smalti.files import check_manifest, load_tensors, new_folder, read_json, read_notes, save_tensors, write_json
 from smalti.model_folder import WEIGHTS, checkpoints
 from smalti.training.task import Savable, Task
 from smalti.version import __version__
@@ -34,7 +36,7 @@ def write_state(task: Savable, folder: Path) -> None:
     task.export(folder / task.state.config.kind)
     for name, source in task.tensors().items():
         if tensors := source.state_dict():
-            save_tensors(folder / f"{name}.safetensors", tensors)
+            save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
     about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
     write_json(folder / "state.json", about | {"step": task.state.step, "updates": task.state.updates})
 
@@ -53,7 +55,11 @@ def read_state(task: Savable, folder: Path) -> dict[str, Any]:
     task.ema.load_state_dict(load_tensors(folder / task.state.config.kind / WEIGHTS))
     for name, target in task.tensors().items():
         path = folder / f"{name}.safetensors"
-        target.load_state_dict(load_tensors(path) if path.is_file() else {})
+        tensors = load_tensors(path) if path.is_file() else {}
+        step = read_notes(path).get("step") if tensors else None
+        if step is not None and step != str(about.get("step")):
+            raise IntegrityError(f"{path}: is of step {step}, its checkpoint of step {about.get('step')}; restore it")
+        target.load_state_dict(tensors)
     task.state.step, task.state.updates = about["step"], about["updates"]
     return about
 
@@ -72,7 +78,8 @@ def resume_newest(task: Task, out: Path) -> None:
             faults.append(str(fault))
             continue
         if faults and task.state.world.is_main:
-            print(f"warning: {faults[0]}; resuming from {folder.name} instead", file=sys.stderr)
+            with suppress(OSError, ValueError):  # a reader that is gone stops nothing
+                print(f"warning: {faults[0]}; resuming from {folder.name} instead", file=sys.stderr)
         if about["data"] != task.data_digest:
             raise InputError(
                 f"data: {task.data_count:,} samples, not the ones this run began with; restore them or start anew"
@@ -80,6 +87,22 @@ def resume_newest(task: Task, out: Path) -> None:
         return
     if found:
         raise IntegrityError(f"{out}: none of its {len(found)} checkpoints is whole; the newest: {faults[0]}")
+    if (last := last_logged_step(out)) > task.state.config.save_every:
+        raise IntegrityError(
+            f"{out}: its log reaches step {last:,}, but there is no checkpoint; restore a step-N folder, or start anew "
+            f"in another folder"
+        )
+
+
+def last_logged_step(out: Path) -> int:
+    """Return the last step in the log of a run folder; 0 without one."""
+    path, last = out / "log.jsonl", 0
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            last = max(last, int(json.loads(text)["step"]))
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            continue
+    return last
 
 
 def keep_newest(folder: Path, count: int) -> None:

@@ -135,6 +135,12 @@ class RunConfig(Config):
     eval_every: int = Field(500, ge=1)
     """Steps between validations."""
 
+    def fixed_in_resumption(self, other: "RunConfig") -> list[str]:
+        """Return the fields in which a run of this config and its resumption by `other` differ and may not."""
+        return [
+            n for n in type(self).model_fields if n not in self.changeable and getattr(self, n) != getattr(other, n)
+        ]
+
     def ema_decay(self, updates: int) -> float:
         """Return the decay of the EMA weights at the update after `updates` others."""
         return min(self.ema, (1 + updates) / (10 + updates))
@@ -144,8 +150,8 @@ class TokenizerTraining(RunConfig):
     """The config of a tokenizer's training run."""
 
     former_names: ClassVar[Mapping[str, str]] = {"adversary": "gan"}
-    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"accumulate"}
-    """`accumulate` only changes rounding."""
+    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"accumulate", "max_bad"}
+    """`accumulate` only changes rounding, and is fixed where it does more (`cut_note`)."""
 
     kind: Literal["tokenizer"] = "tokenizer"
     tokenizer: AnyTokenizerConfig
@@ -167,7 +173,11 @@ class TokenizerTraining(RunConfig):
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
     accumulate: int = Field(1, ge=1)
-    """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`."""
+    """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`. The gradients are those of the
+    whole batch, but a discriminator that compares samples (batch norm, minibatch deviation) may see one micro-batch."""
+    max_bad: float = Field(0.5, ge=0, le=1)
+    """Largest share of rows that cannot be read among the last 1,000; with more, the run ends. Until then a row is left
+    out, and a step without any."""
     weights: dict[str, float]
     """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, `logits`, and those of the quantizer. Every
     loss that is computed needs a weight and every weight a loss."""
@@ -211,6 +221,39 @@ class TokenizerTraining(RunConfig):
     def split_data(self) -> OneKindConfig:
         """Source that `held_out` is taken from: `data`, or the videos of joint data."""
         return self.data.videos if isinstance(self.data, JointConfig) else self.data
+
+    def cut_note(self, ranks: int = 1) -> str | None:
+        """Return how the discriminator's scores depend on the cut into ranks and micro-batches; None if they do not.
+
+        A minibatch deviation does not where every part can have whole groups.
+        """
+        compared, parts = self.compared_samples, self.accumulate * ranks
+        rows, rest = divmod(self.batch_size, ranks)
+        if parts == 1 or compared == 1:
+            return None
+        if compared is not None and not rest and rows % compared == 0 and rows // compared >= self.accumulate:
+            return None
+        layer = "batch norm is" if compared is None else f"minibatch deviation in groups of {compared} is"
+        return (
+            f"gan.discriminator: its {layer} computed on the {self.batch_size / parts:g} rows of one micro-batch on "
+            f"one rank (batch_size {self.batch_size}, accumulate {self.accumulate}, {ranks} ranks), not on the batch"
+        )
+
+    def fixed_in_resumption(self, other: RunConfig) -> list[str]:
+        """Return the fields in which a run of this config and its resumption by `other` differ and may not."""
+        fixed = super().fixed_in_resumption(other)
+        if (
+            isinstance(other, TokenizerTraining)
+            and self.accumulate != other.accumulate
+            and (self.cut_note() or other.cut_note())
+        ):
+            fixed.append("accumulate")
+        return fixed
+
+    @property
+    def compared_samples(self) -> int | None:
+        """Samples whose scores by the discriminator depend on each other: 1 for none, None for all of a call."""
+        return 1 if self.gan is None else self.gan.discriminator.compared_samples
 
     def ema_decay(self, updates: int) -> float:
         """Return the decay at the update after `updates` others: the product of its moves' decays."""

@@ -1,7 +1,7 @@
 """The processes of a run and the values that they exchange; the device of each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -55,6 +55,22 @@ class World(NamedTuple):
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
         return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
+
+    def table(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return the whole numbers of every rank, equally many of each, in the order of ranks."""
+        if self.size == 1:
+            return [list(numbers)]
+        table = torch.zeros(self.size, len(numbers), dtype=torch.int64, device=self.device)
+        table[self.rank] = torch.tensor(numbers)
+        dist.all_reduce(table)
+        return [[int(number) for number in row] for row in table.tolist()]
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """Return the tensor of that rank on this device; the others give one of its shape and type."""
+        x = x.to(self.device).contiguous()
+        if self.size > 1:
+            dist.broadcast(x, source)
+        return x
 
     def min(self, number: int) -> int:
         """Return the smallest over ranks."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
-from smalti.files import lock, remove_leftovers, write_bytes, write_json
+from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes, write_json
 from smalti.progress import Progress
 from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
@@ -25,11 +25,19 @@ MAX_SKIPPED = 10
 """Steps in a row that may be skipped for numbers that are not finite, before the run gives up."""
 
 
+LOCK = ".lock"
+"""File of a run folder that the process which writes there holds."""
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Signals after which a run saves and stops; Windows lacks the last two."""
+
+
 class Stopped(SmaltiError):
     """The run received a signal to stop, and has saved."""
 
     def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped by signal {int(number)} at step {step}, saved; go on with --resume")
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} at step {step:,}, saved; go on with --resume")
         self.exit_code = 128 + number
 
 
@@ -37,13 +45,17 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
     """Train `task` to its last step in the run folder `out`; return the folder of the trained model, `out/KIND`.
 
     With `resume` a stopped run continues from its newest whole checkpoint, and ends with the weights of an undisturbed
-    run, bit for bit on the same machine. SIGTERM and SIGINT save first. Raises SmaltiError.
+    run, bit for bit on the same machine. The signals of `collect_signals` end it after a save. Raises SmaltiError.
     """
     config, world = task.state.config, task.state.world
     if world.is_main:
-        prepare_folder(config, out, resume=resume)
-    world.barrier()
-    with lock(out / ".lock") if world.is_main else nullcontext(), collect_signals() as signals:
+        check_folder(config, out, resume=resume)
+    with lock(out / LOCK) if world.is_main else nullcontext(), collect_signals() as signals:
+        if world.is_main:  # once nobody else can write there
+            check_folder(config, out, resume=resume)
+            write_bytes(out / "config.yaml", config.to_yaml().encode())
+            remove_leftovers(out)
+        world.barrier()
         if resume:
             resume_newest(task, out)
         check_equal_ranks(task)
@@ -94,29 +106,25 @@ def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:
         yield result
 
 
-def prepare_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
-    """Make the run folder, or check that it contains the run that `config` describes. Raises ConfigError."""
+def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
+    """Check that a folder is new, or contains the run that `config` describes; changes nothing. Raises ConfigError."""
     path = out / "config.yaml"
     if path.is_file():
         if not resume:
             raise ConfigError(f"{out}: holds a run already; give --resume to go on with it, or another --out")
         _check_same(load_yaml(type(config), path), config, path)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
         raise ConfigError(f"{out}: is there and is not a run; give another --out")
     elif resume:
         raise ConfigError(f"{out}: there is no run to resume; leave --resume out to start one")
-    write_bytes(path, config.to_yaml().encode())
-    remove_leftovers(out)
 
 
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
-    fixed = [name for name in type(old).model_fields if name not in old.changeable]
-    differing = [name for name in fixed if getattr(old, name) != getattr(new, name)]
-    if differing:
+    if differing := old.fixed_in_resumption(new):
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
-            f"{', '.join(sorted(old.changeable))}"
+            f"{', '.join(sorted(old.changeable - {*differing}))}"
         )
 
 
@@ -135,7 +143,8 @@ def check_equal_ranks(task: Task) -> None:
 
 @contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying; a second one of the same kind ends the process at once."""
+    """Collect SIGTERM, SIGINT, SIGHUP and SIGUSR1 (Slurm's warning) instead of dying; a second signal ends the process
+    as it would without this block. A signal that the process ignores stays ignored (SIGHUP under nohup)."""
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -146,8 +155,9 @@ def collect_signals() -> Iterator[list[int]]:
         received.append(number)
 
     with suppress(ValueError):  # not in the main thread: the caller's business
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, receive)
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, receive)
     try:
         yield received
     finally:
@@ -177,7 +187,7 @@ class RunLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write a line, which has its `step`."""
-        with self.path.open("a") as file:
+        with naming_os_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name != "step" and isinstance(value, int | float):

@@ -13,7 +13,7 @@ from smalti.text import counts_text, printable
 from smalti.training.config import TokenizerTraining
 
 
-class Split(NamedTuple):
+class DataSplit(NamedTuple):
     """Training data and validation data of a run."""
 
     train: Source
@@ -21,7 +21,7 @@ class Split(NamedTuple):
     counts: dict[str, int]
     """Number of samples that are trained on, held out and left out, by name."""
     notes: tuple[str, ...]
-    """What a user should know of it, a line each."""
+    """Facts that a user should know before the first step, a line each."""
 
 
 def settle_validation(config: TokenizerTraining, previous: TokenizerTraining | None = None) -> TokenizerTraining:
@@ -39,7 +39,7 @@ def settle_validation(config: TokenizerTraining, previous: TokenizerTraining | N
     return config.replace({"held_out": count, "validation": _view_of(shown, config.split_data)})
 
 
-def split_data(config: TokenizerTraining) -> Split:
+def split_data(config: TokenizerTraining) -> DataSplit:
     """List the data of a run, and hold out the samples that its config says. Raises InputError as `build` does."""
     built = config.data.build()
     parts: dict[str, Source] = {"": built}
@@ -55,7 +55,7 @@ def split_data(config: TokenizerTraining) -> Split:
             counts[what] = counts.get(what, 0) + count
     if not config.held_out:
         own = None if config.validation is None else config.validation.build()
-        return Split(built, own, {"samples": len(built), **counts}, (*notes, *_without(config)))
+        return DataSplit(built, own, {"samples": len(built), **counts}, (*notes, *_without(config)))
     whole = parts["videos"] if isinstance(built, Joint) else built
     assert isinstance(whole, Images | Videos)
     parted = hold_out(whole, config.held_out, config.seed)
@@ -66,7 +66,7 @@ def split_data(config: TokenizerTraining) -> Split:
     what = f"{len(parted.held_out):,} of {len(whole):,} samples are held out for validation and never trained on"
     copies = f", nor are {parted.copies:,} copies of them" if parted.copies else ""
     notes.append(f"{printable(config.split_data.path)}: {what}{copies} (held_out)")
-    return Split(train, validation, counts, tuple(notes))
+    return DataSplit(train, validation, counts, tuple(notes))
 
 
 def _data(config: TokenizerTraining, part: str) -> OneKindConfig:

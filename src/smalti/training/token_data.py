@@ -13,6 +13,9 @@ from smalti.tokens.dataset import Example, TokenDataset
 from smalti.training.generator_config import GeneratorTraining
 
 
+_GIVE_LABELS = "give the set labels (of folders: `smalti tokenize --set inputs.class_folders=true`)"
+
+
 class _Row(NamedTuple):
     number: int
     """In the set."""
@@ -76,10 +79,7 @@ class GridRows(TokenDataset):
         if not classes:
             return
         if self.unlabelled:
-            raise ConfigError(
-                f"{path}: has rows without labels; --set class_conditional=false, or give the set labels (of folders: "
-                "`smalti tokenize --set inputs.class_folders=true`)"
-            )
+            raise ConfigError(f"{path}: has rows without labels; --set generator.classes=0, or {_GIVE_LABELS}")
         if count > classes or (self.classes and count != classes):
             raise ConfigError(f"{path}: has {count:,} classes; --set generator.classes={count}")
 
@@ -101,7 +101,8 @@ def settle_classes(
     if not wanted:
         classes = 0
     elif not classes:
-        rows.check_classes(max(1, rows.class_count))
+        if rows.unlabelled:
+            raise ConfigError(f"{path}: has rows without labels; --set class_conditional=false, or {_GIVE_LABELS}")
         classes = count
     notes = list[str]()
     if wanted and not config.generator.classes:

@@ -1,27 +1,30 @@
 """One training step of a tokenizer and its discriminator: one forward of the tokenizer, then both updates.
 
-Both networks are updated at once, each against the other as it was, unless the config has them alternate: micro-batches
-can then be accumulated and give the gradients of the whole. Gradients with respect to the reconstructed pixels are
-linear in the losses, so each is taken once, there: the last layer's norms, which the adaptive weight compares, follow
-from them, and their weighted sum is sent back through the tokenizer once. The plain way runs the tokenizer twice and
-LPIPS and discriminator backward twice.
+Both networks are updated at once, each against the other as it was, unless the config has them alternate. Gradients
+with respect to the reconstructed pixels are linear in the losses, so each is taken once, there: the last layer's norms,
+which the adaptive weight compares, follow from them, and their weighted sum is sent back through the tokenizer once.
+The plain way runs the tokenizer twice and LPIPS and discriminator backward twice.
+
+Micro-batches and ranks give the gradients of the whole batch. Where a loss is no mean over rows (`parts`), ranks
+exchange what it needs; several micro-batches are surveyed first, with another forward of the tokenizer.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smalti import losses as loss
-from smalti.data.shuffle import sample_rng
+from smalti.data.shuffle import mix
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import Usage
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.optimizer import clip_gradient, update_ema
+from smalti.training.parts import Part, Whole, cut
 from smalti.training.tokenizer_state import GANState, TrainState
 
 
@@ -43,45 +46,54 @@ class TokenizerStep(NamedTuple):
     """Usage of the codebook on this rank: by this batch, or in a run by all batches since the last line of the log."""
     skipped: bool
     """Whether the update was left out because a loss or gradient was not finite."""
+    rows: int
+    """Rows of all ranks that the step learnt from; 0 where none could be read, and the rest is empty or NaN."""
 
     bad_files: int = 0
     """Files of the run that could not be read so far, on this rank."""
+    empty_steps: int = 0
+    """Steps without a row, since the run was started or resumed."""
 
     @property
     def note(self) -> str:
         """The loss and the PSNR."""
-        return f"loss {self.total:.4f} psnr {self.psnr:.2f}"
+        return f"loss {self.total:.4f} psnr {self.psnr:.2f}" if self.rows else "no file of this step could be read"
 
     def line(self) -> dict[str, Any]:
-        """Return the line for log.jsonl."""
+        """Return the line for log.jsonl; without losses where there was no row."""
+        counts = {"rows": self.rows, "bad_files": self.bad_files, "empty_steps": self.empty_steps}
+        if not self.rows:
+            return {"step": self.step, "lr": self.lr, "skipped": self.skipped, **counts}
         use = self.usage.summary(pixels=1)
         return {
             **{"step": self.step, "total": self.total, "psnr": self.psnr},
             **{f"loss/{name}": value for name, value in self.losses.items()},
             **{"lr": self.lr, "grad_norm": self.grad_norm, "gan_weight": self.gan_weight},
             **{"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens},
-            **{"skipped": self.skipped, "bad_files": self.bad_files},
+            **{"skipped": self.skipped, **counts},
         }
 
+    @classmethod
+    def empty(cls, state: TrainState, lr: float) -> "TokenizerStep":
+        """Return the figures of a step without a row."""
+        nan, usage = math.nan, Usage(state.tokenizer.levels)
+        return cls(state.step, {}, nan, lr, 0.0, 0.0, nan, usage, skipped=False, rows=0)
 
-def step(state: TrainState, video: Tensor) -> TokenizerStep:
-    """Train on one batch of this rank, `b 3 t h w` in [-1, 1]; advances `state`."""
-    config, world = state.config, state.world
-    # Ranks must make equally many micro-batches, and a bad file can leave one of them with fewer rows.
-    count = world.min(min(config.accumulate, len(video))) if config.accumulate > 1 else 1
-    parts, frames = video.tensor_split(count), _frame_index(state, video).tensor_split(count)
-    sums: dict[str, Tensor] = {}
-    usage = Usage(state.tokenizer.levels)
+
+def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) -> TokenizerStep:
+    """Train on one batch of this rank, `b 3 t h w` in [-1, 1]; advances `state`.
+
+    A rank may have fewer rows than others, or none (b = 0): rows count alike, whichever rank has them. `places` are
+    those of the rows in the global batch, r, r + W, ... if they are not given. Without a row on any rank nothing is
+    learnt, and `rows` of the result is 0.
+    """
     lr = _set_lrs(state)
+    parts = cut(state, video, places)
+    if not parts:
+        state.step += 1
+        return TokenizerStep.empty(state, lr)
     averages = _averages(state)
-    for i, (part, index) in enumerate(zip(parts, frames, strict=True)):
-        last = i == len(parts) - 1
-        with _unsynced(state.ddp, last), _unsynced(None if state.gan is None else state.gan.ddp, last):
-            measured, ids = accumulate(state, part.to(world.device), index, len(part) / len(video))
-        usage.update(ids.cpu())
-        for name, value in measured.items():
-            sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * (len(part) / len(video))
-    means = {name: float(value) for name, value in zip(sums, world.mean(torch.stack([*sums.values()])), strict=True)}
+    means, usage = _add_gradients(state, parts)
     grad_norm, skipped = _update(state, all(map(math.isfinite, means.values())))
     if skipped:
         _restore(state, averages)
@@ -95,49 +107,149 @@ def step(state: TrainState, video: Tensor) -> TokenizerStep:
         psnr=-10 * math.log10(means["squared_error"] / 4) if means["squared_error"] > 0 else math.nan,
         usage=usage,
         skipped=skipped,
+        rows=parts[0].batch,
     )
 
 
-def accumulate(state: TrainState, video: Tensor, index: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Add one micro-batch's gradients, times its share of the batch, to both networks; return its losses and ids."""
-    config = state.config
+def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, float], Usage]:
+    """Add the whole batch's gradients to both networks; return the means of the losses and the usage of this rank."""
+    world, gan = state.world, state.gan
+    sums: dict[str, Tensor] = {}
+    usage = Usage(state.tokenizer.levels)
+    whole = survey(state, parts) if len(parts) > 1 else None
+    if whole is not None and whole.logits is not None and gan is not None:
+        gan.anchors = loss.update_lecam_ema(gan.anchors, *whole.logits)
+    for part in parts:
+        last = part is parts[-1]
+        with _unsynced(state.ddp, last), _unsynced(None if gan is None else gan.ddp, last):
+            measured, ids = accumulate(state, part, whole)
+        if part.share:
+            usage.update(ids.cpu())
+        for name, value in measured.items():
+            sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * part.share
+    means = world.mean(torch.stack([*sums.values()]))
+    return {name: float(value) for name, value in zip(sums, means, strict=True)}, usage
+
+
+def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """Add one micro-batch's gradients, times its share of the batch, to both networks; return its losses and ids.
+
+    Without `whole` it is all that this rank has of the batch, and ranks exchange what a loss needs.
+    """
+    config, video = state.config, part.video
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        reconstruction = state.ddp(video)
+        reconstruction = state.ddp(video, _whole_code(state, part, whole))
         # The graph is cut at the pixels: every loss is differentiated down to here, once.
         pixels = widen(reconstruction.video.detach()).requires_grad_()
-        pixel_losses = _pixel_losses(state, pixels, video, index)
+        pixel_losses = _pixel_losses(state, pixels, part)
         weights = _weights(state)
         total = loss.weigh({**pixel_losses, **reconstruction.losses}, weights)
         (at_pixels,) = torch.autograd.grad(total, pixels, retain_graph=bool(reconstruction.losses))
         measured = {**pixel_losses, **reconstruction.losses, "total": total}
         gan = state.gan
         if gan is not None and gan.config.share(state.step) > 0:
-            gan_losses, adversarial_at_pixels = _gan_gradients(state, gan, video, pixels, index, share)
-            weight = _gan_weight(state, gan.config, reconstruction.video, at_pixels, adversarial_at_pixels)
+            gan_losses, adversarial_at_pixels = _gan_gradients(state, gan, part, pixels, whole)
+            weight = None if whole is None else whole.gan_weight
+            if weight is None:
+                weight = _gan_weight(state, gan.config, part, reconstruction.video, at_pixels, adversarial_at_pixels)
             at_pixels = at_pixels + weight * adversarial_at_pixels
             measured |= gan_losses | {"gan_weight": weight}
-    outputs, gradients = [reconstruction.video], [(at_pixels * share).to(reconstruction.video.dtype)]
+    outputs, gradients = [reconstruction.video], [(at_pixels * part.share).to(reconstruction.video.dtype)]
     for name, value in reconstruction.losses.items():  # these reach the encoder by another way than the pixels
-        outputs, gradients = [*outputs, value], [*gradients, torch.full_like(value, weights[name] * share)]
+        outputs, gradients = [*outputs, value], [*gradients, torch.full_like(value, weights[name] * part.share)]
     torch.autograd.backward(outputs, gradients)
     measured["squared_error"] = (pixels.clamp(-1, 1) - video).square().mean()
     return {name: value.detach() for name, value in measured.items()}, reconstruction.ids
 
 
-def _pixel_losses(state: TrainState, pixels: Tensor, video: Tensor, index: Tensor) -> dict[str, Tensor]:
+def survey(state: TrainState, parts: Sequence[Part]) -> Whole | None:
+    """Find what the losses of a part need to know of the whole batch; None if they need nothing.
+
+    The parts are seen once without an update: the tokenizer forward, and for the adaptive weight backward through
+    LPIPS and discriminator to the pixels.
+    """
+    gan = state.gan if state.gan is not None and state.gan.config.share(state.step) > 0 else None
+    adaptive = gan is not None and gan.config.adaptive
+    lecam = gan is not None and gan.config.lecam > 0
+    if not (adaptive or lecam or "batch_entropy" in state.config.weights):
+        return None
+    sums: dict[str, Tensor] = {}
+    averages = _averages(state)
+    for part in parts:
+        for name, value in _survey_part(state, gan, part).items():
+            sums[name] = sums[name] + value * part.share if name in sums else value * part.share
+    _restore(state, averages)
+    means = {name: state.world.mean(value) for name, value in sums.items()}
+    weight = None
+    if adaptive and gan is not None:
+        norms = [torch.linalg.vector_norm(means[name]) for name in ("reconstruction", "adversarial")]
+        weight = loss.adaptive_weight(norms[0], norms[1], scale=gan.config.weight) * gan.config.share(state.step)
+    return Whole(means.get("mean_code"), weight, (means["real"], means["fake"]) if lecam else None)
+
+
+def _survey_part(state: TrainState, gan: GANState | None, part: Part) -> dict[str, Tensor]:
+    """Return the means of one part: its soft code, its logits, its two gradients at the decoder's last layer."""
+    found: dict[str, Tensor] = {}
+    adaptive = gan is not None and gan.config.adaptive
+
+    def keep(mean_code: Tensor) -> Tensor:
+        found["mean_code"] = mean_code.detach()
+        return mean_code
+
+    half = state.config.precision == "bfloat16"
+    with torch.autocast(part.video.device.type, torch.bfloat16, enabled=half), torch.set_grad_enabled(adaptive):
+        reconstruction = state.tokenizer(part.video, keep)
+        if gan is None:
+            return found
+        pixels = widen(reconstruction.video.detach()).requires_grad_(adaptive)
+        fake = gan.discriminator(gan.discriminator.samples(pixels, part.frames))
+        if gan.config.lecam:
+            with torch.no_grad():
+                real = _score_real(state, gan, gan.discriminator, gan.discriminator.samples(part.video, part.frames))
+            found |= {"real": widen(real.detach()).mean(), "fake": widen(fake.detach()).mean()}
+        if adaptive:
+            total = loss.weigh({**_pixel_losses(state, pixels, part), **reconstruction.losses}, _weights(state))
+            adversarial = _gan_losses(gan.config)[0](fake)
+            at_pixels = [torch.autograd.grad(value, pixels, retain_graph=True)[0] for value in (total, adversarial)]
+            last = state.tokenizer.decoder.last_weight
+            gradients = loss.last_layer_gradients(reconstruction.video, last, at_pixels[0], at_pixels[1])
+            found |= dict(zip(("reconstruction", "adversarial"), gradients, strict=True))
+    return found
+
+
+def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[[Tensor], Tensor] | None:
+    """Return the map from a part's mean soft code to that of the whole batch, with the part's gradient."""
+    if whole is not None and whole.mean_code is not None:
+        code = whole.mean_code
+        return lambda mean_code: code + (mean_code - mean_code.detach())
+    if state.world.size > 1:
+        return lambda mean_code: state.world.mean(mean_code * part.share) + (mean_code - mean_code.detach())
+    return None
+
+
+def _pixel_losses(state: TrainState, pixels: Tensor, part: Part) -> dict[str, Tensor]:
     """Return the losses between pixels: l1 and l2 if they are weighted, lpips and logits if they are configured."""
     functions = {"l1": loss.l1, "l2": loss.l2}
-    losses = {name: function(pixels, video) for name, function in functions.items() if name in state.config.weights}
+    losses = {
+        name: function(pixels, part.video) for name, function in functions.items() if name in state.config.weights
+    }
     if state.lpips is not None:
-        frames = index if state.config.lpips_frames == "random" else None
-        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, video))
-        rng = sample_rng(state.config.seed, state.step, 1) if state.lpips.dropout else None
-        losses["lpips"] = state.lpips(ours, theirs, rng).mean()
+        frames = part.frames if state.config.lpips_frames == "random" else None
+        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, part.video))
+        rngs = _dropout_rngs(state, part.places, len(ours)) if state.lpips.dropout else None
+        losses["lpips"] = state.lpips(ours, theirs, rngs).mean()
     if state.logits is not None and state.config.logits is not None:
-        frames = index if state.config.logits.frames == "random" else None
-        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, video))
+        frames = part.frames if state.config.logits.frames == "random" else None
+        ours, theirs = (loss.select_frames(v, frames).squeeze(2) for v in (pixels, part.video))
         losses["logits"] = state.logits(ours, theirs).mean()
     return losses
+
+
+def _dropout_rngs(state: TrainState, places: Sequence[int], images: int) -> list[torch.Generator]:
+    """Return one generator per image of the clips at these places: the same in any micro-batch of any rank."""
+    each = range(images // len(places))
+    seeds = [mix(state.config.seed, state.step, 1, place, frame) >> 1 for place in places for frame in each]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def _weights(state: TrainState) -> dict[str, float]:
@@ -148,29 +260,24 @@ def _weights(state: TrainState) -> dict[str, float]:
 
 
 def _gan_gradients(
-    state: TrainState, gan: GANState, video: Tensor, pixels: Tensor, index: Tensor, share: float
+    state: TrainState, gan: GANState, part: Part, pixels: Tensor, whole: Whole | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Add the discriminator's gradients to it; return the losses and the adversarial gradient at the pixels.
 
     If the updates alternate, the discriminator is updated here, and that gradient is taken through the new one. If both
     are made at once, one backward through the fakes serves both as long as none is beyond the hinge.
     """
-    settings, samples = gan.config, gan.discriminator.samples
+    settings, samples, share = gan.config, gan.discriminator.samples, part.share
     alternate = settings.order == "alternate"
-    fake = gan.ddp(samples(pixels.detach() if alternate else pixels, index))
-    common = not alternate and _opposed(settings, fake)
-    generators = {"hinge": loss.hinge_generator, "non_saturating": loss.non_saturating_generator}
-    discriminators = {"hinge": loss.hinge_discriminator, "non_saturating": loss.non_saturating_discriminator}
-    tokenizer_loss, discriminator_loss = generators[settings.losses[0]], discriminators[settings.losses[1]]
+    fake = gan.ddp(samples(pixels.detach() if alternate else pixels, part.frames))
+    common = not alternate and share > 0 and _opposed(settings, fake)
+    tokenizer_loss, discriminator_loss = _gan_losses(settings)
     adversarial = tokenizer_loss(fake)
     if not (alternate or common):
         (at_pixels,) = torch.autograd.grad(adversarial, pixels, retain_graph=True)
-    factor = loss.lazy_factor(state.step, settings.penalty_every) if settings.penalty != "none" else 0
-    real_samples = samples(video, index).requires_grad_(factor > 0)
-    # A second derivative in bfloat16 is noise, so the real samples are scored in float32 where there is a penalty.
-    half = state.config.precision == "bfloat16" and not factor
-    with torch.autocast(video.device.type, torch.bfloat16, enabled=half):
-        real = gan.ddp(real_samples)
+    factor = _penalty_factor(state, settings)
+    real_samples = samples(part.video, part.frames).requires_grad_(factor > 0)
+    real = _score_real(state, gan, gan.ddp, real_samples)
     measured = {"discriminator": discriminator_loss(real, fake)}
     objective = measured["discriminator"]
     if factor:
@@ -179,8 +286,10 @@ def _gan_gradients(
         measured["penalty"] = penalties[settings.penalty](norms)
         objective = objective + factor * settings.penalty_weight * measured["penalty"]
     if settings.lecam:
-        means = [state.world.mean(logits.float().mean()) for logits in (real, fake)]
-        gan.anchors = loss.update_lecam_ema(gan.anchors, means[0], means[1])
+        if whole is None:
+            means = [_over_ranks(state, part)(widen(logits.detach()).mean()) for logits in (real, fake)]
+            gan.anchors = loss.update_lecam_ema(gan.anchors, means[0], means[1])
+        assert gan.anchors is not None
         measured["lecam"] = loss.lecam(real, fake, gan.anchors)
         objective = objective + settings.lecam * measured["lecam"]
     parameters = list(gan.discriminator.parameters())
@@ -190,9 +299,32 @@ def _gan_gradients(
         at_pixels = pixels.grad * (-2 / share)
     elif alternate:
         _move(state, gan)
-        adversarial = tokenizer_loss(gan.discriminator(samples(pixels, index)))
+        adversarial = tokenizer_loss(gan.discriminator(samples(pixels, part.frames)))
         (at_pixels,) = torch.autograd.grad(adversarial, pixels)
     return measured | {"adversarial": adversarial}, at_pixels
+
+
+def _gan_losses(settings: GANConfig) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """Return the losses of the tokenizer and of the discriminator."""
+    generators = {"hinge": loss.hinge_generator, "non_saturating": loss.non_saturating_generator}
+    discriminators = {"hinge": loss.hinge_discriminator, "non_saturating": loss.non_saturating_discriminator}
+    return generators[settings.losses[0]], discriminators[settings.losses[1]]
+
+
+def _penalty_factor(state: TrainState, settings: GANConfig) -> int:
+    """Return how many times as heavy the penalty is at this step, 0 where it is left out."""
+    return loss.lazy_factor(state.step, settings.penalty_every) if settings.penalty != "none" else 0
+
+
+def _score_real(state: TrainState, gan: GANState, network: nn.Module, samples: Tensor) -> Tensor:
+    """Return the logits of real samples.
+
+    A second derivative in bfloat16 is noise, so they are scored in float32 where there is a penalty.
+    """
+    half = state.config.precision == "bfloat16" and not _penalty_factor(state, gan.config)
+    with torch.autocast(samples.device.type, torch.bfloat16, enabled=half):
+        logits: Tensor = network(samples)
+    return logits
 
 
 def _opposed(settings: GANConfig, fake: Tensor) -> bool:
@@ -212,14 +344,20 @@ def _move(state: TrainState, gan: GANState) -> None:
 
 
 def _gan_weight(
-    state: TrainState, settings: GANConfig, video: Tensor, at_pixels: Tensor, adversarial_at_pixels: Tensor
+    state: TrainState, settings: GANConfig, part: Part, video: Tensor, at_pixels: Tensor, adversarial_at_pixels: Tensor
 ) -> Tensor:
-    weight = torch.tensor(settings.weight, device=video.device)
+    weight = at_pixels.new_tensor(settings.weight)
     if settings.adaptive:
-        last = state.tokenizer.decoder.last_weight
-        norms = loss.last_layer_norms(video, last, at_pixels, adversarial_at_pixels, reduce=state.world.mean)
+        last, reduce = state.tokenizer.decoder.last_weight, _over_ranks(state, part)
+        norms = loss.last_layer_norms(video, last, at_pixels, adversarial_at_pixels, reduce=reduce)
         weight = loss.adaptive_weight(norms.reconstruction, norms.adversarial, scale=settings.weight)
     return weight * settings.share(state.step)
+
+
+def _over_ranks(state: TrainState, part: Part) -> Callable[[Tensor], Tensor]:
+    """Return the map from a mean over the rows of one rank to that over all rows."""
+    world = state.world
+    return lambda mean: world.mean(mean * part.share) if world.size > 1 else mean
 
 
 def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
@@ -251,14 +389,6 @@ def _set_lrs(state: TrainState) -> float:
         for group in optimizer.param_groups:
             group["lr"] = settings.lr_at(state.step, state.config.steps)
     return state.config.optimizer.lr_at(state.step, state.config.steps)
-
-
-def _frame_index(state: TrainState, video: Tensor) -> Tensor:
-    """Return one frame number per clip of this rank: its share of those for the global batch."""
-    clips, frames = video.shape[0], video.shape[2]
-    rng = sample_rng(state.config.seed, state.step, 0)
-    numbers = loss.random_frames(max(state.config.batch_size, clips * state.world.size), frames, rng)
-    return numbers[state.world.rank :: state.world.size][:clips]
 
 
 def _unsynced(module: torch.nn.Module | None, last: bool) -> AbstractContextManager[None]:

@@ -1,12 +1,16 @@
 """A tokenizer as a task of `fit`: its data, steps, validation scores and samples."""
 
 import hashlib
+import sys
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from smalti.data import BadFileLog, Joint, Source, batches, evaluation
+from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
 from smalti.tokenizer import Tokenizer
@@ -21,6 +25,36 @@ from smalti.video import to_uint8
 
 _SAMPLES = 6
 """Clips in an image of samples."""
+_RECENT = 1_000
+"""Rows among which bad ones are counted."""
+
+
+class BadRows:
+    """Count of the rows of the last steps that could not be read: of `_RECENT` rows, or of one step if it has more."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        """Largest share of them."""
+        self._steps: deque[tuple[int, int]] = deque()
+
+    def add(self, listed: int, bad: int) -> None:
+        """Count a step's rows over all ranks, and how many of them are bad."""
+        self._steps.append((listed, bad))
+        while self._sums()[0] - self._steps[0][0] >= _RECENT:
+            self._steps.popleft()
+
+    @property
+    def too_many(self) -> bool:
+        """Whether there are more than the share allows; rows before the first step count as good."""
+        listed, bad = self._sums()
+        return bad > self.share * max(listed, _RECENT)
+
+    def __str__(self) -> str:
+        listed, bad = self._sums()
+        return f"{bad:,} of the last {listed:,} rows could not be read"
+
+    def _sums(self) -> tuple[int, int]:
+        return sum(listed for listed, _ in self._steps), sum(bad for _, bad in self._steps)
 
 
 class TokenizerTask(Task):
@@ -39,7 +73,11 @@ class TokenizerTask(Task):
         self._clips: list[Tensor] = []
 
     def steps(self, folder: Path) -> Iterator[TokenizerStep]:
-        """Train to the last step; files that cannot be read are listed in `bad_files.jsonl` (`-RANK`) of `folder`."""
+        """Train to the last step; files that cannot be read are listed in `bad_files.jsonl` (`-RANK`) of `folder`.
+
+        A step without a row that can be read learns nothing and is counted. Raises InputError where more than
+        `max_bad` of the last rows cannot be read, or no row at all could.
+        """
         config, world = self.state.config, self.state.world
         bad_files = BadFileLog(folder / f"bad_files{f'-{world.rank}' if world.rank else ''}.jsonl")
         stream = batches(
@@ -51,15 +89,23 @@ class TokenizerTask(Task):
             workers=config.workers,
             on_bad=bad_files,
         )
-        usage = Usage(self.state.tokenizer.levels)
+        if world.is_main and (note := config.cut_note(world.size)):
+            with suppress(OSError, ValueError):  # a reader that is gone stops nothing
+                print(f"warning: {note}", file=sys.stderr)
+        usage, recent, empty = Usage(self.state.tokenizer.levels), BadRows(config.max_bad), 0
         for _ in range(self.state.step, config.steps):
-            result = step(self.state, next(stream).video)
-            usage = usage.merge(result.usage)
-            yield result._replace(usage=usage, bad_files=bad_files.total)
-            if (
-                result.skipped or result.step % config.log_every == 0
-            ):  # a line of the log has all batches since the last
-                usage = Usage(usage.levels)
+            batch = next(stream)
+            result = step(self.state, batch.video, batch.places)
+            usage, empty = usage.merge(result.usage), empty + (not result.rows)
+            recent.add(batch.listed, batch.listed - result.rows)
+            if recent.too_many or (result.step == empty == config.steps):
+                raise InputError(
+                    f"step {result.step}: {recent} (max_bad {config.max_bad:g}); repair the files in "
+                    f"{folder / 'bad_files*.jsonl'}, or resume with a larger max_bad"
+                )
+            yield result._replace(usage=usage, bad_files=bad_files.total, empty_steps=empty)
+            if result.rows and (result.skipped or result.step % config.log_every == 0):
+                usage = Usage(usage.levels)  # a line of the log has all batches since the last
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and optimizers' tensors of both networks."""

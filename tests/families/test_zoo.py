@@ -1,0 +1,105 @@
+"""The zoo: every row is what its network is, and its line loads it."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+import smalti
+from smalti.data.bundled import photos
+from smalti.families import zoo
+from smalti.families.checkpoint import FAMILIES
+from smalti.families.cosmos import video_strides
+from smalti.quantize import FSQConfig, LFQConfig
+from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, VidTokConfig
+from tests.families.golden import listed, read_shapes
+from tests.goldens.rule import FOLDER
+from tests.rules.tree import ROOT
+
+FULL = {
+    "showlab/magvitv2": ("showo_magvitv2_full", {}),
+    "TencentARC/IBQ-Tokenizer-262144": ("ibq_262144_full", {"lookup": "inner"}),
+    "BAAI/Emu3.5-VisionTokenizer": ("emu3p5_ibq_full", {"lookup": "inner"}),
+    "vqgan_imagenet_f16_1024.ckpt:lookup=euclidean": ("taming_f16_1024_full", {"lookup": "euclidean"}),
+    "FoundationVision/LlamaGen": ("llamagen_vq16_full", {}),
+    "fun-research/TiTok": ("maskgit_vqgan_1024_full", {}),
+    "maskbit_tokenizer_14bit.bin": ("maskbit_14bit_full", {}),
+}
+"""Listings of the tensors of published files, and options of their import."""
+
+
+def config_of(row):
+    """The config of a row's network at full size, or None where nothing here says it."""
+    if row.name in FULL:
+        listing, options = FULL[row.name]
+        return read_shapes(listed(listing), **options)[1].config
+    if row.family == "open-magvit2":
+        bits = row.codes.bit_length() - 1
+        small = {"multipliers": (1, 2, 2, 4)} if row.strides[1] == 8 else {}
+        video = {"time_kernel": 3, "time_strides": (1, 2, 2)} if row.strides[0] > 1 else {}
+        return OpenMagvit2Config(quantizer=LFQConfig(bits=bits), **small, **video)
+    if row.family == "vidtok":
+        channels = next(n for n in range(1, 9) if 8**n == row.codes)
+        changes = {(4, 16, 16): {"multipliers": (1, 2, 4, 4, 4), "time_down": (2, 3)}}
+        changes |= {(8, 8, 8): {"time_down": (0, 1, 2), "time_up": (1, 2, 3)}}
+        later = {"start": "repeat", "interpolation": "linear"} if "v1_1" in row.name else {}
+        quantizer = FSQConfig(levels=(8,) * channels)
+        return VidTokConfig(quantizer=quantizer, **changes.get(row.strides, {}), **later)
+    if row.family == "cosmos":
+        if row.strides[0] == 1:
+            strides = ((1, 2), (1, 2 if row.strides[1] == 16 else 1))
+            return CosmosConfig(strides=strides, decoder_strides=strides)
+        down, up = video_strides(row.strides, 4, 3)
+        return CosmosConfig(time_kernel=3, latent=16, strides=down, decoder_strides=up)
+    return None
+
+
+ROWS = {row.name: row for row in zoo()}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parameters_strides_codes_and_labels_are_those_of_the_networks(name):
+    row = ROWS[name]
+    config = config_of(row)
+    if config is None:
+        pytest.skip("no listing of its tensors is here")
+    with torch.device("meta"):
+        tokenizer = Tokenizer(config)
+    assert sum(p.numel() for p in tokenizer.parameters()) == row.parameters
+    assert (tokenizer.strides, tokenizer.codebook_size) == (row.strides, row.codes)
+    assert (tokenizer.is_causal, tokenizer.is_tile_exact) == (row.is_causal, row.is_tile_exact)
+    assert ("late" in row.streams) == (tokenizer.lookahead > 0)
+    assert row.streams.startswith("no") == (not row.is_causal)
+
+
+def test_every_family_has_a_row_and_every_row_its_golden_and_source():
+    assert {row.family for row in ROWS.values()} == {family.name for family in FAMILIES}
+    for row in ROWS.values():
+        assert (FOLDER / f"{row.golden}.safetensors").is_file()
+        assert bool(row.score) == bool(row.source)
+        assert row.licence
+
+
+def test_licences_and_names_are_those_of_the_families():
+    published = {row.repository: row for family in FAMILIES for row in family.published}
+    for row in ROWS.values():
+        known = published.get("/".join(row.name.split("/")[:2]))
+        assert known is None or known.licence == row.licence, row.name
+
+
+def test_the_ten_lines_of_the_tutorial_run(tmp_path, monkeypatch):
+    """With the small weights of the golden in place of the published ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    block = re.search(r"## Show-o's tokenizer in ten lines\n\n```py\n(.*?)```", page, re.DOTALL)[1]
+    photo = min(photos("heldout").rglob("*.*"))
+    Image.open(photo).resize((46, 31)).save("photo.jpg")  # its attention is over a quarter of all pixels
+    there = {}
+    exec(block.replace('"showlab/magvitv2"', repr(str(FOLDER / "showo_tiny"))), there)
+    assert there["pixels"].shape == there["image"].shape
+    assert there["row"].shape == (1, there["ids"].numel())
+    assert json.dumps(there["tokenizer"].source.plain())
+    assert smalti.load(FOLDER / "showo_tiny").fingerprint == there["tokenizer"].fingerprint

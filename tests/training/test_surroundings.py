@@ -1,0 +1,162 @@
+"""Runs outlive their surroundings: readers that go away, full disks, hang-ups, second processes, lost checkpoints."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from smalti.data import bundled
+from smalti.errors import ConfigError, IntegrityError
+from smalti.files import MANIFEST, lock, manifest, write_json
+from smalti.model_folder import checkpoints
+from smalti.pipeline.train import train
+from smalti.recipes import find
+from smalti.training.fit import LOCK
+
+SETTINGS = ["batch_size=1", "eval_every=100000", "sample_every=100000", "log_every=1", "data.size=32",
+            "validation=null", "tokenizer.width=8", "lpips=null", "weights={l2: 1.0, batch_entropy: 0.1}",
+            "gan=null"]  # fmt: skip
+
+
+def recipe(*changes):
+    return find("tiny", tiny=True).override([*SETTINGS, "steps=4", "save_every=2", *changes])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The config of a run in the form that the command trains, small enough for seconds."""
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(recipe().to_yaml())
+    return path
+
+
+def by_file(path, out, *changes):
+    sets = [f"--set={change}" for change in changes]
+    return [sys.executable, "-m", "smalti", "train", str(path), "--out", str(out), "--device", "cpu", *sets]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
+    out, number = tmp_path / "run", getattr(signal, name)
+    process = subprocess.Popen(by_file(files, out, "steps=100000"), stderr=subprocess.PIPE, text=True)
+    while not (out / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    assert f"stopped by {name} at step " in said
+    assert "go on with --resume" in said
+    assert checkpoints(out)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(files, tmp_path):
+    """As under nohup."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        by_file(files, out, "steps=40"), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    while not (out / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 0
+    assert checkpoints(out)[-1].name == "step-00000040"
+
+
+@pytest.mark.parametrize("ending", ["pipe", "full", "closed"])
+def test_no_end_of_the_output_ends_the_work(files, tmp_path, ending):
+    """A pipe that nobody reads any more, a full disk under the log, no output at all."""
+    out, run = tmp_path / "run", by_file(files, tmp_path / "run")
+    shell = " ".join(f"'{part}'" for part in run)
+    redirection = {"pipe": "2>&1 | true", "full": "2>/dev/full", "closed": ">&- 2>&- <&-"}[ending]
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{shell} {redirection}"], timeout=120, check=False)
+    assert done.returncode == (1 if ending == "pipe" else 0)
+    assert checkpoints(out)[-1].name == "step-00000004"
+    assert (out / "tokenizer" / "model.safetensors").is_file()
+
+
+def test_resuming_without_the_checkpoints_is_refused_and_changes_nothing(tmp_path):
+    out = tmp_path / "run"
+    train(recipe(), out)
+    for folder in checkpoints(out):
+        shutil.rmtree(folder)
+    log = (out / "log.jsonl").read_bytes()
+    with pytest.raises(IntegrityError, match="its log reaches step 4, but there is no checkpoint"):
+        train(recipe(), out, resume=True)
+    assert (out / "log.jsonl").read_bytes() == log
+
+
+def test_a_part_of_another_step_is_refused_even_with_a_manifest_that_fits(tmp_path):
+    out = tmp_path / "run"
+    train(recipe("save_every=1", "keep=4"), out)
+    *_, early, late = checkpoints(out)
+    shutil.copyfile(early / "optimizer.safetensors", late / "optimizer.safetensors")
+    (late / MANIFEST).unlink()
+    write_json(late / MANIFEST, manifest(late))
+    for folder in checkpoints(out)[:-1]:
+        shutil.rmtree(folder)
+    with pytest.raises(IntegrityError, match=r"optimizer\.safetensors: is of step 3, its checkpoint of step 4"):
+        train(recipe("save_every=1", "keep=4"), out, resume=True)
+
+
+def test_a_run_that_never_saved_begins_again(tmp_path):
+    out = tmp_path / "run"
+    train(recipe(), out)
+    for folder in checkpoints(out):
+        shutil.rmtree(folder)
+    lines = (out / "log.jsonl").read_text().splitlines()
+    (out / "log.jsonl").write_text("\n".join(lines[:2]) + "\n{cut sho")
+    assert train(recipe(), out, resume=True).steps == 4
+
+
+def test_a_process_that_is_refused_changes_nothing_of_the_run(tmp_path):
+    out = tmp_path / "run"
+    train(recipe(), out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != LOCK}
+    held = (
+        f"import time; from pathlib import Path; from smalti.files import lock\nwith lock(Path({str(out / LOCK)!r})):\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", f"{held}    print('held', flush=True); time.sleep(60)"],
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process writes here now"):
+            train(recipe("log_every=3", "workers=1"), out, resume=True)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is there and is not a run"):
+        train(recipe(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_folder_with_a_lock_alone_is_new(tmp_path):
+    with lock(tmp_path / "run" / LOCK):
+        pass
+    assert Path(train(recipe(), tmp_path / "run").trained).is_dir()
+
+
+def test_ctrl_c_says_that_it_stopped_and_how_to_go_on(tmp_path):
+    """In the middle of its work, whatever release of typer is installed."""
+    tokens, images = tmp_path / "tokens", tmp_path / "images"
+    images.mkdir()
+    photo = sorted(bundled.photos("heldout").glob("*.jpg"))[0]
+    for number in range(200):
+        shutil.copyfile(photo, images / f"{number}.jpg")
+    options = ["--size", "128", "--workers", "0", "--set", "options.shard_files=2", "--device", "cpu"]
+    command = [sys.executable, "-m", "smalti", "tokenize", "smalti/tiny-image", str(images), "--out", str(tokens)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    while not list(tokens.rglob("*.parquet")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "stopped; the same command goes on where it was"
