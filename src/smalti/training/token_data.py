@@ -12,7 +12,6 @@ from smalti.generation import GeneratorConfig
 from smalti.tokens.dataset import Example, TokenDataset
 from smalti.training.generator_config import GeneratorTraining
 
-
 _GIVE_LABELS = "give the set labels (of folders: `smalti tokenize --set inputs.class_folders=true`)"
 
 
