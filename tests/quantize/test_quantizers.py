@@ -201,6 +201,18 @@ def test_levels_are_those_of_the_config():
         assert quantizer.dim == 6
 
 
+@pytest.mark.parametrize("levels", [(2, 3, 4, 5), (8, 8, 8, 5, 5, 5), (16, 7, 9)])
+def test_the_code_of_fsq_is_its_surrogate_rounded(levels):
+    """code = round(b) / floor(L / 2) with b = surrogate * floor(L / 2), where b is not within 1e-6 of a half."""
+    quantizer = FSQConfig(levels=levels).build().double()
+    z = latent(quantizer, 2.0).double().movedim(1, -1).flatten(0, -2)
+    steps = torch.tensor([level // 2 for level in levels])
+    b = quantizer.surrogate(z) * steps
+    clear = (b - b.floor() - 0.5).abs() > 1e-6
+    assert torch.equal((quantizer(z).codes * steps).round()[clear], b.round()[clear])
+    assert b.amin() > -0.51 - max(steps)
+
+
 @pytest.mark.parametrize("level", range(2, 33))
 def test_the_papers_squash_is_that_of_its_code(level):
     """h tanh(z + tan(o / h)) - o with h narrowed by 1e-3, rounded and divided by floor(L / 2), and its gradient."""

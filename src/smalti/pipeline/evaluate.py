@@ -12,9 +12,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data import (
     read_image,
 )
+from smalti.data.files import IMAGE_SUFFIXES
 from smalti.data.loader import evaluation
 from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.families import load
@@ -44,7 +46,6 @@ from smalti.metrics.evaluate import matching_files
 from smalti.metrics.frechet import Moments
 from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
-from smalti.pipeline.arguments import check_least
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.pipeline.evaluation_clips import FRAMES, EvaluationClips, EvaluationOptions, clips_of
@@ -133,6 +134,8 @@ def evaluate(
     Raises ConfigError for options that contradict each other, InputError for media that cannot be used, MachineError
     for weights that are not found.
     """
+    check_arguments(evaluate, locals())
+    check_out_folder("statistics", statistics)
     check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
     options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
@@ -263,8 +266,8 @@ def _evaluate_folders(
         raise ConfigError("--statistics goes with --data; --against looks at every original anyhow")
     protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
     scores = _scores(protocol, options, torch.device("cpu"))
-    total = len(matching_files(originals, reconstructions))
-    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)))
+    total = len(matching_files(originals, reconstructions, IMAGE_SUFFIXES))
+    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)), IMAGE_SUFFIXES)
     previews = _score(pairs, scores, total, progress)
     return Evaluation(scores.report(), [], _columns(previews))
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
 from smalti.errors import ConfigError
-from smalti.pipeline.arguments import check_least, check_list
 from smalti.progress import Progress
 from smalti.recipes import AnyTraining, find
 from smalti.training.config import TokenizerTraining
@@ -50,7 +50,8 @@ def train(
     `resume` a stopped run continues from its newest whole checkpoint. SIGTERM and SIGINT save first. Raises
     SmaltiError.
     """
-    check_list("set", set)
+    check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file or a config"})
+    check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
     config = find_config(recipe, tiny=tiny).override([*set, *([] if seed is None else [f"seed={seed}"])])
     folder = default_run(recipe) if out is None else Path(out)
