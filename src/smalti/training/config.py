@@ -167,8 +167,8 @@ class TokenizerTraining(RunConfig):
     most a tenth of all. In place of null, `smalti train` sets `validation_limit` where `validation` shows media that
     ship with smalti and `data` does not, and else 0. Of joint data, videos are held out."""
     init: PathField | None = None
-    """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
-    `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
+    """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
+    instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
