@@ -110,8 +110,8 @@ def assert_equal(found, wanted):
             assert error <= 1e-10 * size, f"{name}: {error / size:.1e} of the norm of all"
 
 
-def clips(n=8, frames=3, size=16):
-    rng = torch.Generator().manual_seed(1)
+def clips(n=8, frames=3, size=16, seed=1):
+    rng = torch.Generator().manual_seed(seed)
     return torch.rand(n, 3, frames, size, size, generator=rng, dtype=torch.float64) * 2 - 1
 
 
