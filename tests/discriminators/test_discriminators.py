@@ -349,3 +349,12 @@ def test_xavier_weights_fill_their_interval_and_biases_are_zero(config):
         assert parameter.abs().max() <= limit
         if parameter.numel() > 2000:
             assert parameter.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05), name
+
+
+def test_kaiming_weights_have_their_deviation_and_biases_are_zero():
+    for name, parameter in built(Magvit3DConfig(width=16)).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif parameter.numel() > 2000:  # sqrt(2 / (1 + 0.2^2) / fan in)
+            deviation = math.sqrt(2 / 1.04 / math.prod(parameter.shape[1:]))
+            assert parameter.std().item() == pytest.approx(deviation, rel=0.05), name
