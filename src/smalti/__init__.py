@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from smalti.pipeline.reconstruct import reconstruct
     from smalti.pipeline.tokenize import tokenize
     from smalti.pipeline.train import train
-    from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
+    from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 
 _HOMES = {
+    "CodebookConfig": "smalti.quantize",
     "DSQConfig": "smalti.quantize",
     "FSQConfig": "smalti.quantize",
     "LFQConfig": "smalti.quantize",
@@ -49,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CodebookConfig",
     "DSQConfig",
     "FSQConfig",
     "LFQConfig",

@@ -4,12 +4,22 @@ A `video` is float `b 3 t h w` in [-1, 1]; an image is a video with t = 1. uint8
 results are written.
 """
 
-from typing import NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from smalti.errors import BadTensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LARGEST_PIXEL = 1.5
+"""Values of a video are in [-1, 1]; a decoder or a filter may exceed that a little, another scale by more than this."""
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class Size(NamedTuple):
@@ -25,31 +35,150 @@ def size_of(video: Tensor) -> Size:
     return Size(*video.shape[2:])
 
 
-def to_video(
-    pixels: UInt8[Tensor, "*b t h w 3"]
-    | UInt8[Tensor, "h w 3"]
-    | UInt8[np.ndarray, "t h w 3"]
-    | UInt8[np.ndarray, "h w 3"],
-) -> Float[Tensor, "_ 3 _ _ _"]:
-    """Convert uint8 RGB to a float32 video `b 3 t h w`: u / 127.5 - 1, so 0 is -1 and 255 is 1 exactly.
+def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
+    """Convert 8-bit pixels to a float32 video `b 3 t h w`: u / 127.5 - 1, so 0 is -1 and 255 is 1 exactly.
 
-    Takes one image `h w 3`, frames `t h w 3` (both give b = 1), or a batch of clips `b t h w 3`.
+    One rule: pixels are uint8 and RGB with the channels last. `h w 3` is an image and `t h w 3` are the frames of a
+    clip (both give b = 1), `b t h w 3` is a batch of clips, as a tensor or a numpy array. An image of Pillow, of any
+    mode, becomes RGB as `smalti reconstruct` reads it: upright, transparent pixels on white. A list is a batch, a row
+    for each item, all of one size and length: a list of images gives t = 1; frames of a clip are stacked before.
+
+    Raises BadTensor for anything else: floats (which are a video already, or become one by `x * 2 - 1` from [0, 1]),
+    grey or RGBA arrays, channels first, sizes that differ, nothing.
     """
-    frames = torch.as_tensor(pixels)
+    if isinstance(pixels, list | tuple):
+        videos = [to_video(item) for item in pixels]
+        shapes = [tuple(video.shape[2:]) for video in videos]
+        if not videos or len(set(shapes)) > 1:
+            found = f"(t, h, w) = {shapes[0]} and {next(s for s in shapes if s != shapes[0])}" if videos else "none"
+            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {found})")
+        return torch.cat(videos)
+    if not isinstance(pixels, Tensor | np.ndarray):
+        pixels = _from_pillow(pixels)
+    if str(pixels.dtype).removeprefix("torch.") != "uint8" or not 3 <= pixels.ndim <= 5 or pixels.shape[-1] != 3:
+        hint = ""
+        if "float" in str(pixels.dtype):
+            hint = "; floats in [0, 1] become a video by x * 2 - 1"
+        elif 3 in pixels.shape[-3:-2]:
+            move = "pixels.movedim(" if isinstance(pixels, Tensor) else "np.moveaxis(pixels, "
+            hint = f"; with the channels first: {move}-3, -1)"
+        raise BadTensor(f"pixels must be uint8 h w 3, t h w 3 or b t h w 3, RGB (found {describe(pixels)}){hint}")
+    if 0 in pixels.shape:
+        raise BadTensor(f"pixels are empty (found {describe(pixels)})")
+    frames = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     while frames.ndim < 5:
         frames = frames[None]
     return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous()
+
+
+def _from_pillow(image: object) -> np.ndarray:
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise BadTensor(
+            f"pixels must be a uint8 tensor or numpy array, an image of Pillow or a list (found {describe(image)})"
+        )
+    return np.array(upright(image, to_rgb(image)))
+
+
+def upright(image: "Image.Image", pixels: "Image.Image") -> "Image.Image":
+    """Return the pixels of an image turned as its EXIF orientation says (2 to 8); as they are without one."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF does not touch the pixels
+        return pixels
+    turn = Image.Transpose
+    turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE}
+    turns |= {6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}
+    return pixels.transpose(turns[orientation]) if orientation in turns else pixels
+
+
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """Return an image of Pillow as 8-bit RGB: transparent pixels laid on white, 16-bit samples v as round(v / 257).
+
+    Raises BadTensor for samples whose white is not known (32 bits, floats)."""
+    from PIL import Image
+
+    mode, transparency = image.mode, image.info.get("transparency")
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        samples = np.asarray(image).astype(np.int64)
+        levels = ((samples + 128) // 257).clip(0, 255).astype(np.uint8)  # round(v / 257) in integers
+        if isinstance(transparency, int):
+            levels[samples == transparency] = 255
+        return Image.fromarray(levels).convert("RGB")
+    alpha_in_palette = mode == "P" and image.palette is not None and image.palette.mode == "RGBA"
+    if mode in ("RGB", "L", "1", "P") and transparency is None and not alpha_in_palette:
+        return image.convert("RGB")
+    if mode in ("RGB", "L", "1", "P", "PA", "LA", "La", "RGBA", "RGBa"):
+        layer = image.convert("RGBA") if mode not in ("La",) else image.convert("LA").convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    if mode in ("CMYK", "YCbCr", "RGBX"):
+        return image.convert("RGB")
+    raise BadTensor(f"samples of kind {mode} have no known white; convert it to 8 or 16 bits")
+
+
+def check_video(video: Tensor, device: torch.device | None = None, name: str = "video", *, finite: bool = True) -> None:
+    """Raise BadTensor unless `video` can be one: floats, `b 3 t h w` or `b 3 h w`, not empty, on `device`, and in eager
+    mode within [-1.5, 1.5] and, if `finite`, without NaN. The line says what is wanted and how to get it."""
+    wanted = f"{name} must be a float tensor b 3 t h w, or b 3 h w for images, in [-1, 1]"
+    if not isinstance(video, Tensor) or not video.is_floating_point():
+        raise BadTensor(f"{wanted} (found {describe(video)}); smalti.video.to_video makes one of 8-bit pixels")
+    if video.ndim not in (4, 5) or video.shape[1] != 3:
+        raise BadTensor(f"{wanted} (found {describe(video)}){_shape_hint(video, name)}")
+    if device is not None and video.device != device:
+        raise BadTensor(f"{name} is on {video.device}, the tokenizer on {device}: {name}.to(tokenizer.device)")
+    if torch.compiler.is_compiling() or video.is_meta:
+        return
+    if not video.numel():
+        raise BadTensor(f"{name} is empty (found {describe(video)})")
+    low, high = (float(v) for v in video.detach().aminmax())
+    if not (low >= -LARGEST_PIXEL and high <= LARGEST_PIXEL):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            if not finite:
+                return
+            count = int((~video.isfinite()).sum())
+            raise BadTensor(f"{name} has {count:,} values that are not finite (NaN or infinite), which are no pixels")
+        hint = f"; of 0 to 255: {name} / 127.5 - 1" if low >= 0 and high <= 255 else ""
+        raise BadTensor(f"{name} has values from {low:g} to {high:g}, wanted are pixels in [-1, 1]{hint}")
+
+
+def limit_pixels(video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
+    """Return a decoded video cut off at [-1.5, 1.5], to be encoded again: an untrained decoder exceeds that."""
+    return video.clamp(-LARGEST_PIXEL, LARGEST_PIXEL)
+
+
+def _shape_hint(video: Tensor, name: str) -> str:
+    """Return how a tensor of another shape becomes a video, where that can be told."""
+    if video.ndim in (4, 5) and video.shape[-1] == 3:
+        return f"; with the channels last: {name}.movedim(-1, 1)"
+    if video.ndim in (4, 5) and video.shape[1] == 1:
+        return f"; of grey: {name}.expand(-1, 3, {', '.join(['-1'] * (video.ndim - 2))})"
+    if video.ndim in (4, 5) and video.shape[1] == 4:
+        return f"; without the alpha channel: {name}[:, :3]"
+    if video.ndim in (3, 4) and video.shape[0] == 3:
+        return f"; without a batch: {name}[None]"
+    return ""
+
+
+def describe(x: object) -> str:
+    """Return type and shape of a tensor or an array for a message, the type of anything else."""
+    if isinstance(x, Tensor | np.ndarray):
+        kind = "" if isinstance(x, Tensor) else "numpy "
+        return f"{kind}{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+    return type(x).__name__
 
 
 def to_uint8(video: Float[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t h w 3"]:
     """Convert a video to uint8 RGB frames: clamped to [-1, 1], then ROUNDED to the nearest of 256 levels (not cut off).
 
     `to_uint8(to_video(u))` is u exactly. Cutting off instead of rounding, as some projects do, costs half a level of
-    bias. A half level goes to the even neighbour. Raises ValueError on NaN, which has no grey level.
+    bias. A half level goes to the even neighbour. Raises BadTensor on NaN, which has no grey level.
     """
     levels = (video.detach().float().clamp(-1, 1) + 1) * 127.5
     if torch.isnan(levels).any():
-        raise ValueError("video has NaN values, which are no pixels: look for the step that produced them")
+        raise BadTensor("video has NaN values, which are no pixels: look for the step that produced them")
     return levels.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
 
 
@@ -70,11 +199,11 @@ def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Flo
 
     Law: `pad_to(v, size)[..., i, j, k] = v[..., min(i, t-1), min(j, h-1), min(k, w-1)]`, by any amount. Repeating
     keeps pixels causal (nothing before the end changes) and makes no edge that costs tokens. `crop_to` undoes it.
-    Raises ValueError where `size` is smaller than the video or the video is empty.
+    Raises BadTensor where `size` is smaller than the video or the video is empty.
     """
     have = tuple(video.shape[2:])
     if min(have) < 1 or any(new < old for new, old in zip(size, have, strict=True)):
-        raise ValueError(f"a video of (t, h, w) = {have} cannot be padded to {tuple(size)}")
+        raise BadTensor(f"a video of (t, h, w) = {have} cannot be padded to {tuple(size)}")
     for axis, (new, old) in enumerate(zip(size, have, strict=True), start=2):
         if new > old:
             index = torch.arange(new, device=video.device).clamp(max=old - 1)
@@ -85,10 +214,10 @@ def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Flo
 def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 t2 h2 w2"]:
     """Return the first t frames, h rows and w columns of pixels, as a view: `crop_to(pad_to(v, any), v's size)` is v.
 
-    Raises ValueError where `size` is not within the video.
+    Raises BadTensor where `size` is not within the video.
     """
     have = tuple(video.shape[2:])
     if any(not 1 <= new <= old for new, old in zip(size, have, strict=True)):
-        raise ValueError(f"a video of (t, h, w) = {have} cannot be cropped to {tuple(size)}")
+        raise BadTensor(f"a video of (t, h, w) = {have} cannot be cropped to {tuple(size)}")
     t, h, w = size
     return video[:, :, :t, :h, :w]

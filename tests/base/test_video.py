@@ -5,7 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from smalti.data import read_image
+from smalti.errors import BadTensor
 from smalti.video import Size, crop_to, legal_size, pad_to, to_uint8, to_video
 
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
@@ -92,3 +95,64 @@ def test_padding_and_cropping_refuse_the_wrong_direction() -> None:
         crop_to(video, (2, 4, 5))
     with pytest.raises(ValueError, match="cropped"):
         crop_to(video, (0, 4, 4))
+
+
+def photo(mode, size=(6, 4)):
+    """An image of Pillow in any mode, with colours and, where the mode has it, alpha."""
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8), "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_an_image_of_pillow_is_the_image_that_is_read_from_its_file(mode, tmp_path):
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    image = photo(mode)
+    image.save(path)
+    assert torch.equal(to_video(image), to_video(read_image(path)))
+
+
+def test_an_image_of_pillow_is_upright(tmp_path):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photo("RGB").save(tmp_path / "a.png", exif=exif)
+        with Image.open(tmp_path / "a.png") as image:
+            assert torch.equal(to_video(image), to_video(read_image(tmp_path / "a.png")))
+
+
+def test_a_list_is_a_batch():
+    images = [photo("RGB"), np.asarray(photo("L").convert("RGB")), torch.zeros(4, 6, 3, dtype=torch.uint8)]
+    video = to_video(images)
+    assert video.shape == (3, 3, 1, 4, 6)
+    for row, image in zip(video, images, strict=True):
+        assert torch.equal(row[None], to_video(image))
+    clips = [torch.zeros(2, 4, 6, 3, dtype=torch.uint8)] * 2
+    assert to_video(clips).shape == (2, 3, 2, 4, 6)
+
+
+BYTES = np.zeros((4, 6, 3), np.uint8)
+REFUSED = {
+    "floats": (torch.zeros(4, 6, 3), "x * 2 - 1"),
+    "floats of numpy": (BYTES / 255, "x * 2 - 1"),
+    "channels first": (torch.zeros(3, 4, 6, dtype=torch.uint8), "pixels.movedim(-3, -1)"),
+    "channels first, of numpy": (np.moveaxis(BYTES, -1, 0), "np.moveaxis(pixels, -3, -1)"),
+    "grey": (BYTES[..., 0], "h w 3, t h w 3 or b t h w 3"),
+    "RGBA": (np.zeros((4, 6, 4), np.uint8), "h w 3, t h w 3 or b t h w 3"),
+    "16 bits": (BYTES.astype(np.uint16), "uint16 of shape"),
+    "empty": (BYTES[:0], "empty"),
+    "no images": ([], "found none"),
+    "several sizes": ([BYTES, BYTES[:2]], "found (t, h, w) = (1, 4, 6) and (1, 2, 6)"),
+    "a path": ("photo.jpg", "found str"),
+    "nothing": (None, "found NoneType"),
+    "floats of Pillow": (Image.new("F", (2, 2)), "samples of kind F"),
+}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_are_no_pixels_is_refused_in_one_line(case):
+    wrong, said = REFUSED[case]
+    with pytest.raises(BadTensor) as error:
+        to_video(wrong)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -10,7 +10,7 @@ from smalti.errors import InputError
 from smalti.families import load
 from smalti.metrics import SMALTI, Report, evaluate_pairs, pairs_of
 from smalti.tokenizer.score import score_tokenizer
-from tests.cli.conftest import assert_one_line
+from tests.cli.conftest import assert_one_line, save
 from tests.packing import cells, pack, table
 
 
@@ -156,3 +156,27 @@ def test_lpips_weights_that_are_named_must_be_there(smalti, image_tokenizer, pic
 
 def test_missing_data_is_code_3(smalti, image_tokenizer, tmp_path):
     assert_one_line(smalti("eval", image_tokenizer, "--data", tmp_path / "none"), 3, tmp_path / "none")
+
+
+def test_several_tokenizers_are_compared_on_the_same_clips(smalti, image_tokenizer, tmp_path):
+    """Each has the scores that it has alone; differences are those of the clips."""
+    other = save(tmp_path / "other", strides=((1, 2),), quantizer={"kind": "lfq", "bits": 9})
+    names, data = [str(image_tokenizer), str(other)], bundled.photos("heldout")
+    options = ("--data", data, "--size", 32, "--limit", 3)
+    ended = smalti("eval", *names, *options, "--out", tmp_path / "report", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    board = json.loads(ended.out)
+    alone = [json.loads(smalti("eval", name, *options, "--json").out) for name in names]
+    for standing, report in zip(board["standings"], alone, strict=True):
+        assert standing["psnr"] == report["psnr"]
+        assert standing["bits_per_pixel"] == report["codebook"]["bits_per_pixel"]
+        assert standing["megapixels_per_second"] > 0
+    gains = [b["psnr"] - a["psnr"] for a, b in zip(*(report["rows"] for report in alone), strict=True)]
+    assert board["standings"][1]["differences"]["psnr"]["mean"] == pytest.approx(sum(gains) / len(gains))
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["standings"][0]["psnr"] == alone[0]["psnr"]
+    _, width, _ = read_image(tmp_path / "report" / "sheet.png").shape
+    assert width >= 3 * 32
+    text = smalti("eval", *names, *options).out
+    assert "bits/px" in text
+    assert "±" in text
+    assert_one_line(smalti("eval", names[0], names[0], *options), 2, "is given twice")

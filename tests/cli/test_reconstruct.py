@@ -18,9 +18,8 @@ from smalti.data import open_video, read_image, write_video
 from smalti.errors import ConfigError
 from smalti.families import load
 from smalti.pipeline.reconstruct import reconstruct_file
-from smalti.tokenizer.frames import reconstruct_frames
+from smalti.tokenizer.frames import choose_tile, reconstruct_frames
 from smalti.tokenizer.score import round_trip
-from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
 from smalti.video import crop_to, to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
@@ -53,8 +52,8 @@ def test_a_large_picture_in_tiles_has_the_tokens_and_pixels_of_the_whole(tmp_pat
     video = torch.rand(1, 3, 1, *size, generator=rng, dtype=torch.float64) * 2 - 1
     made, ids = round_trip(tokenizer, video)
     with torch.inference_mode():
-        ids_in_tiles = encode_tiles(tokenizer, video, choose_tile(tokenizer))
-        made_in_tiles = crop_to(decode_tiles(tokenizer, ids_in_tiles, choose_tile(tokenizer)), (1, *size))
+        ids_in_tiles = tokenizer.encode(video, tile=choose_tile(tokenizer))
+        made_in_tiles = crop_to(tokenizer.decode(ids_in_tiles, tile=choose_tile(tokenizer)), (1, *size))
     assert torch.equal(ids, ids_in_tiles)
     assert torch.allclose(made, made_in_tiles, atol=1e-9)
 

@@ -171,6 +171,6 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(tmp_path: Path) -> None:
     )
     lines = found.stdout.splitlines()
     assert lines[:2] == ["hf:me/flowers None 2 data/train-0.parquet/0", "hf:me/flowers v1 3 data/train-0.parquet/0"]
-    assert lines[2].startswith("MachineError hf:me/others: the hub did not give it: ")
+    assert lines[2].startswith("MachineError hf:me/others: not in the cache, and the hub was not asked, because")
     assert lines[3] == "InputError hf:no name: not the name of a data set of the hub, as in hf:owner/name"
     assert len(lines) == 4

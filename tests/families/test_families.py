@@ -1,6 +1,10 @@
 """Tokenizers of other projects: latents, ids, codes and pixels of their own code (tests/goldens), and their files."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -9,7 +13,7 @@ import pytest
 import torch
 
 import smalti
-from smalti.errors import IntegrityError
+from smalti.errors import ConfigError, IntegrityError
 from smalti.families import import_checkpoint
 from smalti.tokenizer import Tokenizer
 from tests.families.golden import golden_model, listed, read_shapes
@@ -49,9 +53,58 @@ class Full(NamedTuple):
     options: Mapping = MappingProxyType({})
 
 
-ROWS = [Row("showo_magvitv2_w32_64x96", "showo_magvitv2_w32", "showo", turned=True)]
-FILES = [File("showo_tiny", "showo_tiny", "showo")]
-FULL = [Full("showo_magvitv2_full", 95_493_513, constant=8192 * 13 + 13)]
+EUCLIDEAN, INNER = {"lookup": "euclidean"}, {"lookup": "inner"}
+UNIT, SIGNED = {"pixels": "unit"}, {"pixels": "signed"}
+ROWS = [
+    Row("showo_magvitv2_w32_64x96", "showo_magvitv2_w32", "showo", turned=True),
+    Row("taming_vqgan_f16_w32_64x96", "taming_vqgan_f16_w32", "taming", options=EUCLIDEAN),
+    Row("taming_vqgan_noattn_w32_64x48", "taming_vqgan_noattn_w32", "taming", options=EUCLIDEAN),
+    Row("ibq_w32_64x96", "ibq_w32", "taming", options=INNER),
+    Row("llamagen_vq16_w32_64px", "llamagen_vq16_w32_64px", "llamagen"),
+    Row("diffusers_vq_amused_w32_64x96", "diffusers_vq_amused_w32", "diffusers-vq", options=UNIT),
+    Row("diffusers_vq_attn_w32_48x64", "diffusers_vq_attn_w32", "diffusers-vq", options=SIGNED),
+    Row("diffusers_vq_attnlevel_w32_64x48", "diffusers_vq_attnlevel_w32", "diffusers-vq", options=SIGNED),
+    Row("maskgit_vqgan_w32_64x96", "maskgit_vqgan_w32", "maskgit"),
+    Row("maskbit_lfq10_w32_64x96", "maskbit_lfq10_w32", "maskbit"),
+    Row("maskbit_vqgan_plus_w32_48x64", "maskbit_vqgan_plus_w32", "maskbit"),
+]
+FILES = [
+    File("showo_tiny", "showo_tiny", "showo"),
+    File("taming_tiny.ckpt", "taming_tiny", "taming", EUCLIDEAN),
+    File("ibq_tiny.ckpt", "ibq_tiny", "taming", INNER, "average"),
+    File("llamagen_tiny.pt", "llamagen_tiny", "llamagen"),
+    File("llamagen_tiny_train.pt", "llamagen_tiny", "llamagen", copy="average"),
+    File("janus_tiny", "janus_tiny", "llamagen"),
+    File("diffusers_tiny", "diffusers_tiny", "diffusers-vq", UNIT),
+    File("maskgit_tiny.bin", "maskgit_tiny", "maskgit"),
+    File("maskbit_tiny.bin", "maskbit_tiny", "maskbit"),
+]
+FULL = [
+    Full("showo_magvitv2_full", 95_493_513, constant=8192 * 13 + 13),
+    Full("taming_f16_1024_full", 72_141_699, options=EUCLIDEAN),
+    Full("ibq_262144_full", 173_896_579, options=INNER),
+    Full("emu3p5_ibq_full", 455_336_963, options=INNER),
+    Full("llamagen_vq16_full", 71_948_939, constant=65_536),
+    Full("llamagen_vq8_full", 70_175_371, constant=65_536),
+    Full("amused_vqvae_full", 146_244_675, options=UNIT),
+    Full("maskgit_vqgan_1024_full", 54_515_587),
+    Full("maskbit_14bit_full", 54_718_879, constant=14 + 14 * 2**14),
+]
+
+
+def config_of(row):
+    """The config.json that lies beside the weights of a golden, where its family needs one."""
+    own = load(row.golden).metadata["config"] if row.family == "diffusers-vq" else {}
+    return {"_class_name": "VQModel", **own} if own else {}
+
+
+def saved(folder, row, tensors):
+    """A folder with weights as torch.save writes them, and the config beside them."""
+    folder.mkdir(exist_ok=True)
+    torch.save(tensors, folder / "given.pt")
+    if config := config_of(row):
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder / "given.pt"
 
 
 def five(x):
@@ -71,7 +124,7 @@ def pixels_of(golden, made):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.golden)
 def test_latents_ids_codes_and_pixels_are_the_projects(row):
-    tokenizer, family, _, golden = golden_model(row.golden, row.keys, **row.options)
+    tokenizer, family, _, golden = golden_model(row.golden, row.keys, config=config_of(row), **row.options)
     assert family.name == row.family
     seen = {}
     tokenizer.encoder.register_forward_hook(lambda _, __, z: seen.update(z=z))
@@ -91,7 +144,8 @@ def test_latents_ids_codes_and_pixels_are_the_projects(row):
 def test_parameters_of_the_published_network_are_as_many_as_published(row):
     shapes = listed(row.keys)
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == row.numbers
-    _, model = read_shapes(shapes, **row.options)
+    config = {"_class_name": "VQModel"} if "amused" in row.keys else {}
+    _, model = read_shapes(shapes, config=config, **row.options)
     with torch.device("meta"):
         tokenizer = Tokenizer(model.config)
     assert sum(p.numel() for p in tokenizer.parameters()) == row.numbers - row.constant
@@ -127,25 +181,130 @@ def test_every_tensor_of_the_file_is_used_or_left_out_with_a_reason(file):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.golden)
 def test_a_half_of_a_checkpoint_is_refused_by_the_name_of_what_is_missing(row, tmp_path):
-    _, family, model, _ = golden_model(row.golden, row.keys, **row.options)
+    _, family, model, _ = golden_model(row.golden, row.keys, config=config_of(row), **row.options)
     shapes = listed(row.keys)
     for gone in (model.links[3].source, model.links[-1].source):
         half = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items() if name != gone}
-        torch.save(half, tmp_path / "half.pt")
         with pytest.raises(IntegrityError) as error:
-            import_checkpoint(tmp_path / "half.pt", **row.options)
+            import_checkpoint(saved(tmp_path / "half", row, half), **row.options)
         assert family.title in str(error.value)
         assert gone in str(error.value)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.golden)
 def test_a_newer_layout_is_refused_and_another_constant_too(row, tmp_path):
-    _, _, model, _ = golden_model(row.golden, row.keys, **row.options)
+    _, _, model, _ = golden_model(row.golden, row.keys, config=config_of(row), **row.options)
     tensors = {name: torch.zeros(1).expand(shape) for name, shape in listed(row.keys).items()} | dict(model.constants)
-    torch.save({**tensors, "encoder.conv_in.gate": torch.zeros(1)}, tmp_path / "newer.pt")
+    newer = {**tensors, "encoder.conv_in.gate": torch.zeros(1)}
     with pytest.raises(IntegrityError, match=r"encoder\.conv_in\.gate.*a newer layout"):
-        import_checkpoint(tmp_path / "newer.pt", **row.options)
+        import_checkpoint(saved(tmp_path / "newer", row, newer), **row.options)
     for name, constant in model.constants.items():
-        torch.save({**tensors, name: constant + 1}, tmp_path / "other.pt")
         with pytest.raises(IntegrityError, match="other values"):
-            import_checkpoint(tmp_path / "other.pt", **row.options)
+            import_checkpoint(saved(tmp_path / "other", row, {**tensors, name: constant + 1}), **row.options)
+
+
+WATCHED = """
+import json, sys
+from smalti.families import import_checkpoint
+files = json.loads(sys.argv[1])
+watched = ("pickle.find_class", "exec", "compile", "os.system", "os.exec", "subprocess.Popen", "socket.connect",
+           "ctypes.dlopen", "import")
+seen, inside = [], False
+def hook(event, args):
+    if inside and event in watched:
+        seen.append(f"{event} {args[0]!r}"[:200])
+sys.addaudithook(hook)
+for turn in range(2):  # the first turn brings what torch and smalti load late themselves
+    inside = turn == 1
+    for path, options in files:
+        import_checkpoint(path, **options)
+print(json.dumps(seen))
+"""
+
+
+def test_no_code_of_a_file_is_run_or_imported():
+    files = json.dumps([(str(FOLDER / file.name), dict(file.options)) for file in FILES])
+    ended = subprocess.run([sys.executable, "-c", WATCHED, files], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == []
+
+
+@pytest.mark.parametrize("name", ["taming_tiny.ckpt", "ibq_tiny.ckpt"])
+def test_the_law_of_a_codebook_is_asked_for_and_a_known_one_is_not(name, tmp_path):
+    with pytest.raises(ConfigError, match="--lookup euclidean"):
+        smalti.load(FOLDER / name)
+    shutil.copy(FOLDER / name, tmp_path / "model.ckpt")
+    for text, law in (("src.IBQ.models.ibqgan.IBQ", "inner"), ("taming.models.vqgan.VQModel", "euclidean")):
+        (tmp_path / "config.yaml").write_text(f"model:\n  target: {text}\n")
+        assert import_checkpoint(tmp_path).tokenizer.config.quantizer.by == law
+    with pytest.raises(ConfigError, match=r"lookup inner: .* has euclidean"):
+        import_checkpoint(tmp_path, lookup="inner")
+
+
+def test_the_range_of_diffusers_pixels_is_asked_for():
+    with pytest.raises(ConfigError, match="--pixels unit"):
+        smalti.load(FOLDER / "diffusers_tiny")
+
+
+def test_a_name_takes_the_options_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    one = smalti.load(f"{FOLDER}/taming_tiny.ckpt:lookup=euclidean")
+    assert one.fingerprint == smalti.load(FOLDER / "taming_tiny.ckpt", lookup="euclidean").fingerprint
+    assert one.config.quantizer.by == "euclidean"
+    with pytest.raises(ConfigError, match="lokup: no such field; did you mean 'lookup'"):
+        smalti.load(f"{FOLDER}/taming_tiny.ckpt:lokup=euclidean")
+    with pytest.raises(ConfigError, match="needs no lookup"):
+        smalti.load("smalti/tiny-image", lookup="inner")
+
+
+def hub(folder, repository, files, commit="c0ffee"):
+    """Fill a cache of the hub with these files of a repository."""
+    home = folder / ("models--" + repository.replace("/", "--"))
+    for inside, path in files.items():
+        target = home / "snapshots" / commit / inside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+
+
+HUB = """
+import json, sys, smalti
+from smalti.errors import SmaltiError
+found = {}
+for name in sys.argv[1:]:
+    try:
+        tokenizer = smalti.load(name)
+        found[name] = [tokenizer.source.family, tokenizer.source.revision, tokenizer.source.licence,
+                       str(getattr(tokenizer.config.quantizer, "by", "")), tokenizer.config.pixels]
+    except SmaltiError as error:
+        found[name] = [type(error).__name__, str(error)]
+print(json.dumps(found))
+"""
+
+
+def test_names_of_the_hub_are_found_by_the_real_names_of_their_files_and_known_facts_decide(tmp_path):
+    showo = {path.name: path for path in (FOLDER / "showo_tiny").iterdir()}
+    amused = {f"vqvae/{path.name}": path for path in (FOLDER / "diffusers_tiny").iterdir()}
+    hub(tmp_path / "hub", "showlab/magvitv2", showo)
+    hub(tmp_path / "hub", "amused/amused-256", amused)
+    hub(tmp_path / "hub", "TencentARC/IBQ-Tokenizer-8192", {"imagenet256_8192.ckpt": FOLDER / "ibq_tiny.ckpt"})
+    hub(tmp_path / "hub", "somebody/else", showo)
+    hub(tmp_path / "hub", "many/files", {"a.ckpt": FOLDER / "ibq_tiny.ckpt", "b.pt": FOLDER / "llamagen_tiny.pt"})
+    names = ["showlab/magvitv2", "amused/amused-256@main", "TencentARC/IBQ-Tokenizer-8192", "somebody/else"]
+    names += ["many/files/b.pt", "not/there"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    command = [sys.executable, "-W", "error::UserWarning", "-c", HUB, *names]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    licence = "MIT (as showlab/magvitv2 is published)"
+    assert found["showlab/magvitv2"] == found["somebody/else"] == ["showo", "c0ffee", licence, "", "signed"]
+    assert found["amused/amused-256@main"] == ["diffusers-vq", "c0ffee", "openrail++", "euclidean", "unit"]
+    assert found["TencentARC/IBQ-Tokenizer-8192"] == ["taming", "c0ffee", "Apache-2.0", "inner", "signed"]
+    assert found["many/files/b.pt"][:2] == ["llamagen", "c0ffee"]
+    kind, line = found["not/there"]
+    assert kind == "MachineError"
+    assert "the hub did not give it" in line
+    assert "\n" not in line

@@ -21,6 +21,10 @@ from smalti.data.bundled import photos
 
 HERE = Path(__file__).parent / "v0_1_0"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
+EXACT_COLOURS = json.loads((HERE.parent / "exact_colours.json").read_text())
+"""Digests and losses of what is made from videos since their colours are converted with exact rounding. 0.1.0 read
+videos 1 to 1.5 levels too dark, so that its token sets and compressed files of the same videos had other ids. Those are
+still read."""
 FOR_PEOPLE = ("made.json", "provenance.json", "README.md")
 """Files of a token set that are no part of its identity: where it was made, and the card."""
 CLOSE = 1e-3
@@ -116,7 +120,8 @@ def test_a_shipped_tokenizer_keeps_its_fingerprint(name):
 @pytest.mark.parametrize("name", EXPECTED["losses"])
 def test_a_training_file_trains_as_it_did(name, command):
     command("train", f"configs/{name}", "--out", "new", "--device", "cpu")
-    assert losses("new") == pytest.approx(EXPECTED["losses"][name], rel=CLOSE)
+    expected = EXACT_COLOURS.get(f"losses/{name}", EXPECTED["losses"][name])
+    assert losses("new") == pytest.approx(expected, rel=CLOSE)
 
 
 @pytest.mark.parametrize(("run", "part"), [("images", "tokenizer"), ("masked", "generator")])
@@ -164,8 +169,13 @@ def test_the_same_inputs_give_the_same_token_set_byte_for_byte(name, command):
     expected = EXPECTED["sets"][name]
     needs_the_writer()
     command("tokenize", *expected["command"], "--out", "new", "--workers", 0, "--device", "cpu")
-    files = {file: sha for file, sha in expected["files"].items() if file not in FOR_PEOPLE}
-    assert digests("new") == files
+    assert digests("new") == files_of("sets", name)
+
+
+def files_of(kind, name):
+    """The digests of the files of a token set today."""
+    files = EXPECTED["sets"][name]["files"] | EXACT_COLOURS.get(f"{kind}/{name}", {})
+    return {file: sha for file, sha in files.items() if file not in FOR_PEOPLE}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (HERE / "sets").iterdir()))
@@ -191,7 +201,7 @@ def test_a_token_set_that_was_not_finished_goes_on(name, command):
     for path in (out / "dataset.json", sorted(out.glob("data/*"))[0], sorted(out.glob("reports/*"))[0]):
         path.unlink()
     command("tokenize", *expected["command"], "--out", out, "--workers", 0, "--device", "cpu")
-    assert digests(out) == {file: sha for file, sha in expected["files"].items() if file not in FOR_PEOPLE}
+    assert digests(out) == files_of("unfinished", name)
 
 
 def needs_the_writer():
@@ -206,7 +216,8 @@ def test_a_compressed_file_opens_and_is_written_again_byte_for_byte(name, comman
     expected = EXPECTED["compressed"][name]
     source, *chosen = expected["command"]
     command("compress", source, "new.smt", *chosen, "--device", "cpu")
-    assert hashlib.sha256(Path("new.smt").read_bytes()).hexdigest() == expected["sha256"]
+    sha256 = EXACT_COLOURS.get(f"compressed/{name}", expected["sha256"])
+    assert hashlib.sha256(Path("new.smt").read_bytes()).hexdigest() == sha256
     old = Path("compressed", f"{name}.smt")
     assert json.loads(command("info", old, "--json"))
     if "means" in expected:

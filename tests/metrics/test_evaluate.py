@@ -287,3 +287,22 @@ def test_a_difference_is_grey_where_pictures_agree():
     assert (found[0, 1] == 128).all()
     assert (found[0, 0] == 168).all()
     assert (found[1, 1] == 0).all()
+
+
+def test_open_magvit2_takes_lpips_of_numbers_and_the_rest_of_whole_levels():
+    """Its evaluation cuts the reconstruction to [-1, 1] for LPIPS, and to uint8 for PSNR and SSIM after that."""
+    original, seen = clip(1, 32, 40, 0), []
+
+    def remembered(a, b):
+        seen.append((a.double(), b.double()))
+        return distance(a, b)
+
+    lpips = LPIPS._replace(distance=remembered, net="alex")
+    reconstruction = original * 1.1 + 0.003
+    report = evaluate(lambda _: reconstruction, [("a", original)], OPEN_MAGVIT2, lpips=lpips)
+    torch.testing.assert_close(seen[0][0][0], original[0, :, 0].double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen[0][1][0], reconstruction[0, :, 0].clamp(-1, 1).double(), rtol=0, atol=1e-6)
+    levels = [((v + 1) * 127.5).clamp(0, 255).floor().double() for v in (original, reconstruction)]
+    assert report.mse == pytest.approx(float(((levels[0] - levels[1]) / 255).square().mean()), rel=1e-9)
+    evaluate(lambda _: reconstruction, [("a", original)], OPEN_MAGVIT2.replace({"lpips_rounding": None}), lpips=lpips)
+    assert float((seen[1][1][0] - reconstruction[0, :, 0].clamp(-1, 1)).abs().max()) > 0.003

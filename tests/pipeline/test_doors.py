@@ -7,9 +7,9 @@ import pytest
 import typer
 
 import smalti
+from smalti.arguments import check_choice
 from smalti.cli.main import app
 from smalti.errors import ConfigError
-from smalti.pipeline.arguments import check_choice
 
 DOORS = {
     "train": "train",

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from smalti.config import Config
 from smalti.errors import ConfigError
-from smalti.quantize import DSQConfig, FSQConfig, LFQConfig, QuantizerConfig, ScalarQuantizer
+from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig, QuantizerConfig, ScalarQuantizer
 
-CONFIGS: list[LFQConfig | FSQConfig | DSQConfig] = [
+CONFIGS: list[QuantizerConfig] = [
     LFQConfig(bits=1),
     LFQConfig(bits=18),
     LFQConfig(bits=62, losses=()),
@@ -23,13 +23,18 @@ CONFIGS: list[LFQConfig | FSQConfig | DSQConfig] = [
     DSQConfig(levels=(8, 8, 8, 5, 5, 5)),
     DSQConfig(levels=(8, 8, 5, 4, 4, 3)),
     DSQConfig(levels=(2, 3, 9)),
+    CodebookConfig(size=300, dim=5),
+    CodebookConfig(size=300, dim=5, by="cosine", gradient="indices"),
+    CodebookConfig(size=20_000, dim=3, by="inner"),
 ]
 
 
-def built(config: LFQConfig | FSQConfig | DSQConfig, dtype: torch.dtype = torch.float32) -> ScalarQuantizer:
+def built(config: QuantizerConfig, dtype: torch.dtype = torch.float32) -> ScalarQuantizer:
     """A quantizer whose learned parts, if any, have moved away from their start."""
     rng = torch.Generator().manual_seed(0)
-    quantizer = config.build()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a table of codes starts at random
+        quantizer = config.build()
     with torch.no_grad():
         for parameter in quantizer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=rng))
@@ -41,6 +46,7 @@ def latent(quantizer: ScalarQuantizer, scale: float = 1.0, seed: int = 0, t: int
     return scale * torch.randn(2, quantizer.dim, t, 4, 5, generator=rng)
 
 
+SCALAR = [config for config in CONFIGS if config.kind != "codebook"]
 each_quantizer = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{c.digit_levels}"[:40])
 
 
@@ -82,6 +88,8 @@ def test_every_id_decodes_to_its_own_code(config):
 @each_quantizer
 def test_a_fresh_quantizer_finds_its_own_codes_again(config):
     quantizer = config.build()
+    if config.kind == "codebook" and config.by == "inner":
+        pytest.skip("a row need not have the largest inner product with itself")
     ids = torch.randint(quantizer.codebook_size, (1, 2, 4, 4), generator=torch.Generator().manual_seed(1))
     codes = quantizer.decode(ids)
     z = torch.atanh(codes.clamp(-0.999, 0.999)) if config.kind == "fsq" else codes
@@ -117,7 +125,7 @@ def test_float64_in_gives_float64_out_and_the_same_ids(config):
 
 
 def test_the_straight_through_gradient_is_that_of_the_surrogate():
-    for config in CONFIGS:
+    for config in SCALAR:
         quantizer = built(config, torch.float64)
         z = latent(quantizer).double().requires_grad_()
         probe = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(3))
@@ -127,7 +135,7 @@ def test_the_straight_through_gradient_is_that_of_the_surrogate():
         assert torch.allclose(through, direct, rtol=1e-12, atol=0)
 
 
-@each_quantizer
+@pytest.mark.parametrize("config", SCALAR, ids=lambda c: f"{c.kind}-{c.digit_levels}"[:40])
 def test_the_surrogate_is_monotone_and_digits_follow_it(config):
     quantizer = built(config, torch.float64)
     z = torch.linspace(-3, 3, 1001, dtype=torch.float64).view(-1, 1).expand(-1, quantizer.dim)
@@ -191,6 +199,18 @@ def test_levels_are_those_of_the_config():
         quantizer = config(levels=levels).build()
         assert quantizer.codebook_size in (64_000, 15_360)
         assert quantizer.dim == 6
+
+
+@pytest.mark.parametrize("levels", [(2, 3, 4, 5), (8, 8, 8, 5, 5, 5), (16, 7, 9)])
+def test_the_code_of_fsq_is_its_surrogate_rounded(levels):
+    """code = round(b) / floor(L / 2) with b = surrogate * floor(L / 2), where b is not within 1e-6 of a half."""
+    quantizer = FSQConfig(levels=levels).build().double()
+    z = latent(quantizer, 2.0).double().movedim(1, -1).flatten(0, -2)
+    steps = torch.tensor([level // 2 for level in levels])
+    b = quantizer.surrogate(z) * steps
+    clear = (b - b.floor() - 0.5).abs() > 1e-6
+    assert torch.equal((quantizer(z).codes * steps).round()[clear], b.round()[clear])
+    assert b.amin() > -0.51 - max(steps)
 
 
 @pytest.mark.parametrize("level", range(2, 33))

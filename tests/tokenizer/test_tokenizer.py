@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import Tokenizer, TokenizerConfig, decode_tiles, encode_tiles
+from smalti.tokenizer import Tokenizer, TokenizerConfig
 
 QUANTIZERS = [LFQConfig(bits=18), FSQConfig(), FSQConfig(levels=(8, 8, 5, 4, 4, 3)), DSQConfig()]
 SMALL = {"width": 8, "depth": 1, "decoder_depth": 1, "middle": 1}
@@ -169,13 +170,13 @@ def test_tiles_equal_the_whole_frame(plan):
         ids = tokenizer.encode(video)
         pixels = tokenizer.decode(ids)
         for tile in (16, 40):
-            assert torch.equal(encode_tiles(tokenizer, video, tile), ids)
-            assert torch.allclose(decode_tiles(tokenizer, ids, tile), pixels, rtol=0, atol=1e-12)
+            assert torch.equal(tokenizer.encode(video, tile=tile), ids)
+            assert torch.allclose(tokenizer.decode(ids, tile=tile), pixels, rtol=0, atol=1e-12)
 
 
 def test_norms_over_a_frame_refuse_tiles_and_norms_over_time_refuse_streams():
-    with pytest.raises(ValueError, match="tile"):
-        encode_tiles(built(norm="frame"), clip(1), 16)
+    with pytest.raises(ConfigError, match="tile"):
+        built(norm="frame").encode(clip(1), tile=16)
     clipped = built(norm="clip")
     assert not clipped.is_causal
     for refused in (
@@ -183,7 +184,7 @@ def test_norms_over_a_frame_refuse_tiles_and_norms_over_time_refuse_streams():
         lambda: clipped.encode(clip(1), Stream()),
         lambda: list(clipped.decode_stream([torch.zeros(1, 1, 2, 2, dtype=torch.int64)])),
     ):
-        with pytest.raises(ValueError, match="not causal"):
+        with pytest.raises(ConfigError, match="not causal"):
             refused()
 
 

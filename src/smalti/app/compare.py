@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smalti.app.html import document, html_table, image_figure, number, svg_figure
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.comparison import (
     Budget,
     ComparisonData,
@@ -73,7 +74,7 @@ def compare(
     variants: Sequence[Variant],
     data: ComparisonData,
     budget: Budget,
-    out: Path,
+    out: Path | str,
     *,
     steps: int,
     set: Sequence[str] = (),
@@ -85,7 +86,10 @@ def compare(
 
     Schedules have `steps` steps; `set` holds assignments to fields of all variants. Raises SmaltiError.
     """
-    where = pick_device(device)
+    check_arguments(compare, locals())
+    check_out_folder("out", out)
+    check_least({"steps": (steps, 1)})
+    out, where = Path(out), pick_device(device)
     trainings = {one.name: one.training(data.medium, steps, tuple(set)) for one in variants}
     configs = {name: config.plain() for name, config in trainings.items()}
     settings = {"contenders": configs, "media": data.plain(), "terms": budget.plain(), "steps": steps}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, message_line, print_json
+from smalti.cli.console import bar, message_line, print_json, say
 from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, TokenizerOption
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def compress_command(
             device=device,
             progress=progress,
         )
+    for note in written.notes:
+        say(f"{message_line(written.source)}: {note}")
     if as_json:
         print_json(written._asdict())
     else:

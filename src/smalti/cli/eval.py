@@ -13,7 +13,7 @@ Targets = Annotated[
     list[str],
     typer.Argument(
         metavar="TARGET",
-        help=f"{TOKENIZER_HELP} With --against: the folder of originals. With --real: generated sets.",
+        help=f"{TOKENIZER_HELP} Several are compared. With --against: the folder of originals. With --real: sets.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N clips.")]
@@ -37,13 +37,15 @@ def eval_command(
         Path | None, typer.Option(help="Weights of the protocol's feature network; found likewise.")
     ] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="A folder that caches the feature statistics of the originals.")
+        Path | None,
+        typer.Option(help="A folder that caches feature statistics of the originals, or an .npz or .pkl of them."),
     ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for intervals of distances, with --real.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report.json and sheet.png to this folder.")] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a tokenizer, compare two folders, or compare generated media with real media.
+    """Evaluate tokenizers, compare two folders, or compare generated media with real media.
 
     \b
     PSNR, SSIM, MS-SSIM, LPIPS, Frechet distances (rFID, rFVD), codebook use and
@@ -53,7 +55,9 @@ def eval_command(
     open-magvit2. Under torchrun the ranks share the clips. With --real, sets
     against a set: smalti-gfid (and inception score), smalti-gfvd,
     smalti-generation, smalti-generation-video; precision, recall, density,
-    coverage. Several TARGETs, one a seed, give mean and deviation.
+    coverage. Several TARGETs, one a seed, give mean and deviation. Several
+    tokenizers with --data are compared on the same clips: differences from the
+    first with their errors, bits per pixel, speed, images side by side.
 
     \b
     Examples:
@@ -61,6 +65,7 @@ def eval_command(
       smalti eval runs/video --data clips --size 128 --frames 17 --limit 50 --json
       smalti eval runs/tiny --data photos --protocol mindone-psnr-images
       smalti eval k600 --data val_new.txt --root val --protocol magicmaster-fvd
+      smalti eval runs/image showlab/magvitv2 --data photos --out report
       smalti eval originals --against reconstructions
       smalti eval photo-tokens --data photos
       smalti eval fake-0 fake-1 --real clips --protocol smalti-generation-video
@@ -82,6 +87,7 @@ def eval_command(
             lpips=lpips,
             features=features,
             statistics=statistics,
+            bootstrap=bootstrap,
             device=device,
             progress=progress,
         )

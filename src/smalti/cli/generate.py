@@ -33,7 +33,7 @@ def generate_command(
     count: Annotated[int, typer.Option(min=1, help="Samples of each input or class.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps of a masked model.")] = 12,
     schedule: Annotated[
-        Literal["cosine", "arccos", "linear", "square", "exponential"],
+        Literal["cosine", "arccos", "linear", "square", "exponential", "log"],
         typer.Option(help="Schedule of the masked share."),
     ] = "cosine",
     noise: Annotated[float, typer.Option(min=0.0, help="Noise on the confidence that orders the steps.")] = 4.5,

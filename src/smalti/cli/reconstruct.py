@@ -53,7 +53,10 @@ def reconstruct_command(
     def on_file(result: "Reconstructed | BadFile") -> None:
         if isinstance(result, BadFile):
             say(f"left out: {message_line(result)}")
-        elif not as_json:
+            return
+        for note in result.notes:
+            say(f"{message_line(result.source)}: {note}")
+        if not as_json:
             print(_line(result), flush=True)
 
     with bar("reconstructing", None) as progress:

@@ -62,6 +62,8 @@ class Compressed(NamedTuple):
     ratio: float
     """Bytes of the source file over `bytes`."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
 
 
 class Decompressed(NamedTuple):
@@ -91,6 +93,7 @@ class CompressedInfo(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """Return all facts as plain data; the frame rate as text, for it is a fraction."""
         head = self.head.plain() | {"rate": None if self.head.rate is None else str(self.head.fps)}
+        head["pixel_aspect"] = None if head["pixel_aspect"] is None else str(Fraction(*head["pixel_aspect"]))
         counts = {name: value for name, value in self._asdict().items() if name != "head"}
         pixels = self.frames * self.head.height * self.head.width
         return {**head, **counts, "bits_per_pixel": 8 * self.bytes / pixels}
@@ -107,11 +110,11 @@ def compress_file(
 ) -> Compressed:
     """Write an image, or a video by its suffix, as `.smt`, whole or not at all.
 
-    Frames are coded as they are read; sound is left out, a varying frame rate becomes its mean. With `group`, every so
-    many frames of a video are encoded without those before: decoding can start at each, and a tokenizer that is not
-    causal has no other way. Without, the whole is one stream, and decoding starts at its beginning. Raises BadFile for
-    media that cannot be read, ConfigError for a video and a tokenizer that is not causal without `group`, and for an
-    image with `group`.
+    Frames are coded as they are read; sound and pauses are left out, a varying frame rate becomes its mean. With
+    `group`, every so many frames of a video are encoded without those before: decoding can start at each, and a
+    tokenizer that is not causal has no other way. Without, the whole is one stream, and decoding starts at its
+    beginning. Raises BadFile for media that cannot be read, ConfigError for a video and a tokenizer that is not causal
+    without `group`, and for an image with `group`.
     """
     begin = time.perf_counter()
     if source.suffix.lower() not in VIDEO_SUFFIXES:
@@ -130,8 +133,10 @@ def compress_file(
                     progress(number, len(reader))
 
         rate = Fraction(reader.fps).limit_denominator(100_000)
-        head = _head(tokenizer, reader.size, rate, group or 0)
-        return _compress(source, target, head, _blocks_of(tokenizer, frames(), head), model, begin)
+        aspect = None if reader.pixel_aspect == 1 else reader.pixel_aspect.as_integer_ratio()
+        head = _head(tokenizer, reader.size, rate, group or 0).replace({"pixel_aspect": aspect})
+        written = _compress(source, target, head, _blocks_of(tokenizer, frames(), head), model, begin)
+        return written._replace(notes=reader.notes)
 
 
 def decompress_file(
@@ -150,7 +155,8 @@ def decompress_file(
     begin, head = time.perf_counter(), read_info(source).head
     fps = None if head.rate is None else float(head.fps)
     first, end = frames or (0, None)
-    written = write_media(target, read_frames(tokenizer, source, first, end, progress=progress), fps)
+    decoded = read_frames(tokenizer, source, first, end, progress=progress)
+    written = write_media(target, decoded, fps, None if head.pixel_aspect is None else Fraction(*head.pixel_aspect))
     return Decompressed(source, target, head.height, head.width, first, written, fps, time.perf_counter() - begin)
 
 

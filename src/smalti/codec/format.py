@@ -67,6 +67,8 @@ class Head(Config):
     """Latent frames of a block: all blocks are full but the last of a group."""
     group: int = Field(ge=0)
     """Frames that are a video of their own, encoded and decoded without those before; 0 is all of them."""
+    pixel_aspect: Rate | None = None
+    """Width of a pixel over its height, as a fraction; null for square pixels, and then not written."""
     smalti: str = __version__
     """The version that wrote the file."""
 
@@ -82,6 +84,8 @@ class Head(Config):
             raise ValueError(f"blocks of {self.block} x {self.grid} tokens, at most {LARGEST_BLOCK:,} are read")
         if (self.rate is None) != self.is_image or (self.rate is not None and min(self.rate) < 1):
             raise ValueError(f"rate {self.rate} does not suit kind {self.kind}")
+        if self.pixel_aspect is not None and min(self.pixel_aspect) < 1:
+            raise ValueError(f"pixel_aspect {self.pixel_aspect} is no shape of a pixel")
         return self
 
     @property
@@ -152,7 +156,10 @@ class Writer:
     """Writes a file block by block; it is whole when `close` has been called."""
 
     def __init__(self, file: BinaryIO | BytesIO, head: Head) -> None:
-        text = json.dumps(head.plain(), sort_keys=True, separators=(",", ":")).encode()
+        fields = head.plain()
+        if head.pixel_aspect is None:
+            del fields["pixel_aspect"]  # readers before 0.2 know no such field
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
         self._file, self._chain, self._table = file, b"", list[bytes]()
         self.head, self.frames, self.bytes = head, 0, 0
         self._write(_START.pack(MAGIC, SMT_FORMAT, len(text)) + text)

@@ -12,25 +12,16 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
+from smalti.data.containers import HEAD_BYTES, foreign_kind
 from smalti.data.packing import MediaConfig
 from smalti.data.source import MAX_PIXELS, Store, StoreSource, open_media
 from smalti.data.views import ViewConfig
-from smalti.errors import BadFile
+from smalti.errors import BadFile, BadTensor
 from smalti.text import one_line, printable
+from smalti.video import to_rgb, upright
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 """Formats that are read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""
-
-_ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
@@ -62,7 +53,11 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
         except BadFile:
             raise
         except UnidentifiedImageError:
-            raise BadFile(name, "format", f"not a whole file of any of {', '.join(IMAGE_FORMATS)}") from None
+            file.seek(0)
+            kind = foreign_kind(file.read(HEAD_BYTES))
+            formats = ", ".join(IMAGE_FORMATS)
+            what = f"no whole image of any of {formats}" if kind is None else f"is {kind} and none of {formats}"
+            raise BadFile(name, "format", f"{what}; convert it, or take it out") from None
         except Image.DecompressionBombError as error:
             raise BadFile(name, "bomb", f"too many pixels: {one_line(error)}") from None
         except (
@@ -70,8 +65,10 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
         ) as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, ...
             text = one_line(error)
             cut = any(word in text for word in ("truncated", "unrecognized data stream", "Truncated"))
-            what = "ends before its last pixel" if cut else "cannot be decoded"
-            raise BadFile(name, "truncated" if cut else "corrupt", f"{what} ({text}); copy it again") from None
+            if cut:
+                raise BadFile(name, "truncated", f"ends before its last pixel ({text}); copy it again") from None
+            what = f"cannot be decoded ({text}); copy it again if it is damaged, convert it if it is not"
+            raise BadFile(name, "corrupt", what) from None
 
 
 def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
@@ -81,31 +78,10 @@ def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
             raise BadFile(name, "bomb", f"declares {width} x {height} pixels, at most {max_pixels:,} are read")
         image.load()
         try:
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        except Exception:  # damaged EXIF does not touch the pixels
-            turn = None
-        rgb = _to_rgb(name, image)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    return np.array(rgb)
-
-
-def _to_rgb(name: str, image: Image.Image) -> Image.Image:
-    mode, transparency = image.mode, image.info.get("transparency")
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
-        samples = np.asarray(image).astype(np.int64)
-        levels = ((samples + 128) // 257).clip(0, 255).astype(np.uint8)  # round(v / 257) in integers
-        if isinstance(transparency, int):
-            levels[samples == transparency] = 255
-        return Image.fromarray(levels).convert("RGB")
-    if mode in ("RGB", "L", "1", "P") and transparency is None:
-        return image.convert("RGB")
-    if mode in ("RGB", "L", "1", "P", "PA", "LA", "La", "RGBA", "RGBa"):
-        layer = image.convert("RGBA") if mode not in ("La",) else image.convert("LA").convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    if mode in ("CMYK", "YCbCr", "RGBX"):
-        return image.convert("RGB")
-    raise BadFile(name, "sample-format", f"samples of kind {mode} have no known white; convert it to 8 or 16 bits")
+            rgb = to_rgb(image)
+        except BadTensor as error:
+            raise BadFile(name, "sample-format", str(error)) from None
+        return np.array(upright(image, rgb))
 
 
 class ImagesConfig(ViewConfig, MediaConfig):

@@ -10,6 +10,7 @@ import numpy as np
 
 from smalti.data.source import Classes, Store, number_classes, open_media, raise_listed
 from smalti.errors import BadFile, InputError, MachineError, SmaltiError
+from smalti.hub import hub_fault
 from smalti.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -209,5 +210,5 @@ def download_from_hub(name: str, match: str, revision: str | None) -> Path:
     except HFValidationError:
         raise InputError(f"hf:{name}: not the name of a data set of the hub, as in hf:owner/name") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MachineError(f"hf:{name}: the hub did not give it: {one_line(error)}") from None
+        raise MachineError(f"hf:{name}: not in the cache, and the hub {hub_fault(error)}") from None
     return Path(folder)

@@ -178,7 +178,7 @@ def open_media(path: Path) -> BinaryIO:
             raise BadFile(printable(path), "empty", "has no bytes; copy it again")
         file = open(path, "rb")  # noqa: SIM115, PTH123 - the caller closes it; an open fd serves a `with`
     except FileNotFoundError:
-        raise BadFile(printable(path), "missing", "no such file (removed since it was listed?)") from None
+        raise BadFile(printable(path), "missing", "no such file") from None
     except PermissionError:
         raise BadFile(printable(path), "permission", "permission denied; check the rights of file and folder") from None
     except (OSError, ValueError) as error:

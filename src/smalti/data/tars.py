@@ -123,13 +123,16 @@ class _Samples(NamedTuple):
     labels: list[str | None]
     texts: list[Member | None]
     """Member that may hold the caption of each: its `txt`, or else its `json`."""
+    bad: dict[int, str]
+    """Faults of samples, by their place here: they are listed, and are bad files when they are loaded."""
     faults: list[str]
+    """Faults of the tar as a whole."""
 
 
 def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Samples:
     """Group the members of a tar by key. Raises BadFile where the tar cannot be opened."""
     with open_media(path) as file:
-        groups = dict[str, dict[str, Member]]()
+        groups, twice = dict[str, dict[str, Member]](), dict[str, str]()
         faults = []
         try:
             for member in read_members(file):
@@ -137,25 +140,31 @@ def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Sam
                 base, dot, ending = name.partition(".")
                 if not base or not dot:
                     continue  # hidden, or without a suffix
-                group = groups.setdefault(os.path.join(folder, base), {})  # noqa: PTH118 - a name, not a path
-                if ending.lower() in group:
-                    first = group[ending.lower()].offset
-                    faults.append(f"{_place(path, member)} is there twice, first at byte {first:,}")
-                group[ending.lower()] = member
+                key = os.path.join(folder, base)  # noqa: PTH118 - a name, not a path
+                group = groups.setdefault(key, {})
+                first = group.setdefault(ending.lower(), member)
+                if first is not member:
+                    at = f"at byte {first.offset:,} and at byte {member.offset:,}"
+                    twice.setdefault(key, f"its {one_line(ending.lower())} is there twice, {at}; pack it anew")
         except ValueError as error:
             faults.append(f"{printable(path)}: {error}")
-        media, labels, texts = list[Member](), list[str | None](), list[Member | None]()
+        samples = _Samples([], [], [], {}, faults)
         for key, group in groups.items():
+            medium, label = next(iter(group.values())), None
             try:
-                medium = _choose(group, suffixes, extension)
-                if medium is not None:
-                    label = _label(file, group)
-                    media.append(medium)
-                    labels.append(label)
-                    texts.append(group.get("txt", group.get("json")))
+                chosen = _choose(group, suffixes, extension)
+                if chosen is None:
+                    continue
+                medium = chosen
+                if key in twice:
+                    raise ValueError(twice[key])
+                label = _label(file, group)
             except ValueError as error:
-                faults.append(f"{printable(path)}: sample {printable(key)}: {error}")
-    return _Samples(media, labels, texts, faults)
+                samples.bad[len(samples.media)] = f"sample {printable(key)}: {error}"
+            samples.media.append(medium)
+            samples.labels.append(label)
+            samples.texts.append(group.get("txt", group.get("json")))
+    return samples
 
 
 def suffixes_in(path: Path) -> set[str]:
@@ -228,24 +237,33 @@ class TarStore(Store):
     def __init__(self, root: Path, tars: Sequence[str], suffixes: Sequence[str], member: str | None = None) -> None:
         self.root, self.tars = root, tuple(tars)
         places, labels, faults = list[tuple[int, int, int]](), list[str | None](), list[str]()
-        self._names, self._texts = list[str](), list[Member | None]()
+        self._names, self._texts, self._bad = list[str](), list[Member | None](), dict[int, str]()
         for number, tar in enumerate(self.tars):
             try:
                 samples = _samples(root / tar, suffixes, member)
             except BadFile as bad:
                 faults.append(str(bad))
                 continue
+            self._bad |= {len(places) + place: fault for place, fault in samples.bad.items()}
             self._names += [medium.name for medium in samples.media]
             places += [(number, medium.offset, medium.size) for medium in samples.media]
             labels += samples.labels
             self._texts += samples.texts
             faults += samples.faults
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
+        if len(self._bad) == len(places):  # where some are good, the others are bad files that are counted
+            faults += [f"{printable(root / self.tars[places[place][0]])}: {bad}" for place, bad in self._bad.items()]
         raise_listed(where, "members or tars", faults)
         if not places:
             raise InputError(f"{where}: no sample has a file of any of {' '.join(suffixes)}")
         self._places = np.array(places, np.int64)  # 24 bytes a sample, shared by readers
-        super().__init__(number_classes(labels, where=where, name_of=self.key))
+        good = [place for place in range(len(places)) if place not in self._bad]
+        name_of = lambda place: self.key(good[place])  # noqa: E731
+        classes = number_classes([labels[place] for place in good], where=where, name_of=name_of)
+        if classes.labels is not None and self._bad:
+            numbers = dict(zip(good, classes.labels, strict=True))
+            classes = classes._replace(labels=tuple(numbers.get(place, 0) for place in range(len(places))))
+        super().__init__(classes)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -258,6 +276,10 @@ class TarStore(Store):
         """Return the path of the tar, the member, and its first byte."""
         tar, offset, size = self._places[index].tolist()
         return _place(self.root / self.tars[tar], Member(self._names[index], offset, size))
+
+    def label(self, index: int) -> int | None:
+        """Return the class of a sample; None where there are none, or the sample is bad."""
+        return None if index in self._bad else super().label(index)
 
     def caption(self, index: int) -> str | None:
         """Read the caption in its `txt`, or under `caption` or `text` in its `json`. Raises BadFile."""
@@ -279,7 +301,9 @@ class TarStore(Store):
         return texts[0] if texts and isinstance(texts[0], str) else None
 
     def media(self, index: int) -> bytes:
-        """Read the bytes of a member. Raises BadFile where they are not there any more."""
+        """Read the bytes of a member. Raises BadFile where they are not there any more, or the sample has a fault."""
+        if index in self._bad:
+            raise BadFile(self.where(index), "sample", self._bad[index])
         tar, offset, size = self._places[index].tolist()
         with open_media(self.root / self.tars[tar]) as file:
             file.seek(offset)

@@ -1,5 +1,6 @@
 """Reading video: an index of what is really in the file, then frames by number, in constant memory."""
 
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -7,33 +8,28 @@ from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from smalti.data.containers import HEAD_BYTES, Ending, ending_of, foreign_kind
 from smalti.data.source import MAX_PIXELS, open_media
+from smalti.data.video_index import EVER, decoded, decoder_faults, make_index, pace_of
+from smalti.data.video_pixels import display_matrix, is_turned, rgb_of, upright
 from smalti.errors import BadFile
 from smalti.text import one_line, printable
 
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,flv,asf,ogg"
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,flv,asf,ogg,mxf,nut,ivf,dv,rm,wtv,yuv4mpegpipe"
 """Demuxers of FFmpeg that may open a file. Playlists (hls, concat, dash) name other files, so they may not."""
 
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
-
-
-class _Index(NamedTuple):
-    pts: list[int]
-    """Presentation times of the frames that can be decoded, rising, in units of the stream's time base."""
-    keyframes: list[int]
 
 
 class VideoReader:
@@ -41,31 +37,20 @@ class VideoReader:
 
     def __init__(self, media: Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> None:
         self._name = name or (printable(media) if isinstance(media, Path) else "video")
-        if isinstance(media, Path):
-            open_media(media).close()  # the checks that all media share
-        elif not media:
-            raise BadFile(self._name, "empty", "has no bytes; write it again")
-        self._container = _open(f"file:{media}" if isinstance(media, Path) else BytesIO(media), self._name)
+        self._media, self._max_pixels = media, max_pixels
+        self._reformatter = VideoReformatter()
+        ending = _ending_of(media, self._name)
+        if ending.is_cut:
+            raise BadFile(self._name, "cut", f"{ending.what}, so it was cut; copy it again")
+        self._container, self._stream, self._index = make_index(self._open, self._name, ends_whole=ending.is_known)
         try:
-            self._stream = _choose_stream(self._container, self._name)
-            self._index = _index(self._container, self._stream, self._name)
-            context = self._stream.codec_context
-            context.thread_count = 1  # threaded decoding beside torch's threads can hang
-            self._stream.thread_type = "NONE"
-            self._reformatter = VideoReformatter()
-            if context.width * context.height > max_pixels:
-                what = f"declares frames of {context.width} x {context.height} pixels, at most {max_pixels:,} are read"
-                raise BadFile(self._name, "bomb", what)
-            if context.color_trc in _HDR:
-                what = f"is HDR ({_HDR[context.color_trc]}), which has no single 8-bit form; tone-map it first"
-                raise BadFile(self._name, "hdr", what)
             self.size = self._first_size()
         except BaseException:
             self._container.close()
             raise
 
     size: tuple[int, int]
-    """Height and width of the upright frame."""
+    """Height and width of the upright frame, in pixels as they are stored."""
     _matrix: tuple[int, int, int, int]
     """Display transform, as declared by the first frame."""
 
@@ -86,21 +71,41 @@ class VideoReader:
     @property
     def times(self) -> list[float]:
         """Return the presentation time of each frame, in seconds after the first."""
-        base, first = float(self._stream.time_base or 0), self._index.pts[0]
+        base, first = float(self.time_base), self._index.pts[0]
         return [(pts - first) * base for pts in self._index.pts]
 
     @property
     def fps(self) -> float:
-        """Return the mean frame rate, from the time stamps; the declared rate where there is one frame."""
-        pts = self._index.pts
-        if len(pts) > 1 and self._stream.time_base:
-            return (len(pts) - 1) / float((pts[-1] - pts[0]) * self._stream.time_base)
-        return float(self._stream.average_rate or 1)
+        """Return the mean frame rate, from the time stamps without pauses; the declared rate where there is one frame.
+
+        A pause is a gap of more than a second and of ten times the usual gap.
+        """
+        return pace_of(self._index.pts, self._stream.time_base, self._stream.average_rate).fps
 
     @property
     def pixel_aspect(self) -> Fraction:
-        """Return the width of a pixel over its height, as declared. Frames are returned as stored, not stretched."""
-        return self._stream.sample_aspect_ratio or Fraction(1)
+        """Return the width of an upright pixel over its height, as declared. Frames are as stored, not stretched.
+
+        A ratio above 10 or below 1/10 is damage, and taken as 1.
+        """
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        aspect = aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1)
+        return 1 / aspect if is_turned(self._matrix) else aspect
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Return the number of packets that give no frame, by reason: `hidden` (by an edit list), `empty` (the frame
+        before is shown longer), `before the first keyframe`."""
+        return self._index.dropped
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what frames at a constant rate do not show of the file, in words: what is dropped, and pauses."""
+        notes = [f"{count:,} packets without a frame ({reason})" for reason, count in self.dropped.items()]
+        pace = pace_of(self._index.pts, self._stream.time_base, self._stream.average_rate)
+        if pace.pauses:
+            notes.append(f"{pace.pauses:,} pauses of {pace.seconds:,.1f} s together are left out")
+        return tuple(notes)
 
     def frames(self, start: int = 0, stop: int | None = None, stride: int = 1) -> Iterator[Tensor]:
         """Yield frames start, start + stride, ... below `stop`, each uint8 `h w 3`, in constant memory."""
@@ -110,30 +115,28 @@ class VideoReader:
     def at(self, indices: Iterable[int]) -> Iterator[Tensor]:
         """Yield the frames of these numbers, which must not fall; a number may repeat. Each is uint8 `h w 3`.
 
-        Decoding starts at the last keyframe before the first number. A packet without an image (a hidden frame,
-        a dropped frame of AVI) repeats the frame before it, as ffplay does, in at most one packet of twenty. Raises
-        BadFile where more are missing, or a frame is damaged or of another size than the first.
+        Decoding starts at the last keyframe before the first number, or at the beginning where the file does not say
+        which packet is which frame. Raises BadFile where a frame is missing, damaged or of another size than the first.
         """
         queue = self._checked(indices)
         target = next(queue, None)
         if target is None:
             return
-        current, pixels, decoded, missing = -1, None, 0, 0
-        latest: VideoFrame | None = None
-        for index, frame in chain(self._decoded_from(target), ((len(self), None),)):
-            while target < index or (target == index and frame is not None):
-                if target == index:
-                    current, latest, pixels = index, frame, None
-                missing += current != target
-                if latest is None or missing > 1 + 0.05 * decoded:
-                    what = f"frame {target} of {len(self)} cannot be decoded; copy the file again"
-                    raise BadFile(self._name, "corrupt", what)
-                pixels = self._pixels(current, latest) if pixels is None else pixels
+        expected = None
+        for number, frame in self._decoded_from(target):
+            if expected is not None and number != expected:
+                break
+            expected = number + 1
+            if number < target:
+                continue
+            pixels = self._pixels(number, frame)
+            while target == number:
                 yield pixels
                 target = next(queue, None)
                 if target is None:
                     return
-            current, latest, pixels, decoded = index, frame, None, decoded + 1
+        what = f"frame {target if expected is None else expected} of {len(self)} cannot be decoded; copy the file again"
+        raise BadFile(self._name, "corrupt", what)
 
     def close(self) -> None:
         """Close the file."""
@@ -154,64 +157,135 @@ class VideoReader:
                 raise IndexError(f"{self._name}: frame {index} after {last}, of {len(self)} frames")
             yield (last := index)
 
-    def _decoded_from(self, index: int) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield (number, frame) in the order of presentation, from a keyframe at or before `index`."""
-        pts, keyframes = self._index
-        last = max(0, bisect_right(keyframes, pts[index]) - 1)
+    def _open(self) -> tuple[InputContainer, VideoStream]:
+        """Open the file anew. Raises BadFile where there is no video in it that may be decoded."""
+        media = self._media
+        container = _open_container(f"file:{media}" if isinstance(media, Path) else BytesIO(media), media, self._name)
         try:
-            for start in (keyframes[last], keyframes[max(0, last - 1)], min(pts[0], 0)):
-                self._container.seek(start, stream=self._stream, backward=True)
-                decoded = self._container.decode(self._stream)
-                first = next(decoded, None)
-                if first is not None and _time(first) <= pts[index]:
-                    break  # else the seek went too far, as it does in MPEG-TS, which has no table of keyframes
-            number = -1
-            for frame in chain(() if first is None else (first,), decoded):
-                number = max(number + 1, bisect_left(pts, _time(frame)))
+            with decoder_faults(self._name):
+                stream = _choose_stream(container, self._name)
+                stream.thread_type = "NONE"
+            context = stream.codec_context
+            context.thread_count = 1  # threaded decoding beside torch's threads can hang
+            _check_size(self._name, context.width, context.height, self._max_pixels)
+            if context.color_trc in _HDR:
+                what = f"is HDR ({_HDR[context.color_trc]}), which has no single 8-bit form; tone-map it first"
+                raise BadFile(self._name, "hdr", what)
+        except BaseException:
+            container.close()
+            raise
+        return container, stream
+
+    def _decoded_from(self, index: int) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield (number, frame) in the order of presentation, from a frame at or before `index`."""
+        if not self._index.is_by_time:
+            self._reopen()
+            start = EVER if self._index.starts_at_keyframe else None
+            yield from enumerate(decoded(self._container, self._stream, self._name, start))
+            return
+        pts, keyframes = self._index.pts, self._index.keyframes
+        last = max(0, bisect_right(keyframes, pts[index]) - 1)
+        for key in (keyframes[last], keyframes[max(0, last - 1)]):
+            with decoder_faults(self._name):
+                self._container.seek(key, stream=self._stream, backward=True)
+            frames = self._after(key)
+            first = next(frames, None)
+            if first is not None and first.pts == key:
+                break  # else the seek went too far, as it does in MPEG-TS, which has no table of keyframes
+        else:
+            self._reopen()
+            frames = self._after(keyframes[0])
+            first = next(frames, None)
+        for frame in () if first is None else chain((first,), frames):
+            time = pts[-1] + 1 if frame.pts is None else frame.pts
+            number = bisect_left(pts, time)
+            if number < len(pts) and pts[number] == time:
                 yield number, frame
-        except av.FFmpegError as error:
-            raise BadFile(self._name, "corrupt", f"cannot be decoded: {one_line(error.strerror)}") from None
+            elif time >= pts[0]:
+                what = "its frames have other times than its packets; write it anew"
+                raise BadFile(self._name, "timestamps", what)
+
+    def _after(self, key: int) -> Iterator[VideoFrame]:
+        """Decode from the keyframe of time `key`, without the frames before it, which may need others before them."""
+        frames = decoded(self._container, self._stream, self._name, key)
+        return (frame for frame in frames if frame.pts is None or frame.pts >= key)
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._container, self._stream = self._open()
 
     def _pixels(self, index: int, frame: VideoFrame) -> Tensor:
         if frame.is_corrupt:
             raise BadFile(self._name, "corrupt", f"frame {index} of {len(self)} is damaged; copy the file again")
-        # One thread: a scaler with threads that is alive at a fork hangs the child when it frees it (measured).
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        pixels = _upright(rgb.to_ndarray(), self._matrix)
-        if pixels.shape[:2] != self.size:
-            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        shape = (frame.width, frame.height) if is_turned(self._matrix) else (frame.height, frame.width)
+        if shape != self.size:
+            size = f"{shape[1]} x {shape[0]}"
             what = f"frame {index} is {size}, the first {self.size[1]} x {self.size[0]}; split the file"
             raise BadFile(self._name, "size-change", what)
-        return torch.from_numpy(pixels)
+        with decoder_faults(self._name):
+            return torch.from_numpy(upright(rgb_of(frame, self._reformatter), self._matrix))
 
     def _first_size(self) -> tuple[int, int]:
         for _, frame in self._decoded_from(0):
             # Of one frame alone: a frame whose side data have been looked at holds itself, and some hundreds of them
             # lie in memory until Python looks for such circles.
-            self._matrix = _display_matrix(frame)
-            shape = _upright(np.empty((frame.height, frame.width, 0), np.uint8), self._matrix).shape
-            return shape[0], shape[1]
+            with decoder_faults(self._name):
+                self._matrix = display_matrix(frame)
+            _check_size(self._name, frame.width, frame.height, self._max_pixels)
+            return upright(np.empty((frame.height, frame.width, 0), np.uint8), self._matrix).shape[:2]
         raise BadFile(self._name, "no-frames", "has no frame that can be decoded")
 
 
 def open_video(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> VideoReader:
-    """Open a video file: count its frames from the packets, and check that it is whole.
+    """Open a video file: count its frames, and check that it is whole.
 
-    The first pass reads packets and decodes nothing (some 300 MB/s); it finds what headers do not tell: the true
-    number of frames, their times, where the keyframes are, and whether the file was cut. Rotation and mirroring are
-    applied. Only local files are opened, and playlists are not followed. Raises BadFile with one of the codes
-    missing, not-a-file, empty, permission, unreadable, lfs-pointer, format, no-video (audio or cover art only),
-    no-frames, no-keyframe, cut, timestamps, corrupt, bomb, hdr, size-change.
+    The first pass reads packets (some 300 MB/s); it finds what headers do not tell: the true number of frames, their
+    times, where the keyframes are, and whether the file was cut. Where packets are not surely frames (no time stamps,
+    uncommon containers and codecs), the second pass decodes them all, once, to count. Frames come in the decoder's
+    order. Rotation and mirroring are applied. Only local files are opened, and playlists are not followed.
+
+    Raises BadFile with one of the codes missing, not-a-file, empty, permission, unreadable, lfs-pointer, format,
+    no-video (audio or cover art only), codec, no-frames, no-keyframe, cut, timestamps, corrupt, bomb, hdr, size-change.
     """
     return VideoReader(Path(path), max_pixels)
 
 
-def _open(file: str | BytesIO, name: str) -> InputContainer:
+def _ending_of(media: Path | bytes, name: str) -> Ending:
+    if isinstance(media, bytes):
+        if not media:
+            raise BadFile(name, "empty", "has no bytes; write it again")
+        return ending_of(BytesIO(media))
+    with open_media(media) as file:  # the checks that all media share
+        try:
+            return ending_of(file)
+        except OSError as error:
+            raise BadFile(name, "unreadable", f"cannot be read: {one_line(error)}") from None
+
+
+def _open_container(file: str | BytesIO, media: Path | bytes, name: str) -> InputContainer:
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
         return av.open(file, "r", options=options, metadata_errors="ignore")
-    except (av.FFmpegError, ValueError) as error:
-        raise BadFile(name, "format", f"not a whole video file: {one_line(error.args[1])}; copy it again") from None
+    except Exception as error:  # FFmpegError, ValueError, UnicodeDecodeError, ... by the content
+        raise _not_opened(media, name, error) from None
+
+
+def _not_opened(media: Path | bytes, name: str, error: Exception) -> BadFile:
+    """Return why a file could not be opened: it is of a kind that is not read, or damaged."""
+    head = media[:HEAD_BYTES] if isinstance(media, bytes) else _head(media)
+    kind = foreign_kind(head)
+    if kind is not None:
+        return BadFile(name, "format", f"is no video but {kind}; convert it, or take it out")
+    reason = one_line((error.strerror if isinstance(error, av.FFmpegError) else str(error)) or type(error).__name__)
+    if _ending_of(media, name).is_known:
+        return BadFile(name, "format", f"not a whole video file: {reason}; copy it again, or write it anew")
+    what = "is in none of the formats that are read (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, Ogg, MXF, GIF ...)"
+    return BadFile(name, "format", f"{what}, or its head is damaged: {reason}; convert it")
+
+
+def _head(path: Path) -> bytes:
+    with open(os.fspath(path), "rb") as file:  # noqa: PTH123 - names may be no text
+        return file.read(HEAD_BYTES)
 
 
 def _choose_stream(container: InputContainer, name: str) -> VideoStream:
@@ -220,72 +294,13 @@ def _choose_stream(container: InputContainer, name: str) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise BadFile(name, "no-video", "has no video stream (audio or cover art only)")
-    return next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise BadFile(name, "codec", "its video is coded in a way that is not known here; convert it")
+    return stream
 
 
-def _index(container: InputContainer, stream: VideoStream, name: str) -> _Index:
-    """Read all packets once. Raises BadFile where the file was cut or holds no frame that can be decoded."""
-    pts, keyframes, count, end = [], [], 0, 0.0
-    try:
-        for packet in container.demux():
-            time = packet.dts if packet.pts is None else packet.pts
-            if time is None or packet.is_corrupt:  # the end mark of a stream, or a packet cut in the middle
-                continue
-            if packet.stream.codec_context.name == "vp8" and packet.size and not bytes(packet)[0] & 0x10:
-                continue  # a hidden frame, which only serves as a reference (RFC 6386, 9.1)
-            end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index != stream.index:
-                continue
-            count += 1
-            if packet.is_keyframe:
-                keyframes.append(time)
-            if keyframes and time >= keyframes[0] and not packet.is_discard:
-                pts.append(time)
-    except av.FFmpegError as error:
-        raise BadFile(
-            name, "corrupt", f"cannot be read to its end: {one_line(error.strerror)}; copy it again"
-        ) from None
-    if not count:
-        raise BadFile(name, "no-frames", "its video stream has no frames")
-    if not keyframes:
-        raise BadFile(name, "no-keyframe", "has no keyframe to start decoding at; cut it at a keyframe")
-    declared = (container.duration or 0) / av.time_base
-    seconds = end - min(0, container.start_time or 0) / av.time_base
-    if "mp4" in container.format.name and count < stream.frames:  # its table of frames is exact
-        raise BadFile(name, "cut", f"holds {count} of {stream.frames} frames; copy it again")
-    if seconds < declared - 2 * seconds / count - 0.005 * declared:
-        raise BadFile(name, "cut", f"ends after {seconds:.2f} of {declared:.2f} seconds; copy it again")
-    doubles = len(pts) - len(set(pts))
-    if doubles > 1 + 0.05 * len(pts):
-        what = f"{doubles} of {len(pts)} frames share a time stamp (files joined?); write it anew"
-        raise BadFile(name, "timestamps", what)
-    pts.sort()
-    for i in range(1, len(pts)):  # AVI guesses times, and gives the last two frames the same one
-        pts[i] = max(pts[i], pts[i - 1] + 1)
-    return _Index(pts, sorted(keyframes))
-
-
-def _time(frame: VideoFrame) -> int:
-    return frame.pts if frame.pts is not None else (frame.dts or 0)
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d) of the display transform x' = a x + c y, y' = b x + d y, as signs and zeros."""
-    data: Any = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]  # its stub says str
-    if data is None:
-        return (1, 0, 0, 1)
-    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
-    return (a, b, c, d)
-
-
-def _upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Apply a display transform, which is a flip, a quarter turn or both; other angles go to the nearest of these."""
-    a, b, c, d = matrix
-    across, down = a, d
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        pixels, across, down = pixels.swapaxes(0, 1), c, b
-    if across < 0:
-        pixels = pixels[:, ::-1]
-    if down < 0:
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        what = f"declares frames of {width} x {height} pixels, at most {max_pixels:,} are read"
+        raise BadFile(name, "bomb", what)

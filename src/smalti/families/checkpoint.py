@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from smalti.errors import ConfigError, IntegrityError, SmaltiError
-from smalti.families import cosmos, magicmaster, open_magvit2, showo, vidtok
+from smalti.families.cosmos import COSMOS
+from smalti.families.diffusers_vq import DIFFUSERS_VQ
 from smalti.families.family import Checkpoint, Family, ImportOptions
 from smalti.families.links import CheckpointWeights, ForeignModel, assemble
+from smalti.families.llamagen import LLAMAGEN
+from smalti.families.magicmaster import MAGICMASTER
+from smalti.families.maskbit import MASKBIT, MASKGIT
 from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
+from smalti.families.open_magvit2 import OPEN_MAGVIT2_FAMILY
+from smalti.families.showo import SHOWO
 from smalti.families.source import SourceFiles, fetch_from_hub, files_of, published_families, read_source
+from smalti.families.taming import TAMING
+from smalti.families.vidtok import VIDTOK
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
 from smalti.text import one_line
@@ -26,11 +34,16 @@ from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
 FAMILIES: tuple[Family, ...] = (
-    magicmaster.MAGICMASTER,
-    showo.SHOWO,
-    open_magvit2.OPEN_MAGVIT2_FAMILY,
-    vidtok.VIDTOK,
-    cosmos.COSMOS,
+    MAGICMASTER,
+    SHOWO,
+    LLAMAGEN,
+    DIFFUSERS_VQ,
+    OPEN_MAGVIT2_FAMILY,
+    VIDTOK,
+    COSMOS,
+    MASKGIT,
+    MASKBIT,
+    TAMING,
 )
 """All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
@@ -244,12 +257,15 @@ def _leftovers(checkpoint: Checkpoint, family: Family, model: ForeignModel, wher
         found = sorted({model.stored(name) for name in names} & checkpoint.tensors.keys() - told)
         ignored.setdefault(reason, []).extend(found)
         told |= set(found)
-    unknown = []
+    unknown, sources = [], {link.source for link in model.links}
     for name in sorted(checkpoint.tensors.keys() - told):
         if model.inside(name).startswith(family.parts):
             unknown.append(name)
             continue
         reason = next((text for start, text in family.others.items() if name.startswith(start)), _NO_PART)
+        pieces = name.split(".")
+        if reason == _NO_PART and any(".".join(pieces[i:]) in sources for i in range(len(pieces))):
+            reason = "another copy of its weights"
         ignored.setdefault(reason, []).append(name)
     if unknown:
         what = f"{len(unknown)} tensors of its network are not known here ({', '.join(unknown[:5])})"

@@ -1,5 +1,6 @@
 """A family: the tokenizers of one project, how a checkpoint of it is recognised, and the facts that are not in it."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -104,8 +105,8 @@ def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Store
     prefixes = sorted(
         {name.removesuffix(sign) for name in shapes if name == sign or name.endswith(f".{sign}")}, key=len
     )
-    averaged = [prefix for prefix in prefixes if "ema" in prefix]
-    live = [prefix for prefix in prefixes if "ema" not in prefix]
+    averaged = [prefix for prefix in prefixes if _is_average(prefix)]
+    live = [prefix for prefix in prefixes if not _is_average(prefix)]
     flat = "model_ema." + sign.replace(".", "")
     has_both = bool(live and averaged) or flat in shapes
     if weights == "average" and not averaged and live and flat in shapes:
@@ -115,13 +116,17 @@ def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Store
     chosen = [*averaged, *live] if weights == "average" else live
     if not chosen:
         return None
-    copy: Literal["average", "live", "bare"] = "average" if "ema" in chosen[0] else "live" if has_both else "bare"
+    copy: Literal["average", "live", "bare"] = "average" if _is_average(chosen[0]) else "live" if has_both else "bare"
     return StoredNetwork(_behind(shapes, chosen[0]), copy)
 
 
 def shapes_of(network: StoredNetwork, shapes: Shapes) -> Shapes:
     """Return the shapes of a network's tensors by their names within it."""
     return {name: shapes[stored] for name, stored in network.names.items()}
+
+
+def _is_average(prefix: str) -> bool:
+    return "ema" in re.split(r"[._]", prefix)
 
 
 def _behind(shapes: Shapes, prefix: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.families.links import Link, Piece, Shapes, convolution, unchanged, weight_and_bias
 from smalti.nn.blocks import GROUPS
-from smalti.quantize import QuantizerConfig
+from smalti.quantize import CodebookConfig, Lookup, QuantizerConfig
 from smalti.tokenizer import VQGANConfig
 from smalti.tokenizer.vqgan import Shortcut
 from smalti.tokenizer_info import PixelRange
@@ -48,6 +48,29 @@ class Layout(NamedTuple):
     """Whether sides are halved by a mean, without a convolution."""
     groups: int = GROUPS
     pixels: PixelRange = "signed"
+
+
+def taming_half(shapes: Shapes, half: str) -> Half:
+    """Find the names of an encoder or a decoder that is named as in taming-transformers."""
+    is_encoder = half == "encoder"
+    resample = "downsample.conv" if is_encoder else "upsample.conv"
+    levels = numbered(shapes, f"{half}.{'down' if is_encoder else 'up'}")
+    stages = [
+        HalfLevel(
+            blocks=numbered(shapes, f"{level}.block"),
+            attention=numbered(shapes, f"{level}.attn") if count(shapes, f"{level}.attn") else (),
+            resample=f"{level}.{resample}",
+        )
+        for level in (levels if is_encoder else levels[::-1])
+    ]
+    return Half(
+        stem=f"{half}.conv_in",
+        levels=stages,
+        middle=(f"{half}.mid.block_1", f"{half}.mid.block_2"),
+        middle_attention=f"{half}.mid.attn_1",
+        norm=f"{half}.norm_out",
+        head=f"{half}.conv_out",
+    )
 
 
 def vqgan_config(
@@ -113,6 +136,21 @@ def decoder_links(shapes: Shapes, half: Half, layout: Layout) -> Iterator[Link]:
             yield from weight_and_bias(str(stage.resample), f"{next(here)}.conv")
     yield from weight_and_bias(half.norm, "decoder.norm")
     yield from convolution(half.head, "decoder.to_pixels", dims=2)
+
+
+def codebook_links(projections: int) -> list[Link]:
+    """Link the table of codes, and the 1x1 convolutions before and after it where there are any."""
+    table = unchanged("quantize.embedding.weight", "quantizer.codebook")
+    if not projections:
+        return [table]
+    quant = convolution("quant_conv", "encoder.to_latent", dims=2)
+    return [*quant, table, *convolution("post_quant_conv", "decoder.from_codes", dims=2)]
+
+
+def codebook_config(shapes: Shapes, lookup: Lookup) -> CodebookConfig:
+    """Read the size of the table of codes."""
+    size, dim = shapes["quantize.embedding.weight"]
+    return CodebookConfig(size=size, dim=dim, by=lookup)
 
 
 def count(shapes: Shapes, start: str) -> int:

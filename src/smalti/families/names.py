@@ -9,6 +9,7 @@ from smalti.errors import InputError, SmaltiError
 from smalti.families.family import ImportOptions
 from smalti.files import MANIFEST, read_json
 from smalti.model_folder import CONFIG, WEIGHTS, find_model
+from smalti.text import nearest
 
 TINY_IMAGE, TINY_VIDEO = "smalti/tiny-image", "smalti/tiny-video"
 """Names of the trained tokenizers that ship with the package."""
@@ -90,7 +91,7 @@ def find_tokenizer(name: str | Path) -> Path | HubName:
         return path
     local = isinstance(name, Path) or path.is_absolute() or text.startswith((".", "~"))
     what = "no such file or folder" if local else "neither a file, a folder nor the name of a hub repository"
-    raise InputError(f"{name}: {what}; give {FORMS}")
+    raise InputError(f"{name}: {what}; give {FORMS}{nearest(text, (TINY_IMAGE, TINY_VIDEO))}")
 
 
 def is_foreign(path: Path) -> bool:

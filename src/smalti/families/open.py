@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 
+from smalti.arguments import check_arguments
+from smalti.devices import as_device
 from smalti.errors import ConfigError
 from smalti.families.checkpoint import load_converted, source_at, with_revision
 from smalti.families.family import ImportOptions
-from smalti.families.names import find_tokenizer, is_foreign, shipped_folder, split_options
+from smalti.families.names import FORMS, find_tokenizer, is_foreign, shipped_folder, split_options
 from smalti.quantize import Lookup
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer_info import PixelRange
@@ -39,6 +41,10 @@ def load(
     checkpoint of no known family, ConfigError for an option that is missing or wrong, MachineError where the hub cannot
     be reached. Runs no code that it loads.
     """
+    check_arguments(load, locals(), {"name": f"give {FORMS}"})
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigError(f"dtype: {str(dtype).removeprefix('torch.')} is no type of weights; give torch.float32, ...")
+    place = as_device(device)
     bare, options = split_options(name)
     given = {"lookup": lookup, "pixels": pixels}
     options = options.replace({key: value for key, value in given.items() if value is not None})
@@ -51,4 +57,4 @@ def load(
         tokenizer = Tokenizer.load(source.paths[0])
     if dtype is None and source.paths[0] == shipped_folder(str(bare)):
         dtype = torch.float32  # its file holds half precision, which is exact in float32
-    return tokenizer.to(device=device, dtype=dtype)
+    return tokenizer.to(device=place, dtype=dtype)

@@ -8,18 +8,8 @@ import torch
 from torch import Tensor
 
 from smalti.families.family import Checkpoint, Family, ImportOptions, Published, find_network, shapes_of
-from smalti.families.halves import (
-    Half,
-    HalfLevel,
-    Layout,
-    count,
-    decoder_links,
-    encoder_links,
-    numbered,
-    turned,
-    vqgan_config,
-)
-from smalti.families.links import ForeignModel, Shapes, convolution
+from smalti.families.halves import Layout, decoder_links, encoder_links, taming_half, turned, vqgan_config
+from smalti.families.links import ForeignModel, convolution
 from smalti.quantize import LFQConfig
 
 _SIGN = "encoder.quant_conv.weight"
@@ -28,29 +18,6 @@ _SHOWLAB = Published(
     licence="MIT",
     preprocessing="bicubic resize of the short side to 256 or 512 px, centre crop",
 )
-
-
-def taming_half(shapes: Shapes, half: str) -> Half:
-    """Find the names of an encoder or a decoder that is named as in taming-transformers."""
-    is_encoder = half == "encoder"
-    resample = "downsample.conv" if is_encoder else "upsample.conv"
-    levels = numbered(shapes, f"{half}.{'down' if is_encoder else 'up'}")
-    stages = [
-        HalfLevel(
-            blocks=numbered(shapes, f"{level}.block"),
-            attention=numbered(shapes, f"{level}.attn") if count(shapes, f"{level}.attn") else (),
-            resample=f"{level}.{resample}",
-        )
-        for level in (levels if is_encoder else levels[::-1])
-    ]
-    return Half(
-        stem=f"{half}.conv_in",
-        levels=stages,
-        middle=(f"{half}.mid.block_1", f"{half}.mid.block_2"),
-        middle_attention=f"{half}.mid.attn_1",
-        norm=f"{half}.norm_out",
-        head=f"{half}.conv_out",
-    )
 
 
 def _recognises(checkpoint: Checkpoint) -> bool:

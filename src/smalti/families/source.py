@@ -10,11 +10,12 @@ from torch import Tensor
 from smalti.config import parse_yaml
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.families.family import Checkpoint, Family
-from smalti.families.names import FORMS, HUB, SUFFIXES, HubName
+from smalti.families.names import FORMS, HUB, SUFFIXES, TINY_IMAGE, TINY_VIDEO, HubName
 from smalti.files import MANIFEST, read_json, sha256
 from smalti.foreign import naming_file, read_checkpoint, tensors
+from smalti.hub import hub_fault
 from smalti.model_folder import CONFIG, WEIGHTS
-from smalti.text import one_line
+from smalti.text import nearest
 
 _CONFIGS = (CONFIG, "config.yaml")
 _LARGEST_CONFIG = 1 << 20
@@ -109,8 +110,8 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise InputError(f"{name}: no such folder, and no such repository on the hub; give {FORMS}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = one_line(error)[:160]
-        raise MachineError(f"{name}: not a local folder, and the hub did not give it: {reason}; give {FORMS}") from None
+        near = nearest(name, (TINY_IMAGE, TINY_VIDEO))
+        raise MachineError(f"{name}: no such folder here, and the hub {hub_fault(error)}; give {FORMS}{near}") from None
     place = folder / hub.inside
     if not place.exists() or not any(path.is_file() for path in [place, *place.rglob("*")]):
         raise InputError(f"{name}: the repository has no file of weights of a known name; {tried}")

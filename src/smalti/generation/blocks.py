@@ -61,6 +61,8 @@ class NetworkConfig(Config):
     """Whether queries and keys have RMS norms, which keep attention logits small in half precision."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout of embeddings and residual branches, active when a random generator is passed."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of attention weights, active when a random generator is passed (MAGVIT, MaskBit: 0.1)."""
     part_layers: int = Field(0, ge=0)
     """Blocks that predict the sub-tokens of a token one after the other; 0 predicts all at once, as if independent."""
 
@@ -172,14 +174,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.query_key_value = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         size = config.width // config.heads
         self.query_norm, self.key_norm = (RMSNorm(size) if config.qk_norm else nn.Identity() for _ in range(2))
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rope: Rope | None, causal: bool, stream: Stream | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        rope: Rope | None,
+        causal: bool,
+        stream: Stream | None = None,
+        rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens of x; a stream is for causal attention alone."""
         query, key, value = (
@@ -198,7 +205,16 @@ class Attention(nn.Module):
         if causal and 1 < new < all_:
             visible = torch.ones(new, all_, dtype=torch.bool, device=x.device).tril(all_ - new)
         first = causal and new == all_ > 1
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=first)
+        if rng is not None and self.dropout > 0:
+            # torch's own would take its noise from the global generator.
+            hidden = None if visible is None else ~visible
+            if first:
+                hidden = torch.ones(new, all_, dtype=torch.bool, device=x.device).triu(1)
+            scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+            shares = (scores if hidden is None else scores.masked_fill(hidden, -math.inf)).softmax(3)
+            mixed = drop(shares, self.dropout, rng).to(value.dtype) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=first)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -223,7 +239,7 @@ class TransformerBlock(nn.Module):
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Apply attention and MLP; a stream is for causal attention alone."""
-        x = x + drop(self.attention(self.norm1(x), rope, causal, stream), self.dropout, rng)
+        x = x + drop(self.attention(self.norm1(x), rope, causal, stream, rng), self.dropout, rng)
         return x + drop(self.narrow(F.gelu(self.widen(self.norm2(x)))), self.dropout, rng)
 
 

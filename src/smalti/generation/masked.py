@@ -8,7 +8,7 @@ not depend on its batch, but for rounding where a batch changes the order of sum
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +36,13 @@ from smalti.generation.sampling import (
     uniform_noise,
 )
 
-Schedule = Literal["cosine", "arccos", "linear", "square", "exponential"]
+_NUMBER = r"[-+]?\d*\.?\d+(e[-+]?\d+)?"
+Schedule = (
+    Literal["cosine", "arccos", "linear", "square", "exponential", "log"]
+    | Annotated[str, Field(pattern=rf"^poly:{_NUMBER}(,{_NUMBER})*$")]
+)
+"""Name of a schedule of the masked share, or `poly:` with the coefficients of a polynomial in the progress, the highest
+power first (MAGVIT): `poly:-1,0,1` is `square`."""
 Unit = Literal["token", "part"]
 """Unit of masking and filling: all sub-tokens of a token together, or each sub-token on its own (MaskBit)."""
 
@@ -128,8 +134,13 @@ def masked_share(schedule: Schedule, progress: float, entries: int) -> float:
     """Return the share of `entries` that is masked at a progress r in [0, 1]; it falls from 1 to 0.
 
     cosine cos(pi r / 2); arccos 2 arccos(r) / pi; linear 1 - r; square 1 - r^2; exponential 1 - entries^(r - 1), which
-    begins at 1 - 1/entries (MaskGIT, arXiv 2202.04200).
+    begins at 1 - 1/entries (MaskGIT, arXiv 2202.04200); log -log(r) / log(entries), which is 1 up to r = 1/entries, and
+    poly:a,b,c a r^2 + b r + c, both cut to [0, 1] (MAGVIT).
     """
+    if schedule == "log":
+        return 1.0 if progress * entries <= 1 else -math.log(progress) / math.log(entries)
+    if schedule.startswith("poly:"):
+        return min(1.0, max(0.0, _polynomial(schedule, progress)))
     if schedule == "cosine":
         return max(0.0, math.cos(math.pi * progress / 2))
     if schedule == "arccos":
@@ -139,6 +150,13 @@ def masked_share(schedule: Schedule, progress: float, entries: int) -> float:
     if schedule == "square":
         return 1 - progress**2
     return float(1 - entries ** (progress - 1))
+
+
+def _polynomial(schedule: str, progress: float) -> float:
+    value = 0.0
+    for coefficient in schedule.removeprefix("poly:").split(","):
+        value = value * progress + float(coefficient)
+    return value
 
 
 def masked_shares(progress: Float[Tensor, "b"], schedule: Schedule, entries: int) -> Float[Tensor, "b"]:
@@ -158,7 +176,7 @@ def step_counts(entries: int, steps: int, schedule: Schedule) -> list[int]:
     masked, counts = entries, []
     for step in range(1, steps + 1):
         remaining = math.floor(entries * masked_share(schedule, step / steps, entries) + _ROUNDING)
-        remaining = min(max(remaining, steps - step), masked - 1)
+        remaining = min(max(remaining, steps - step), masked - 1) if step < steps else 0
         counts.append(masked - remaining)
         masked = remaining
     return counts
@@ -214,9 +232,23 @@ class SamplingConfig(TokenSamplingConfig):
     """Share of entries that stay masked, by progress."""
     order: Literal["confidence", "halton", "random"] = "confidence"
     """Order of filling: most confident first, cells far apart (`halton`), or random."""
+    roll: bool = False
+    """Whether each sample begins the order `halton` at a random place of it and goes round (Halton-MaskGIT)."""
+    final_temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Temperature of the last step; its inverse goes there linearly from that of `temperature` (Halton-MaskGIT). Null
+    keeps `temperature`, and so does a `temperature` of 0."""
+    hot_steps: int = Field(0, ge=0)
+    """Number of first steps at twice their temperature (Halton-MaskGIT's warm-up)."""
     noise: float = Field(4.5, ge=0, le=1e6)
     """Scale of the Gumbel noise on the log probability (the sum over sub-tokens) in the order `confidence`, which falls
     to 0 over the steps; the papers' choice temperature."""
+
+    def sharpness(self, step: int, steps: int) -> float:
+        """Return `temperature` over the temperature of a step in [0, steps): a factor of the logits."""
+        factor = 1.0
+        if self.final_temperature is not None and self.temperature > 0 and steps > 1:
+            factor += (self.temperature / self.final_temperature - 1) * step / (steps - 1)
+        return factor / 2 if step < self.hot_steps else factor
 
 
 class SamplingStep(NamedTuple):
@@ -270,7 +302,8 @@ def sample_steps(
         inputs = masked_input(tokens[rows], masked[rows], prompt, rows)
         guided = GuidedBatch.of([config.guidance.at(step / len(plan[b])) for b in rows], tokens.device)
         noise = uniform_noise(seed, [numbers[b] for b in rows], step, (2, *masked.shape[1:]), tokens.device)
-        values, confidence = _sample_masked(model, inputs, masked[rows], guided, noise[:, 0], config)
+        sharpness = torch.tensor([config.sharpness(step, len(plan[b])) for b in rows], device=tokens.device)
+        values, confidence = _sample_masked(model, inputs, masked[rows], guided, noise[:, 0], sharpness, config)
         if ranks is None:
             cooling = torch.tensor([1 - (step + 1) / len(plan[b]) for b in rows], device=tokens.device)
             jitter = config.noise * cooling[:, None] * gumbel(entries(noise[:, 1], unit))
@@ -291,6 +324,7 @@ def _sample_masked(
     masked: Bool[Tensor, "b n g"],
     guided: GuidedBatch,
     uniform: Float[Tensor, "b n g"],
+    sharpness: Float[Tensor, "b"],
     config: SamplingConfig,
 ) -> tuple[Int[Tensor, "b n g"], Float[Tensor, "b n g"]]:
     """Sample every masked sub-token, leave the others, and return all with the log probability of each.
@@ -304,10 +338,12 @@ def _sample_masked(
     heads = GuidedHeads(model.vocabulary, features, cells, guided)
     subtokens = inputs.subtokens.flatten(1, 3).clone()
     rows, is_masked, uniform = subtokens[cells], masked[cells], uniform[cells]
+    factors = sharpness[cells.nonzero()[:, 0], None] if bool((sharpness != 1).any()) else None
     columns = []
     for g in range(rows.shape[1]):
         logits = heads(g, rows)
-        rows[:, g] = torch.where(is_masked[:, g], sample_logits(logits, uniform[:, g], config), rows[:, g])
+        sharp = logits if factors is None else logits * factors.to(logits)
+        rows[:, g] = torch.where(is_masked[:, g], sample_logits(sharp, uniform[:, g], config), rows[:, g])
         columns.append(logits.log_softmax(1).gather(1, rows[:, g, None]))
     confidence = torch.cat(columns, 1)
     everywhere = confidence.new_zeros(subtokens.shape)
@@ -322,6 +358,9 @@ def _ranks(config: SamplingConfig, seed: int, numbers: list[int], prompt: Prompt
     _, t, h, w = prompt.ids.shape
     if config.order == "halton":
         order = halton_order((t, h, w)).expand(len(numbers), -1)
+        if config.roll:
+            places = uniform_noise(seed, numbers, _ORDER_STEP, (1,), torch.device("cpu")).mul(t * h * w).long()
+            order = torch.stack([row.roll(int(place)) for row, place in zip(order, places, strict=True)])
     else:
         order = uniform_noise(seed, numbers, _ORDER_STEP, (t * h * w,), torch.device("cpu")).argsort(1)
     return order.argsort(1).to(prompt.ids.device)

@@ -6,7 +6,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,18 +59,23 @@ def pairs_of(
         yield Pair(key, video, reconstruction, ids, number)
 
 
-def pairs_of_folders(originals: Path, reconstructions: Path, read: Callable[[Path], Tensor]) -> Iterator[Pair]:
+def pairs_of_folders(
+    originals: Path, reconstructions: Path, read: Callable[[Path], Tensor], suffixes: Collection[str] | None = None
+) -> Iterator[Pair]:
     """Yield pairs of files with the same path without suffix; `read` returns a video `1 3 t h w` in [-1, 1].
 
-    Raises InputError that names files without a partner, or two that differ only in their suffix.
+    Files with other `suffixes` are passed over; None takes all. Raises InputError that names files without a partner,
+    or two that differ only in their suffix, and where there are none.
     """
-    for number, (key, original, reconstruction) in enumerate(matching_files(originals, reconstructions)):
+    for number, (key, original, reconstruction) in enumerate(matching_files(originals, reconstructions, suffixes)):
         yield Pair(key, read(original), read(reconstruction), number=number)
 
 
-def matching_files(originals: Path, reconstructions: Path) -> list[tuple[str, Path, Path]]:
+def matching_files(
+    originals: Path, reconstructions: Path, suffixes: Collection[str] | None = None
+) -> list[tuple[str, Path, Path]]:
     """List (key, original, reconstruction) in the order of keys, without hidden files; raise as `pairs_of_folders`."""
-    left, right = _by_stem(originals), _by_stem(reconstructions)
+    left, right = _by_stem(originals, suffixes), _by_stem(reconstructions, suffixes)
     for here, there, folder in ((left, right, reconstructions), (right, left, originals)):
         if alone := sorted(here.keys() - there.keys()):
             more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
@@ -318,6 +323,9 @@ def _score(
         if "ms_ssim" in columns:
             columns["ms_ssim"].append(pixel.ms_ssim(a, b, protocol.data_range))
         if "lpips" in columns and lpips is not None:
+            if protocol.lpips_rounding is not None:
+                a = _pixels(original[:, first : first + group], protocol, protocol.lpips_rounding)
+                b = _pixels(reconstruction[:, first : first + group], protocol, protocol.lpips_rounding)
             columns["lpips"].append(lpips.frames(a * (2 / protocol.peak) - 1, b * (2 / protocol.peak) - 1))
     values = {name: torch.cat(parts).cpu() for name, parts in columns.items()}
     means = {name: math.fsum(x.flatten().tolist()) / x.numel() for name, x in values.items()}
@@ -366,7 +374,7 @@ def _pixels(video: Tensor, protocol: Protocol, rounding: pixel.Rounding) -> Tens
     return pixel.to_pixels(video.transpose(0, 1), rounding) * (protocol.peak / 255)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: Collection[str] | None) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
@@ -374,10 +382,15 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         relative = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
+        if suffixes is not None and path.suffix.lower() not in suffixes:
+            continue
         key = relative.with_suffix("").as_posix()
         if key in files:
             raise InputError(f"{folder}: {files[key].name} and {path.name} have the same name but for the suffix")
         files[key] = path
+    if not files:
+        wanted = "" if suffixes is None else f" that end in {' '.join(suffixes)}"
+        raise InputError(f"{folder}: has no files{wanted}")
     return files
 
 

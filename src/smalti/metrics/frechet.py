@@ -109,7 +109,7 @@ def frechet_distance(a: Moments, b: Moments) -> FrechetDistance:
     means = ((a.mean - b.mean) ** 2).sum().item()
     # Rounding can leave -1e-11 for equal sets; the distance is never negative.
     covariances = max(0.0, (cov_a.trace() + cov_b.trace() - 2 * overlap).item())
-    fewest = min(a.n, b.n)
+    fewest = min(n for n in (a.n, b.n) if n)  # 0 is not known
     warning = f"{fewest} samples for {a.dim} dimensions: a covariance is singular" if fewest <= a.dim else None
     return FrechetDistance(means + covariances, means, covariances, a.n, b.n, a.dim, warning)
 
@@ -119,3 +119,46 @@ def _factor(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     noise = values.max() * len(values) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > noise, values, 0).sqrt()
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a distance, and the resamples behind it."""
+
+    low: float
+    high: float
+    resamples: int
+
+
+def frechet_interval(
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], resamples: int = 100, seed: int = 0, share: float = 0.95
+) -> Interval:
+    """Compute a bootstrap interval of the distance of two sets of features (Efron 1979).
+
+    Each resample takes n vectors of `a` and m of `b` with replacement. Repeated vectors raise the distance, as fewer
+    samples would, so the distances of resamples are centred on the estimate: the interval is the estimate plus the
+    quantiles of their deviations from their mean. It tells how far another sample of the same size would move the
+    figure; the bias of the size itself stays in it. Raises ValueError below two vectors or two resamples.
+    """
+    if min(len(a), len(b)) < 2 or resamples < 2:
+        raise ValueError(f"an interval needs 2 vectors of both sets and 2 resamples (found {len(a)}, {len(b)})")
+    rng = torch.Generator().manual_seed(seed)
+    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    distances = torch.tensor(
+        [_distance_of(*(x[torch.randint(len(x), (len(x),), generator=rng)] for x in (a, b))) for _ in range(resamples)],
+        dtype=torch.float64,
+    )
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
+    low, high = (_distance_of(a, b) + torch.quantile(distances - distances.mean(), ends)).tolist()
+    return Interval(max(0.0, low), high, resamples)
+
+
+def _distance_of(a: Tensor, b: Tensor) -> float:
+    """Compute the distance of two sets of vectors; with n vectors of d < n features, from their n x d matrices."""
+    means, factors = [x.mean(0) for x in (a, b)], []
+    for x, mean in zip((a, b), means, strict=True):
+        rows = (x - mean) / (len(x) - 1) ** 0.5
+        # Covariance F F^T: F = rows^T, or the triangle of rows = Q R, which is smaller where n > d.
+        factors.append((torch.linalg.qr(rows, mode="r").R if len(rows) > rows.shape[1] else rows).T)
+    traces = sum(float(factor.square().sum()) for factor in factors)
+    overlap = float(torch.linalg.svdvals(factors[0].T @ factors[1]).sum())
+    return float(((means[0] - means[1]) ** 2).sum()) + max(0.0, traces - 2 * overlap)

@@ -11,11 +11,12 @@ from torch import Tensor
 from smalti.errors import ConfigError, InputError
 from smalti.metrics.evaluate import check_clips
 from smalti.metrics.features import Features, ScoreName
-from smalti.metrics.frechet import Moments
+from smalti.metrics.frechet import Moments, frechet_interval
 from smalti.metrics.inception import inception_score
 from smalti.metrics.pixel import to_uint8_pixels
 from smalti.metrics.precision_recall import Neighbourhoods, density_coverage, precision_recall
 from smalti.metrics.protocols import GenerationProtocol
+from smalti.metrics.published_statistics import GivenMoments
 from smalti.metrics.report import GeneratedSet, GenerationReport, ScoreStats
 from smalti.metrics.statistics import feature_vectors, frechet_of
 
@@ -25,16 +26,21 @@ NamedClips = Iterable[tuple[str, Tensor]]
 _GENERATED: Mapping[ScoreName, ScoreName] = {"rfid": "gfid", "rfvd": "gfvd"}
 """Names of distances of reconstructions -> names of the same distances of generated sets."""
 
+_ALONE = "needs the real set itself, of which there are statistics alone"
+
 
 def score_generated(
     sets: Mapping[str, NamedClips],
-    real: NamedClips,
+    real: NamedClips | GivenMoments,
     protocol: GenerationProtocol,
     features: Features,
+    *,
+    bootstrap: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> GenerationReport:
-    """Score generated sets, each under its name (a seed, a folder), against one real set.
+    """Score generated sets, each under its name (a seed, a folder), against one real set or published moments of one.
 
+    `bootstrap` is the number of resamples of the interval of each distance, which needs a real set; 0 takes none.
     The clips of all sets have one size, and clips of video one number of frames; `progress` is called with the number
     of clips that are done. Raises InputError for fewer than two clips or fewer than the protocol asks for, a repeated
     key, a wrong shape or values that are not finite, and ConfigError if the features are not those of the protocol.
@@ -42,13 +48,25 @@ def score_generated(
     if not sets:
         raise ConfigError("there is no generated set to score")
     reader = _FeatureReader(protocol, features, progress)
-    originals = reader.read("real", real, is_generated=False)
-    reference = _Reference.of(originals, protocol)
+    originals = None if isinstance(real, GivenMoments) else reader.read("real", real, is_generated=False)
+    if originals is None and bootstrap:
+        raise ConfigError("an interval needs the real set itself: give its media in place of a file of statistics")
+    reference = _Reference.of(originals, protocol) if originals is not None else _Reference(_given(real), None, None)
     rows = []
     for name, clips in sets.items():
         vectors = reader.read(name, clips, is_generated=True)
-        rows.append(_score_set(name, vectors, reference, reader.protocol, features))
-    return GenerationReport(protocol=reader.protocol, real=len(originals), sets=tuple(rows), spread=_stats_of(rows))
+        row = _score_set(name, vectors, reference, reader.protocol, features)
+        if originals is not None and bootstrap:
+            low, high, resamples = frechet_interval(originals, vectors, bootstrap)
+            row = row.replace({"frechet": row.frechet.replace({"interval": (low, high), "resamples": resamples})})
+        rows.append(row)
+    count = 0 if originals is None else len(originals)
+    return GenerationReport(protocol=reader.protocol, real=count, sets=tuple(rows), spread=_stats_of(rows))
+
+
+def _given(real: object) -> GivenMoments:
+    assert isinstance(real, GivenMoments)
+    return real
 
 
 class _FeatureReader:
@@ -125,15 +143,17 @@ def _score_set(
     """Score the vectors of one generated set."""
     absent: dict[str, str] = {}
     scores: dict[str, float] = {}
+    is_given = isinstance(reference.moments, GivenMoments)
     hoods = reference.precision_recall
     if hoods is not None and hoods.k < len(generated):
         scores |= precision_recall(hoods, generated)._asdict()
     elif (k := protocol.precision_recall) is not None:
-        absent |= dict.fromkeys(("precision", "recall"), f"needs more than {k} clips in both sets")
+        reason = _ALONE if is_given else f"needs more than {k} clips in both sets"
+        absent |= dict.fromkeys(("precision", "recall"), reason)
     if reference.density_coverage is not None:
         scores |= density_coverage(reference.density_coverage, generated)._asdict()
     elif (k := protocol.density_coverage) is not None:
-        absent |= dict.fromkeys(("density", "coverage"), f"needs more than {k} real clips")
+        absent |= dict.fromkeys(("density", "coverage"), _ALONE if is_given else f"needs more than {k} real clips")
     if (splits := protocol.inception_splits) is None:
         absent["inception_score"] = f"not in protocol {protocol.name}"
     elif splits > len(generated):

@@ -79,6 +79,8 @@ class Protocol(MediaProtocol):
     """Whether five-scale SSIM is taken too, for frames of 176 x 176 or more."""
     lpips: Literal["vgg", "alex"] | None = "vgg"
     """Network of LPIPS v0.1, per frame; null leaves LPIPS out."""
+    lpips_rounding: Rounding | None = None
+    """Conversion of videos before LPIPS, if another: `none` takes the tokenizer's own numbers, cut to [-1, 1]."""
     lpips_digest: str | None = None
     """Sha256 of the LPIPS weights; null accepts any, and the report states it."""
 
@@ -153,9 +155,11 @@ MINDONE_PSNR_IMAGES = MINDONE_PSNR.replace(
 """The same on images, where that code treats each colour channel as a frame."""
 
 OPEN_MAGVIT2 = Protocol(
-    name="open-magvit2", rounding="floor", peak=1.0, data_range=1.0, ssim="uniform-7", ms_ssim=False, lpips="alex"
-)
-"""Open-MAGVIT2's image evaluation: scikit-image with data_range 1 on pixels scaled to [0, 1]."""
+    name="open-magvit2", rounding="floor", peak=1.0, data_range=1.0, ssim="uniform-7", ms_ssim=False, lpips="alex",
+    lpips_rounding="none",
+)  # fmt: skip
+"""Open-MAGVIT2's image evaluation: scikit-image with data_range 1 on pixels cut to whole levels and scaled to [0, 1];
+LPIPS on the numbers before that."""
 
 PROTOCOLS = (
     *(SMALTI, SMALTI_FRECHET, SMALTI_FID, SMALTI_FVD),

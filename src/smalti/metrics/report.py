@@ -32,13 +32,24 @@ class Frechet(Config):
     covariances: float
     """Part of the distance that the covariances contribute."""
     originals: int
-    """Samples of the originals, or of the real set: frames, or clips."""
+    """Samples of the originals, or of the real set: frames, or clips. 0 if a file of statistics stands for them."""
     outputs: int
     """Samples of the reconstructions, or of the generated set."""
     dim: int
     """Number of features."""
     warning: str | None = None
     """Reason why the figure should not be quoted."""
+    reference: str | None = None
+    """Sha256 of the file of statistics that stands for the originals."""
+    interval: Tuple[float] | None = None
+    """Lower and upper end of the bootstrap interval of 95 %."""
+    resamples: int | None = None
+    """Number of resamples of the interval."""
+
+    @property
+    def against(self) -> str:
+        """The originals in words: their number, or the file that stands for them."""
+        return f"{self.originals:,}" if self.reference is None else f"a file of statistics {self.reference[:8]}"
 
 
 class ScoreReport(Config):
@@ -128,7 +139,7 @@ class Report(ScoreReport):
         if frechet := self.frechet:
             digest = (self.protocol.features_digest or "")[:8]
             lines.append(
-                f"{frechet.name}: {frechet.distance:.4f}, {frechet.outputs:,} samples against {frechet.originals:,}, "
+                f"{frechet.name}: {frechet.distance:.4f}, {frechet.outputs:,} samples against {frechet.against}, "
                 f"{frechet.dim:,} features of {self.protocol.features} {digest}"
             )
             lines += [f"{frechet.name}: {frechet.warning}"] if frechet.warning else []
@@ -183,7 +194,7 @@ class GenerationReport(ScoreReport):
     protocol: GenerationProtocol
     """The protocol in full, with the digest of the weights that were used."""
     real: int
-    """Number of real clips, or images."""
+    """Number of real clips, or images; 0 if a file of statistics stands for them."""
     absent: dict[str, str] = Field(default_factory=dict)
     """Reasons for real clips that were left out: {name: reason}."""
     sets: Tuple[GeneratedSet]
@@ -194,7 +205,8 @@ class GenerationReport(ScoreReport):
         from rich.table import Table
 
         media = "images" if self.protocol.media == "images" else f"clips of {self.protocol.frames} frames"
-        table = Table(title=f"protocol {self.protocol.name}: against {self.real:,} real {media}")
+        real = f"{self.real:,} real {media}" if self.real else f"statistics of real {media}"
+        table = Table(title=f"protocol {self.protocol.name}: against {real}")
         table.add_column("set", overflow="fold")
         table.add_column("generated", justify="right")
         for name in self.spread:
@@ -211,7 +223,13 @@ class GenerationReport(ScoreReport):
     def _remarks(self, rows: int) -> Iterable[str]:
         first, digest = self.sets[0].frechet, (self.protocol.features_digest or "")[:8]
         lines = [f"Fréchet: {first.name}, {first.dim:,} features of {self.protocol.features} {digest}"]
+        lines += [f"real: {first.against}"] if first.reference is not None else []
         lines += [f"real {name}: {reason}" for name, reason in sorted(self.absent.items())]
+        for generated in self.sets:
+            if generated.frechet.interval is not None:
+                low, high = generated.frechet.interval
+                span = f"{low:.4f} to {high:.4f} at 95 %, of {generated.frechet.resamples} resamples"
+                lines.append(f"{generated.name}: {first.name} {span}")
         for generated in self.sets:
             lines += [f"Fréchet: {generated.frechet.warning}"] if generated.frechet.warning else []
             for name, reason in sorted(generated.absent.items()):

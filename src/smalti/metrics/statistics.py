@@ -20,6 +20,7 @@ from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.files import naming_os_errors, write_bytes
 from smalti.metrics.features import FeatureName, Features, ScoreName
 from smalti.metrics.frechet import Moments, frechet_distance
+from smalti.metrics.published_statistics import GivenMoments
 from smalti.metrics.report import Frechet
 
 _FRAMES = 16  # at once through a network of frames; bounds memory
@@ -43,6 +44,8 @@ class FeatureMoments:
     @property
     def fewest(self) -> int:
         """Number of samples of the smaller side."""
+        if isinstance(self.reference, GivenMoments):
+            return self.reconstructions.n
         return min(self.reconstructions.n, (self.reference or self.originals).n)
 
     def add_original(self, key: str, pixels: Tensor) -> None:
@@ -95,6 +98,7 @@ def frechet_of(originals: Moments, outputs: Moments, name: ScoreName) -> Frechet
         outputs=n_outputs,
         dim=dim,
         warning=warning,
+        reference=originals.digest if isinstance(originals, GivenMoments) else None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from smalti.errors import BadTensor
+
 
 class Stream:
     """The past of one video: what each causal layer has not read yet. A fresh one is its start; passing it advances it.
@@ -12,6 +14,7 @@ class Stream:
 
     def __init__(self) -> None:
         self._carries: dict[nn.Module, Tensor] = {}
+        self._sizes: dict[nn.Module, tuple[int, ...]] = {}
         self.is_ending = False
         """Whether the next chunk is the last: layers then give what they hold back for later chunks."""
 
@@ -26,8 +29,15 @@ class Stream:
     def fork(self) -> "Stream":
         """An independent stream with the same past; carries are never written in place, so they can be shared."""
         twin = Stream()
-        twin._carries, twin.is_ending = dict(self._carries), self.is_ending
+        twin._carries, twin._sizes = dict(self._carries), dict(self._sizes)
+        twin.is_ending = self.is_ending
         return twin
+
+    def check_size(self, network: nn.Module, size: tuple[int, ...]) -> None:
+        """Raise BadTensor unless every chunk of `network` has the `size` (batch, height, width) of the first."""
+        first = self._sizes.setdefault(network, size)
+        if first != size:
+            raise BadTensor(f"a chunk of a stream has (batch, height, width) = {first} as the first one (found {size})")
 
     @property
     def started(self) -> bool:

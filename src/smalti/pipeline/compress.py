@@ -1,12 +1,11 @@
 """Images and videos to small files of entropy-coded tokens, and back, by the name of a tokenizer."""
 
 from pathlib import Path
-from typing import get_args
 
+from smalti.arguments import check_arguments, check_least
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
 from smalti.errors import ConfigError
-from smalti.pipeline.arguments import check_choice, check_least
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
@@ -36,7 +35,7 @@ def compress(
     Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
     source or has another suffix, and for a video and a tokenizer that is not causal without `group`.
     """
-    check_choice("model", model, get_args(Model))
+    check_arguments(compress, locals())
     check_least({"group": (group, 1)})
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
@@ -63,6 +62,7 @@ def decompress(
     Raises InputError where there is no file, IntegrityError for one that is damaged or of another tokenizer,
     ConfigError for frames that are not in it and where `target` exists and may not be replaced or does not suit.
     """
+    check_arguments(decompress, locals())
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
     return decompress_file(as_tokenizer(tokenizer, device), source, target, frames=frames, progress=progress)

@@ -1,12 +1,13 @@
 """Turn rows of a token set back into files: the library function behind `smalti decode`."""
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
-from smalti.pipeline.arguments import check_list
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
@@ -57,7 +58,8 @@ def decode(
     Raises ConfigError where a file exists already, InputError for keys that the set does not have, IntegrityError
     for another tokenizer than the set's.
     """
-    check_list("key", key)
+    check_arguments(decode, locals())
+    check_out_folder("out", out)
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
     check_targets(targets.values(), overwrite=overwrite)
@@ -66,7 +68,8 @@ def decode(
     written = []
     for index, target in targets.items():
         row = tokens.row(index)
-        write_media(target, decode_row(model, row), row.fps)
+        aspect = None if row.pixel_aspect is None else Fraction(row.pixel_aspect)
+        write_media(target, decode_row(model, row), row.fps, aspect)
         written.append(DecodedRow(row.key, target, *row.size, row.fps, index))
         if progress is not None:
             progress(len(written), len(targets), row.key)

@@ -1,38 +1,34 @@
 """`smalti.evaluate`: score a tokenizer or a token set on media, two folders, or generated media against real media."""
 
-import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data import (
-    OneKindConfig,
-    magicmaster_images,
-    magicmaster_videos,
-    mindone_images,
-    mindone_videos,
     read_image,
-    source_of,
 )
-from smalti.data.clips import ClipConfig
-from smalti.data.source import Medium, Store, Subset
-from smalti.errors import BadFile, ConfigError, InputError, MachineError, SmaltiError
+from smalti.data.files import IMAGE_SUFFIXES
+from smalti.data.loader import evaluation
+from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.families import load
 from smalti.files import write_bytes
 from smalti.metrics import (
     GENERATION_PROTOCOLS,
     PROTOCOLS,
+    Contender,
     Features,
     GenerationProtocol,
     GenerationReport,
+    Leaderboard,
     Pair,
     Perceptual,
     Protocol,
@@ -43,47 +39,34 @@ from smalti.metrics import (
     find_features,
     find_lpips,
     find_protocol,
+    leaderboard,
     pairs_of_folders,
 )
 from smalti.metrics.evaluate import matching_files
+from smalti.metrics.frechet import Moments
+from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
-from smalti.pipeline.arguments import check_least
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
+from smalti.pipeline.evaluation_clips import FRAMES, EvaluationClips, EvaluationOptions, clips_of
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import pairs_of_tokenizer
+from smalti.tokenizer.score import megapixels_per_second, pairs_of_tokenizer
 from smalti.tokens.reader import TokenSet, is_token_set
 from smalti.tokens.score import pairs_of_token_set
 from smalti.training.distributed import World, join_world, pick_device
 from smalti.video import to_uint8, to_video
 
-_SIZE, _FRAMES = 128, 17
-"""Size and length of clips if neither the caller nor the protocol names another."""
 _PREVIEWS = 8
 """Clips on a contact sheet, each by its middle frame."""
 _RANK_TIMEOUT = timedelta(days=2)
 """How long a rank waits for the slowest; torchrun ends all ranks if one dies."""
 
 
-class EvaluationOptions(NamedTuple):
-    """The options of `evaluate`; None: as the protocol says."""
-
-    protocol: str = "smalti"
-    limit: int | None = None
-    size: int | None = None
-    frames: int | None = None
-    root: Path | None = None
-    lpips: Path | None = None
-    features: Path | None = None
-    statistics: Path | None = None
-    device: str | None = None
-
-
 class Evaluation(NamedTuple):
     """The result of `evaluate`."""
 
-    report: Report | GenerationReport
+    report: Report | GenerationReport | Leaderboard
     bad: list[BadFile]
     """Files that could not be read."""
     columns: dict[str, list[Tensor]]
@@ -92,7 +75,7 @@ class Evaluation(NamedTuple):
     @property
     def clips(self) -> int:
         """Number of clips that were scored or compared with."""
-        if isinstance(self.report, Report):
+        if not isinstance(self.report, GenerationReport):
             return self.report.clips
         return self.report.real + sum(generated.clips for generated in self.report.sets)
 
@@ -122,14 +105,15 @@ def evaluate(
     lpips: str | Path | None = None,
     features: str | Path | None = None,
     statistics: str | Path | None = None,
+    bootstrap: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation | None:
     """Do what `smalti eval` does, and return the report, the files that could not be read, and images to look at.
 
     Args:
-        target: A tokenizer or its name, or a token set, to score on `data`; a folder of originals with `against`;
-            a generated set, or several, with `real`.
+        target: A tokenizer or its name, or a token set, to score on `data`; several tokenizers, to be compared on it
+            clip by clip with the first; a folder of originals with `against`; a generated set, or several, with `real`.
         data: A folder, list, file, tar or Parquet table of media.
         against: A folder of images to compare with the folder `target`.
         real: Real media to compare generated sets with.
@@ -140,7 +124,9 @@ def evaluate(
         root: Folder where the paths of a list start (default: the folder of the list).
         lpips: File of LPIPS weights (default: wherever they are installed).
         features: File of the weights of the protocol's feature network (default: likewise).
-        statistics: Folder that caches the feature statistics of the originals.
+        statistics: Folder that caches the feature statistics of the originals, or a file of them by another project
+            (.npz of ADM or pytorch-fid, .pkl of MagicMaster) in their place; `real` takes such a file too.
+        bootstrap: Resamples behind an interval of each distance of generated sets; 0 takes none.
         device: cpu, cuda, mps, ... (default: that of a `Tokenizer`, else the best).
         progress: Callback after each clip.
 
@@ -148,17 +134,23 @@ def evaluate(
     Raises ConfigError for options that contradict each other, InputError for media that cannot be used, MachineError
     for weights that are not found.
     """
-    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1)})
+    check_arguments(evaluate, locals())
+    check_out_folder("statistics", statistics)
+    check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
-    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device)
+    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
     if real is not None:
         if data is not None or against is not None:
             raise ConfigError("eval: --real is the other side already; leave out --data and --against")
         return _evaluate_generated([str(name) for name in targets], Path(real), options, progress)
+    if bootstrap:
+        raise ConfigError(f"--bootstrap {bootstrap}: intervals are of generated sets; it goes with --real")
+    if len(targets) > 1 and data is not None and against is None:
+        return _evaluate_tokenizers(targets, Path(data), options, progress)
     if len(targets) != 1:
         names = " ".join(str(name) for name in targets)
-        raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with --real alone")
+        raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with --data or --real")
     (only,) = targets
     if data is not None and against is None:
         if not isinstance(only, Tokenizer) and Path(only).is_dir() and is_token_set(Path(only)):
@@ -217,6 +209,34 @@ def _evaluate_tokenizer(
     return Evaluation(report, [scores.bad[number] for number in sorted(scores.bad)], _columns(previews))
 
 
+def _evaluate_tokenizers(
+    targets: Sequence[Tokenizer | str | Path], data: Path, options: EvaluationOptions, progress: Progress | None
+) -> Evaluation:
+    """Score several tokenizers on the same clips, one after the other, and set them side by side."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("eval: one process compares several tokenizers; leave torchrun out, or give one")
+    contenders, columns, bad = list[Contender](), dict[str, list[Tensor]](), list[BadFile]()
+    protocol = find_protocol(options.protocol, PROTOCOLS)
+    for number, target in enumerate(targets, start=1):
+        name = f"tokenizer {number}" if isinstance(target, Tokenizer) else str(target)
+        if name in columns:
+            raise ConfigError(f"eval: {name} is given twice; give each once")
+        if not isinstance(target, Tokenizer) and Path(target).is_dir() and is_token_set(Path(target)):
+            raise ConfigError(f"eval: {name} is a token set; several targets are tokenizers")
+        tokenizer = target if isinstance(target, Tokenizer) else load(target, device=pick_device(options.device))
+        result = _evaluate_tokenizer(tokenizer, data, options, progress)
+        assert result is not None, "there is one rank"
+        assert isinstance(result.report, Report), "it was scored on originals"
+        clips = clips_of(data, protocol, options, is_image_model=tokenizer.config.time_kernel == 1)
+        video = next(evaluation(clips.source, on_bad=lambda _: None)).video
+        parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+        speed = megapixels_per_second(tokenizer, video)
+        contenders.append(Contender(name, result.report, tokenizer.strides, parameters, speed))
+        columns.setdefault("original", result.columns["original"])
+        columns[name], bad = result.columns["reconstruction"], result.bad
+    return Evaluation(leaderboard(contenders), bad, columns)
+
+
 def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOptions, device: torch.device) -> _Ready:
     protocol = find_protocol(options.protocol, PROTOCOLS)
     tokenizer = target.to(device) if isinstance(target, Tokenizer) else load(target, device=device)
@@ -224,9 +244,11 @@ def _prepare(target: Tokenizer | str | Path, data: Path, options: EvaluationOpti
     lpips = _find_lpips(protocol, options.lpips, device)
     features = _find_features(protocol, options.features, device)
     key = _statistics_key(clips, features, options)
-    reference = None
+    reference: Moments | None = None
     if key is not None and options.statistics is not None:
         reference = load_statistics(options.statistics, key)
+    elif features is not None and _is_file_of_statistics(options.statistics):
+        reference = read_published_statistics(options.statistics, features.network.dim)
     scores = Scores(clips.protocol, lpips=lpips, features=features, reference=reference, levels=tokenizer.levels)
     return _Ready(tokenizer, clips, scores, key)
 
@@ -244,8 +266,8 @@ def _evaluate_folders(
         raise ConfigError("--statistics goes with --data; --against looks at every original anyhow")
     protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
     scores = _scores(protocol, options, torch.device("cpu"))
-    total = len(matching_files(originals, reconstructions))
-    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)))
+    total = len(matching_files(originals, reconstructions, IMAGE_SUFFIXES))
+    pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)), IMAGE_SUFFIXES)
     previews = _score(pairs, scores, total, progress)
     return Evaluation(scores.report(), [], _columns(previews))
 
@@ -270,7 +292,7 @@ def _evaluate_token_set(
         tokens,
         data if data.is_dir() else data.parent,
         rows=options.limit,
-        frames=options.frames or _FRAMES,
+        frames=options.frames or FRAMES,
         on_bad=bad.append,
     )
     previews = _score(pairs, scores, options.limit or len(tokens), progress)
@@ -298,7 +320,14 @@ def _evaluate_generated(
         raise ConfigError(f"{targets[0]}: a set is given twice; give each once")
     features = find_features(protocol.features, options.features).to(pick_device(options.device))
     result = evaluate_generated(
-        folders, real, protocol, features, limit=options.limit, root=options.root, previews=_PREVIEWS, progress=progress
+        folders,
+        real,
+        protocol,
+        features,
+        limit=options.limit,
+        root=options.root,
+        bootstrap=options.bootstrap,
+        progress=progress,
     )
     return Evaluation(*result)
 
@@ -360,77 +389,6 @@ def _one_error_for_all(world: World) -> Iterator[None]:
         raise SystemExit(codes[first])
 
 
-class EvaluationClips(NamedTuple):
-    """The clips to evaluate on, and the protocol with how they were read."""
-
-    source: Subset
-    protocol: Protocol
-    data: dict[str, Any]
-    """Config of the source, without paths of this machine."""
-    store: Store
-
-    def digest(self) -> str:
-        """Return the sha256 of the names and sizes of the files, in order; files in tars and tables are read for it."""
-        state = hashlib.sha256()
-        for index in range(len(self.source)):
-            try:
-                media = self.store.media(index)
-                size = len(media) if isinstance(media, bytes) else media.stat().st_size
-            except (BadFile, OSError):
-                size = -1
-            state.update(f"{self.source.key(index)} {size}\n".encode())
-        return state.hexdigest()
-
-
-def clips_of(data: Path, protocol: Protocol, options: EvaluationOptions, *, is_image_model: bool) -> EvaluationClips:
-    """Open the images or videos of `data`; if it holds both, those that the protocol or the tokenizer is for.
-
-    Raises ConfigError for options that contradict the protocol, InputError if there is nothing, or less than the
-    protocol asks for.
-    """
-    _check_options(protocol, options)
-    size = (protocol.size or _SIZE if options.size is None else options.size) or None
-    frames = options.frames or protocol.frames or _FRAMES
-    preferred: Medium = ("images" if is_image_model else "videos") if protocol.media == "any" else protocol.media
-    if protocol.convention is None:
-        config = source_of(data, size=size, frames=frames, prefer=preferred, root=options.root)
-    else:
-        config = _config_of_convention(data, protocol, preferred, size).replace({"root": options.root})
-    medium: Medium = "videos" if isinstance(config, ClipConfig) else "images"
-    if protocol.media not in ("any", medium):
-        raise InputError(f"{data}: holds {medium}, protocol {protocol.name} is for {protocol.media}")
-    built = config.build()
-    source = Subset(built, range(len(built))[: options.limit])
-    if protocol.samples is not None and len(source) < protocol.samples:
-        raise InputError(
-            f"{data}: lists {len(source):,} files, protocol {protocol.name} asks for {protocol.samples:,}; give the "
-            f"whole list, or take another protocol"
-        )
-    declared: dict[str, object] = {"size": size, "frames": frames if medium == "videos" else None}
-    declared |= {"resize": config.resize if size else "none", "crop": "center" if size else "none"}
-    plain = {name: value for name, value in config.plain().items() if name not in ("path", "root", "limit")}
-    return EvaluationClips(source, protocol.replace(declared), plain, built.store)
-
-
-def _check_options(protocol: Protocol, options: EvaluationOptions) -> None:
-    if protocol.convention is not None:
-        if options.frames not in (None, protocol.frames):
-            needs = f"takes {protocol.frames} frames" if protocol.frames else "takes images"
-            raise ConfigError(f"--frames {options.frames}: protocol {protocol.name} {needs}; leave it out")
-        if options.size == 0:
-            raise ConfigError(f"--size 0: protocol {protocol.name} cuts squares of one size; leave it out")
-    if protocol.samples is not None and options.limit is not None and options.limit < protocol.samples:
-        raise ConfigError(f"--limit {options.limit}: protocol {protocol.name} asks for {protocol.samples:,} clips")
-
-
-def _config_of_convention(data: Path, protocol: Protocol, medium: Medium, size: int | None) -> OneKindConfig:
-    """Return how files become pixels in the project that the protocol follows."""
-    assert size is not None
-    if protocol.convention == "magicmaster":
-        return magicmaster_images(data, size) if medium == "images" else magicmaster_videos(data, size, train=False)
-    return mindone_images(data, size) if medium == "images" else mindone_videos(data, size)
-
-
 def _statistics_key(
     clips: EvaluationClips, features: Features | None, options: EvaluationOptions
 ) -> StatisticsKey | None:
@@ -438,6 +396,8 @@ def _statistics_key(
         return None
     if features is None:
         raise ConfigError(f"--statistics: protocol {options.protocol} takes no features, so there is nothing to store")
+    if _is_file_of_statistics(options.statistics):
+        return None
     return StatisticsKey(
         features=features.network.name,
         features_digest=features.digest,
@@ -446,6 +406,10 @@ def _statistics_key(
         listed=clips.digest(),
         count=len(clips.source),
     )
+
+
+def _is_file_of_statistics(path: Path | None) -> TypeGuard[Path]:
+    return path is not None and path.suffix.lower() in STATISTICS_SUFFIXES and not path.is_dir()
 
 
 def _find_lpips(protocol: Protocol, weights: Path | None, device: torch.device) -> Perceptual | None:

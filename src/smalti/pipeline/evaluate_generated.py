@@ -11,8 +11,12 @@ from smalti.data.clips import ClipConfig
 from smalti.data.source import Medium, Source, Subset
 from smalti.errors import BadFile, InputError
 from smalti.metrics import Features, GenerationProtocol, GenerationReport, score_generated
+from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
 from smalti.progress import Progress
 from smalti.video import to_uint8
+
+_PREVIEWS = 8
+"""Clips of each set whose middle frame is shown."""
 
 
 class _MediaSet:
@@ -57,18 +61,20 @@ def evaluate_generated(
     *,
     limit: int | None = None,
     root: Path | None = None,
-    previews: int = 8,
+    bootstrap: int = 0,
     progress: Progress | None = None,
 ) -> GenerationResult:
     """Score the first `limit` clips of generated sets, by name, against real media; a list of these starts at `root`.
 
-    Real media are brought to the size of the protocol, or else of the first generated clip.
+    Real media are brought to the size of the protocol, or else of the first generated clip. A file of statistics may
+    stand for them; `bootstrap` resamples give each distance an interval.
     """
     size = protocol.size or _size_of_first(next(iter(folders.values())), protocol)
     protocol = protocol.replace({"size": size})
-    sets = {name: _MediaSet(_source(path, protocol, limit=limit), previews) for name, path in folders.items()}
-    originals = _MediaSet(_source(real, protocol, root=root), previews)
-    every = {"real": originals, **sets}
+    sets = {name: _MediaSet(_source(path, protocol, limit=limit), _PREVIEWS) for name, path in folders.items()}
+    given = real.suffix.lower() in STATISTICS_SUFFIXES and not real.is_dir()
+    originals = None if given else _MediaSet(_source(real, protocol, root=root), _PREVIEWS)
+    every = sets if originals is None else {"real": originals, **sets}
     total = sum(len(media.source) for media in every.values())
 
     def note(done: int) -> None:
@@ -76,9 +82,10 @@ def evaluate_generated(
             progress(done, total)
 
     declared = protocol.replace({"resize": "lanczos", "crop": "center"})
-    report = score_generated(sets, originals, declared, features, progress=note)
+    reference = read_published_statistics(real, features.network.dim) if originals is None else originals
+    report = score_generated(sets, reference, declared, features, bootstrap=bootstrap, progress=note)
     rows = [row.model_copy(update={"absent": {**row.absent, **sets[row.name].absent}}) for row in report.sets]
-    report = report.model_copy(update={"sets": tuple(rows), "absent": originals.absent})
+    report = report.model_copy(update={"sets": tuple(rows), "absent": {} if originals is None else originals.absent})
     bad = [fault for media in every.values() for fault in media.bad]
     return GenerationResult(report, bad, {name: media.previews for name, media in every.items()})
 

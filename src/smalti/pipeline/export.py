@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from smalti.arguments import check_arguments, check_out_folder
 from smalti.files import naming_os_errors, new_folder, write_bytes, write_json
 from smalti.tokens.reader import TokenSet
 from smalti.tokens.shard import id_type
@@ -19,6 +20,8 @@ def export(tokens: TokenSet | str | Path, out: str | Path) -> dict[str, Any]:
     be reshaped. `labels.npy` has -1 for a row without a class; `keys.txt` has one key a line. Raises ConfigError where
     `out` is there.
     """
+    check_arguments(export, locals())
+    check_out_folder("out", out)
     tokens, out = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens), Path(out)
     count, total = len(tokens), int(tokens.totals["tokens"])
     shapes, offsets, labels = np.zeros((count, 3), np.int32), np.zeros(count + 1, np.int64), np.full(count, -1)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml
 from smalti.data import Source, evaluation, source_of
 from smalti.data.clips import ClipConfig
@@ -36,7 +37,6 @@ from smalti.generation import (
     task_prompt,
     task_tokens,
 )
-from smalti.pipeline.arguments import check_choice, check_least, check_list
 from smalti.pipeline.decode import target_name
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
@@ -44,7 +44,7 @@ from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.training.distributed import pick_device
 from smalti.training.generator_config import GeneratorTraining
-from smalti.video import to_uint8
+from smalti.video import limit_pixels, to_uint8
 
 EVERY_CLASS = "all"
 """`label` for every class in turn."""
@@ -97,10 +97,10 @@ def generate(
     region: Literal["central", "vertical", "horizontal", "moving"] = "central",
     fit: bool = False,
     originals: str | Path | None = None,
-    label: str | None = None,
+    label: str | int | None = None,
     count: int = 1,
     steps: int = 12,
-    schedule: Literal["cosine", "arccos", "linear", "square", "exponential"] = "cosine",
+    schedule: Literal["cosine", "arccos", "linear", "square", "exponential", "log"] = "cosine",
     noise: float = 4.5,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -155,9 +155,9 @@ def generate(
     cannot follow and for files that may not be replaced, InputError where there is no generator or an input of
     another size, IntegrityError for another tokenizer than the one that made the model's token set.
     """
-    check_list("set", set)
-    check_choice("task", task, get_args(TaskKind))
-    check_choice("region", region, ("central", "vertical", "horizontal", "moving"))
+    check_arguments(generate, locals())
+    check_out_folder("out", out)
+    check_out_folder("originals", originals)
     check_least(
         {"frames": (frames, 1), "count": (count, 1), "steps": (steps, 1), "seed": (seed, 0), "batch": (batch, 1)}
     )
@@ -171,7 +171,7 @@ def generate(
         input=None if input is None else Path(input),
         originals=None if originals is None else Path(originals),
         fit=fit,
-        label=label,
+        label=None if label is None else str(label),
         samples=count,
         paste=paste,
         hold=hold,
@@ -400,7 +400,7 @@ class _Sampler:
             keep=keep,
             seed=self.seed,
             samples=[job.number for job in jobs],
-            reencode=lambda window: tokenizer.encode(tokenizer.decode(window)[:, :, -known:]),
+            reencode=lambda window: tokenizer.encode(limit_pixels(tokenizer.decode(window)[:, :, -known:])),
         )
         total = self.generator.size[0]
         while total < length:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from smalti.arguments import check_out_folder
 from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files
 from smalti.errors import BadFile, ConfigError
 
@@ -76,5 +77,8 @@ def check_targets(
     for target in targets:
         if target.resolve() in inputs:
             raise ConfigError(f"{target}: is an input and would be written over; give {other}")
+        check_out_folder(str(target), target.parent)
+        if target.is_dir():
+            raise ConfigError(f"{target}: is a folder; give the file to write")
         if target.exists() and not overwrite:
             raise ConfigError(f"{target}: already exists; pass --overwrite or choose {other}")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.video_writer import write_media
@@ -18,7 +19,6 @@ from smalti.errors import BadFile
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
-from smalti.pipeline.arguments import check_least, check_list
 from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import Outputs, media_jobs
 from smalti.progress import Progress
@@ -43,6 +43,8 @@ class Reconstructed(NamedTuple):
     psnr: float
     """In dB on pixels rounded to 8 bits, the mean over frames; a frame without error counts as 100."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
 
 
 def reconstruct(
@@ -67,7 +69,8 @@ def reconstruct(
     Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media,
     ConfigError where a file exists that may not be replaced, or for a video and a tokenizer that is not causal.
     """
-    check_list("inputs", inputs)
+    check_arguments(reconstruct, locals())
+    check_out_folder("out", out)
     check_least({"clip": (clip, 1)})
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}
@@ -109,7 +112,8 @@ def reconstruct_file(
     """Write the reconstruction of an image as PNG, or of a video, by its suffix, as MP4; whole or not at all.
 
     Frames are read, encoded, decoded and written as they come, so memory depends on the size of a frame and not on how
-    many there are. A video of varying frame rate is written at its mean rate; sound is left out. Raises BadFile for
+    many there are. A video of varying frame rate is written at its mean rate, without pauses, and with the shape of
+    its pixels; sound is left out. Raises BadFile for
     media that cannot be read, ConfigError for a video and a tokenizer that is not causal without `clip`.
     """
     begin, psnrs, tokens = time.perf_counter(), list[float](), 0
@@ -128,9 +132,10 @@ def reconstruct_file(
         with open_video(source) as reader:
             (height, width), fps = reader.size, float(reader.fps)
             frames = reconstruct_frames(tokenizer, reader.frames(), clip=clip)
-            write_media(target, written(frames, len(reader)), fps)
+            write_media(target, written(frames, len(reader)), fps, reader.pixel_aspect)
+            notes = reader.notes
     else:
-        frame, fps = read_image(source), None
+        frame, fps, notes = read_image(source), None, ()
         height, width, _ = frame.shape
         ids = images_to_ids(tokenizer, frame[None])
         image = ids_to_image(tokenizer, ids, (height, width))
@@ -148,6 +153,7 @@ def reconstruct_file(
         bits_per_pixel=bits / (len(psnrs) * height * width),
         psnr=math.fsum(psnrs) / len(psnrs),
         seconds=time.perf_counter() - begin,
+        notes=notes,
     )
 
 

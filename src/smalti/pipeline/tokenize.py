@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import Config
 from smalti.errors import ConfigError
-from smalti.pipeline.arguments import check_choice, check_least, check_list
 from smalti.progress import Progress
 from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
 from smalti.tokens.finalize import SetSummary, finish_set, summarize_set
@@ -79,9 +79,9 @@ def tokenize(
     Raises ConfigError and InputError for options and data that cannot be used, IntegrityError where the set was begun
     with another tokenizer, MachineError where the disk is full or workers cannot start.
     """
-    check_list("set", set)
-    check_choice("source", source, (None, "files", "tars", "parquet"))
-    check_choice("engine", engine, ("local", "ray"))
+    by_name = "every worker loads the tokenizer by its name: save it, and give the folder"
+    check_arguments(tokenize, locals(), {"tokenizer": by_name})
+    check_out_folder("out", out)
     check_least({"clip": (clip, 1), "overlap": (overlap, 0), "batch": (batch, 1), "workers": (workers, 0)})
     check_least({"gpus": (gpus, 0), "timeout": (timeout, 0.1), "memory": (memory, 0.1)})
     part = _part_of(shard)

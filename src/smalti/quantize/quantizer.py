@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from smalti.errors import BadTensor
 from smalti.quantize.entropy import WholeCode
+from smalti.video import describe
 
 LARGEST_CODEBOOK = 2**62
 """Ids are int64; two bits are left for sums of ids."""
@@ -146,7 +147,7 @@ class Quantizer(nn.Module, ABC):
     def digits(self, ids: Integer[Tensor, "b ..."]) -> Integer[Tensor, "b k ..."]:
         """Return the mixed-radix digits of ids. Raises BadTensor for an id outside [0, codebook_size)."""
         if not isinstance(ids, Tensor) or not 1 <= ids.ndim <= 4:
-            raise BadTensor(f"ids must be a tensor {_ID_LAYOUTS} (found {_described(ids)})")
+            raise BadTensor(f"ids must be a tensor {_ID_LAYOUTS} (found {describe(ids)})")
         numbers = _integers("ids", ids, self.codebook_size).unsqueeze(1)
         shape = (1, -1, *(1,) * (ids.ndim - 1))
         return numbers // self._basis.view(shape) % self._level_counts.view(shape)
@@ -155,7 +156,7 @@ class Quantizer(nn.Module, ABC):
         """Return the ids of digits. Raises BadTensor for a digit outside [0, levels[j])."""
         count = len(self.levels)
         if not isinstance(digits, Tensor) or not 2 <= digits.ndim <= 5 or digits.shape[1] != count:
-            raise BadTensor(f"digits must be a tensor b {count} ..., one a level (found {_described(digits)})")
+            raise BadTensor(f"digits must be a tensor b {count} ..., one a level (found {describe(digits)})")
         columns = [_integers(f"digit {j}", digits[:, j], level) for j, level in enumerate(self.levels)]
         return self._number(torch.stack(columns, -1))
 
@@ -165,12 +166,12 @@ class Quantizer(nn.Module, ABC):
 
     def _check_latent(self, name: str, z: Tensor) -> None:
         if not isinstance(z, Tensor) or not z.is_floating_point() or not 2 <= z.ndim <= 5:
-            raise BadTensor(f"{name} must be a floating-point tensor {_LAYOUTS} (found {_described(z)})")
+            raise BadTensor(f"{name} must be a floating-point tensor {_LAYOUTS} (found {describe(z)})")
         if z.shape[1] != self.dim:
             hint = f"; with the channels last: {name}.movedim(-1, 1)" if z.shape[-1] == self.dim else ""
-            raise BadTensor(f"{name} must have {self.dim} channels in axis 1: {_LAYOUTS} (found {_described(z)}){hint}")
+            raise BadTensor(f"{name} must have {self.dim} channels in axis 1: {_LAYOUTS} (found {describe(z)}){hint}")
         if not torch.compiler.is_compiling() and not z.numel():
-            raise BadTensor(f"{name} is empty (found {_described(z)})")
+            raise BadTensor(f"{name} is empty (found {describe(z)})")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantizer":
         """Move as any module does, but stay float32 when the rest of a model is made half precision (a rounded
@@ -239,9 +240,3 @@ def _integers(name: str, numbers: Tensor, end: int) -> Tensor:
             worst += 2**64 if worst < 0 and numbers.dtype == torch.uint64 else 0
             raise BadTensor(f"{name}: {worst} is outside [0, {end}), the range of this quantizer")
     return whole
-
-
-def _described(x: object) -> str:
-    if not isinstance(x, Tensor):
-        return type(x).__name__
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"

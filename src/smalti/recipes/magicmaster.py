@@ -16,7 +16,7 @@ from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 ALTERNATE, DROPOUT = "gan.order=alternate", "lpips.dropout=0.5"
 """Settings of all original runs: the discriminator is updated first, so that the tokenizer trains against another one
 than its adaptive weight was computed for; LPIPS drops half of its differences, for it was left in training mode."""
-ITS_WEIGHTS = "initialisation=magicmaster"
+MAGICMASTERS_WEIGHTS = "initialisation=magicmaster"
 """First weights of all original runs: torch's, and equal ones for the sub-pixels of an upsampling. Ours are zeros at
 the end of every residual block."""
 IN_FLOAT32 = "precision=float32"
@@ -51,7 +51,7 @@ def _imagenet_recipes() -> Iterator[Recipe]:
             f"rFID {score} on ImageNet val under magicmaster-fid (its README)",
             data=f"ImageNet-1k, batch {batch}, {epochs} epochs",
             original=f"bash tools/dist_train.sh configs/magvit/{file}.py 8",
-            exact=(ALTERNATE, DROPOUT, ITS_WEIGHTS, IN_FLOAT32),
+            exact=(ALTERNATE, DROPOUT, MAGICMASTERS_WEIGHTS, IN_FLOAT32),
         )
 
 
@@ -75,7 +75,12 @@ def _kinetics_recipes() -> Iterator[Recipe]:
             f"rFVD {score} on Kinetics-600 val under magicmaster-fvd (its README)",
             data=f"Kinetics-600, batch 128, {epochs} epochs",
             original=f"bash tools/dist_train.sh configs/magvit/{file}.py 8 (on each of 4 nodes)",
-            exact=(ALTERNATE, DROPOUT, ITS_WEIGHTS, *([UNTIED] if (quantizer, codes) == ("dsq", 15_360) else ())),
+            exact=(
+                ALTERNATE,
+                DROPOUT,
+                MAGICMASTERS_WEIGHTS,
+                *([UNTIED] if (quantizer, codes) == ("dsq", 15_360) else ()),
+            ),
         )
 
 
@@ -88,7 +93,7 @@ def _vqgan_recipes() -> Iterator[Recipe]:
             partial(vqgan_row, discriminator=network, epochs=epochs),
             data=f"ImageNet-1k, batch 96, {epochs} epochs",
             original=f"bash tools/dist_train.sh configs/VQGAN/{file}_ep{epochs}.py 8",
-            exact=(ALTERNATE, DROPOUT, ITS_WEIGHTS),
+            exact=(ALTERNATE, DROPOUT, MAGICMASTERS_WEIGHTS),
         )
 
 

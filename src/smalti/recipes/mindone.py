@@ -21,7 +21,7 @@ TIME_STRIDES = (2, 2, 1)
 
 DROPPED_LPIPS = "lpips.dropout=0.5"
 """Setting of the original runs, whose LPIPS is left in training mode: half of the differences are dropped."""
-ITS_WEIGHTS = "initialisation=torch"
+MINDSPORES_WEIGHTS = "initialisation=torch"
 """First weights of the original image run: MindSpore's default, which is torch's. Its video runs start from them
 inflated, and so does their `init`."""
 OVER_TIME = "tokenizer.norm=clip"
@@ -37,7 +37,7 @@ def mindone_recipes() -> Iterator[Recipe]:
         "PSNR 20.013, SSIM 0.5734 on ImageNet val under mindone-psnr-images (its README)",
         data="ImageNet-1k, batch 64, 2 epochs",
         original="bash scripts/run_train_vqvae_2d_parallel.sh",
-        exact=(DROPPED_LPIPS, ITS_WEIGHTS),
+        exact=(DROPPED_LPIPS, MINDSPORES_WEIGHTS),
     )
     score = "PSNR 21.6529, SSIM 0.7415 on UCF-101 test 01 under mindone-psnr (its README)"
     for gan in (False, True):

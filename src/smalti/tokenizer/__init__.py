@@ -4,7 +4,6 @@ from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.inflate import inflate
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
-from smalti.tokenizer.tiles import decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
 from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
@@ -18,7 +17,5 @@ __all__ = [
     "TokenizerConfig",
     "VQGANConfig",
     "VidTokConfig",
-    "decode_tiles",
-    "encode_tiles",
     "inflate",
 ]

@@ -4,6 +4,7 @@ Frames are uint8 `h w 3`, one after the other; ids come and go in pieces. A toke
 all frames of a video are then held at once.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
-from smalti.tokenizer.tiles import choose_tile, decode_tiles, encode_tiles
 from smalti.tokenizer.tokenizer import Tokenizer, mark_last
 from smalti.video import crop_to, to_uint8, to_video
 
@@ -38,19 +38,15 @@ def check_causal(tokenizer: Tokenizer, clip: int | None, option: str = "--clip 1
 def images_to_ids(tokenizer: Tokenizer, images: UInt8[Tensor, "b h w 3"]) -> Int[Tensor, "b 1 h2 w2"]:
     """Encode images of one size, in tiles where they are large and that changes no token."""
     videos = to_video(images[:, None]).to(tokenizer.device)
-    if _in_tiles(tokenizer, images.shape[1], images.shape[2]):
-        return encode_tiles(tokenizer, videos, choose_tile(tokenizer))
-    return tokenizer.encode(videos)
+    in_tiles = _in_tiles(tokenizer, images.shape[1], images.shape[2])
+    return tokenizer.encode(videos, tile=choose_tile(tokenizer) if in_tiles else None)
 
 
 @torch.inference_mode()
 def ids_to_image(tokenizer: Tokenizer, ids: Int[Tensor, "1 1 h2 w2"], size: tuple[int, int]) -> UInt8[Tensor, "h w 3"]:
     """Decode an image of `size` = (height, width), in tiles where it is large and that changes no pixel."""
     ids = ids.to(tokenizer.device)
-    if _in_tiles(tokenizer, *size):
-        video = decode_tiles(tokenizer, ids, choose_tile(tokenizer))
-    else:
-        video = tokenizer.decode(ids)
+    video = tokenizer.decode(ids, tile=choose_tile(tokenizer) if _in_tiles(tokenizer, *size) else None)
     return to_uint8(crop_to(video, (1, *size)).cpu())[0, 0]
 
 
@@ -155,6 +151,13 @@ def chunk_frames(tokenizer: Tokenizer, size: tuple[int, int], pixels: int = CHUN
     """Return how many frames of `size` have about `pixels` pixels: a multiple of the time stride."""
     stride = tokenizer.strides[0]
     return stride * max(1, pixels // (size[0] * size[1] * stride))
+
+
+def choose_tile(tokenizer: Tokenizer) -> int:
+    """Choose a tile for large images: 8 times the reach, so that the surroundings cost (10 / 8)^2 at most."""
+    stride = tokenizer.strides[2]
+    reach = max(tokenizer.encoder.reach or 0, (tokenizer.decoder.reach or 0) * stride)
+    return math.ceil(max(1024, 8 * reach) / stride) * stride
 
 
 def _parts(pieces: Iterable[tuple[int, Tensor]], latents: int | None) -> Iterator[tuple[int, Tensor]]:

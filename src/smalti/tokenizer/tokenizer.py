@@ -1,27 +1,30 @@
 """The tokenizer: pixels -> latents -> ids -> latents -> pixels, whole, streamed, or tile by tile."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from pydantic import Field
 from torch import Tensor, nn
 
+from smalti.arguments import check_arguments
 from smalti.config import Config
-from smalti.errors import ConfigError, InputError, IntegrityError
+from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
+from smalti.tokenizer.tiles import Tiles
 from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
-from smalti.video import crop_to, legal_size, pad_to, size_of
+from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of
 
 _Item = TypeVar("_Item")
 
@@ -40,8 +43,8 @@ class _ConfigFile(Config):
 class Reconstruction(NamedTuple):
     """Result of a forward pass, with gradients."""
 
-    video: Float[Tensor, "b 3 t h w"]
-    ids: Int[Tensor, "b t2 h2 w2"]
+    video: Float[Tensor, "b 3 *t h w"]
+    ids: Int[Tensor, "b *t2 h2 w2"]
     losses: Mapping[str, Tensor]
     """Losses of the quantizer, unweighted."""
 
@@ -127,6 +130,7 @@ class Tokenizer(nn.Module):
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
+        check_arguments(Tokenizer.save, locals())
         facts = {} if self.source is None else {"source": self.source.plain()}
         write_model(Path(path), self, {"tokenizer": self.config}, replace=replace, facts=facts)
 
@@ -140,91 +144,203 @@ class Tokenizer(nn.Module):
         if one bit of it differs from what was written. Other files may lie beside it (a model card); without a
         manifest, the fingerprint alone is checked.
         """
+        check_arguments(Tokenizer.load, locals())
         files = read_model(Path(path), "tokenizer", ("tokenizer",), optional=("source",))
         try:
             parsed = _ConfigFile.parse(files.plain, where=str(files.config_path))
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
         files.check({"tokenizer": parsed.tokenizer})
-        # A quantizer may have a number type of its own (see `ScalarQuantizer._apply`).
+        # A quantizer may have a number type of its own (see `Quantizer._apply`).
         tokenizer = cls(parsed.tokenizer, parsed.source).to(dtype_of(files.tensors, apart="quantizer."))
         files.load_into(tokenizer)
         return tokenizer.to(device).eval()
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
+        check_arguments(Tokenizer.push_to_hub, locals())
         return upload_model(self.save, repository, private=private)
 
-    def forward(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None = None) -> Reconstruction:
-        """Encode and decode, with gradients; the reconstruction has the size of the video.
+    def forward(self, video: Float[Tensor, "b 3 *t h w"], whole: WholeCode | None = None) -> Reconstruction:
+        """Encode and decode, with gradients; the reconstruction has the shape of the video.
 
         `whole` is for a video that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
-        """
-        z = self._to_latent(pad_to(video, legal_size(size_of(video), self.strides)))
-        quantized = self.quantizer(z, whole)
-        pixels = self._to_video(quantized.codes)
-        return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
-    def encode(self, video: Float[Tensor, "b 3 t h w"], stream: Stream | None = None) -> Int[Tensor, "b t2 h2 w2"]:
-        """Encode a video to ids, or its next chunk if its stream is given.
-
-        A chunk has 1 + s*n frames at the start of a stream and s*n after it; raises ValueError otherwise, and for a
-        tokenizer that is not causal.
+        Raises as `encode` does, but while gradients are recorded not for NaN: the losses show it, and a training step
+        skips.
         """
-        size = legal_size(size_of(video), self.strides)
-        if stream is not None:
-            self._check_chunk(video.shape[2], stream)
-            size = size._replace(t=video.shape[2])
-        return self.quantizer.encode(self._to_latent(pad_to(video, size), stream))
+        check_video(video, self.device, finite=not torch.is_grad_enabled())
+        if video.ndim == 4:
+            made = self._reconstruct(video.unsqueeze(2), whole)
+            return Reconstruction(made.video.squeeze(2), made.ids.squeeze(1), made.losses)
+        return self._reconstruct(video, whole)
+
+    def encode(
+        self, video: Float[Tensor, "b 3 *t h w"], stream: Stream | None = None, *, tile: int | None = None
+    ) -> Int[Tensor, "b *t2 h2 w2"]:
+        """Encode a video `b 3 t h w` to ids `b t h w`, images `b 3 h w` to ids `b h w`, or the next chunk of a video if
+        its stream is given. `smalti.video.to_video` makes a video of 8-bit pixels, numpy arrays and Pillow's images.
+
+        A chunk has 1 + s*n frames at the start of a stream and s*n after it. With `tile`, a multiple of the spatial
+        stride, large frames are computed so many pixels at a time, which changes no id.
+
+        Raises BadTensor, a ValueError of one line, for what cannot be a video: other types and shapes, another device,
+        nothing, and in eager mode values beyond [-1.5, 1.5] and NaN; and for a chunk of a wrong length. Raises
+        ConfigError for a stream of a tokenizer that is not causal, and for tiles of one that is not tile-exact.
+        """
+        check_video(video, self.device)
+        if video.ndim == 4:
+            _check_whole(stream, "video.unsqueeze(2)", "b 3 t h w")
+            return self._encode(video.unsqueeze(2), None, tile).squeeze(1)
+        return self._encode(video, stream, tile)
+
+    def latents(self, video: Float[Tensor, "b 3 *t h w"]) -> Float[Tensor, "b d *t2 h2 w2"]:
+        """Return the latents of a video or of images before quantization, whose ids `quantizer.encode` finds. Raises as
+        `encode` does."""
+        check_video(video, self.device)
+        if video.ndim == 4:
+            return self._latents(video.unsqueeze(2)).squeeze(2)
+        return self._latents(video)
+
+    def codes_to_indices(self, codes: Float[Tensor, "b d *grid"]) -> Int[Tensor, "b *grid"]:
+        """Return the ids of codes, the inverse of `indices_to_codes`. Raises BadTensor for what are no codes."""
+        return self.quantizer.codes_to_indices(codes)
+
+    def indices_to_codes(self, ids: Integer[Tensor, "b *grid"]) -> Float[Tensor, "b d *grid"]:
+        """Return the codes of ids, all that the decoder sees. Raises BadTensor for ids out of range."""
+        return self.quantizer.indices_to_codes(ids)
 
     def decode(
         self,
-        ids: Int[Tensor, "b t h w"],
+        ids: Integer[Tensor, "b *grid"],
         stream: Stream | None = None,
         *,
-        size: tuple[int, int, int] | None = None,
+        size: Sequence[int] | None = None,
+        shape: Sequence[int] | None = None,
+        tile: int | None = None,
         is_last: bool = False,
-    ) -> Float[Tensor, "b 3 t2 h2 w2"]:
-        """Decode ids to a video, or the next chunk of them; cropped to `size` = (frames, height, width) if given.
+    ) -> Float[Tensor, "b 3 *t h w"]:
+        """Decode ids of any integer type: `b t h w` to a video, `b h w` to images `b 3 h w`, or the next chunk of them.
 
-        With a `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`.
-        Raises ValueError for an id outside [0, codebook_size). Values may exceed [-1, 1] by a little: clamp at the end.
+        `size` crops to (frames, height, width) in pixels, of images to (height, width): `size=video.shape[2:]`. Ids in
+        a row, `b n`, need their grid, `shape` = (t, h, w) or (h, w) in tokens. `tile` is as in `encode`. With a
+        `lookahead`, the last frames of a stream's chunk come with the next one, or at once if it `is_last`.
+
+        Raises BadTensor for another shape or type, ids outside [0, codebook_size), and a size that they do not reach.
+        Values may exceed [-1, 1] by a little: clamp at the end.
         """
-        if stream is not None:
-            self._check_causal()
-            stream.is_ending = is_last
-        video = self._to_video(self.quantizer.decode(ids), stream)
-        return video if size is None else crop_to(video, size)
+        ids = self._grid(ids, shape)
+        if ids.ndim == 3:
+            _check_whole(stream, "ids.unsqueeze(1)", "b t h w")
+            video = self._decode(ids.unsqueeze(1), None, tile).squeeze(2)
+        else:
+            video = self._decode(ids, stream, tile, is_last)
+        return video if size is None else _crop(video, _whole_numbers("size", size))
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a video that comes in chunks of any length (`b 3 t h w` each), equal to those of the whole video.
 
-        Memory does not grow with the length. The last frames are completed by repeating the last one.
+        Memory does not grow with the length. The last frames are completed by repeating the last one. Raises as
+        `encode` does, and BadTensor for a chunk of another batch, height or width than the first.
         """
         self._check_causal()
         stream, waiting, s = Stream(), None, self.strides[0]
-        for chunk in chunks:
+        for chunk in _chunks(chunks, "video.split(16, 2)"):
+            if _is_no_frames(chunk, 2):
+                continue
+            check_video(chunk, self.device, "chunk")
+            if chunk.ndim == 4:
+                _check_whole(stream, "chunk.unsqueeze(2)", "b 3 t h w")
+            stream.check_size(self.encoder, (chunk.shape[0], *chunk.shape[3:]))
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], 2)
             first = 0 if stream.started else 1
             ready = first + (waiting.shape[2] - first) // s * s
             if ready > 0:
-                yield self.encode(waiting[:, :, :ready], stream)
+                yield self._encode(waiting[:, :, :ready], stream)
                 waiting = waiting[:, :, ready:]
         if waiting is not None and waiting.shape[2]:
-            yield self.encode(pad_to(waiting, (s, *waiting.shape[3:])), stream)
+            yield self._encode(pad_to(waiting, (s, *waiting.shape[3:])), stream)
 
-    def decode_stream(self, chunks: Iterable[Tensor], *, size: tuple[int, int, int] | None = None) -> Iterator[Tensor]:
-        """Decode ids that come in chunks of any length (`b t h w` each), cropped to `size` in all if given."""
+    def decode_stream(self, chunks: Iterable[Tensor], *, size: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Decode ids that come in chunks of any length (`b t h w` each), cropped to `size` in all if given.
+
+        Raises as `decode` does, and BadTensor for a chunk of another batch, height or width than the first.
+        """
         self._check_causal()
+        size = None if size is None else _whole_numbers("size", size)
         stream, left = Stream(), None if size is None else size[0]
-        for ids, is_last in mark_last((ids for ids in chunks if ids.shape[1]), waits=self.lookahead > 0):
+        chunks = (ids for ids in _chunks(chunks, "ids.split(4, 1)") if not _is_no_frames(ids, 1))
+        for ids, is_last in mark_last(chunks, waits=self.lookahead > 0):
             if left == 0:
                 continue
             video = self.decode(ids, stream, is_last=is_last)
+            if not video.shape[2]:
+                continue
             if size is not None and left is not None:
-                video = crop_to(video, (min(left, video.shape[2]), *size[1:]))
+                video = _crop(video, (min(left, video.shape[2]), *size[1:]))
                 left -= video.shape[2]
             yield video
+
+    def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None) -> Reconstruction:
+        quantized = self.quantizer(self._latents(video), whole)
+        pixels = self._to_video(quantized.codes)
+        return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
+
+    def _latents(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d t2 h2 w2"]:
+        return self._to_latent(pad_to(video, legal_size(size_of(video), self.strides)))
+
+    def _encode(
+        self, video: Float[Tensor, "b 3 t h w"], stream: Stream | None = None, tile: int | None = None
+    ) -> Int[Tensor, "b t2 h2 w2"]:
+        size = legal_size(size_of(video), self.strides)
+        if stream is not None:
+            self._check_chunk(video.shape[2], stream)
+            stream.check_size(self.encoder, (video.shape[0], *video.shape[3:]))
+            size = size._replace(t=video.shape[2])
+        video = pad_to(video, size)
+        if tile is None:
+            return self.quantizer.encode(self._to_latent(video, stream))
+        stride = self._check_tile(tile, stream)
+        margin = -(-(self.encoder.reach or 0) // stride) * stride
+        return Tiles(tile, margin, down=stride).compute(lambda x: self.quantizer.encode(self._to_latent(x)), video)
+
+    def _decode(
+        self,
+        ids: Integer[Tensor, "b t h w"],
+        stream: Stream | None = None,
+        tile: int | None = None,
+        is_last: bool = False,
+    ) -> Float[Tensor, "b 3 t2 h2 w2"]:
+        if stream is not None:
+            self._check_causal()
+            stream.is_ending = is_last
+            stream.check_size(self.decoder, (ids.shape[0], *ids.shape[2:]))
+        if tile is None:
+            return self._to_video(self.quantizer.decode(ids), stream)
+        stride = self._check_tile(tile, stream)
+        tiles = Tiles(tile // stride, self.decoder.reach or 0, up=stride)
+        return tiles.compute(lambda x: self._to_video(self.quantizer.decode(x)), ids)
+
+    def _grid(self, ids: Tensor, shape: Sequence[int] | None) -> Tensor:
+        """Return ids as `b t h w` or `b h w`. Raises BadTensor for others, those in a row without their grid among
+        them."""
+        if not isinstance(ids, Tensor):
+            hint = "; of numpy: torch.from_numpy(ids)" if type(ids).__module__ == "numpy" else ""
+            raise BadTensor(f"ids must be an integer tensor b t h w, or b h w for images (found {describe(ids)}){hint}")
+        if ids.device != self.device:
+            raise BadTensor(f"ids are on {ids.device}, the tokenizer on {self.device}: ids.to(tokenizer.device)")
+        if shape is not None:
+            grid = _whole_numbers("shape", shape)
+            if ids.ndim != 2 or len(grid) not in (2, 3) or math.prod(grid) != ids.shape[1]:
+                raise BadTensor(
+                    f"shape: {grid} is not the grid (t, h, w) or (h, w) of ids in rows, b n (found {describe(ids)})"
+                )
+            return ids.view(len(ids), *grid)
+        if ids.ndim not in (3, 4):
+            hint = "; ids in a row need their grid: decode(ids, shape=(t, h, w)) or (h, w)" if ids.ndim == 2 else ""
+            hint = "; in a row and without a batch: decode(ids[None], shape=(t, h, w))" if ids.ndim == 1 else hint
+            raise BadTensor(f"ids must be b t h w, or b h w for images (found {describe(ids)}){hint}")
+        return ids
 
     def _to_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         z: Tensor = self.encoder(self._time_first(video), stream)
@@ -248,7 +364,7 @@ class Tokenizer(nn.Module):
 
     def _check_causal(self) -> None:
         if not self.is_causal:
-            raise ValueError("a tokenizer with norms over the whole clip is not causal and cannot be streamed")
+            raise ConfigError("a tokenizer with norms over the whole clip is not causal and cannot be streamed")
 
     def _check_chunk(self, frames: int, stream: Stream) -> None:
         self._check_causal()
@@ -256,9 +372,51 @@ class Tokenizer(nn.Module):
         first = 0 if stream.started or s == 1 else 1
         if frames < 1 or frames % s != first % s:
             rule = f"1 + {s}*n frames at the start" if first else f"a multiple of {s} frames"
-            raise ValueError(
+            raise BadTensor(
                 f"a chunk of a stream has {rule} (found {frames}); encode_stream takes chunks of any length"
             )
+
+    def _check_tile(self, tile: int, stream: Stream | None) -> int:
+        """Return the spatial stride. Raises ConfigError where tiles would change tokens."""
+        stride = self.strides[2]
+        if not self.is_tile_exact:
+            raise ConfigError("tile: a tokenizer whose norms or attention see more than one position is not tile-exact")
+        if stream is not None:
+            raise ConfigError("tile: a stream has its own past for every tile; give a tile or a stream, not both")
+        if not isinstance(tile, int) or tile < 1 or tile % stride:
+            raise ConfigError(f"tile: must be a multiple of {stride} pixels, the spatial stride (found {tile!r})")
+        return stride
+
+
+def _check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
+    if stream is not None:
+        raise BadTensor(f"a chunk of a stream is {wanted}: {remedy}")
+
+
+def _is_no_frames(chunk: object, axis: int) -> bool:
+    return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]
+
+
+def _whole_numbers(name: str, given: object) -> tuple[int, ...]:
+    if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
+        return tuple(given)
+    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")
+
+
+def _crop(video: Float[Tensor, "b 3 *t h w"], size: tuple[int, ...]) -> Float[Tensor, "b 3 *t2 h2 w2"]:
+    have = tuple(video.shape[2:])
+    if len(size) != len(have) or any(not 1 <= wanted <= most for wanted, most in zip(size, have, strict=True)):
+        axes = "(frames, height, width)" if len(have) == 3 else "(height, width)"
+        raise BadTensor(f"size: {size} is not within {axes} = {have}, which these ids give")
+    if len(size) == 3:
+        return crop_to(video, (size[0], size[1], size[2]))
+    return video[..., : size[0], : size[1]]
+
+
+def _chunks(chunks: Iterable[Tensor], remedy: str) -> Iterable[Tensor]:
+    if isinstance(chunks, Tensor) or not isinstance(chunks, Iterable):
+        raise BadTensor(f"chunks must be several tensors, as {remedy} (found {describe(chunks)})")
+    return chunks
 
 
 def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:

@@ -27,6 +27,10 @@ _IDENTITY: dict[Packing, tuple[str, ...]] = {
 """Fields beside `kind` and `media` that decide which tokens come out, in their order in `plan.json`."""
 
 
+MOST_CHOSEN = 10_000_000
+"""Largest number of frames of a video; more are those of damaged time stamps, and would fill the memory."""
+
+
 class Clip(NamedTuple):
     """Consecutive frames, of those chosen from a video, that are encoded as a video of their own."""
 
@@ -95,10 +99,14 @@ class TokenizeOptions(Config):
         """Choose the frames of a video whose frames have these times (seconds from 0, rising).
 
         With `fps` they are those nearest to 0, 1/fps, 2/fps, ... up to the last frame; one may be chosen twice.
+        Raises BadFile where they are more than 10,000,000.
         """
         if self.fps is None:
             return list(range(0, len(times), self.stride))
         count = int(times[-1] * self.fps + 1e-6) + 1
+        if count > MOST_CHOSEN:
+            what = f"{self.fps:g} frames a second of {times[-1]:,.0f} s are {count:,} frames, at most {MOST_CHOSEN:,}"
+            raise BadFile("video", "timestamps", f"{what}; its time stamps are damaged, or it takes a lower fps")
         return clip_indices(times, count, fps=self.fps).indices
 
     def clips_of(self, count: int) -> list[Clip]:

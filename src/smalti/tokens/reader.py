@@ -61,7 +61,9 @@ class TokenSet:
         self.path, self.verify, self.cache = Path(path), verify, cache
         if not (self.path / DATASET).is_file():
             begun = (self.path / PLAN).is_file()
-            what = "is not finished: run `smalti tokenize` again" if begun else f"no token set: it has no {DATASET}"
+            what = f"no token set (it has no {DATASET}); give the folder that smalti tokenize wrote"
+            what = what if self.path.exists() else "no such folder; give the folder that smalti tokenize wrote"
+            what = "is not finished: run `smalti tokenize` again" if begun else what
             raise InputError(f"{self.path}: {what}")
         data = read_digest_json(self.path / DATASET, "token set")
         where = str(self.path / DATASET)
@@ -88,7 +90,8 @@ class TokenSet:
     def row(self, index: int) -> TokenRow:
         """Return row `index`. Raises IndexError, and IntegrityError where the file is not what was written."""
         group, place = self._find(index)
-        cells = {name: group.table[name][place].as_py() for name in TokenRow._fields if name != "ids"}
+        names = (name for name in TokenRow._fields if name in group.table.column_names)
+        cells = {name: group.table[name][place].as_py() for name in names}
         cells["ids"] = self._checked(group, place, index)
         cells["size"] = tuple(cells["size"])
         cells["pts"] = None if cells["pts"] is None else np.asarray(cells["pts"], np.int64)
@@ -267,6 +270,7 @@ def _check_footer(path: Path, table: "pq.ParquetFile", plan: str, shard: int, in
         raise IntegrityError(f"{path}: is no shard of a token set; use another copy") from None
     if footer.get("plan") != plan or footer.get("shard") != shard:
         raise IntegrityError(f"{path}: is a shard of another token set, or another shard of this one")
-    schema = shard_schema(info.codebook_size)
+    has_aspect = "pixel_aspect" in table.schema_arrow.names
+    schema = shard_schema(info.codebook_size, pixel_aspect=has_aspect)
     if table.schema_arrow.names != schema.names or table.schema_arrow.field("ids").type != schema.field("ids").type:
         raise IntegrityError(f"{path}: does not have the columns of a token set of {info.codebook_size:,} codes")

@@ -60,6 +60,8 @@ class TokenRow(NamedTuple):
     """Key of the medium."""
     source_sha256: bytes
     """Sha256 of the bytes of the medium."""
+    pixel_aspect: str | None = None
+    """Width of a pixel over its height as a fraction, as `16/15`; None for square pixels."""
 
     def tensor(self) -> Tensor:
         """Return the ids as int64 `t h w`."""
@@ -109,8 +111,10 @@ def id_type(codebook_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint64)
 
 
-def shard_schema(codebook_size: int, metadata: dict[str, str] | None = None) -> "pa.Schema":
-    """Return the columns of a shard."""
+def shard_schema(
+    codebook_size: int, metadata: dict[str, str] | None = None, *, pixel_aspect: bool = False
+) -> "pa.Schema":
+    """Return the columns of a shard; `pixel_aspect` is only in those that have a video whose pixels are not square."""
     import pyarrow as pa
 
     fields = [
@@ -127,13 +131,14 @@ def shard_schema(codebook_size: int, metadata: dict[str, str] | None = None) -> 
         ("caption", pa.string()),
         ("source", pa.string()),
         ("source_sha256", pa.binary()),
+        *([("pixel_aspect", pa.string())] if pixel_aspect else []),
     ]
     return pa.schema(fields, metadata=metadata)
 
 
 def shard_bytes(rows: Sequence[TokenRow], codebook_size: int, metadata: dict[str, str]) -> bytes:
     """Return the Parquet file of these rows. Raises ValueError for an id outside [0, codebook_size)."""
-    columns = shard_schema(codebook_size, metadata)
+    columns = shard_schema(codebook_size, metadata, pixel_aspect=any(row.pixel_aspect for row in rows))
     groups = [_group(group, columns, codebook_size) for group in _groups(rows)]
     return table_bytes(groups, columns, _ENCODINGS)
 

@@ -325,6 +325,7 @@ class _ShardMaker:
             caption, rows = item.store.caption(item.place), list[TokenRow]()
             pts = np.asarray(reader.pts, np.int64)[numbers]
             fps = options.fps or reader.fps / options.stride
+            aspect = None if reader.pixel_aspect == 1 else "/".join(map(str, reader.pixel_aspect.as_integer_ratio()))
             frames = (apply_view(self.view, frame, item.key) for frame in reader.at(numbers))
             shared: deque[Tensor] = deque(maxlen=options.overlap)
             for clip in options.clips_of(len(numbers)):
@@ -334,7 +335,8 @@ class _ShardMaker:
                 key = item.key if options.clip is None else f"{item.key}#{clip.start:06d}"
                 own = pts[clip.start : clip.start + clip.frames]
                 time_base = f"{reader.time_base.numerator}/{reader.time_base.denominator}"
-                rows.append(row._replace(key=key, fps=fps, pts=own, time_base=time_base, start=clip.start))
+                row = row._replace(key=key, fps=fps, pts=own, time_base=time_base, start=clip.start)
+                rows.append(row._replace(pixel_aspect=aspect))
         self.rows += rows  # all clips of a video, or none
 
     def _row(

@@ -162,8 +162,8 @@ class TokenizerTraining(RunConfig):
     """Held-out images or videos, scored every `eval_every` steps with the EMA weights under the protocol `smalti`
     without LPIPS."""
     init: PathField | None = None
-    """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
-    `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
+    """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
+    instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from smalti.errors import ConfigError, MachineError
+from smalti.devices import as_device
+from smalti.errors import ConfigError
 
 RANK_TIMEOUT = timedelta(minutes=5)
 """The defaults are 10 minutes (NCCL) and 30 (gloo): a dead peer should end the run soon."""
@@ -115,13 +116,8 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
         name = accelerator.type if accelerator is not None else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
-        reason = str(error).splitlines()[0][:120]
-        raise MachineError(f"--device {name}: not available here, where there is {there} ({reason})") from None
+    device = as_device(name)
+    assert device is not None
     if device.type != "cpu" and device.index is None:
         device = torch.device(device.type, local_rank)
         torch.accelerator.set_device_index(local_rank)

@@ -34,6 +34,7 @@ from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.optimizer import adamw, wrap_ddp
 from smalti.training.task import RunState
+from smalti.video import limit_pixels
 
 _TASK = 1
 """Apart from the noise and the masks of a step, which generator_step.py numbers from 2."""
@@ -118,5 +119,5 @@ def prompt_of(state: GeneratorState, task: TaskConfig, ids: Tensor, labels: Tens
     if state.tokenizer is None or not state.ema.hints:
         return prompt._replace(hinted=None)
     with torch.inference_mode():
-        shown = state.tokenizer.encode(task.fill(state.tokenizer.decode(ids)))
+        shown = state.tokenizer.encode(limit_pixels(task.fill(state.tokenizer.decode(ids))))
     return prompt._replace(ids=torch.where(prompt.known, ids, shown.clone()))

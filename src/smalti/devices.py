@@ -1,0 +1,20 @@
+"""The device of a name: one check and one message for every function that takes one."""
+
+import torch
+
+from smalti.errors import MachineError
+
+
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """Return the device of that name, None for None. Raises MachineError if it is not there."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
+        reason = str(error).splitlines()[0][:120]
+        raise MachineError(f"device {device}: not available here, where there is {there} ({reason})") from None
+    return found
