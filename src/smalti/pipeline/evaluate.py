@@ -135,9 +135,10 @@ def evaluate(
     for weights that are not found.
     """
     check_arguments(evaluate, locals())
-    check_out_folder("statistics", statistics)
     check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
+    if not _is_file_of_statistics(statistics):
+        check_out_folder("statistics", statistics)
     options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
     if real is not None:
