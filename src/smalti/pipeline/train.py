@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
@@ -22,6 +22,7 @@ from smalti.training.tokenizer_state import architecture
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
+_T = TypeVar("_T", bound=AnyTraining)
 
 
 class TrainResult(NamedTuple):
@@ -63,10 +64,17 @@ def train(
     with join_world(device) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
-            task = TokenizerTask(config, world)
+            task = TokenizerTask(config, world, _previous(TokenizerTraining, folder, resume))
         else:
-            task = GeneratorTask(config, world)
+            task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def _previous(kind: type[_T], folder: Path, resume: bool) -> _T | None:
+    """Return the config of the run to resume, None where there is none of this kind (which `fit` refuses)."""
+    path = folder / "config.yaml"
+    same = resume and path.is_file() and read_kind(path) == kind.model_fields["kind"].default
+    return load_yaml(kind, path) if same else None
 
 
 def with_architecture_of_init(config: TokenizerTraining) -> TokenizerTraining:
@@ -96,7 +104,7 @@ def find_config(recipe: str | Path | AnyTraining, *, tiny: bool = False) -> AnyT
     if isinstance(recipe, str | Path) and not str(recipe).endswith(_YAML):
         return find(str(recipe), tiny=tiny)
     if tiny:
-        raise ConfigError(f"{recipe}: --tiny is a form of the recipes; set the fields of a file with --set")
+        raise ConfigError(f"{recipe}: `tiny` is a form of the recipes; set the fields of a file with `set`")
     if not isinstance(recipe, str | Path):
         return recipe
     path = Path(recipe)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, Strict, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from smalti.config import Config, PathField
-from smalti.data import OneKindConfig, SourceConfig
+from smalti.config import Config, PathField, Two
+from smalti.data import JointConfig, OneKindConfig, SourceConfig
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
 from smalti.losses.logits import LogitsConfig
@@ -15,15 +15,13 @@ from smalti.losses.perceptual import LPIPSConfig
 from smalti.tokenizer import AnyTokenizerConfig
 from smalti.tokenizer.initialise import Initialisation
 
-_Pair = Annotated[tuple[float, float], Strict(False)]
-
 
 class OptimizerConfig(Config):
     """AdamW, a linear warm-up, then cosine or constant. Weight decay is on convolutions and linear layers only."""
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
-    betas: _Pair = (0.9, 0.99)
+    betas: Two[float] = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay, applied to the weights of convolutions and linear layers only: not to biases, norms, embeddings,
@@ -160,7 +158,12 @@ class TokenizerTraining(RunConfig):
     """Training data: a source of any kind."""
     validation: OneKindConfig | None = None
     """Held-out images or videos, scored every `eval_every` steps with the EMA weights under the protocol `smalti`
-    without LPIPS."""
+    without LPIPS. With `held_out`, the view of the samples that are held out of `data`: its path is then that of
+    `data`; null is the view of `data`, center crop, not mirrored."""
+    held_out: int | None = Field(None, ge=0)
+    """Samples of `data` that are held out for validation and never trained on, chosen by `seed` and their names: at
+    most a tenth of all. In place of null, `smalti train` sets `validation_limit` where `validation` shows media that
+    ship with smalti and `data` does not, and else 0. Of joint data, videos are held out."""
     init: PathField | None = None
     """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
     instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
@@ -205,7 +208,17 @@ class TokenizerTraining(RunConfig):
                 raise ValueError(f"{name} and weights.{name} go together: give both or neither")
         if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
+        if self.held_out and self.validation is not None:
+            own, shown = ((part.kind, part.path) for part in (self.split_data, self.validation))
+            if own != shown:
+                what = f"held_out is of the {own[0]} of {own[1]}, and validation shows the {shown[0]} of {shown[1]}"
+                raise ValueError(f"{what}: set held_out to 0, or validation to null")
         return self
+
+    @property
+    def split_data(self) -> OneKindConfig:
+        """Source that `held_out` is taken from: `data`, or the videos of joint data."""
+        return self.data.videos if isinstance(self.data, JointConfig) else self.data
 
     def cut_note(self, ranks: int = 1) -> str | None:
         """Return how the discriminator's scores depend on the cut into ranks and micro-batches; None if they do not.

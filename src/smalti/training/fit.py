@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
-from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes
+from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes, write_json
 from smalti.progress import Progress
 from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
@@ -36,7 +37,7 @@ class Stopped(SmaltiError):
 
     def __init__(self, step: int, number: int) -> None:
         name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} at step {step:,}, saved; go on with --resume")
+        super().__init__(f"stopped by {name} at step {step:,}, saved; go on with `resume`")
         self.exit_code = 128 + number
 
 
@@ -58,6 +59,8 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         if resume:
             resume_newest(task, out)
         check_equal_ranks(task)
+        if world.is_main:
+            _show_data(task, out, quiet=resume)
         with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
@@ -83,6 +86,13 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
     return out / config.kind
 
 
+def _show_data(task: Task, out: Path, *, quiet: bool) -> None:
+    """Write the counts of the data to data.json, and unless `quiet` print what a user should know of them."""
+    write_json(out / "data.json", dict(task.data_counts))
+    for note in () if quiet else task.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:
     """Yield the same results; raise SmaltiError once `MAX_SKIPPED` steps in a row were skipped."""
     skipped = 0
@@ -101,12 +111,12 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
     path = out / "config.yaml"
     if path.is_file():
         if not resume:
-            raise ConfigError(f"{out}: holds a run already; give --resume to go on with it, or another --out")
+            raise ConfigError(f"{out}: holds a run already; give `resume` to go on with it, or another `out`")
         _check_same(load_yaml(type(config), path), config, path)
     elif out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
-        raise ConfigError(f"{out}: is there and is not a run; give another --out")
+        raise ConfigError(f"{out}: is there and is not a run; give another `out`")
     elif resume:
-        raise ConfigError(f"{out}: there is no run to resume; leave --resume out to start one")
+        raise ConfigError(f"{out}: there is no run to resume; leave `resume` out to start one")
 
 
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
