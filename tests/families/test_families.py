@@ -243,7 +243,7 @@ def test_no_code_of_a_file_is_run_or_imported():
 
 @pytest.mark.parametrize("name", ["taming_tiny.ckpt", "ibq_tiny.ckpt"])
 def test_the_law_of_a_codebook_is_asked_for_and_a_known_one_is_not(name, tmp_path):
-    with pytest.raises(ConfigError, match="--lookup euclidean"):
+    with pytest.raises(ConfigError, match="`lookup` euclidean"):
         smalti.load(FOLDER / name)
     shutil.copy(FOLDER / name, tmp_path / "model.ckpt")
     for text, law in (("src.IBQ.models.ibqgan.IBQ", "inner"), ("taming.models.vqgan.VQModel", "euclidean")):
@@ -254,7 +254,7 @@ def test_the_law_of_a_codebook_is_asked_for_and_a_known_one_is_not(name, tmp_pat
 
 
 def test_the_range_of_diffusers_pixels_is_asked_for():
-    with pytest.raises(ConfigError, match="--pixels unit"):
+    with pytest.raises(ConfigError, match="`pixels` unit"):
         smalti.load(FOLDER / "diffusers_tiny")
 
 
