@@ -3,7 +3,7 @@ PY ?= .venv/bin/python
 
 .PHONY: setup fix check test slow bench docs
 setup:  ## make .venv and install smalti with its test extra
-	python3 -m venv .venv && .venv/bin/pip install -e '.[test]'
+	python3 -m venv .venv && .venv/bin/pip install -c constraints/newest.txt -e '.[test]'
 fix:    ## mend what a tool can mend
 	$(PY) -m ruff check --fix src tests benchmarks docs && $(PY) -m ruff format src tests benchmarks docs
 check:  ## lint, types, import contracts

@@ -12,14 +12,16 @@ twice: with its published optimizer, which was chosen for runs of days, and `tun
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import trivial
 from benchmarks.measure import RESULTS, machine
 from benchmarks.peers import architectures
 from benchmarks.peers.architectures import Peer
@@ -45,7 +47,9 @@ from smalti.data import batches
 from smalti.data.source import Medium
 from smalti.files import read_json, write_json
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
+from smalti.metrics import SMALTI, evaluate_pairs, pairs_of
 from smalti.training.config import OptimizerConfig
+from smalti.video import to_uint8, to_video
 
 CPU = torch.device("cpu")
 SECONDS = 120.0
@@ -116,7 +120,7 @@ def compete(
         each_round=lambda runs: write_comparison(out, runs, parts, about),
     )
     write_comparison(out, runs, parts, about)
-    rows = []
+    rows = trivial_rows(media, parts.heldout)
     for row in summarise_runs(runs):
         scores = {name: effect.mean for name, effect in row.effects.items()}
         spreads = {f"{name}_spread": effect.spread for name, effect in row.effects.items() if name == "psnr"}
@@ -125,6 +129,42 @@ def compete(
     data = parts.about
     equal = f"{budget.amount:g} {budget.budget} each, {budget.seeds} seeds"
     return f"{equal}; {data['measured_on']} held-out clips, {media.size} px, L1; protocol smalti-learn", rows
+
+
+def trivial_rows(media: ComparisonData, heldout: Sequence[tuple[str, torch.Tensor]]) -> list[dict[str, object]]:
+    """What needs no network, on the same held-out clips: without these rows a table of tokenizers says nothing.
+
+    JPEG has the bits of 64,000 codes at a token for 8 x 8 pixels, of 4 frames in video, and takes more where even its
+    coarsest setting does.
+    """
+    length = 1 if media.medium == "images" else 4
+
+    def at_the_rate_of_tokens(frames: torch.Tensor) -> tuple[int, torch.Tensor]:
+        t, h, w, _ = frames.shape
+        tokens = (1 + math.ceil((t - 1) / length)) * math.ceil(h / 8) * math.ceil(w / 8)
+        return trivial.jpeg(frames, int(tokens * math.log2(64_000) / 8))
+
+    baselines: dict[str, Callable[[torch.Tensor], tuple[int, torch.Tensor]]] = {
+        "grey": trivial.grey,
+        "mean colour": trivial.mean_colour,
+        "16x16 means": trivial.block_means,
+        "JPEG": at_the_rate_of_tokens,
+    }
+    rows: list[dict[str, object]] = []
+    for name, there_and_back in baselines.items():
+        spent = 0
+
+        def reconstruct(video: torch.Tensor, code: Callable[[torch.Tensor], Any] = there_and_back) -> torch.Tensor:
+            nonlocal spent
+            size, made = code(to_uint8(video)[0])
+            spent += size
+            return to_video(made)
+
+        report = evaluate_pairs(pairs_of(reconstruct, heldout), SMALTI.replace({"lpips": None, "ms_ssim": False}))
+        pixels = sum(math.prod(video.shape[2:]) for _, video in heldout)
+        scores = {"psnr": report.psnr, "ssim": report.ssim, "bits_per_pixel": 8 * spent / pixels}
+        rows.append({"contender": name, **scores})
+    return rows
 
 
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:

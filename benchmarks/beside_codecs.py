@@ -3,8 +3,10 @@
     python -m benchmarks.beside_codecs smalti/tiny-image --data heldout.txt --size 128
     python -m benchmarks.beside_codecs smalti/tiny-video --data test.txt --root clips --size 128 --frames 17
 
-A tokenizer's bits are those of its ids, log2(codebook size) a token. Of x264, x265 and SVT-AV1 the coded frames count;
-of JPEG, WebP and AVIF the whole file, of which the container is a good part if pictures are small.
+A tokenizer's bits are those of its ids, log2(codebook size) a token, and once more those of `smalti compress`, which
+codes them given their neighbours in space and time. Beside it stands what is trivial: one colour a clip, means of
+squares. Of x264, x265 and SVT-AV1 the coded frames count; of JPEG, WebP and AVIF the whole file, of which the
+container is a good part if pictures are small.
 """
 
 import argparse
@@ -42,7 +44,12 @@ def measure(name: str, clips: Mapping[str, Tensor]) -> list[rd.Point]:
     """All points: the tokenizer's, and those of every codec at its settings."""
     still = all(len(frames) == 1 for frames in clips.values())
     media = "pictures" if still else "film"
-    found = [rd.point(media, "smalti", name, by_ids(load(name)), clips)]
+    tokenizer = load(name)
+    found = [
+        rd.point(media, "smalti", f"{name}, ids", by_ids(tokenizer), clips),
+        rd.point(media, "smalti", f"{name}, coded", rd.by_smalti(tokenizer, not still), clips),
+        *rd.of_trivial(media, clips),
+    ]
     if still:
         found += rd.of_still_codecs(media, clips)
     found += rd.of_video_codecs(media, clips)

@@ -1,4 +1,5 @@
-"""Bytes against PSNR, SSIM and LPIPS: `smalti compress` beside x264, x265, SVT-AV1, JPEG, WebP and AVIF.
+"""Bytes against PSNR, SSIM and LPIPS: `smalti compress` beside x264, x265 (also tuned for PSNR), SVT-AV1, JPEG, WebP,
+AVIF, and what is trivial: one colour a clip, means of squares.
 
 Held-out photographs at 256 x 256 and held-out film of 41 x 144 x 256, in the tokenizers of `rate_tokenizers` (trained
 for some minutes each). Bytes of ours are those of the whole file; those of pictures are whole files too; of the video
@@ -22,13 +23,15 @@ from av.bitstream import BitStreamFilterContext
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import trivial
 from benchmarks.measure import write
 from benchmarks.rate_tokenizers import IMAGES, VIDEOS, trained
 from smalti.codec.codec import compress_file, read_frames
 from smalti.data import ImagesConfig, bundled, open_video
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
-from smalti.metrics import SMALTI, evaluate_pairs, find_lpips, pairs_of
+from smalti.errors import InputError
+from smalti.metrics import SMALTI, bd_rate, evaluate_pairs, find_lpips, pairs_of
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_video
 
@@ -38,6 +41,9 @@ PICTURE = Path("docs/rate-distortion.png")
 QUALITIES = {"JPEG": (3, 6, 12, 25, 50, 75, 90), "WEBP": (0, 5, 20, 45, 70, 85), "AVIF": (5, 15, 30, 45, 60, 75)}
 CRFS = {"libx264": (51, 46, 41, 36, 31, 26, 21), "libx265": (51, 46, 41, 36, 31, 26, 21)}
 CRFS["libsvtav1"] = (63, 57, 50, 43, 36, 29, 22)
+CRFS |= {"libx264 psnr": CRFS["libx264"], "libx265 psnr": CRFS["libx265"]}
+"""`psnr` is the encoder with `tune=psnr`, which leaves out what is done for the eye. SVT-AV1 is so by default."""
+TRIVIAL = {"mean colour": trivial.mean_colour, "16x16 means": trivial.block_means}
 PRESETS = {"libx264": "slow", "libx265": "slow", "libsvtav1": "4"}
 PILLOW = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 3}}
 
@@ -68,11 +74,13 @@ def by_pillow(form: str, quality: int) -> Round:
     return there_and_back
 
 
-def by_ffmpeg(encoder: str, crf: int) -> Round:
+def by_ffmpeg(codec: str, crf: int) -> Round:
     """A video through an encoder of FFmpeg; the bytes are those of its packets and of its parameter sets.
 
     Not of the text that x264 and x265 write about themselves: for a second of film it is a good part of the file.
     """
+
+    encoder, _, tune = codec.partition(" ")
 
     def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
         data, size = io.BytesIO(), 0
@@ -85,6 +93,7 @@ def by_ffmpeg(encoder: str, crf: int) -> Round:
                 "libsvtav1": {"svtav1-params": "lp=1"},
             }
             stream.options = {"crf": str(crf), "preset": PRESETS[encoder], **quiet.get(encoder, {"threads": "1"})}
+            stream.options = stream.options | ({"tune": tune} if tune else {})
             stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # as the conversion of RGB is
             text = BitStreamFilterContext("filter_units=remove_types=6", stream) if encoder == "libx264" else None
             pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.numpy()]
@@ -161,6 +170,12 @@ def clips() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return pictures, shots
 
 
+def of_trivial(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
+    """One colour a clip, and the means of 16 x 16 squares."""
+    for name, there_and_back in TRIVIAL.items():
+        yield point(media, name, "three bytes a colour", there_and_back, clips)
+
+
 def of_still_codecs(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
     """JPEG, WebP and AVIF at all their settings."""
     for form, qualities in QUALITIES.items():
@@ -183,9 +198,31 @@ def points() -> Iterator[Point]:
     for name in IMAGES:
         yield point("photographs", "smalti", name, by_smalti(tokenizers[name], False), pictures)
     yield from of_still_codecs("photographs", pictures)
+    yield from of_trivial("photographs", pictures)
     for name in (*VIDEOS, "8x8"):
         yield point("film", "smalti", name, by_smalti(tokenizers[name], True), shots)
     yield from of_video_codecs("film", shots)
+    yield from of_trivial("film", shots)
+
+
+def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
+    """The Bjøntegaard delta rate of every codec over ours, by PSNR: -0.5 takes half of our bits for the same PSNR.
+
+    Over the qualities that both reach; None where there are none in common.
+    """
+    rows = []
+    for media in dict.fromkeys(p.media for p in found):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for p in (p for p in found if p.media == media and p.codec not in TRIVIAL):
+            curves.setdefault(p.codec, []).append((p.bits_per_pixel, p.psnr))
+        for codec, curve in curves.items():
+            try:
+                rate = bd_rate(curves["smalti"], curve) if codec != "smalti" else None
+            except InputError:
+                rate = None
+            if codec != "smalti":
+                rows.append({"media": media, "codec": codec, "bd_rate": rate})
+    return rows
 
 
 def at_equal_bytes(found: Sequence[Point]) -> list[dict[str, object]]:
@@ -205,6 +242,8 @@ def at_equal_bytes(found: Sequence[Point]) -> list[dict[str, object]]:
                 values = [getattr(p, name) for p in curve]
                 score = getattr(ours, name) if codec == "smalti" else float(np.interp(here, rates, values))
                 row[name] = score if inside else None
+            if codec in TRIVIAL:  # one point, given as it is
+                row |= {"bits_per_pixel": curve[0].bits_per_pixel, **{n: getattr(curve[0], n) for n in SCORES}}
             row["least_bits_per_pixel"] = curve[0].bits_per_pixel
             rows.append(row)
     return rows
@@ -243,6 +282,7 @@ def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     found = list(points())
     note = "all settings; bits per pixel over all clips, scores are means over clips"
     write("rate_distortion_points", [p._asdict() for p in found], note=note)
+    write("rate_distortion_bd_rates", bd_rates(found), note="bits of each codec over ours at equal PSNR, less 1")
     draw(found, PICTURE)
     return "at the bytes of each of our tokenizers; none where a codec's coarsest setting takes more", at_equal_bytes(
         found

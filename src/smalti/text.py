@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -21,6 +21,11 @@ def one_line(error: object) -> str:
 def shorten(text: str) -> str:
     """Return the text cut to 80 characters, with its length where it was longer."""
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return counts as text: `2 links to files that are listed, 1 hidden files or folders`."""
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
 
 def nearest(name: str, allowed: Iterable[str], before: str = "; ") -> str:

@@ -245,7 +245,8 @@ def test_fields_of_earlier_versions_are_read() -> None:
         (
             "stills",
             {"label": "x"},
-            "stills: label is an option of Parquet files, and these are loose files; leave it out",
+            "stills: label x names a column, and no metadata (.csv or .jsonl with file_name) describe the files; "
+            "leave it out",
         ),
         (
             "stills-0.tar",

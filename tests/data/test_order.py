@@ -140,9 +140,25 @@ def test_bad_rows_are_named_counted_and_left_out() -> None:
         assert torch.equal(left.video, batch.video[kept])
 
 
-def test_a_batch_of_bad_rows_alone_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"all 2 files of step 0 .*number"):
-        next(batches(Numbers(2, bad=(0, 1)), batch_size=2, seed=0))
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_batch_of_bad_rows_alone_has_none_and_every_rank_has_one_for_each_step(ranks: int) -> None:
+    """The rows of the ranks are those of the one batch; their places count the bad ones too."""
+    bad, steps = (0, 1, 2, 5, 6, 8, 10, 11), 12
+    whole = list(islice(batches(Numbers(12), batch_size=3, seed=1), steps))
+    parts = [islice(batches(Numbers(12, bad=bad), batch_size=3, seed=1, part=(r, ranks)), steps) for r in range(ranks)]
+    empty = 0
+    for step, found in enumerate(zip(*parts, strict=True)):
+        good = {}
+        for rank, batch in enumerate(found):
+            assert (batch.step, batch.listed) == (step, 3)
+            assert batch.video.shape[:2] == (len(batch.keys), 3)
+            assert batch.video.dtype == torch.float32
+            assert all(place % ranks == rank for place in batch.places)
+            good |= dict(zip(batch.places, batch.keys, strict=True))
+            empty += not batch.keys
+        names = {f"number {n}" for n in bad}
+        assert good == {place: key for place, key in enumerate(whole[step].keys) if key not in names}
+    assert empty > ranks
 
 
 @pytest.mark.parametrize("workers", [1, 2])

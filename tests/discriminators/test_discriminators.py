@@ -305,6 +305,39 @@ def test_magvits_2d_one_is_the_released_network():
     torch.testing.assert_close(discriminator(x), discriminator.logit(hidden), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(("frames", "size", "grid"), [(5, 16, 4), (4, 12, 3), (1, 16, 4)])
+def test_the_3d_one_is_the_papers_network(frames, size, grid):
+    """Written out again with torch's own layers; the blur of an axis of length 1 is left out, and a mean over time."""
+    discriminator = built(Magvit3DConfig(width=3, multipliers=(2, 4), grid=grid)).double()
+    x, taps = noise(2, 3, frames, size, size), torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+
+    def blur(y):
+        for axis in (2, 3, 4):
+            n, shape = y.shape[axis], [1, 1, 1, 1, 1]
+            if n > 1:
+                shape[axis], stride, padding = 4, [1, 1, 1], [0] * 6
+                stride[axis - 2], padding[2 * (4 - axis)], padding[2 * (4 - axis) + 1] = 2, 1, 1 + n % 2
+                kernel = taps.view(shape).expand(y.shape[1], *[-1] * 4)
+                y = F.conv3d(F.pad(y, padding), kernel, stride=stride, groups=y.shape[1])
+        return y
+
+    def rectified(layer, y):
+        y = F.conv3d(y, layer.weight, layer.bias, padding=1)
+        return torch.where(y > 0, y, 0.2 * y)
+
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.add_(0.1 * noise(*parameter.shape, seed=2))  # biases too
+    y = rectified(discriminator.first, x)
+    for block in discriminator.blocks:
+        skip = F.conv3d(blur(y), block.skip.weight)
+        y = (rectified(block.outer, blur(rectified(block.inner, y))) + skip) / 2**0.5
+    cells = F.adaptive_avg_pool2d(rectified(discriminator.last, y).mean(2), grid).flatten(1)
+    hidden = discriminator.hidden(cells)
+    logits = discriminator.logit(torch.where(hidden > 0, hidden, 0.2 * hidden))
+    torch.testing.assert_close(discriminator(x), logits, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("config", [Magvit2DConfig(width=32), Magvit3DConfig(width=16, initialisation="xavier")])
 def test_xavier_weights_fill_their_interval_and_biases_are_zero(config):
     for name, parameter in built(config).named_parameters():
@@ -316,3 +349,12 @@ def test_xavier_weights_fill_their_interval_and_biases_are_zero(config):
         assert parameter.abs().max() <= limit
         if parameter.numel() > 2000:
             assert parameter.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05), name
+
+
+def test_kaiming_weights_have_their_deviation_and_biases_are_zero():
+    for name, parameter in built(Magvit3DConfig(width=16)).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif parameter.numel() > 2000:  # sqrt(2 / (1 + 0.2^2) / fan in)
+            deviation = math.sqrt(2 / 1.04 / math.prod(parameter.shape[1:]))
+            assert parameter.std().item() == pytest.approx(deviation, rel=0.05), name

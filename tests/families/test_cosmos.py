@@ -21,17 +21,22 @@ from tests.families.peers import (
     write_torchscript,
 )
 
-GOLDENS = {"cosmos_di8x8_w32_64px": None, "cosmos_dv4x8x8_w32_t9_48px": (4, 8, 8)}
+KEYS = "cosmos_dv4x8x8_w32_t9_48px"
+GOLDENS = {"cosmos_di8x8_w32_64px": None, KEYS: (4, 8, 8)}
+RESAMPLED = {"cosmos_dv8x8x8_w32_t9_32px": (8, 8, 8), "cosmos_dv8x16x16_w32_t9_32px": (8, 16, 16)}
+"""Goldens of the same tensors with other strides, which run others of them."""
 
 
 def built(name, **kwargs):
+    strides = {**GOLDENS, **RESAMPLED}[name]
+
     def recognised(shapes):
-        return cosmos.cosmos_network(shapes, GOLDENS[name], cosmos.COSMOS_LEVELS, "here")
+        return cosmos.cosmos_network(shapes, strides, cosmos.COSMOS_LEVELS, "here")
 
-    return imported(name, recognised, **kwargs)
+    return imported(name, recognised, KEYS if name in RESAMPLED else None, **kwargs)
 
 
-@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("name", [*GOLDENS, *RESAMPLED])
 def test_latents_ids_and_pixels_are_cosmos(name):
     check_forward(built(name))
 

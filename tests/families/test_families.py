@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,9 +14,14 @@ import pytest
 import torch
 
 import smalti
-from smalti.errors import ConfigError, IntegrityError
+from smalti.data.bundled import photos
+from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.families import import_checkpoint
+from smalti.families.names import TINY_IMAGE
+from smalti.files import save_tensors
+from smalti.foreign import read_checkpoint
 from smalti.tokenizer import Tokenizer
+from smalti.tokens.reader import TokenSet
 from tests.families.golden import golden_model, listed, read_shapes
 from tests.goldens.rule import FOLDER, load
 
@@ -206,6 +212,9 @@ def test_a_newer_layout_is_refused_and_another_constant_too(row, tmp_path):
 WATCHED = """
 import json, sys
 from smalti.families import import_checkpoint
+from smalti.families.names import TINY_IMAGE
+from smalti.files import save_tensors
+from smalti.foreign import read_checkpoint
 files = json.loads(sys.argv[1])
 watched = ("pickle.find_class", "exec", "compile", "os.system", "os.exec", "subprocess.Popen", "socket.connect",
            "ctypes.dlopen", "import")
@@ -306,5 +315,58 @@ def test_names_of_the_hub_are_found_by_the_real_names_of_their_files_and_known_f
     assert found["many/files/b.pt"][:2] == ["llamagen", "c0ffee"]
     kind, line = found["not/there"]
     assert kind == "MachineError"
-    assert "the hub did not give it" in line
+    assert "the hub was not asked, because HF_HUB_OFFLINE is set" in line
     assert "\n" not in line
+
+
+def test_of_a_model_in_shards_those_with_the_tokenizer_are_read(tmp_path):
+    whole = read_checkpoint(FOLDER / "janus_tiny" / "model.safetensors")
+    inside = [name for name in whole if name.startswith("gen_vision_model.")]
+    shards = {
+        name: f"model-0000{1 + (i % 2) if name in inside else 3}-of-00003.safetensors" for i, name in enumerate(whole)
+    }
+    for file in sorted(set(shards.values()))[:2]:  # the third, of the language model, is not there
+        save_tensors(tmp_path / file, {name: whole[name] for name in whole if shards[name] == file})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    found = import_checkpoint(tmp_path)
+    assert found.tokenizer.fingerprint == import_checkpoint(FOLDER / "janus_tiny").tokenizer.fingerprint
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match="model-00002-of-00003"):
+        import_checkpoint(tmp_path)
+
+
+def test_other_autoencoders_are_refused_by_what_they_lack(tmp_path):
+    shapes = listed("taming_vqgan_f16_w32")
+    without = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items() if "quantize" not in name}
+    torch.save(without, tmp_path / "kl.ckpt")  # as latent diffusion's
+    with pytest.raises(IntegrityError, match=r"VQGAN named as in taming.*quantize\.embedding\.weight is missing"):
+        import_checkpoint(tmp_path / "kl.ckpt")
+    gumbel = {**without, "quantize.embed.weight": torch.zeros(4, 4), "quantize.proj.weight": torch.zeros(4, 4, 1, 1)}
+    torch.save(gumbel, tmp_path / "gumbel.ckpt")
+    with pytest.raises(IntegrityError, match="Gumbel"):
+        import_checkpoint(tmp_path / "gumbel.ckpt")
+    torch.save({"text_model.layers.0.weight": torch.zeros(2, 2)}, tmp_path / "clip.pt")
+    with pytest.raises(IntegrityError, match=r"has text_model; tried magicmaster, showo"):
+        import_checkpoint(tmp_path / "clip.pt")
+
+
+def test_a_damaged_cache_is_made_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = smalti.load(FOLDER / "showo_tiny")
+    (folder,) = (tmp_path / "smalti" / "tokenizers").iterdir()
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    assert smalti.load(FOLDER / "showo_tiny").fingerprint == first.fingerprint
+    assert Tokenizer.load(folder).fingerprint == first.fingerprint
+
+
+def test_a_token_set_carries_the_form_of_the_ids_and_one_of_ours_has_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, form in ((str(FOLDER / "showo_tiny"), {"layout": "flat", "offset": 0, "word": None}), (TINY_IMAGE, None)):
+        out = tmp_path / Path(name).name
+        smalti.tokenize(name, photos("heldout"), out, size=32, workers=0, device="cpu")
+        facts = json.loads((out / "dataset.json").read_text())["tokenizer"]
+        assert facts.get("source_ids") == form
+        assert ("source_ids" in facts) == (form is not None)
+        assert TokenSet(out).tokenizer_info == smalti.load(name).info

@@ -14,9 +14,11 @@ import smalti
 from smalti.errors import ConfigError, InputError
 from smalti.families.names import FORMS, TINY_IMAGE, HubName, find_tokenizer, full_name
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from tests.goldens.rule import FOLDER
 
 SMALL = TokenizerConfig(width=4, multipliers=(1, 2), strides=((1, 2),), depth=1, decoder_depth=1, middle=0)
-NAMES = ("tokenizer", "run", TINY_IMAGE, "owner/name")
+FOREIGN = f"{FOLDER}/maskgit_tiny.bin:lookup=euclidean"
+NAMES = ("tokenizer", "run", TINY_IMAGE, "owner/name", FOREIGN)
 
 DOORS = """
 import contextlib, io, json, sys
@@ -79,8 +81,10 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_door_gives_one_answer_for_a_name(home):
+def test_every_door_gives_one_answer_for_a_name(home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "converted"))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["XDG_CACHE_HOME"] = str(home / "converted")
     command = [sys.executable, "-W", "error::UserWarning", "-c", DOORS, *NAMES]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
@@ -96,6 +100,7 @@ def test_every_door_gives_one_answer_for_a_name(home):
     }
     for name, folder in by_folder.items():
         assert fingerprints[name] == {Tokenizer.load(folder).fingerprint}
+    assert fingerprints[FOREIGN] == {smalti.load(FOREIGN).fingerprint}
     assert fingerprints[TINY_IMAGE] == {smalti.load(TINY_IMAGE).fingerprint}
 
 

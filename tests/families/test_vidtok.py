@@ -12,10 +12,28 @@ from tests.families.peers import check_forward, check_gradients, gradients, impo
 
 KEYS = "vidtok_v10_fsq488_w32_t9_32px"
 GOLDENS = {KEYS: "1.0", "vidtok_v11_fsq488_w32_t9_32px": "1.1"}
+OTHERS = {
+    "vidtok_v11_fsq888_w16_t9_32px": ("1.1", (8, 8, 8)),
+    "vidtok_v10_fsq41616_w16_t9_32px": ("1.0", (4, 16, 16)),
+    "vidtok_v11_fsq41616_w16_t9_32px": ("1.1", (4, 16, 16)),
+}
+"""Goldens with other strides; time is doubled at other levels than those where it is halved."""
 
 
 def built(name, **kwargs):
-    return imported(name, lambda shapes: vidtok.vidtok_network(shapes, GOLDENS[name], "here"), KEYS, **kwargs)
+    version = GOLDENS[name] if name in GOLDENS else OTHERS[name][0]
+
+    def recognised(shapes):
+        return vidtok.vidtok_network(shapes, version, "here")
+
+    return imported(name, recognised, KEYS if name in GOLDENS else name, **kwargs)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_latents_ids_and_pixels_of_other_strides_are_vidtoks(name):
+    peer = built(name)
+    check_forward(peer)
+    assert peer.tokenizer.strides == OTHERS[name][1]
 
 
 @pytest.mark.parametrize("name", GOLDENS)

@@ -18,6 +18,7 @@ from PIL import Image
 import smalti
 from smalti.cli.main import main
 from smalti.data.bundled import photos
+from smalti.tokens.format import write_digest_json
 
 HERE = Path(__file__).parent / "v0_1_0"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -165,9 +166,15 @@ def means(path):
 
 
 @pytest.mark.parametrize("name", EXPECTED["sets"])
-def test_the_same_inputs_give_the_same_token_set_byte_for_byte(name, command):
+def test_a_plan_of_then_gives_the_same_token_set_byte_for_byte(name, command):
+    """New sets have another format (2: plain encodings); one that was begun is finished in its own."""
     expected = EXPECTED["sets"][name]
     needs_the_writer()
+    command("tokenize", *expected["command"], "--out", "new", "--workers", 0, "--device", "cpu", "--plan-only")
+    plan = json.loads(Path("new/plan.json").read_text())
+    assert (plan["format"], plan["options"].pop("encoding")) == (2, "plain")
+    then = {name: value for name, value in plan.items() if name not in ("format", "kind", "digest")}
+    write_digest_json(Path("new/plan.json"), "plan", then, version=1)
     command("tokenize", *expected["command"], "--out", "new", "--workers", 0, "--device", "cpu")
     assert digests("new") == files_of("sets", name)
 
@@ -176,6 +183,16 @@ def files_of(kind, name):
     """The digests of the files of a token set today."""
     files = EXPECTED["sets"][name]["files"] | EXACT_COLOURS.get(f"{kind}/{name}", {})
     return {file: sha for file, sha in files.items() if file not in FOR_PEOPLE}
+
+
+@pytest.mark.parametrize("name", EXPECTED["sets"])
+def test_the_same_inputs_give_the_same_rows(name, command):
+    expected = EXPECTED["sets"][name]
+    command("tokenize", *expected["command"], "--out", "new", "--workers", 0, "--device", "cpu")
+    command("export", "new", "--out", "npy")
+    assert np.load("npy/ids.npy").tolist() == expected["ids"]
+    assert np.load("npy/labels.npy").tolist() == expected["labels"]
+    assert Path("npy/keys.txt").read_text().splitlines() == expected["keys"]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (HERE / "sets").iterdir()))
@@ -270,6 +287,10 @@ NEARER_THE_PAPER = ("paper-image-128", "paper-image-256", "paper-image-512", "pa
 was printed then can be read and trained; the name means the paper's now."""
 
 
+HOLDS_OUT = [("image", "whole"), ("video", "whole")]
+"""Recipes that are now validated on samples that they hold out."""
+
+
 @pytest.mark.parametrize("form", ["whole", "tiny"])
 def test_every_recipe_as_it_was_printed_is_the_recipe_of_today(form):
     for name, forms in RECIPES.items():
@@ -278,4 +299,4 @@ def test_every_recipe_as_it_was_printed_is_the_recipe_of_today(form):
         if name in NEARER_THE_PAPER:
             assert (old.tokenizer, old.steps, old.batch_size) == (today.tokenizer, today.steps, today.batch_size)
         else:
-            assert old == today, name
+            assert old.replace({"held_out": 32} if (name, form) in HOLDS_OUT else {}) == today, name

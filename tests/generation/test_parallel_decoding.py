@@ -1,6 +1,7 @@
 """Sampling: all is filled, what is given stays, counts are exact, and a sample is a function of its own key."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -213,6 +214,74 @@ def test_without_noise_the_surest_are_filled_first():
         rest = ~progress.filled[..., 0].flatten()
         assert not rest.any() or sure[new].min() >= sure[rest].max()
         shown, filled = progress.subtokens, progress.filled[..., 0].flatten(1)
+
+
+def written_out(model, p, config, seed, b):
+    """Parallel decoding of sample b alone, cell by cell: subtokens and what is filled after each step.
+
+    Of step k of K, entry e has the score log p(value) + noise * (1 - (k + 1) / K) * g, with the log probability of the
+    guided logits before the temperature and standard Gumbel noise g; the n_k highest of those still masked are filled.
+    """
+    from smalti.data.shuffle import mix
+    from smalti.generation import MaskedInput
+
+    unit, sizes = model.config.unit, model.factorization.sizes
+    known = p.known[b].flatten().tolist()
+    true = model.factorization.split(p.ids[b]).flatten(0, 2).tolist()
+    shown = [true[i] if known[i] else list(sizes) for i in range(24)]
+    filled = [[known[i]] * 2 for i in range(24)]
+    entries = [(i,) for i in range(24)] if unit == "token" else [(i, g) for i in range(24) for g in range(2)]
+    open_entries = [e for e in entries if not known[e[0]]]
+    plan = step_counts(len(open_entries), config.steps, config.schedule)
+    for k, count in enumerate(plan):
+        rng = torch.Generator().manual_seed(mix(seed, b, k) >> 1)
+        values, jitters = torch.rand(2, 24, 2, generator=rng).double().tolist()
+        guidance = config.guidance.scale if config.guidance.schedule == "constant" else None
+        if guidance is None:
+            guidance = config.guidance.scale * (1 - math.cos(math.pi * (k / len(plan)) ** 2.5)) / 2
+            guidance = 0.0 if guidance < config.guidance.scale / 100 else guidance
+        inputs = torch.tensor(shown).view(1, *GRID, 2)
+        classes = (p.condition.take(torch.tensor([b])), Condition())
+        with torch.no_grad():
+            halves = [model.features(MaskedInput(inputs, condition))[0] for condition in classes]
+        proposed, scores = [list(row) for row in shown], {}
+        for i in range(24):
+            log_p = [0.0, 0.0]
+            for g in range(2):
+                before = torch.tensor([proposed[i]])
+                with torch.no_grad():
+                    c, u = (model.vocabulary.logits_at(g, half[i : i + 1], before)[0] for half in halves)
+                logits = c + guidance * (c - u)
+                if not filled[i][g]:
+                    steps = (logits / config.temperature).softmax(0).cumsum(0)
+                    proposed[i][g] = int((steps <= values[i][g] * steps[-1]).sum())
+                    log_p[g] = float(logits.log_softmax(0)[proposed[i][g]])
+            gumbels = [-math.log(-math.log(x)) for x in jitters[i]]
+            cooling = config.noise * (1 - (k + 1) / len(plan))
+            if unit == "token":
+                scores[(i,)] = sum(log_p) + cooling * max(gumbels)
+            else:
+                scores |= {(i, g): log_p[g] + cooling * gumbels[g] for g in range(2)}
+        best = sorted((e for e in open_entries), key=lambda e: -scores[e])[:count]
+        open_entries = [e for e in open_entries if e not in best]
+        for i, *g in best:
+            for part in g or (0, 1):
+                shown[i][part], filled[i][part] = proposed[i][part], True
+        yield torch.tensor(shown), torch.tensor(filled)
+
+
+@each_unit
+@pytest.mark.parametrize("noise", [0.5, 6.0])
+@pytest.mark.parametrize("guidance", [GuidanceConfig(), GUIDED], ids=["free", "guided"])
+def test_parallel_decoding_is_its_definition_cell_by_cell(unit, noise, guidance):
+    model, p = masked(unit, part_layers=1), prompt(count=2)
+    config = SamplingConfig(steps=5, noise=noise, temperature=0.8, guidance=guidance)
+    steps = list(sample_steps(model, p, config, seed=3))
+    for b in range(2):
+        wanted = list(written_out(model, p, config, 3, b))
+        for step, (subtokens, filled) in zip(steps, wanted, strict=True):
+            assert torch.equal(step.filled[b].flatten(0, 2), filled)
+            assert torch.equal(step.subtokens[b].flatten(0, 2), subtokens)
 
 
 def test_a_subtoken_is_sampled_given_those_of_its_token_that_are_filled():

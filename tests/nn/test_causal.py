@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from smalti.nn.causal import _LEAST, CausalConv, Window
+from smalti.nn.causal import _LEAST, CausalConv, CausalUpsample, Window, stretch
 from smalti.nn.stream import Stream
 
 CHANNELS, HEIGHT = 32, 80
@@ -80,3 +80,66 @@ def test_chunks_give_the_whole_whichever_way_each_is_computed(sizes):
 def test_the_channels_stay_last_in_memory(batch, strides, count):
     pictures = layer(torch.float32, strides=strides)(frames(count, batch, torch.float32)).flatten(0, 1)
     assert pictures.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("time", "s"), [(1, 1), (2, 1), (3, 1), (5, 1), (2, 2), (3, 2), (4, 2), (5, 4)])
+@pytest.mark.parametrize("start", ["repeat", "zero", "grey"])
+@pytest.mark.parametrize("kernels", ["full", "point"])
+def test_any_cut_gives_the_whole_for_any_kernel_and_stride(time, s, start, kernels):
+    conv = CausalConv(3, 2, Window(time, kernels, start), strides=(s, 1)).double()
+    for tap in conv.past:
+        torch.nn.init.normal_(tap.weight)
+    first = 0 if start == "grey" and time > 1 else 1
+    x = torch.randn(first + 4 * s, 2, 3, 4, 5, dtype=torch.float64)
+    whole = conv(x)
+    assert len(whole) == (len(x) - first) // s + first
+    for cut in ([first] if first else []) + [first + s, first + 2 * s, first + 3 * s]:
+        stream = Stream()
+        parts = [conv(part, stream) for part in (x[:cut], *x[cut:].split(s))]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("s", "r"), [(1, 2), (2, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("start", ["repeat", "grey"])
+def test_upsampling_is_depth_to_space_with_the_time_phase_first(s, r, start):
+    """Channel ((p C + c) r + i) r + j of frame t is channel c of frame s t + p at row r y + i, column r x + j; the
+    s - 1 frames before the first are dropped, but for a grey start."""
+    up = CausalUpsample(3, 2, Window(3, "full", start), strides=(s, r)).double()
+    x = torch.randn(4, 1, 3, 2, 3, dtype=torch.float64)
+    maps, y = up.conv(x), up(x)
+    dropped = 0 if start == "grey" else s - 1
+    assert y.shape == (4 * s - dropped, 1, 2, 2 * r, 3 * r)
+    for f in range(len(y)):
+        t, p = divmod(f + dropped, s)
+        for c in range(2):
+            for i in range(r):
+                for j in range(r):
+                    assert torch.equal(y[f, 0, c, i::r, j::r], maps[t, 0, ((p * 2 + c) * r + i) * r + j])
+
+
+@pytest.mark.parametrize("s", [2, 3, 4])
+def test_the_first_frame_may_be_the_first_phase_of_its_group_and_not_the_last(s):
+    up, kept = (CausalUpsample(3, 2, Window(3, "full", "repeat"), strides=(s, 1), first_phase=p) for p in (False, True))
+    kept.load_state_dict(up.state_dict())
+    x = torch.randn(4, 1, 3, 2, 3)
+    maps, last, first = up.conv(x), up(x), kept(x)
+    assert torch.equal(first[1:], last[1:])
+    assert torch.equal(first[0], maps[0, :, :2])
+    assert torch.equal(last[0], maps[0, :, -2:])
+
+
+@pytest.mark.parametrize(("count", "stride"), [(1, 1), (3, 2), (4, 3)])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_stretching_repeats_pixels_and_frames_as_upsampling_places_them(count, stride, fresh):
+    x = torch.arange(count * 6.0).view(count, 1, 1, 2, 3)
+    dropped = stride - 1 if fresh else 0
+    y = stretch(x, (count * stride - dropped, 4, 6), stride)
+    for f in range(len(y)):
+        assert torch.equal(y[f, 0, 0], x[(f + dropped) // stride, 0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_a_fresh_layer_treats_every_frame_as_an_image():
+    conv = CausalConv(3, 2, Window(3, "full", "repeat"))
+    x = torch.randn(4, 1, 3, 4, 4)
+    alone = torch.cat([conv(frame[None]) for frame in x])
+    torch.testing.assert_close(conv(x), alone, rtol=0, atol=1e-6)

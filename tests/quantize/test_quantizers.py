@@ -201,6 +201,18 @@ def test_levels_are_those_of_the_config():
         assert quantizer.dim == 6
 
 
+@pytest.mark.parametrize("levels", [(2, 3, 4, 5), (8, 8, 8, 5, 5, 5), (16, 7, 9)])
+def test_the_code_of_fsq_is_its_surrogate_rounded(levels):
+    """code = round(b) / floor(L / 2) with b = surrogate * floor(L / 2), where b is not within 1e-6 of a half."""
+    quantizer = FSQConfig(levels=levels).build().double()
+    z = latent(quantizer, 2.0).double().movedim(1, -1).flatten(0, -2)
+    steps = torch.tensor([level // 2 for level in levels])
+    b = quantizer.surrogate(z) * steps
+    clear = (b - b.floor() - 0.5).abs() > 1e-6
+    assert torch.equal((quantizer(z).codes * steps).round()[clear], b.round()[clear])
+    assert b.amin() > -0.51 - max(steps)
+
+
 @pytest.mark.parametrize("level", range(2, 33))
 def test_the_papers_squash_is_that_of_its_code(level):
     """h tanh(z + tan(o / h)) - o with h narrowed by 1e-3, rounded and divided by floor(L / 2), and its gradient."""
@@ -260,3 +272,18 @@ def test_equation_2_of_magicmaster_holds_only_where_b0_is_minus_1(start):
     middles = torch.tensor([edge + length / 2 for edge, length in zip(edges, lengths, strict=False)])
     crossing = quantizer.surrogate(middles.double().view(1, 1, 1, 1, -1)).flatten().detach()
     assert torch.allclose(crossing, -1 + n * (torch.arange(level - 1) + 0.5).double(), atol=1e-6)
+
+
+def test_widths_of_dsq_below_a_thousandth_are_a_thousandth():
+    """The logits of the bins are max(a, 1e-3), so those below get no gradient and no bin vanishes."""
+    quantizer = DSQConfig(levels=(5, 3)).build().double()
+    with torch.no_grad():
+        quantizer.widths.copy_(torch.tensor([[0.7, -3.0, 1e-3, 0.2], [-1.0, 0.5, 9.0, 9.0]], dtype=torch.float64))
+    knots, widths = quantizer.bins()
+    first = [math.exp(a) for a in (0.7, 1e-3, 1e-3, 0.2)]
+    second = [math.exp(a) for a in (1e-3, 0.5)]
+    wanted = [[2 * e / sum(first) for e in first], [*(2 * e / sum(second) for e in second), 0.0, 0.0]]
+    assert torch.allclose(widths, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12)
+    assert torch.allclose(knots[0], torch.tensor([-1 + sum(wanted[0][:i]) for i in range(4)], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(widths[0, 0], quantizer.widths)
+    assert (gradient[0] != 0).tolist() == [True, False, True, True]

@@ -136,13 +136,25 @@ def rows_of(ids: np.ndarray, length: int = 256) -> list[TokenRow]:
     ]
 
 
-@pytest.mark.parametrize("codes", [2**8, 64_000, 2**16, 2**18, 2**24])
-def test_random_ids_take_little_more_than_the_logarithm_of_the_codebook(codes):
+@pytest.mark.parametrize("codes", [2**8, 2**12, 64_000, 2**16, 2**18, 2**24])
+@pytest.mark.parametrize(("encoding", "most"), [("plain", 1.26), ("split", 1.03)])
+def test_random_ids_take_little_more_than_the_logarithm_of_the_codebook(codes, encoding, most):
     ids = np.random.default_rng(0).integers(0, codes, 1 << 18)
-    data = shard_bytes(rows_of(ids.astype(id_type(codes))), codes, {})
+    data = shard_bytes(rows_of(ids.astype(id_type(codes))), codes, {}, encoding)
     group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
     column = next(group.column(i) for i in range(20) if group.column(i).path_in_schema.startswith("ids"))
-    assert 8 * column.total_compressed_size / ids.size < 1.03 * math.log2(codes)
+    assert 8 * column.total_compressed_size / ids.size < most * math.log2(codes)
+
+
+@pytest.mark.parametrize("codes", [2, 256, 2**12, 2**12 + 1, 64_000, 2**18, 2**40])
+def test_columns_have_only_the_encodings_that_every_reader_knows(codes):
+    """Those of Parquet 1.0 (2013): plain, run lengths of levels, dictionaries."""
+    rows = rows_of(np.arange(512).astype(id_type(codes)) % min(codes, 200))
+    rows = [row._replace(fps=25.0, pts=np.arange(9), time_base="1/25", caption="é", class_name="a") for row in rows]
+    for group in range((table := pq.ParquetFile(io.BytesIO(shard_bytes(rows, codes, {})))).num_row_groups):
+        columns = [table.metadata.row_group(group).column(i) for i in range(table.metadata.num_columns)]
+        assert {kind for c in columns for kind in c.encodings} <= {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+        assert {column.compression for column in columns} == {"ZSTD"}
 
 
 @pytest.mark.parametrize("wrong", [64_000, 65_535])

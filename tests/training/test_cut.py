@@ -17,6 +17,7 @@ from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.parts import cut
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 from tests.reference.plain_step import ALONE
@@ -110,8 +111,8 @@ def assert_equal(found, wanted):
             assert error <= 1e-10 * size, f"{name}: {error / size:.1e} of the norm of all"
 
 
-def clips(n=8, frames=3, size=16):
-    rng = torch.Generator().manual_seed(1)
+def clips(n=8, frames=3, size=16, seed=1):
+    rng = torch.Generator().manual_seed(seed)
     return torch.rand(n, 3, frames, size, size, generator=rng, dtype=torch.float64) * 2 - 1
 
 
@@ -119,11 +120,28 @@ def clips(n=8, frames=3, size=16):
 def test_micro_batches_have_the_gradients_of_the_whole(case):
     config = config_of(*case)
     whole = gradients_of(start(config), clips())
-    cuts = [config.replace({"accumulate": parts}) for parts in (2, 4, 8)]
-    cuts = [cut for cut in cuts if not cut.cut_note()]
-    assert len(cuts) == {"style": 1, "style-all": 2}.get(case[1], 3)
-    for cut in cuts[:1] + cuts[1:][-1:]:
-        assert_equal(gradients_of(start(cut), clips()), whole)
+    several = [config.replace({"accumulate": parts}) for parts in (2, 4, 8)]
+    exact = [other for other in several if not other.cut_note()]
+    assert len(exact) == {"style": 1, "style-all": 2}.get(case[1], 3)
+    for other in exact[:1] + exact[1:][-1:]:
+        assert_equal(gradients_of(start(other), clips()), whole)
+
+
+def test_micro_batches_have_the_adversarial_weight_of_a_step_of_the_ramp():
+    config = config_of("fsq", "patch", "adaptive")
+    config = config.replace({"gan": config.gan.replace({"ramp": 4})})
+    whole = gradients_of(start(config), clips())
+    assert_equal(gradients_of(start(config.replace({"accumulate": 4})), clips()), whole)
+
+
+def test_a_row_has_the_frame_of_its_place():
+    state = start(config_of("fsq", "none", "fixed"))
+    frames = torch.cat([part.frames for part in cut(state, clips(8, 9), None)])
+    assert len({*frames.tolist()}) > 2
+    places = [1, 4, 5, 7]
+    (part,) = cut(state, clips(4, 9), places)
+    assert (part.places, part.share, part.batch) == (tuple(places), 1.0, 4)
+    assert torch.equal(part.frames, frames[places])
 
 
 @pytest.mark.parametrize("discriminator", ["patch", "clip"])
@@ -159,9 +177,10 @@ def test_a_discriminator_that_compares_samples_says_where_it_sees_a_part_alone()
     assert batch.cut_note() is deviation.cut_note() is deviation.cut_note(2) is None
     assert "batch norm is computed on the 4 rows" in batch.cut_note(2)
     assert "in groups of 4 is computed on the 2 rows" in deviation.replace({"accumulate": 2}).cut_note(2)
-    for cut in (config.replace({"accumulate": 2}) for config in (batch, deviation)):
-        assert (cut.cut_note() is None) == (cut.compared_samples == 4)
-        assert cut.fixed_in_resumption(cut) == []
+    for config in (batch, deviation):
+        halved = config.replace({"accumulate": 2})
+        assert (halved.cut_note() is None) == (config.compared_samples == 4)
+        assert halved.fixed_in_resumption(halved) == []
     assert batch.fixed_in_resumption(batch.replace({"accumulate": 2})) == ["accumulate"]
     assert deviation.fixed_in_resumption(deviation.replace({"accumulate": 2})) == []
     assert deviation.fixed_in_resumption(deviation.replace({"accumulate": 4})) == ["accumulate"]

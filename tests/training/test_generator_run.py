@@ -1,6 +1,7 @@
 """A generator's run as a user has it: train on a token set, stop, resume, draw every task."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,9 +21,13 @@ from smalti.generation import Generator, MaskedConfig, PaintingTask
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
 from smalti.tokens.config import TokenizeOptions
+from smalti.tokens.dataset import token_batches
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_state import task_of_step
+from smalti.training.generator_state import start_generator, task_of_step
+from smalti.training.generator_step import generator_step
+from smalti.training.token_data import GridRows
+from tests.reference.plain_step import ALONE
 from tests.token_sets import make_set, save_tokenizer
 
 TASKS = ("generation", "prediction", "interpolation", "outpainting", "inpainting")
@@ -354,3 +359,22 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(made, tmp_path):
     assert not (tmp_path / "run" / "generator").exists()
     assert subprocess.run([*command, "resume"], timeout=300).returncode == 0
     assert digests(tmp_path / "run") == digests(tmp_path / "quiet")
+
+
+def test_the_rates_and_the_average_of_a_generator_are_the_formulas_written_out(made):
+    """Warm-up, cosine, and an average whose decay rises as (1 + n) / (10 + n) up to its own."""
+    optimizer = {"lr": 1e-3, "warmup": 2, "final": 0.5, "weight_decay": 0.0}
+    config = config_of(made, optimizer=optimizer, ema=0.3, steps=6, tasks=[{"task": {"kind": "generation"}}])
+    state = start_generator(config, TokenSet(made / "train"), ALONE)
+    stream = token_batches(GridRows(config.data, config.generator), batch_size=2, seed=0)
+    along = [0.5 + 0.5 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)]
+    for n, rate in enumerate([0.5e-3, 1e-3, *(1e-3 * share for share in along)]):
+        average = [p.clone() for p in state.ema.model.parameters()]
+        live = [p.detach().clone() for p in state.model.parameters()]
+        measured = generator_step(state, next(stream))
+        assert math.isclose(measured.lr, rate)
+        moved = max(float((p.detach() - q).abs().max()) for p, q in zip(state.model.parameters(), live, strict=True))
+        assert n or math.isclose(moved, rate, rel_tol=1e-3)  # the first step of Adam is the rate
+        decay = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3][n]
+        for now, before, p in zip(state.ema.model.parameters(), average, state.model.parameters(), strict=True):
+            assert torch.allclose(now, decay * before + (1 - decay) * p, rtol=0, atol=1e-6)

@@ -256,3 +256,25 @@ def test_bfloat16_steps_are_finite_and_keep_float32_parameters():
     measured = step(state, clips().float())
     assert not measured.skipped
     assert all(p.dtype == torch.float32 for p in state.tokenizer.parameters())
+
+
+def test_the_psnr_of_a_step_is_that_of_clamped_pixels():
+    state, video = start_tokenizer(training(steps=2), ALONE), clips().float()
+    with torch.no_grad():
+        state.tokenizer.decoder.last_weight.mul_(40)  # far beyond [-1, 1]
+        found = state.tokenizer(video).video
+    assert found.abs().max() > 1.5
+    error = ((found.clamp(-1, 1) - video) / 2).square().mean().item()  # of pixels in [0, 1]
+    assert math.isclose(step(state, video).psnr, -10 * math.log10(error), rel_tol=1e-5)
+
+
+def test_real_samples_are_scored_in_float32_where_there_is_a_penalty():
+    """A second derivative in bfloat16 is noise."""
+    gan = GANS["style"].replace({"penalty_every": 2})
+    state = start_tokenizer(training(precision="bfloat16", gan=gan), ALONE)
+    seen = []
+    state.gan.discriminator.first.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    for _ in range(2):
+        step(state, clips().float())
+    bfloat16, float32 = torch.bfloat16, torch.float32
+    assert seen == [bfloat16, float32, bfloat16, bfloat16]  # fake and real with a penalty, fake and real without

@@ -94,18 +94,22 @@ _Members = Iterator[tuple[str, tuple[str, ...]]]
 
 _ALONE = ("weights={l2: 1.0}", "entropy_boost=0.0")
 _LFQ = ("weights={l2: 1.0, token_entropy: 0.001, batch_entropy: -0.001, commitment: 0.01}", "entropy_boost=19.0")
+_CODEBOOK = ("weights={l2: 1.0, codebook: 1.0, commitment: 0.25}", "entropy_boost=0.0")
 _PAPER = ("weights={l2: 1.0, token_entropy: 0.1, batch_entropy: -0.1, commitment: 0.25}", "entropy_boost=2.0")
 
 
 def _quantizers() -> _Members:
     """The base has FSQ 64,000 with a little batch entropy. The entropies of `lfq` weigh as much as that one's;
-    MAGVIT-v2's, in `lfq18-paper`, a hundred times as much."""
+    MAGVIT-v2's, in `lfq18-paper`, a hundred times as much. `vq8192` are tables of codes, the rows found by distance or
+    cosine, or learning by index back-propagation."""
     levels = {"64000": "[8, 8, 8, 5, 5, 5]", "15360": "[8, 8, 8, 6, 5]"}
     for codes, values in levels.items():
         for kind in ("fsq", "dsq"):
             yield f"{kind}{codes}", (f"tokenizer.quantizer={{kind: {kind}, levels: {values}}}", *_ALONE)
     for bits in (14, 18):
         yield f"lfq{bits}", (f"tokenizer.quantizer={{kind: lfq, bits: {bits}, temperature: 1.0}}", *_LFQ)
+    for name, fields in (("", ""), ("-cosine", ", by: cosine"), ("-indices", ", gradient: indices")):
+        yield f"vq8192{name}", (f"tokenizer.quantizer={{kind: codebook, size: 8192, dim: 8{fields}}}", *_CODEBOOK)
     yield "lfq18-paper", ("tokenizer.quantizer={kind: lfq, bits: 18, temperature: 0.01}", *_PAPER)
 
 

@@ -20,3 +20,8 @@ def photos(split: Split) -> Path:
 def videos(split: Split) -> Path:
     """Return the folder of the shipped videos: 12 to train on, or 4 held out, from scenes that are not in train."""
     return _MEDIA / "film" / split
+
+
+def is_shipped(path: Path) -> bool:
+    """Return whether a path lies among the media that the package ships."""
+    return path.resolve().is_relative_to(_MEDIA.resolve())

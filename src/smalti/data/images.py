@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import PIL
 import torch
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
@@ -72,7 +73,7 @@ def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXE
 
 
 def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
-    with Image.open(file, formats=IMAGE_FORMATS) as image:
+    with Image.open(file, formats=_known_formats(name, file)) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise BadFile(name, "bomb", f"declares {width} x {height} pixels, at most {max_pixels:,} are read")
@@ -82,6 +83,21 @@ def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
         except BadTensor as error:
             raise BadFile(name, "sample-format", str(error)) from None
         return np.array(upright(image, rgb))
+
+
+def _known_formats(name: str, file: BinaryIO | BytesIO) -> list[str]:
+    """Return the formats of `IMAGE_FORMATS` that this Pillow reads. Raises BadFile for an AVIF that it does not read.
+
+    Pillow before 11.3, or built without libavif, does not know AVIF.
+    """
+    Image.init()
+    known = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
+    if "AVIF" not in known:
+        head = file.read(12)
+        file.seek(0)
+        if head[4:] in (b"ftypavif", b"ftypavis"):
+            raise BadFile(name, "format", f"is AVIF, which Pillow {PIL.__version__} here does not read; install 11.3")
+    return known
 
 
 class ImagesConfig(ViewConfig, MediaConfig):

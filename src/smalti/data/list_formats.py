@@ -1,20 +1,21 @@
-"""List files: one path per line, and the annotation formats of ImageNet, K600, UCF-101 and mindone, read strictly."""
+"""List files: one path per line, and the formats of ImageNet, K600, UCF-101, mindone and ImageFolder, read strictly."""
 
 import csv
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from smalti.data.source import NO_CLASSES, Classes, number_classes, raise_listed, suffix_of
+from smalti.data.metadata import DEFAULT_COLUMNS, MetadataColumns, read_metadata
+from smalti.data.source import NO_CLASSES, NOTHING_LEFT_OUT, Classes, number_classes, raise_listed, suffix_of
 from smalti.errors import InputError
 from smalti.text import one_line, printable
 
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".json")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".json", ".jsonl")
 
-ListFormat = Literal["auto", "list", "imagenet-json", "k600", "ucf101", "mindone-csv"]
+ListFormat = Literal["auto", "list", "imagenet-json", "k600", "ucf101", "mindone-csv", "metadata"]
 
 _UCF101 = re.compile(r"(([^/\s]+)/(v_[^/\s]+_g\d\d_c\d\d\.avi))(?: (\d{1,6}))?")
 _UCF101_FOLDERS = ("", "rec_train", "rec_test")
@@ -29,8 +30,12 @@ class Listing(NamedTuple):
     files: tuple[str, ...]
     """Paths relative to the root, as the operating system gives them."""
     classes: Classes = NO_CLASSES
-    skipped: int = 0
-    """Number of files of the folder that have another suffix."""
+    captions: tuple[str | None, ...] | None = None
+    """Text that goes with each file, None where there is none; None where the list has no texts at all."""
+    has_columns: bool = False
+    """Whether metadata with columns describe the files."""
+    left_out: Mapping[str, int] = NOTHING_LEFT_OUT
+    """Number of files that are there and are not listed, by the reason."""
 
 
 class _List(NamedTuple):
@@ -39,6 +44,7 @@ class _List(NamedTuple):
     path: Path
     root: Path
     text: str
+    columns: MetadataColumns = DEFAULT_COLUMNS
 
     def lines(self) -> list[str]:
         lines = re.split("\r\n|\n|\r", self.text)
@@ -53,6 +59,7 @@ class _Row(NamedTuple):
     label: str | None = None
     fault: str = ""
     """Reason why the row cannot be used, written so that it follows `row 3`; empty for a good row."""
+    caption: str | None = None
 
 
 class _Rows(NamedTuple):
@@ -64,7 +71,14 @@ class _Rows(NamedTuple):
     unit: Literal["row", "entry"] = "row"
 
 
-def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "auto", limit: int = 20_000_000) -> Listing:
+def read_list(
+    path: Path,
+    root: Path | None = None,
+    *,
+    format: ListFormat = "auto",
+    limit: int = 20_000_000,
+    columns: MetadataColumns = DEFAULT_COLUMNS,
+) -> Listing:
     """Read the files that a list names, relative to `root` or else to the folder of the list.
 
     - `list`: one path per line, with a class after a comma or tab if the list has classes; a first row `path,label`
@@ -75,16 +89,20 @@ def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "aut
       the classes of the `classInd.txt` beside them. Files that were moved out of their class folders are found in the
       root, and in its `rec_train` and `rec_test`.
     - `mindone-csv`: a header row, then the path in the first column; the others are ignored, and there are no classes.
+    - `metadata`: a CSV with a header, or JSON lines (`.jsonl`), with the path in the column `file_name`, and class and
+      caption in those that `columns` names, as in Hugging Face's ImageFolder.
 
-    `auto` takes `.json` for `imagenet-json`, a list whose first row is as in UCF-101's for `ucf101`, all else for
-    `list`. Classes that are whole numbers keep them (UCF-101's count from 0 here), names are numbered in byte order.
+    `auto` takes `.json` for `imagenet-json`, `.jsonl` and a `.csv` whose header has `file_name` for `metadata`, a list
+    whose first row is as in UCF-101's for `ucf101`, all else for `list`. Classes that are whole numbers keep them
+    (UCF-101's count from 0 here), names are numbered in byte order.
     Absolute paths are taken as they are.
 
     Raises InputError with the number of every row that is blank, malformed, doubled, without its file, or with a
     class where others have none: a list is never read in part.
     """
-    file = _List(path, root or path.parent, _text(path))
-    read = _READERS[_detect_format(file) if format == "auto" else format](file)
+    file = _List(path, root or path.parent, read_text(path), columns)
+    format = _detect_format(file) if format == "auto" else format
+    read, has_columns = _READERS[format](file), format == "metadata"
     where = printable(path)
     if len(read.rows) > limit:
         raise InputError(f"{where}: {len(read.rows):,} rows, at most {limit:,} are read; raise `limit`, or cut it")
@@ -93,9 +111,10 @@ def read_list(path: Path, root: Path | None = None, *, format: ListFormat = "aut
         raise InputError(f"{where}: the list names no files")
     files = tuple(row.name for row in read.rows)
     labels = [row.label for row in read.rows]
+    captions = tuple(row.caption for row in read.rows) if any(row.caption for row in read.rows) else None
     if read.classes is None:
-        return Listing(file.root, files, number_classes(labels, where=where))
-    return Listing(file.root, files, Classes(tuple(int(label or 0) for label in labels), read.classes))
+        return Listing(file.root, files, number_classes(labels, where=where), captions, has_columns)
+    return Listing(file.root, files, Classes(tuple(int(label or 0) for label in labels), read.classes), captions)
 
 
 def _faults(read: _Rows, root: Path) -> list[str]:
@@ -120,13 +139,17 @@ def _faults(read: _Rows, root: Path) -> list[str]:
 
 
 def _detect_format(file: _List) -> ListFormat:
-    if file.path.suffix.lower() == ".json":
-        return "imagenet-json"
+    suffix = file.path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        return "metadata" if suffix == ".jsonl" else "imagenet-json"
+    if suffix == ".csv" and "file_name" in (_fields("".join(file.lines()[:1])) or ()):
+        return "metadata"
     first = re.search(r"[^\r\n]*\S[^\r\n]*", file.text)
     return "ucf101" if first and _UCF101.fullmatch(first[0].strip()) else "list"
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a list file; bytes that are no UTF-8 stay as surrogates. Raises InputError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -181,6 +204,13 @@ def _mindone_csv(file: _List) -> _Rows:
         fields = _fields(line)
         rows.append(_Row(number, fields[0] if fields else "", fault=_NO_CSV if fields is None else ""))
     return _Rows(rows)
+
+
+def _metadata(file: _List) -> _Rows:
+    rows = read_metadata(file.path, file.text, file.columns)
+    if rows is None:
+        raise InputError(f"{printable(file.path)}: no column file_name (format metadata); name the column of paths so")
+    return _Rows([_Row(row.number, row.name, row.label, row.fault, row.caption) for row in rows])
 
 
 def _imagenet_json(file: _List) -> _Rows:
@@ -252,7 +282,7 @@ def _ucf101(file: _List) -> _Rows:
 def _class_index(path: Path) -> _ClassNumbers:
     """Read `classInd.txt`: the numbers 1, 2, 3, ..., each with a class."""
     numbers = _ClassNumbers(path, {}, {})
-    for number, line in enumerate(_List(path, path.parent, _text(path)).lines(), start=1):
+    for number, line in enumerate(_List(path, path.parent, read_text(path)).lines(), start=1):
         parts = line.split()
         if len(parts) != 2 or parts[0] != str(number) or parts[1] in numbers.number:
             raise InputError(f"{printable(path)}: row {number} is not `{number} Class`; take the official file")
@@ -266,4 +296,5 @@ _READERS: dict[ListFormat, Callable[[_List], _Rows]] = {
     "k600": _k600,
     "ucf101": _ucf101,
     "mindone-csv": _mindone_csv,
+    "metadata": _metadata,
 }

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Config
-from smalti.data.images import Images, ImagesConfig
+from smalti.data.images import ImagesConfig
 from smalti.data.shuffle import mix
-from smalti.data.source import Medium
-from smalti.data.videos import Videos, VideosConfig
+from smalti.data.source import Medium, Source
+from smalti.data.videos import VideosConfig
 
 
 class JointConfig(Config):
@@ -44,11 +44,15 @@ class Turn(NamedTuple):
 class Joint:
     """Two sources and the rule that takes turns; itself a `Source`, of all images and then all videos."""
 
-    def __init__(self, images: Images, videos: Videos, *, share: float, images_per_clip: int = 1) -> None:
+    def __init__(self, images: Source, videos: Source, *, share: float | Fraction, images_per_clip: int = 1) -> None:
         self.images = images
         self.videos = videos
         self.share = Fraction(share).limit_denominator(1_000_000)
         self.images_per_clip = images_per_clip
+
+    def with_videos(self, videos: Source) -> "Joint":
+        """Return the same with other videos."""
+        return Joint(self.images, videos, share=self.share, images_per_clip=self.images_per_clip)
 
     def __len__(self) -> int:
         return len(self.images) + len(self.videos)
@@ -68,7 +72,7 @@ class Joint:
         source, own = self._of(index)
         return source.load(own, rng)
 
-    def _of(self, index: int) -> tuple[Images | Videos, int]:
+    def _of(self, index: int) -> tuple[Source, int]:
         return (self.images, index) if index < len(self.images) else (self.videos, index - len(self.images))
 
     def turn(self, step: int, seed: int) -> Turn:

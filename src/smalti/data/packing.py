@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from smalti.config import Config, PathField
 from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileStore, list_files
 from smalti.data.list_formats import ListFormat, Listing
+from smalti.data.metadata import DEFAULT_COLUMNS, MetadataColumns
 from smalti.data.parquet import ParquetStore, download_from_hub
-from smalti.data.source import Medium, suffix_of
+from smalti.data.source import Medium, Store, suffix_of
 from smalti.data.tars import TarStore, expand_braces
 from smalti.errors import ConfigError, InputError
 from smalti.text import one_line, printable
@@ -24,11 +25,11 @@ from smalti.text import one_line, printable
 Packing = Literal["files", "tars", "parquet"]
 
 OPTIONS: dict[Packing, tuple[str, ...]] = {
-    "files": ("class_folders",),
+    "files": ("class_folders", "label"),
     "tars": ("member",),
     "parquet": ("column", "label", "match", "revision"),
 }
-"""Fields of `MediaConfig` that only one packing has."""
+"""Fields of `MediaConfig` that not every packing has."""
 
 _SUFFIXES: dict[Medium, tuple[str, ...]] = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
 _COLUMNS: dict[Medium, str] = {"images": "image", "videos": "video"}
@@ -69,8 +70,8 @@ class MediaConfig(Config):
     kind: str
     path: PathField
     """A media file, a tar or a .parquet file; a folder of one of these (searched to the bottom); a list file of them
-    (.txt, .csv, .tsv, .lst, .json); a pattern of tars such as `train-{0000..0146}.tar`; or `hf:owner/name`, a data set
-    of the hub in Parquet files."""
+    (.txt, .csv, .tsv, .lst, .json, .jsonl); a pattern of tars such as `train-{0000..0146}.tar`; or `hf:owner/name`, a
+    data set of the hub in Parquet files."""
     packing: Packing | None = None
     """Packing of the media; null follows from the suffixes. Needed if a folder has media files, tars or Parquet files
     beside each other: the others are then left out."""
@@ -84,13 +85,13 @@ class MediaConfig(Config):
     """File of a sample that is read, by what follows the first dot of its name (`jpg`, `left.png`); needed if a sample
     has several. For tars."""
     column: str | None = None
-    """Column of media: bytes, or {bytes, path}; null is `image` or `video`. For Parquet files, like the next three."""
+    """Column of media: bytes, or {bytes, path}; null is `image` or `video`. For Parquet files."""
     label: str = "label"
-    """Column of classes, whole numbers or names."""
+    """Column of classes, whole numbers or names. For Parquet files, and for metadata (.csv, .jsonl) of loose files."""
     match: str = "*.parquet"
-    """Pattern of the files of a folder, by their path below it, as `data/train-*.parquet`."""
+    """Pattern of the files of a folder, by their path below it, as `data/train-*.parquet`. For Parquet files."""
     revision: str | None = None
-    """Branch, tag or commit of a data set of the hub."""
+    """Branch, tag or commit of a data set of the hub. For Parquet files."""
     limit: int | None = Field(default=None, ge=1)
     """Largest number of files that are listed; null is 20,000,000, and 1,000,000 for a pattern of tars."""
 
@@ -98,6 +99,11 @@ class MediaConfig(Config):
     @classmethod
     def _read_former_kind(cls, data: Any) -> Any:
         return read_former_kind(data)
+
+    @property
+    def metadata_columns(self) -> MetadataColumns:
+        """Columns of metadata beside loose files."""
+        return MetadataColumns(self.label)
 
     def listing(self, suffixes: Sequence[str]) -> tuple[Packing, Listing]:
         """List the media files with one of `suffixes`, or the tars or Parquet files, and say which of them they are.
@@ -121,31 +127,50 @@ class MediaConfig(Config):
             root=self.root,
             format=self.format,
             limit=self.limit or _MOST_FILES,
+            columns=self.metadata_columns,
         )
         if packing is None:
             packing = _packing_of_suffixes(set(map(suffix_of, listing.files)), self.path)
             self._check_options(packing)
+        if packing == "files" and not listing.has_columns:
+            self._check_columns()
         if packing == "parquet" and path.is_dir():
             files = tuple(file for file in listing.files if fnmatchcase(file.replace(os.sep, "/"), self.match))
             if not files:
                 first = printable(listing.files[0])
                 raise InputError(f"{printable(self.path)}: no file fits {self.match!r}, as {first}")
-            listing = listing._replace(files=files)
+            fewer = len(listing.files) - len(files)
+            left_out = {**listing.left_out, f"files that do not fit {self.match}": fewer}
+            listing = listing._replace(files=files, left_out=left_out if fewer else listing.left_out)
         return packing, listing
 
-    def open_store(self, medium: Medium) -> FileStore | TarStore | ParquetStore:
+    def open_store(self, medium: Medium) -> Store:
         """List the files, and read the headers of tars or the footers of Parquet files. Raises as `listing` does."""
         packing, listing = self.listing(_SUFFIXES[medium])
         if packing == "tars":
-            return TarStore(listing.root, listing.files, _SUFFIXES[medium], self.member)
-        if packing == "parquet":
-            return ParquetStore(listing.root, listing.files, self.column or _COLUMNS[medium], self.label)
-        return FileStore(listing)
+            store: Store = TarStore(listing.root, listing.files, _SUFFIXES[medium], self.member)
+        elif packing == "parquet":
+            store = ParquetStore(listing.root, listing.files, self.column or _COLUMNS[medium], self.label)
+        else:
+            return FileStore(listing)
+        store.left_out = {**listing.left_out, **store.left_out}
+        return store
+
+    def _check_columns(self) -> None:
+        """Raise ConfigError where a column is named and loose files have no metadata with columns."""
+        columns = self.metadata_columns
+        for name, value, default in zip(columns._fields, columns, DEFAULT_COLUMNS, strict=True):
+            if value != default:
+                what = (
+                    f"{name} {value} names a column, and no metadata (.csv or .jsonl with file_name) describe the files"
+                )
+                raise ConfigError(f"{printable(self.path)}: {what}; leave it out")
 
     def _check_options(self, packing: Packing) -> None:
         fields = type(self).model_fields
         for other, names in OPTIONS.items():
-            wrong = [name for name in names if other != packing and getattr(self, name) != fields[name].default]
+            foreign = [name for name in names if name not in OPTIONS[packing]]
+            wrong = [name for name in foreign if getattr(self, name) != fields[name].default]
             if wrong:
                 what = f"{wrong[0]} is an option of {_NAMES[other]}, and these are {_NAMES[packing]}; leave it out"
                 raise ConfigError(f"{printable(self.path)}: {what}")

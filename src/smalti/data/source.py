@@ -1,11 +1,13 @@
 """The common part of sources and stores of samples: their functions, their classes, the checks of a media file."""
 
+import hashlib
 import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +22,9 @@ Medium = Literal["images", "videos"]
 MAX_PIXELS = 64_000_000
 """Largest number of pixels of an image or frame (192 MB of RGB), compared with the header before decoding."""
 LARGEST_CLASS = 1_000_000
+
+NOTHING_LEFT_OUT: Mapping[str, int] = MappingProxyType({})
+"""Counts of what is there and is not listed, by the reason: none."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
@@ -83,12 +88,16 @@ NO_CLASSES = Classes(None, ())
 class Store(ABC):
     """Where the media of a source are: files of a folder or list, members of tars, cells of a table."""
 
-    def __init__(self, classes: Classes, *, numbered: bool | None = None) -> None:
+    def __init__(
+        self, classes: Classes, *, numbered: bool | None = None, left_out: Mapping[str, int] = NOTHING_LEFT_OUT
+    ) -> None:
         self._labels = classes.labels
         self.classes = classes.names
         """Names of the classes."""
         self.numbered = all(map(str.isdigit, classes.names)) if numbered is None else numbered
         """Whether classes are whole numbers, which mean the same in every file."""
+        self.left_out = left_out
+        """Number of files or members that are there and are no samples, by the reason."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -113,6 +122,24 @@ class Store(ABC):
     def label(self, index: int) -> int | None:
         """Return the class of a medium, an index into `classes`, or None where there are none."""
         return None if self._labels is None else self._labels[index]
+
+    def sizes(self) -> Sequence[int] | None:
+        """Return the bytes of each medium, -1 where it cannot be read; None where all would have to be read to tell."""
+        return None
+
+    def digest(self, index: int) -> str | None:
+        """Return the sha256 of a medium's bytes; None where it cannot be read."""
+        try:
+            media = self.media(index)
+            if isinstance(media, bytes):
+                return hashlib.sha256(media).hexdigest()
+            digest = hashlib.sha256()
+            with open_media(media) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            return digest.hexdigest()
+        except (BadFile, OSError):
+            return None
 
 
 class StoreSource:

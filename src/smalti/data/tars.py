@@ -5,6 +5,7 @@ import math
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -127,19 +128,22 @@ class _Samples(NamedTuple):
     """Faults of samples, by their place here: they are listed, and are bad files when they are loaded."""
     faults: list[str]
     """Faults of the tar as a whole."""
+    left_out: Counter[str]
+    """Number of members or samples that are not among `media`, by the reason."""
 
 
 def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Samples:
     """Group the members of a tar by key. Raises BadFile where the tar cannot be opened."""
     with open_media(path) as file:
         groups, twice = dict[str, dict[str, Member]](), dict[str, str]()
-        faults = []
+        faults, left_out = list[str](), Counter[str]()
         try:
             for member in read_members(file):
                 folder, name = os.path.split(member.name)
                 base, dot, ending = name.partition(".")
                 if not base or not dot:
-                    continue  # hidden, or without a suffix
+                    left_out["members that are hidden or have no suffix"] += 1
+                    continue
                 key = os.path.join(folder, base)  # noqa: PTH118 - a name, not a path
                 group = groups.setdefault(key, {})
                 first = group.setdefault(ending.lower(), member)
@@ -148,12 +152,13 @@ def _samples(path: Path, suffixes: Sequence[str], extension: str | None) -> _Sam
                     twice.setdefault(key, f"its {one_line(ending.lower())} is there twice, {at}; pack it anew")
         except ValueError as error:
             faults.append(f"{printable(path)}: {error}")
-        samples = _Samples([], [], [], {}, faults)
+        samples = _Samples([], [], [], {}, faults, left_out)
         for key, group in groups.items():
             medium, label = next(iter(group.values())), None
             try:
                 chosen = _choose(group, suffixes, extension)
                 if chosen is None:
+                    left_out["samples of other kinds"] += 1
                     continue
                 medium = chosen
                 if key in twice:
@@ -238,6 +243,7 @@ class TarStore(Store):
         self.root, self.tars = root, tuple(tars)
         places, labels, faults = list[tuple[int, int, int]](), list[str | None](), list[str]()
         self._names, self._texts, self._bad = list[str](), list[Member | None](), dict[int, str]()
+        left_out = Counter[str]()
         for number, tar in enumerate(self.tars):
             try:
                 samples = _samples(root / tar, suffixes, member)
@@ -250,6 +256,7 @@ class TarStore(Store):
             labels += samples.labels
             self._texts += samples.texts
             faults += samples.faults
+            left_out += samples.left_out
         where = printable(root / self.tars[0] if len(self.tars) == 1 else root)
         if len(self._bad) == len(places):  # where some are good, the others are bad files that are counted
             faults += [f"{printable(root / self.tars[places[place][0]])}: {bad}" for place, bad in self._bad.items()]
@@ -263,7 +270,7 @@ class TarStore(Store):
         if classes.labels is not None and self._bad:
             numbers = dict(zip(good, classes.labels, strict=True))
             classes = classes._replace(labels=tuple(numbers.get(place, 0) for place in range(len(places))))
-        super().__init__(classes)
+        super().__init__(classes, left_out=left_out)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -271,6 +278,11 @@ class TarStore(Store):
     def key(self, index: int) -> str:
         """Return `tar/member`, on one line."""
         return printable(f"{self.tars[self._places[index, 0]]}/{self._names[index]}")
+
+    def sizes(self) -> list[int]:
+        """Return the bytes of each member."""
+        sizes: list[int] = self._places[:, 2].tolist()
+        return sizes
 
     def where(self, index: int) -> str:
         """Return the path of the tar, the member, and its first byte."""

@@ -76,6 +76,8 @@ class Family(NamedTuple):
     needed and not given."""
     files: tuple[tuple[str, ...], ...] = ()
     """Names that its weights have in a folder or a repository; each entry is the files of one whole tokenizer."""
+    inside: str = ""
+    """Beginning of its tensors' names in a model that holds much more; of one in shards, others are left alone."""
     published: tuple[Published, ...] = ()
     parts: tuple[str, ...] = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
     """Beginnings of the names of its network's tensors. One of them that no link uses is a newer layout: refused."""

@@ -24,6 +24,7 @@ _PUBLISHED = (
     Published("peizesun/llamagen_t2i", licence="MIT", files=("vq_ds16_t2i.pt",)),
     Published("deepseek-ai/Janus-1.3B", licence=_LICENCES[True]),
     Published("deepseek-ai/Janus-Pro-1B", licence=_LICENCES[True]),
+    Published("deepseek-ai/Janus-Pro-7B", licence=_LICENCES[True]),
 )
 
 
@@ -78,6 +79,7 @@ LLAMAGEN = Family(
     recognises=_recognises,
     read=_read,
     files=(("model.safetensors",), ("pytorch_model.bin",)),
+    inside=_JANUS,
     published=_PUBLISHED,
     others={"optimizer": "optimizers", "discriminator.": "the discriminator"},
 )

@@ -75,7 +75,8 @@ def _open_magvit2(model: str, name: str, codes: int, score: str) -> ZooRow:
 def _vidtok(file: str, strides: tuple[int, int, int], codes: int, parameters: int, score: str) -> ZooRow:
     later = file.endswith("v1_1")
     name = f"{_VIDTOK}/{'vidtok_v1_1/' if later else ''}vidtok_fsq_causal_{file}.ckpt"
-    golden = f"vidtok_v1{1 if later else 0}_fsq488_w32_t9_32px"
+    network = {(4, 8, 8): "fsq488_w32", (8, 8, 8): "fsq888_w16", (4, 16, 16): "fsq41616_w16"}[strides]
+    golden = f"vidtok_v1{1 if later else 0}_{network}_t9_32px"
     source = "README of VidTok, MCL-JCV, whole videos" if later else _VIDTOK_SCORE
     model = f"video, {'1.1, long videos' if later else '1.0'}"
     row = ZooRow("vidtok", model, name, strides, codes, parameters, "MIT", score, source if score else "", golden)
@@ -84,7 +85,8 @@ def _vidtok(file: str, strides: tuple[int, int, int], codes: int, parameters: in
 
 def _cosmos(name: str, strides: tuple[int, int, int], parameters: int, score: str, source: str) -> ZooRow:
     video = "DV" in name
-    golden = "cosmos_dv4x8x8_w32_t9_48px" if video else "cosmos_di8x8_w32_64px"
+    size = "48" if strides == (4, 8, 8) else "32"
+    golden = f"cosmos_dv{'x'.join(map(str, strides))}_w32_t9_{size}px" if video else "cosmos_di8x8_w32_64px"
     about = "video" if video else "images"
     row = ZooRow("cosmos", about, f"nvidia/Cosmos-{name}", strides, 64_000, parameters, _NVIDIA, score, source, golden)
     return row._replace(streams=_GROWING) if video else row
@@ -144,8 +146,20 @@ _ROWS = (
         *("rFID 2.19, ImageNet 256 px", "README of LlamaGen", "llamagen_vq16_w32_64px"),
     ),
     ZooRow(
+        *(
+            "llamagen",
+            "VQ-8, ImageNet",
+            "FoundationVision/LlamaGen/vq_ds8_c2i.pt",
+            (1, 8, 8),
+            16_384,
+            70_109_835,
+            "MIT",
+        ),
+        *("rFID 0.59, ImageNet 256 px", "README of LlamaGen", "llamagen_vq16_w32_64px"),
+    ),
+    ZooRow(
         *("llamagen", "Janus-Pro: images", "deepseek-ai/Janus-Pro-1B", _F16, 16_384, 71_883_403),
-        *("DeepSeek model licence", "", "", "llamagen_vq16_w32_64px"),
+        *("DeepSeek model licence (its code: MIT)", "", "", "llamagen_vq16_w32_64px"),
     ),
     ZooRow(
         *("diffusers-vq", "aMUSEd: images", "amused/amused-256", _F16, 8192, 146_244_675, "openrail++"),

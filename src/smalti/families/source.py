@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +43,13 @@ def files_of(place: Path, families: Iterable[Family], where: str = "") -> Source
     """Find the files of weights at a place: the file itself, or in a folder those that a family's files are named like,
     or else the only one. Raises InputError where there is none, ConfigError where there are several."""
     where = where or str(place)
+    families = tuple(families)
     if not place.is_dir():
         return SourceFiles(where, (place,))
+    if shards := shards_of(place, families):
+        if absent := [name for name in shards if not (place / name).is_file()]:
+            raise InputError(f"{where}: {', '.join(absent)} is missing, in which its index has the tokenizer; fetch it")
+        return SourceFiles(where, tuple(place / name for name in shards))
     for names in (names for family in families for names in family.files):
         if all((place / name).is_file() for name in names):
             return SourceFiles(where, tuple(place / name for name in names))
@@ -54,6 +60,21 @@ def files_of(place: Path, families: Iterable[Family], where: str = "") -> Source
         listed = ", ".join(path.name for path in found[:6])
         raise ConfigError(f"{where}: has {len(found)} files of weights ({listed}); name one of them")
     return SourceFiles(where, (found[0],))
+
+
+def shards_of(folder: Path, families: Iterable[Family]) -> list[str]:
+    """Return the files that hold a family's tensors in a large model in shards, by its index (`*.index.json`); none
+    where there is no index, or no such tensors in it."""
+    for index in sorted(folder.glob("*.index.json")):
+        content = read_json(index)
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(places, dict):
+            continue
+        for family in families:
+            if family.inside and any(name.startswith(family.inside) for name in places):
+                files = {Path(str(file)).name for name, file in places.items() if name.startswith(family.inside)}
+                return sorted(files)
+    return []
 
 
 def read_source(source: SourceFiles) -> Checkpoint:
@@ -100,8 +121,11 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
     name = str(hub).removeprefix(HUB)
     families = tuple(families)
     tried = f"tried as a tokenizer of smalti and of {', '.join(family.title for family in families)}"
+    fetch = partial(snapshot_download, hub.repository, revision=hub.revision)
     try:
-        folder = Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=_wanted(hub, families)))
+        folder = Path(fetch(allow_patterns=_wanted(hub, families)))
+        if not hub.inside and (shards := shards_of(folder, families)):
+            folder = Path(fetch(allow_patterns=shards))
     except HFValidationError:
         raise InputError(f"{name}: neither a folder nor the name of a hub repository; give {FORMS}") from None
     except GatedRepoError:
@@ -128,7 +152,7 @@ def _wanted(hub: HubName, families: tuple[Family, ...]) -> list[str]:
     if hub.inside:
         beside = hub.inside.rpartition("/")[0]
         return [hub.inside, f"{hub.inside}/*", *(f"{beside}/{name}".lstrip("/") for name in _CONFIGS)]
-    patterns = [*_CONFIGS, WEIGHTS, MANIFEST]
+    patterns = [*_CONFIGS, WEIGHTS, MANIFEST, *(f"{file}.index.json" for file in (WEIGHTS, "pytorch_model.bin"))]
     for family in published_families(hub, families) or families:
         row = family.row(hub.repository)
         for names in (row.files,) if row is not None and row.files else family.files:

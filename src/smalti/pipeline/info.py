@@ -7,6 +7,7 @@ from typing import Any
 
 from smalti.model_folder import checkpoints
 from smalti.tokenizer.tokenizer import Tokenizer
+from smalti.tokenizer_info import TokenizerSource
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -30,10 +31,22 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         "weights_bytes": sum(tensor.nbytes for tensor in tensors),
         "is_causal": tokenizer.is_causal,
         "is_tile_exact": tokenizer.is_tile_exact,
+        "is_streamable": tokenizer.is_causal,
+        "lookahead": tokenizer.lookahead,
+        "pixels": "[-1, 1]",
         "reach": {"encoder_pixels": tokenizer.encoder.reach, "decoder_tokens": tokenizer.decoder.reach},
         "fingerprint": tokenizer.fingerprint,
+        **({} if tokenizer.source is None else {"source": _origin(tokenizer.source)}),
         "config": tokenizer.config.plain(),
     }
+
+
+def _origin(source: TokenizerSource) -> dict[str, Any]:
+    """Return the facts of an imported tokenizer's project, its range of the pixels in numbers."""
+    plain = {name: value for name, value in source.plain().items() if value is not None}
+    plain["pixels"] = "[-1, 1]" if source.pixels == "signed" else "[0, 1]"
+    plain["ids"] = {name: value for name, value in plain["ids"].items() if value is not None}
+    return plain
 
 
 def last_lines(run: Path) -> dict[str, Any]:

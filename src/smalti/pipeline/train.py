@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, get_args
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
 from smalti.errors import ConfigError
+from smalti.families import load
 from smalti.progress import Progress
+from smalti.quantize.codebook import CodebookLossName
+from smalti.quantize.scalar import LossName
 from smalti.recipes import AnyTraining, find
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
@@ -15,9 +18,11 @@ from smalti.training.fit import fit
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_task import GeneratorTask
 from smalti.training.task import Task
+from smalti.training.tokenizer_state import architecture
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
+_T = TypeVar("_T", bound=AnyTraining)
 
 
 class TrainResult(NamedTuple):
@@ -53,14 +58,38 @@ def train(
     check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
     config = find_config(recipe, tiny=tiny).override([*set, *([] if seed is None else [f"seed={seed}"])])
+    if isinstance(config, TokenizerTraining) and not any(text.startswith("tokenizer") for text in set):
+        config = with_architecture_of_init(config)
     folder = default_run(recipe) if out is None else Path(out)
     with join_world(device) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
-            task = TokenizerTask(config, world)
+            task = TokenizerTask(config, world, _previous(TokenizerTraining, folder, resume))
         else:
-            task = GeneratorTask(config, world)
+            task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def _previous(kind: type[_T], folder: Path, resume: bool) -> _T | None:
+    """Return the config of the run to resume, None where there is none of this kind (which `fit` refuses)."""
+    path = folder / "config.yaml"
+    same = resume and path.is_file() and read_kind(path) == kind.model_fields["kind"].default
+    return load_yaml(kind, path) if same else None
+
+
+def with_architecture_of_init(config: TokenizerTraining) -> TokenizerTraining:
+    """Return the config with the architecture of the tokenizer that it starts from, if any, and with those losses of
+    its quantizer that `weights` names. Raises ConfigError for an image tokenizer where the run's is one of video."""
+    if config.init is None:
+        return config
+    own = load(str(config.init)).config
+    if architecture(own) == architecture(config.tokenizer):
+        return config
+    if own.time_kernel == 1 < config.tokenizer.time_kernel:
+        raise ConfigError(f"init: {config.init} is an image tokenizer and this run's one of video; use smalti inflate")
+    given = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
+    losses = tuple(name for name in config.weights if name in given)
+    return config.replace({"tokenizer": own.replace({"quantizer": own.quantizer.replace({"losses": losses})})})
 
 
 def default_run(recipe: str | Path | AnyTraining) -> Path:

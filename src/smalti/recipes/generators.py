@@ -87,7 +87,7 @@ first sub-token. For the second they are 2.0, 1.9, 1.85, and L and XL sample the
 
 def generator_recipes() -> Iterator[Recipe]:
     """Yield the recipes of token models, which train on token sets."""
-    about = "images from tokens, in minutes on a CPU, on a set of tiny (64x64); with classes by generator.classes"
+    about = "images from tokens, in minutes on a CPU, on a set of tiny (64x64); of its classes if it has any"
     yield Recipe("tiny-generate-images", about, tiny_generate_images, small=tiny_generate_images)
     about = "video from tokens, in minutes on a CPU, on a set of tiny-video (17x64x64)"
     yield Recipe("tiny-generate", about, tiny_generate, small=tiny_generate)

@@ -162,6 +162,7 @@ def image() -> TokenizerTraining:
             middle=2,
         ),
         data=ImagesConfig(path=FOLDER, size=128),
+        held_out=32,
         steps=200_000,
         batch_size=256,
         weights={"l1": 1.0, "lpips": 1.0},

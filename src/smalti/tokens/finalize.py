@@ -101,6 +101,7 @@ def finish_set(plan: Plan) -> SetSummary:
             "totals": {name: getattr(summary, name) for name in _TOTALS},
             "shards": shards,
         },
+        plan.format,
     )
     return summary
 

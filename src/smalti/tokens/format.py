@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-TOKEN_SET_FORMAT = 1
-"""Version of the format of token sets; a reader refuses another one."""
+TOKEN_SET_FORMAT = 2
+"""Version of the format of new token sets. Sets of version 1 are read, and those that were begun are finished as such;
+their options have no `encoding`, which was `split`."""
+_READ_FORMATS = (1, 2)
 
 ZSTD_LEVEL = 9
 """Random ids of 2^18 codes take 18.4 bits, 18.6 at level 3, in both cases far faster than an encoder."""
 
 
-def write_digest_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+def write_digest_json(path: Path, kind: str, content: Mapping[str, Any], version: int = TOKEN_SET_FORMAT) -> None:
     """Write the content with `format`, `kind` and, last, `digest`: the sha256 of all the rest. Whole or not at all."""
-    write_bytes(path, _text(_with_digest(kind, content)))
+    write_bytes(path, _text(_with_digest(kind, content, version)))
 
 
 def read_digest_json(path: Path, kind: str) -> dict[str, Any]:
@@ -40,17 +42,22 @@ def read_digest_json(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("kind") != kind:
         raise IntegrityError(f"{path}: not the {kind} of a token set, or damaged; use another copy")
     version = data.get("format")
-    if version != TOKEN_SET_FORMAT:
-        reads = f"this is smalti {__version__}, which reads {TOKEN_SET_FORMAT}: update smalti"
+    if version not in _READ_FORMATS:
+        reads = f"this is smalti {__version__}, which reads {' and '.join(map(str, _READ_FORMATS))}: update smalti"
         raise IntegrityError(f"{path}: format {version}; {reads}")
     content = {name: data[name] for name in data if name not in ("format", "kind", "digest")}
-    if text != _text(_with_digest(kind, content)):
+    if text != _text(_with_digest(kind, content, version)):
         raise IntegrityError(f"{path}: has changed since it was written; use another copy")
     return data
 
 
-def _with_digest(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    body = {"format": TOKEN_SET_FORMAT, "kind": kind, **content}
+def options_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options in plan.json or dataset.json, with those that its version of the format did not write."""
+    return {"encoding": "split", **data["options"]} if data["format"] == 1 else dict(data["options"])
+
+
+def _with_digest(kind: str, content: Mapping[str, Any], version: int) -> dict[str, Any]:
+    body = {"format": version, "kind": kind, **content}
     return {**body, "digest": hashlib.sha256(_text(body)).hexdigest()}
 
 
@@ -69,9 +76,16 @@ def pyarrow_version() -> str:
     return str(pyarrow.__version__)
 
 
-def table_bytes(groups: Sequence["pa.Table"], schema: "pa.Schema", encodings: Mapping[str, str]) -> bytes:
-    """Return a Parquet file with these row groups and column encodings. The columns `key`, `source`, `shard` and
-    `label` have statistics for look-ups."""
+def table_bytes(
+    groups: Sequence["pa.Table"],
+    schema: "pa.Schema",
+    encodings: Mapping[str, str],
+    dictionaries: Sequence[str] = (),
+) -> bytes:
+    """Return a Parquet file with these row groups. Columns are stored as `encodings` says, with a dictionary, or plain.
+
+    The columns `key`, `source`, `shard` and `label` have statistics for look-ups.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -82,8 +96,8 @@ def table_bytes(groups: Sequence["pa.Table"], schema: "pa.Schema", encodings: Ma
         schema,
         compression="zstd",
         compression_level=ZSTD_LEVEL,
-        use_dictionary=False,
-        column_encoding=dict(encodings),
+        use_dictionary=list(dictionaries) or False,
+        column_encoding=dict(encodings) or None,
         write_statistics=indexed,
         store_schema=False,
     ) as writer:

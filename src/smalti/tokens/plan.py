@@ -21,11 +21,12 @@ from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.families import load
 from smalti.families.names import full_name
 from smalti.files import remove_leftovers, sha256, write_bytes, write_json
-from smalti.text import printable
+from smalti.text import counts_text, printable
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import MediaInputs, TokenizeOptions
 from smalti.tokens.format import (
     open_table,
+    options_of,
     pyarrow_version,
     read_digest_json,
     read_group,
@@ -40,6 +41,8 @@ PROVENANCE = "provenance.json"
 _FORMER_PROVENANCE = "made.json"
 """Name of `PROVENANCE` in sets of version 0.1.0."""
 _GROUP_ROWS = 1 << 16
+_CAPTION = "caption"
+"""Column of inputs.parquet that is there only where a list or metadata give captions."""
 
 
 class _PlanConfigs(Config):
@@ -59,6 +62,8 @@ class PlannedInput(NamedTuple):
     """Size when the plan was made."""
     label: int | None
     """Number of its class."""
+    caption: str | None = None
+    """Text that a list or metadata give it."""
 
 
 class Plan(NamedTuple):
@@ -79,6 +84,8 @@ class Plan(NamedTuple):
     """Number of shards."""
     writer: str
     """Version of pyarrow, which the bytes depend on."""
+    format: int
+    """Version of the format of the set."""
 
     def shard_path(self, shard: int) -> Path:
         """Return the Parquet file of a shard."""
@@ -106,9 +113,11 @@ class Plan(NamedTuple):
                 bounds = table.metadata.row_group(group).column(3).statistics
                 if bounds.min <= shard <= bounds.max:
                     rows = read_group(path, table, group)
-                    columns = rows.filter(pc.equal(rows["shard"], shard)).to_pydict()
+                    rows = rows.filter(pc.equal(rows["shard"], shard))
+                    columns = rows.to_pydict()
                     names = map(os.fsdecode, columns["name"])
-                    inputs += map(PlannedInput, names, columns["bytes"], columns["label"])
+                    captions = columns.get(_CAPTION, [None] * rows.num_rows)
+                    inputs += map(PlannedInput, names, columns["bytes"], columns["label"], captions)
         return inputs
 
     def _name(self, shard: int) -> str:
@@ -134,7 +143,8 @@ class PreparedSet(NamedTuple):
     plan: Plan
     worker: WorkerConfig
     notes: tuple[str, ...]
-    """Differences between this machine and the one that began the set, where they could change an id."""
+    """Differences between this machine and the one that began the set, where they could change an id, and what of the
+    inputs is left out."""
 
 
 def prepare_set(
@@ -158,12 +168,14 @@ def prepare_set(
     if out.is_dir():
         for folder in (out, out / "data", out / "reports"):
             remove_leftovers(folder)
+    left_out: Mapping[str, int] = {}
     if resume:
         plan, root = load_plan(out), inputs.root_folder()
         plan.tokenizer_info.check(info, out)
     else:
         listing = inputs.list_inputs()
         plan, root = make_plan(out, info, inputs, listing, options), listing.root
+        left_out = dict(listing.left_out)
     machine = {
         "smalti": __version__,
         "torch": torch.__version__,
@@ -172,12 +184,14 @@ def prepare_set(
     }
     before = read_provenance(out)
     if not before:
-        write_json(out / PROVENANCE, {"tokenizer": tokenizer, "data": printable(inputs.path), **machine})
+        about = {"tokenizer": tokenizer, "data": printable(inputs.path), **machine, "left_out": left_out}
+        write_json(out / PROVENANCE, about)
     notes = [
         f"{name}: begun with {before[name]}, here is {here}; an id on a threshold may differ"
         for name, here in machine.items()
         if before.get(name, here) != here
     ]
+    notes += [f"{printable(inputs.path)}: left out: {counts_text(left_out)}"] if left_out else []
     return PreparedSet(plan, WorkerConfig(str(out.absolute()), str(root.absolute()), tokenizer, device), tuple(notes))
 
 
@@ -234,7 +248,7 @@ def load_plan(folder: Path) -> Plan:
     if sha256(folder / INPUTS) != data["list"]["sha256"]:
         raise IntegrityError(f"{folder / INPUTS}: has changed since it was written; use another copy")
     configs = _PlanConfigs.parse(
-        {"tokenizer": data["tokenizer"], "options": data["options"], "inputs": {**data["inputs"], "path": "."}},
+        {"tokenizer": data["tokenizer"], "options": options_of(data), "inputs": {**data["inputs"], "path": "."}},
         where=str(path),
     )
     return Plan(
@@ -247,6 +261,7 @@ def load_plan(folder: Path) -> Plan:
         listed=data["list"]["inputs"],
         shards=data["list"]["shards"],
         writer=data["writer"],
+        format=data["format"],
     )
 
 
@@ -265,14 +280,16 @@ def cut_into_shards(sizes: Sequence[int], files: int, most: int) -> list[int]:
 def _input_bytes(listing: Listing, sizes: list[int], ends: list[int]) -> bytes:
     import pyarrow as pa
 
-    schema = pa.schema([("name", pa.binary()), ("bytes", pa.int64()), ("label", pa.int64()), ("shard", pa.int32())])
+    fields = [("name", pa.binary()), ("bytes", pa.int64()), ("label", pa.int64()), ("shard", pa.int32())]
+    schema = pa.schema([*fields, *([(_CAPTION, pa.string())] if listing.captions else [])])
     shards = [shard for shard, end in enumerate(ends) for _ in range(end - (ends[shard - 1] if shard else 0))]
     labels: Sequence[int | None] = listing.classes.labels or [None] * len(sizes)
     groups = []
     for at in range(0, len(sizes), _GROUP_ROWS):
         rows = slice(at, at + _GROUP_ROWS)
         names = [os.fsencode(name) for name in listing.files[rows]]
-        groups.append(pa.table([names, sizes[rows], labels[rows], shards[rows]], schema=schema))
+        captions = [listing.captions[rows]] if listing.captions else []
+        groups.append(pa.table([names, sizes[rows], labels[rows], shards[rows], *captions], schema=schema))
     return table_bytes(groups, schema, {"bytes": "DELTA_BINARY_PACKED", "shard": "DELTA_BINARY_PACKED"})
 
 
@@ -298,8 +315,8 @@ def _compare(path: Path, content: Mapping[str, Any], listing: Listing) -> None:
         raise IntegrityError(
             f"{path}: begun with the tokenizer {before}..., this one is {now}...; use that one, or another --out"
         )
-    for part in ("options", "inputs"):
-        old, new = begun[part], content[part]
+    options = {name: value for name, value in content["options"].items() if begun["format"] > 1 or name != "encoding"}
+    for old, new in ((begun["options"], options), (begun["inputs"], content["inputs"])):
         changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if changed:
             changes = ", ".join(f"{name} {old.get(name)} (now {new.get(name)})" for name in changed[:5])

@@ -21,7 +21,7 @@ from smalti.tokenizer.frames import ids_to_frames, ids_to_image
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.finalize import DATASET, summarize_set
-from smalti.tokens.format import open_table, pyarrow_version, read_digest_json, read_group
+from smalti.tokens.format import open_table, options_of, pyarrow_version, read_digest_json, read_group
 from smalti.tokens.plan import PLAN, Plan, load_plan, read_provenance
 from smalti.tokens.shard import TokenRow, shard_schema
 
@@ -69,7 +69,7 @@ class TokenSet:
         where = str(self.path / DATASET)
         self.tokenizer_info = TokenizerInfo.parse(data["tokenizer"], where)
         """Facts of the tokenizer that made the ids."""
-        self.options = TokenizeOptions.parse(data["options"], where)
+        self.options = TokenizeOptions.parse(options_of(data), where)
         self.classes: tuple[str, ...] = tuple(data["classes"])
         self.totals: dict[str, Any] = data["totals"]
         self.plan: str = data["plan"]
@@ -104,9 +104,12 @@ class TokenSet:
 
     def label(self, index: int) -> int | None:
         """Return the number of the class of a row, None where it has none."""
+        return self.class_of(index)[0]
+
+    def class_of(self, index: int) -> tuple[int | None, str | None]:
+        """Return (number, name) of the class of a row, each None where it has none."""
         group, place = self._find(index)
-        label: int | None = group.table["label"][place].as_py()
-        return label
+        return group.table["label"][place].as_py(), group.table["class_name"][place].as_py()
 
     def __iter__(self) -> Iterator[TokenRow]:
         """Yield all rows in order."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smalti.errors import BadFile, ConfigError, InputError, IntegrityError
 from smalti.files import failpoint, write_bytes
+from smalti.tokens.config import Encoding
 from smalti.tokens.format import read_digest_json, table_bytes, write_digest_json
 from smalti.tokens.plan import Plan
 
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 GROUP_TOKENS = 1 << 18
 """Tokens of a row group, which is read whole for one row. Half a megabyte; the footer takes half a percent of it."""
 
-_ENCODINGS = {
+_IDS = "ids.list.element"
+_DICTIONARY_CODES = 1 << 12
+"""Largest codebook whose ids are stored with a dictionary, in bits; above it the dictionary weighs too much."""
+_SPLIT = {
     "key": "DELTA_BYTE_ARRAY",  # keys come in order, so that each shares its head with the one before
     "source": "DELTA_BYTE_ARRAY",
-    "ids.list.element": "BYTE_STREAM_SPLIT",  # high bytes apart from low ones: near the entropy after zstd
+    _IDS: "BYTE_STREAM_SPLIT",  # high bytes apart from low ones: near the entropy after zstd
     "shape.list.element": "DELTA_BINARY_PACKED",
     "size.list.element": "DELTA_BINARY_PACKED",
     "pts.list.element": "DELTA_BINARY_PACKED",
@@ -136,20 +140,26 @@ def shard_schema(
     return pa.schema(fields, metadata=metadata)
 
 
-def shard_bytes(rows: Sequence[TokenRow], codebook_size: int, metadata: dict[str, str]) -> bytes:
+def shard_bytes(
+    rows: Sequence[TokenRow], codebook_size: int, metadata: dict[str, str], encoding: Encoding = "plain"
+) -> bytes:
     """Return the Parquet file of these rows. Raises ValueError for an id outside [0, codebook_size)."""
     columns = shard_schema(codebook_size, metadata, pixel_aspect=any(row.pixel_aspect for row in rows))
     groups = [_group(group, columns, codebook_size) for group in _groups(rows)]
-    return table_bytes(groups, columns, _ENCODINGS)
+    if encoding == "split":
+        return table_bytes(groups, columns, _SPLIT)
+    return table_bytes(groups, columns, {}, [_IDS] if codebook_size <= _DICTIONARY_CODES else [])
 
 
 def write_shard(plan: Plan, report: ShardReport, rows: Sequence[TokenRow]) -> ShardReport:
     """Write a shard, and after it its report; each appears whole or not at all, and always with the same bytes."""
-    data = shard_bytes(rows, plan.tokenizer_info.codebook_size, _metadata(plan, report.shard))
+    footer = _metadata(plan, report.shard)
+    data = shard_bytes(rows, plan.tokenizer_info.codebook_size, footer, plan.options.encoding)
     report = report._replace(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     write_bytes(plan.shard_path(report.shard), data)
     failpoint("write_shard:before-report")
-    write_digest_json(plan.report_path(report.shard), "shard report", {"plan": plan.digest, **report._asdict()})
+    content = {"plan": plan.digest, **report._asdict()}
+    write_digest_json(plan.report_path(report.shard), "shard report", content, plan.format)
     return report
 
 

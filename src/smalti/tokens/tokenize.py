@@ -182,7 +182,7 @@ def items_of(plan: Plan, shard: int, root: Path) -> Iterator[Item]:
         path = root / planned.name
         try:
             _check_size(path, planned)
-            store = plan.inputs.open(root, planned.name)
+            store = plan.inputs.open(root, planned.name, planned.caption)
         except BadFile as bad:
             yield Item(number, printable(planned.name), None, 0, None, None, path, bad)
             number += 1

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, Strict, field_validator, model_validator
 
 from smalti.config import Config, PathField
-from smalti.data import OneKindConfig, SourceConfig
+from smalti.data import JointConfig, OneKindConfig, SourceConfig
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
 from smalti.losses.logits import LogitsConfig
@@ -160,10 +160,15 @@ class TokenizerTraining(RunConfig):
     """Training data: a source of any kind."""
     validation: OneKindConfig | None = None
     """Held-out images or videos, scored every `eval_every` steps with the EMA weights under the protocol `smalti`
-    without LPIPS."""
+    without LPIPS. With `held_out`, the view of the samples that are held out of `data`: its path is then that of
+    `data`; null is the view of `data`, center crop, not mirrored."""
+    held_out: int | None = Field(None, ge=0)
+    """Samples of `data` that are held out for validation and never trained on, chosen by `seed` and their names: at
+    most a tenth of all. In place of null, `smalti train` sets `validation_limit` where `validation` shows media that
+    ship with smalti and `data` does not, and else 0. Of joint data, videos are held out."""
     init: PathField | None = None
-    """Tokenizer to start from, of the same architecture: a tokenizer or run folder (an inflated one, for instance), or
-    `smalti/tiny-image` or `smalti/tiny-video`; null starts from random weights."""
+    """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
+    instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
@@ -205,7 +210,17 @@ class TokenizerTraining(RunConfig):
                 raise ValueError(f"{name} and weights.{name} go together: give both or neither")
         if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
+        if self.held_out and self.validation is not None:
+            own, shown = ((part.kind, part.path) for part in (self.split_data, self.validation))
+            if own != shown:
+                what = f"held_out is of the {own[0]} of {own[1]}, and validation shows the {shown[0]} of {shown[1]}"
+                raise ValueError(f"{what}: set held_out to 0, or validation to null")
         return self
+
+    @property
+    def split_data(self) -> OneKindConfig:
+        """Source that `held_out` is taken from: `data`, or the videos of joint data."""
+        return self.data.videos if isinstance(self.data, JointConfig) else self.data
 
     def cut_note(self, ranks: int = 1) -> str | None:
         """Return how the discriminator's scores depend on the cut into ranks and micro-batches; None if they do not.

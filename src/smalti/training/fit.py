@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
-from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes
+from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes, write_json
 from smalti.progress import Progress
 from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
@@ -58,6 +59,8 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         if resume:
             resume_newest(task, out)
         check_equal_ranks(task)
+        if world.is_main:
+            _show_data(task, out, quiet=resume)
         with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
@@ -81,6 +84,13 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
             task.export(out / config.kind)
         world.barrier()
     return out / config.kind
+
+
+def _show_data(task: Task, out: Path, *, quiet: bool) -> None:
+    """Write the counts of the data to data.json, and unless `quiet` print what a user should know of them."""
+    write_json(out / "data.json", dict(task.data_counts))
+    for note in () if quiet else task.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:

@@ -38,6 +38,10 @@ class GeneratorTraining(RunConfig):
     data: PathField
     """A finished token set, held in memory at 2 to 8 bytes a token. Rows of another shape than `generator.grid` (the
     short last clip of a video) are left out."""
+    class_conditional: bool | None = None
+    """Whether the model learns the classes of the token set. In place of null, `smalti train` sets it to whether the
+    set has labels or `generator.classes` is above 0, and `generator.classes` to the number of classes of the set if it
+    is 0."""
     validation: PathField | None = None
     """A held-out token set of the same tokenizer, scored with the EMA weights under the first task: bits per token with
     0.25, 0.5, 0.75 and all tokens masked (autoregressive: over all tokens)."""

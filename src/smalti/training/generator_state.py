@@ -29,11 +29,11 @@ from smalti.generation import (
     task_tokens,
 )
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.reader import TokenSet
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.optimizer import adamw, wrap_ddp
 from smalti.training.task import RunState
+from smalti.training.token_data import GridRows
 from smalti.video import limit_pixels
 
 _TASK = 1
@@ -69,8 +69,9 @@ class Objective(nn.Module):
             return autoregressive_loss(self.model, ids, prompt.condition, self.config.loss, rng, chances)
 
 
-def start_generator(config: GeneratorTraining, tokens: TokenSet, world: World) -> GeneratorState:
+def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> GeneratorState:
     """Return a fresh state; random weights are a function of the seed. Raises IntegrityError for another tokenizer."""
+    tokens = rows.tokens
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = config.generator.build()
@@ -79,7 +80,7 @@ def start_generator(config: GeneratorTraining, tokens: TokenSet, world: World) -
         tokenizer = load_tokenizer(str(config.tokenizer), world.device)
         tokens.check(tokenizer)
     model.to(world.device).train()
-    classes = tokens.classes if config.generator.classes else ()
+    classes = rows.classes if config.generator.classes else ()
     fps = next((row.fps for row in tokens), None)
     info = tokens.tokenizer_info
     origin = Origin(tokenizer=info.fingerprint, strides=info.strides, classes=classes, fps=fps)

@@ -1,7 +1,6 @@
 """A generator as a task of `fit`: its token sets, steps, bits per token of held-out rows, samples of every task."""
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from smalti.training.generator_state import GeneratorState, prompt_of, start_gen
 from smalti.training.generator_step import GeneratorStep, generator_step
 from smalti.training.optimizer import OptimizerState
 from smalti.training.task import Samples, Stateful, Task
-from smalti.training.token_data import GridRows
+from smalti.training.token_data import GridRows, settle_classes
 from smalti.video import to_uint8
 
 _SAMPLES, _BATCH = 4, 16
@@ -29,20 +28,26 @@ _SAMPLES, _BATCH = 4, 16
 class GeneratorTask(Task):
     """The training of a token model. What can fail for want of files or memory fails when it is made."""
 
-    def __init__(self, config: GeneratorTraining, world: World) -> None:
+    def __init__(self, config: GeneratorTraining, world: World, previous: GeneratorTraining | None = None) -> None:
         self.rows = GridRows(config.data, config.generator)
-        self.held_out = None if config.validation is None else GridRows(config.validation, config.generator)
+        config, self.notes = settle_classes(config, self.rows, previous)
+        self.rows.check_classes(config.generator.classes)
+        self.held_out = None
+        if config.validation is not None:
+            self.held_out = GridRows(config.validation, config.generator, self.rows.classes)
+            self.held_out.check_classes(config.generator.classes)
         if self.held_out is not None and self.held_out.tokens.tokenizer_info != self.rows.tokens.tokenizer_info:
             raise IntegrityError(f"{config.validation}: made by another tokenizer than {config.data}")
-        self.state: GeneratorState = start_generator(config, self.rows.tokens, world)
+        self.state: GeneratorState = start_generator(config, self.rows, world)
         self.ema = self.state.ema.model
         self.data_count, self.data_digest = len(self.rows), self.rows.tokens.plan
+        self.data_counts = {"rows": len(self.rows), "rows_of_other_shapes": self.rows.other_shapes}
+        if config.validation is None:
+            self.notes += ("no validation: set validation to a token set of other media",)
 
     def steps(self, folder: Path) -> Iterator[GeneratorStep]:
         """Train to the last step; a token set has no files that cannot be read, so `folder` stays as it is."""
         config, world = self.state.config, self.state.world
-        if self.rows.other_shapes and world.is_main:
-            print(f"{config.data}: {self.rows.other_shapes:,} rows of another shape are left out", file=sys.stderr)
         stream = token_batches(
             self.rows,
             batch_size=config.batch_size,

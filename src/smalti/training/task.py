@@ -1,6 +1,6 @@
 """The parts of a run that differ between what is trained; `fit` does the rest, the same for all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -86,6 +86,10 @@ class Task(Savable):
 
     data_count: int
     """Samples in the data."""
+    data_counts: Mapping[str, int]
+    """Number of samples that are trained on, held out and left out, by name, for data.json."""
+    notes: Sequence[str] = ()
+    """Facts about the data that a user should know before the first step, a line each."""
 
     def steps(self, folder: Path) -> Iterator[StepResult]:
         """Train from the present step to the last; lists of files that cannot be read go into the run folder."""

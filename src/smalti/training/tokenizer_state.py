@@ -14,7 +14,7 @@ from smalti.families import load as load_tokenizer
 from smalti.losses import Anchors
 from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
-from smalti.tokenizer import Tokenizer
+from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
 from smalti.tokenizer.initialise import initialise
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
@@ -72,6 +72,11 @@ class TrainState(RunState):
         return found
 
 
+def architecture(config: AnyTokenizerConfig) -> AnyTokenizerConfig:
+    """Return a config without the losses of its quantizer, which belong to a run."""
+    return config.replace({"quantizer": config.quantizer.replace({"losses": ()})})
+
+
 def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
     """Return a fresh state; random weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
@@ -81,9 +86,10 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         discriminator = None if config.gan is None else config.gan.discriminator.build()
     if config.init is not None:
         initial = load_tokenizer(str(config.init))
-        if initial.config != config.tokenizer:
+        if architecture(initial.config) != architecture(config.tokenizer):
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
         tokenizer.load_state_dict(initial.state_dict())
+        tokenizer.source = initial.source
     tokenizer.to(world.device).train()
     state = TrainState(
         config=config,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from smalti.data import BadFileLog, JointConfig, batches, evaluation
+from smalti.data import BadFileLog, Joint, Source, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
@@ -17,6 +17,7 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.score import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.split import settle_validation, split_data
 from smalti.training.task import Samples, Stateful, Task
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import TokenizerStep, step
@@ -59,8 +60,11 @@ class BadRows:
 class TokenizerTask(Task):
     """The training of a tokenizer. What can fail for want of files, weights or memory fails when it is made."""
 
-    def __init__(self, config: TokenizerTraining, world: World) -> None:
-        self.source = config.data.build()
+    def __init__(self, config: TokenizerTraining, world: World, previous: TokenizerTraining | None = None) -> None:
+        config = settle_validation(config, previous)
+        split = split_data(config)
+        self.source, self.validation = split.train, split.validation
+        self.data_counts, self.notes = split.counts, split.notes
         self.state: TrainState = start_tokenizer(config, world)
         self.ema: Tokenizer = self.state.ema
         self.data_count = len(self.source)
@@ -113,16 +117,16 @@ class TokenizerTask(Task):
 
     def validate(self) -> dict[str, float]:
         """Score the EMA weights on the held-out data under the default protocol."""
-        config = self.state.config
-        if config.validation is None:
+        if self.validation is None:
             return {}
-        report = score_tokenizer(self.ema, config.validation.build(), SMALTI, limit=config.validation_limit)
+        limit = self.state.config.validation_limit
+        report = score_tokenizer(self.ema, self.validation, SMALTI, limit=limit)
         scores = {name: getattr(report, name) for name in ("psnr", "ssim", "ms_ssim", "lpips")}
         return {name: value for name, value in scores.items() if value is not None}
 
     def samples(self) -> Samples:
         """Return a sheet of originals, reconstructions and their difference, always of the same clips."""
-        self._clips = self._clips or _first_clips(self.state.config)
+        self._clips = self._clips or _first_clips(self.validation or self.source)
         rows = []
         for video in self._clips:
             # Encoded and decoded, not `forward`: its entropies are taken over all ranks, and this rank is alone here.
@@ -132,8 +136,7 @@ class TokenizerTask(Task):
         return Samples(contact_sheet(rows, ["original", "reconstruction", "difference x4"]), {})
 
 
-def _first_clips(config: TokenizerTraining) -> list[Tensor]:
-    """Return the first clips of the validation data, or of the training data without it."""
-    shown = config.validation or config.data
-    source = (shown.videos if isinstance(shown, JointConfig) else shown).build()
+def _first_clips(shown: Source) -> list[Tensor]:
+    """Return the first clips of a source; of images and videos together, of the videos."""
+    source = shown.videos if isinstance(shown, Joint) else shown
     return [batch.video for batch, _ in zip(evaluation(source), range(_SAMPLES), strict=False)]
