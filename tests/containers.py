@@ -158,7 +158,7 @@ def decoded_by_pyav(path: Path) -> Decoded:
 
 SITINGS = ("", "left", "topleft:interl=1")
 """Positions of chroma that ffmpeg's filter `scale` is told: it does not ask the frames, as swscale and smalti do, and
-takes chroma in the middle of progressive frames unless it is told. H.264, HEVC and MPEG have it at the left pixels, DV at
+takes chroma in the middle unless it is told. H.264, HEVC and MPEG have it at the left pixels, DV at
 the upper left and by field."""
 
 
