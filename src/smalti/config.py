@@ -10,15 +10,25 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError, model_validator
 
 from smalti.errors import ConfigError
 from smalti.text import nearest, shorten
 
 T = TypeVar("T")
-Tuple = Annotated[tuple[T, ...], Strict(False)]
-"""A tuple field that also takes a list (YAML and JSON have no tuples); its items stay strict."""
-Triple = Annotated[tuple[T, T, T], Strict(False)]
+
+
+def _tuple_of_list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+ListToo = BeforeValidator(_tuple_of_list)
+"""Mark of a tuple field that also takes a list (YAML and JSON have no tuples); its items stay strict. `Strict(False)`
+would say the same, but pydantic before 2.11 does not hear it inside a union."""
+Tuple = Annotated[tuple[T, ...], ListToo]
+"""A tuple of any length."""
+Two = Annotated[tuple[T, T], ListToo]
+Triple = Annotated[tuple[T, T, T], ListToo]
 PathField = Annotated[Path, Strict(False)]
 
 C = TypeVar("C", bound="Config")
@@ -58,7 +68,7 @@ class Config(BaseModel):
         data = self.plain()
         for path, value, assignment in sorted(map(_assignment, assignments), key=_kinds_first):
             _assign(data, path, value, assignment)
-        return type(self).parse(data, where="--set")
+        return type(self).parse(data, where="`set`")
 
     def replace(self: C, changes: Mapping[str, object]) -> C:
         """A copy with other values in some fields, checked as a new config is."""
@@ -173,8 +183,8 @@ def _assignment(text: str) -> _Assignment:
     shown = shorten(" ".join(text.split()))
     names = [" ".join(name.split()) for name in path.split(".")]
     if not equals or not all(names):
-        raise ConfigError(f"--set {shown}: expected field=value, as in --set steps=1000")
-    return names, parse_yaml(value, where=f"--set {shown}"), shown
+        raise ConfigError(f"`set` {shown}: expected field=value, as in steps=1000")
+    return names, parse_yaml(value, where=f"`set` {shown}"), shown
 
 
 def _kinds_first(assignment: _Assignment) -> tuple[bool, int]:
@@ -190,7 +200,7 @@ def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
             ] = {}  # an optional section that was not there, one of a new kind, or a wrong name: parse will tell
         if not isinstance(data[key], dict):
             here = ".".join(path[: depth + 1])
-            raise ConfigError(f"--set {assignment}: {here} is not a section but one value; set it whole")
+            raise ConfigError(f"`set` {assignment}: {here} is not a section but one value; set it whole")
         data = data[key]
     if path[-1] == "kind" and data.get("kind") != value:
         data.clear()  # the fields of one kind mean nothing to another
@@ -224,6 +234,8 @@ def _explain(cls: type[Config], data: object, error: ValidationError) -> str:
         text = f"{path or 'value'}: {first['msg']}"
         if not isinstance(first["input"], Mapping | BaseModel):
             text += f" (found {shorten(repr(first['input']))})"
+    former = [f"{old} is {new} now" for old, new in _former_names(cls, first["loc"]).items() if old in path.split(".")]
+    text += f" ({', '.join(former)})" if former and kind != "extra_forbidden" else ""
     more = error.error_count() - 1
     return " ".join(text.split()) + (f" [and {more} more]" if more else "")
 
@@ -243,6 +255,12 @@ def _dotted(cls: type[Config], data: object, loc: tuple[int | str, ...], missing
             parts.append(str(step))
             data = data[step]
     return ".".join(parts)
+
+
+def _former_names(cls: type[Config], loc: tuple[int | str, ...]) -> dict[str, str]:
+    """Return the former names of the fields on a path, former -> present."""
+    models = ((_model_at(cls, loc[:i]), step) for i, step in enumerate(loc))
+    return {old: new for model, step in models for old, new in model.former_names.items() if new == step}
 
 
 def _model_at(cls: type[Config], loc: tuple[int | str, ...]) -> type[Config]:

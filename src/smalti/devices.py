@@ -16,5 +16,5 @@ def as_device(device: str | torch.device | None) -> torch.device | None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
         reason = str(error).splitlines()[0][:120]
-        raise MachineError(f"device {device}: not available here, where there is {there} ({reason})") from None
+        raise MachineError(f"`device` {device}: not available here, where there is {there} ({reason})") from None
     return found

@@ -78,10 +78,10 @@ def _from_pillow(image: object) -> np.ndarray:
         raise BadTensor(
             f"pixels must be a uint8 tensor or numpy array, an image of Pillow or a list (found {describe(image)})"
         )
-    return np.array(upright(image, to_rgb(image)))
+    return np.array(upright_image(image, to_rgb(image)))
 
 
-def upright(image: "Image.Image", pixels: "Image.Image") -> "Image.Image":
+def upright_image(image: "Image.Image", pixels: "Image.Image") -> "Image.Image":
     """Return the pixels of an image turned as its EXIF orientation says (2 to 8); as they are without one."""
     from PIL import Image
 

@@ -1,7 +1,9 @@
 """`smalti eval --real`: generated sets against real media, files that cannot be read, options that contradict."""
 
+import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -97,3 +99,25 @@ def test_media_and_weights_must_be_there(smalti, made, pictures, i3d, tmp_path):
         smalti("eval", made / "0", "--real", bundled.photos("heldout"), *GFVD, *features), 3, "holds images"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_statistics_stands_for_real_media_and_an_interval_needs_them(smalti, made, i3d, tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 400))
+    given = tmp_path / "given.npz"
+    np.savez(given, mu=vectors.mean(0), sigma=np.cov(vectors, rowvar=False))
+    command = ("eval", made / "0", *GFVD, "--features", i3d)
+    ended = smalti(*command, "--real", given, "--json", "--out", tmp_path / "out")
+    assert ended.code == 0
+    report = GenerationReport.parse(json.loads(ended.out))
+    found = report.sets[0].frechet
+    assert (report.real, found.originals, found.outputs) == (0, 0, 2)
+    assert found.reference == hashlib.sha256(given.read_bytes()).hexdigest()
+    assert (tmp_path / "out" / "sheet.png").is_file()
+    assert_one_line(smalti(*command, "--real", given, "--bootstrap", 5), 2, "needs the real set itself")
+    assert_one_line(smalti(*command, "--real", tmp_path / "no.npz"), 3, "no such file")
+    assert_one_line(smalti("eval", made / "0", "--data", made / "0", "--bootstrap", 5), 2, "--bootstrap 5", "--real")
+    with_media = smalti(*command, "--real", made / "0", "--bootstrap", 9, "--json")
+    found = GenerationReport.parse(json.loads(with_media.out)).sets[0].frechet
+    assert found.resamples == 9
+    assert found.interval[0] <= found.distance + 1e-9

@@ -1,8 +1,11 @@
 """`smalti eval --protocol`: pixels as the protocol says, weights that must be there, statistics that are kept."""
 
+import hashlib
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -149,3 +152,16 @@ def test_another_kind_of_media_than_the_protocol_is_for_is_refused(smalti, image
     command = ("eval", image_tokenizer, "--data", PHOTOS, "--protocol")
     assert_one_line(smalti(*command, "mindone-psnr"), 3, PHOTOS, ".mp4")
     assert isinstance(PHOTOS, Path)
+
+
+def test_a_file_of_statistics_by_another_project_stands_for_the_originals(smalti, video_tokenizer, i3d, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(50, 400))
+    given = tmp_path / "given.pkl"
+    given.write_bytes(pickle.dumps({"real_mean": vectors.mean(0), "real_cov": np.cov(vectors, rowvar=False)}))
+    command = ("eval", video_tokenizer, "--data", FILM, "--protocol", "smalti-fvd", "--json")
+    ended = smalti(*command, "--features", i3d, "--frames", 9, "--size", 16, "--limit", 2, "--statistics", given)
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)["frechet"]
+    assert (found["originals"], found["outputs"]) == (0, 2)
+    assert found["reference"] == hashlib.sha256(given.read_bytes()).hexdigest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given.pkl"]

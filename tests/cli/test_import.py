@@ -79,6 +79,31 @@ def test_stripped_files_and_both_prefixes_are_taken(averaged, tmp_path, prefix):
     assert all(torch.equal(tensor, whole[name]) for name, tensor in found.tokenizer.state_dict().items())
 
 
+def test_the_law_of_a_codebook_is_an_option_and_without_it_nothing_is_written(smalti, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file, out = FOLDER / "ibq_tiny.ckpt", tmp_path / "ibq"
+    assert_one_line(smalti("import", file, "--out", out), 2, "--lookup euclidean for taming and Chameleon, or inner")
+    assert not out.exists()
+    told = smalti("import", file, "--lookup", "inner", "--out", out)
+    assert told.code == 0
+    assert "average weights" in told.out
+    info = json.loads(smalti("info", out, "--json").out)
+    assert (info["quantizer"], info["is_tile_exact"], info["is_streamable"]) == ("codebook", False, True)
+    assert (info["source"]["network"], info["source"]["weights"], info["source"]["pixels"]) == (
+        "IBQ",
+        "average",
+        "[-1, 1]",
+    )
+    same = json.loads(smalti("info", f"{file}:lookup=inner", "--json").out)
+    assert same["fingerprint"] == info["fingerprint"]
+    folder = tmp_path / "theirs"  # with a config.yaml, as a run of ours has one
+    folder.mkdir()
+    shutil.copy(file, folder / "model.ckpt")
+    (folder / "config.yaml").write_text("class_path: src.IBQ.models.ibqgan.IBQ\n")
+    theirs = json.loads(smalti("info", folder, "--json").out)
+    assert (theirs["fingerprint"], "run" in theirs) == (info["fingerprint"], False)
+
+
 def test_levels_that_the_file_does_not_say_must_be_given(smalti, averaged, tmp_path):
     path = saved(tmp_path / "stripped.pth", averaged)
     assert_one_line(smalti("import", path, "--out", tmp_path / "out"), 2, "--levels")

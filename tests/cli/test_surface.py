@@ -104,6 +104,13 @@ def test_every_kind_of_error_has_its_code_and_line(error, code, line):
     assert explain(error) == (line, code)
 
 
+def test_arguments_in_a_message_are_options_on_the_command_line():
+    said = explain(
+        ConfigError("a.png: exists; pass `overwrite`, another `out` or `label`, `plan_only` (not `nothing`)")
+    )
+    assert said.line == "error: a.png: exists; pass --overwrite, another --out or --class, --plan-only (not `nothing`)"
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_out_of_memory_is_the_machines_fault(error):
     told = explain(error)

@@ -242,5 +242,5 @@ def test_contenders_are_named_by_group_by_recipe_or_with_changes():
     for wrong, part in (("lfq81", "did you mean 'lfq18'"), ("base:", "nothing after"), ("base: 'a", "quotation")):
         with pytest.raises(ConfigError, match=part):
             find_variants(wrong, groups)
-    with pytest.raises(ConfigError, match=r"base: --set: tokenizer.widht"):
+    with pytest.raises(ConfigError, match=r"base: `set`: tokenizer.widht"):
         Variant(name="base", set=("tokenizer.widht=3",)).training("images", 10)

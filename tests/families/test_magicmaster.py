@@ -194,7 +194,7 @@ def test_the_bins_of_dsq_15360_are_25600_codes_and_the_report_says_so():
 
 def test_fsq_levels_are_asked_for_and_checked():
     shapes = listed("magicmaster_2d", 0.25)
-    with pytest.raises(ConfigError, match="--levels"):
+    with pytest.raises(ConfigError, match="`levels`"):
         recognised(shapes, None)
     with pytest.raises(ConfigError, match="6 channels"):
         recognised(shapes, (8, 8))

@@ -6,12 +6,15 @@ import re
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import smalti
 from smalti.data.bundled import photos
-from smalti.families import magicmaster, zoo
+from smalti.errors import IntegrityError
+from smalti.families import import_checkpoint, magicmaster, zoo
 from smalti.families.checkpoint import FAMILIES
 from smalti.families.cosmos import video_strides
+from smalti.families.links import assemble
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, VidTokConfig
 from tests.families.golden import listed, read_shapes
@@ -114,3 +117,28 @@ def test_the_ten_lines_of_the_tutorial_run(tmp_path, monkeypatch):
     assert there["row"].shape == (1, there["ids"].numel())
     assert json.dumps(there["tokenizer"].source.plain())
     assert smalti.load(FOLDER / "showo_tiny").fingerprint == there["tokenizer"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("listing", "stray", "options"),
+    [
+        ("om2_image128L_w32_32px", "encoder.mid_block.999999999.norm1.weight", {}),
+        ("vidtok_v10_fsq488_w32_t9_32px", "encoder.down.0.block.999999999.norm1.norm.weight", {"version": "1.0"}),
+        ("cosmos_di8x8_w32_64px", "encoder.down.0.block.999999999.norm1.weight", {}),
+    ],
+)
+def test_a_name_that_claims_a_billion_blocks_is_refused_at_once(listing, stray, options):
+    shapes = {**listed(listing), stray: (32,)}
+    model = read_shapes(shapes, **options)[1]
+    assert stray not in {link.source for link in model.links}
+    with pytest.raises(IntegrityError, match="tensors are missing"):
+        assemble(Tokenizer(model.config), model.links, {key: torch.empty(shape) for key, shape in shapes.items()}, "x")
+
+
+def test_a_shape_that_claims_more_memory_than_there_is_is_refused_before_it_is_taken(tmp_path):
+    """One tensor of 60,000 x 1 names convolutions of 60,000 x 60,000 x 9: 130 GB."""
+    tensors = {key: torch.zeros(shape) for key, shape in listed("om2_image128L_w32_32px").items()}
+    tensors["encoder.down.1.block.0.conv1.weight"] = torch.zeros(60_000, 1, 1, 1)
+    save_file(tensors, tmp_path / "wide.safetensors")
+    with pytest.raises(IntegrityError, match="its shapes name a network of"):
+        import_checkpoint(tmp_path / "wide.safetensors")

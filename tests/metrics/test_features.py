@@ -149,7 +149,7 @@ def test_files_are_found_in_the_order_of_the_docs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for network in (INCEPTION, I3D):
         monkeypatch.delenv(weights_variable(network), raising=False)
-        with pytest.raises(MachineError, match=rf"no {network.file}.*--features FILE, set SMALTI_\w+, or put it into"):
+        with pytest.raises(MachineError, match=rf"no {network.file}.*`features` FILE, set SMALTI_\w+, or put it into"):
             find_weights_file(network)
         cached = tmp_path / "smalti" / network.file
         cached.parent.mkdir(exist_ok=True)

@@ -185,7 +185,7 @@ def test_a_hub_that_is_not_asked_is_said():
 
 def test_a_device_that_is_not_there_is_one_line():
     for device in ("gpu", "cuda:99", "cpu:x"):
-        with pytest.raises(SmaltiError, match=rf"^device {device}: not available here") as error:
+        with pytest.raises(SmaltiError, match=rf"^`device` {device}: not available here") as error:
             load("smalti/tiny-image", device)
         assert "\n" not in str(error.value)
 
@@ -195,6 +195,7 @@ def test_the_nearest_choice_is_asked_for():
         check_arguments(sample, locals())
 
     sample("cosine")
+    sample("cosine", [])  # as the command line gives them
     with pytest.raises(
         ConfigError, match=r"^schedule: 'cosin' is none of 'cosine', 'linear'; did you mean 'cosine'\?$"
     ):

@@ -46,7 +46,7 @@ def test_folders_and_token_sets_have_a_sheet_too(tokenizer, tmp_path):
 
 
 def test_contradicting_arguments_are_refused(tokenizer):
-    with pytest.raises(ConfigError, match="--data FOLDER"):
+    with pytest.raises(ConfigError, match="`data` FOLDER"):
         smalti.evaluate(tokenizer)
     with pytest.raises(ConfigError, match="2 targets"):
         smalti.evaluate([tokenizer, tokenizer], PHOTOS)

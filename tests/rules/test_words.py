@@ -82,6 +82,40 @@ def test_docstrings_can_be_read_alone():
     assert not found, "\n".join(found)
 
 
+OPTION = re.compile(r"(?<![\w`-])--[a-z]")
+COMMAND = re.compile(r"\b(smalti [a-z]+|pip install|bash|torchrun)\b")
+
+
+def options_in_texts(tree: ast.AST) -> list[tuple[ast.expr, str]]:
+    """Return the texts of the code that name an option of the command line, but for docstrings and whole commands."""
+    kept = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    kept |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    found: list[tuple[ast.expr, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in kept:
+            found.append((node, node.value))
+        if isinstance(node, ast.JoinedStr) and id(node) not in kept:
+            parts = (part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
+            found.append((node, "".join(map(str, parts))))
+    return [(node, text) for node, text in found if OPTION.search(text) and not COMMAND.search(text.split("--")[0])]
+
+
+def test_messages_name_arguments_and_not_options():
+    """Functions say `overwrite`, of which the command line makes --overwrite: a user of Python has no options."""
+    library = [path for path in modules("src") if not path.is_relative_to(PACKAGE / "cli")]
+    found = [
+        f"{place(path, node)} {text[:70]}"
+        for path in library
+        if path.name not in ("html.py", "recipe.py")  # CSS; the command of a recipe
+        for node, text in options_in_texts(parsed(path))
+    ]
+    assert not found, "\n".join(found)
+    seen = options_in_texts(
+        ast.parse('raise E(f"{x}: give --out", "run `smalti train --out x`", "pip install --no-deps a")')
+    )
+    assert [text for _, text in seen] == ["x: give --out"]
+
+
 def test_the_words_are_seen_whole_and_in_any_case():
     seen = words().findall("A Picture, pictures; film-like a/film.mp4 `film` drawn Adversaries snapshot drawer")
     assert seen == ["Picture", "pictures", "drawn", "Adversaries"]

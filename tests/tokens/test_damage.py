@@ -190,7 +190,7 @@ def test_changed_weights_are_refused(made, begun, tmp_path):
 def test_other_options_are_refused_by_name(made, begun):
     with pytest.raises(ConfigError, match="begun with size None \\(now 16\\)"):
         make_set(made / "tokenizer", begun / "data", begun / "set", options=OPTIONS.replace({"size": 16}))
-    with pytest.raises(ConfigError, match="is no token set; choose another --out"):
+    with pytest.raises(ConfigError, match="is no token set; choose another `out`"):
         make_set(made / "tokenizer", begun / "data", begun / "data", options=OPTIONS)
 
 

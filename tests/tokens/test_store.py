@@ -347,5 +347,5 @@ def test_rows_are_chosen_as_slices_numbers_and_keys(made):
     assert choose_rows(tokens, "-1", []) == [8]
     assert choose_rows(tokens, None, ["cat/1.png"]) == [0]
     for wrong in ("9", "a:b", "-10"):
-        with pytest.raises(ConfigError, match="--rows"):
+        with pytest.raises(ConfigError, match="`rows`"):
             choose_rows(tokens, wrong, [])

@@ -195,5 +195,5 @@ def test_numbers_that_stay_not_finite_end_the_run_and_keep_the_weights(made, tmp
 
 def test_labels_that_a_model_has_no_class_for_are_refused(made, tmp_path):
     model = {**config_of(made).generator.plain(), "classes": 2}
-    with pytest.raises(Exception, match=r"--set generator\.classes=3"):
+    with pytest.raises(Exception, match=r"`set` generator\.classes=3"):
         train(config_of(made, generator=model), tmp_path / "run", device="cpu")

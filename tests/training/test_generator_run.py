@@ -161,7 +161,7 @@ def test_what_cannot_be_trained_is_one_line(made, tmp_path, changes, message):
 def test_a_model_that_does_not_fit_the_set_names_the_field_to_set(made, tmp_path):
     for field, value in (("levels", [8, 8]), ("grid", [1, 4, 4]), ("classes", 3)):
         model = {**config_of(made).generator.plain(), field: value}
-        with pytest.raises(ConfigError, match=f"--set generator.{field}="):
+        with pytest.raises(ConfigError, match=f"`set` generator.{field}="):
             train(config_of(made, generator=model), tmp_path / "run", device="cpu")
 
 

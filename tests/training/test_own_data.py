@@ -146,7 +146,7 @@ def test_classes_that_are_not_learned_are_said(sets, tmp_path, capsys):
     config, generator = trained(training(sets, "plain"), tmp_path / "plain")
     assert (config.class_conditional, config.generator.classes) == (False, 0)
     assert "class" not in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="has rows without labels; --set class_conditional=false"):
+    with pytest.raises(ConfigError, match="has rows without labels; `set` class_conditional=false"):
         trained(training(sets, "plain", "class_conditional=true"), tmp_path / "none")
 
 

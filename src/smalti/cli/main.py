@@ -1,6 +1,7 @@
 """The list of verbs, and how every failure becomes one line and a fixed exit code."""
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -34,6 +35,8 @@ from smalti.version import __version__
 
 UNREAD = 1
 """Exit code where the reader of the output was gone."""
+_OPTIONS = {"label": "class", "source": "from"}
+"""Arguments of functions whose options are called by a word of Python."""
 INTERNAL = 70
 STOPPED = 130
 USAGE = 2
@@ -142,7 +145,7 @@ class Failure(NamedTuple):
 def explain(error: BaseException) -> Failure:
     """The one line and the exit code of an error."""
     if isinstance(error, SmaltiError):
-        return Failure(f"error: {message_line(error)}", error.exit_code)
+        return Failure(f"error: {message_line(_with_options(str(error)))}", error.exit_code)
     if (usage := _usage_message(error)) is not None:
         return Failure(f"error: {message_line(usage)} (see smalti VERB --help)", USAGE)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -155,6 +158,18 @@ def explain(error: BaseException) -> Failure:
         return Failure(f"error: {message_line(f'{where}{error.strerror or error}')}", MachineError.exit_code)
     what = message_line(f"{type(error).__name__}: {error}")
     return Failure(f"internal error: {what} (run with --debug for the traceback)", INTERNAL)
+
+
+def _with_options(message: str) -> str:
+    """Return a message in which `name`, an argument of a function, is the option of that name: --name."""
+    commands: Any = typer.main.get_command(app)
+    options = {text for command in commands.commands.values() for param in command.params for text in param.opts}
+
+    def option(match: re.Match[str]) -> str:
+        name = "--" + _OPTIONS.get(match[1], match[1]).replace("_", "-")
+        return name if name in options else match[0]
+
+    return re.sub(r"`([a-z_]+)`", option, message)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -119,11 +119,11 @@ def compress_file(
     begin = time.perf_counter()
     if source.suffix.lower() not in VIDEO_SUFFIXES:
         if group is not None:
-            raise ConfigError(f"{printable(source)}: --group cuts videos, and this is an image")
+            raise ConfigError(f"{printable(source)}: `group` cuts videos, and this is an image")
         frame = read_image(source)
         head = _head(tokenizer, (frame.shape[0], frame.shape[1]), None)
         return _compress(source, target, head, [(1, images_to_ids(tokenizer, frame[None]))], model, begin)
-    check_causal(tokenizer, group, "--group 17")
+    check_causal(tokenizer, group, "`group` 17")
     with open_video(source) as reader:
 
         def frames() -> Iterator[Tensor]:

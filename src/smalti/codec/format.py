@@ -15,11 +15,11 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from io import BytesIO
-from typing import Annotated, BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 
-from smalti.config import Config, Triple, Tuple
+from smalti.config import Config, Triple, Tuple, Two
 from smalti.data.source import MAX_PIXELS
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import failpoint
@@ -45,7 +45,7 @@ _AT_ONCE = 1 << 20
 _FIX = "copy it again, or compress its source anew"
 
 
-Rate = Annotated[tuple[int, int], Strict(False)]
+Rate = Two[int]
 
 
 class Head(Config):

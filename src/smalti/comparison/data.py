@@ -74,7 +74,7 @@ def load_parts(config: ComparisonData) -> DataParts:
             raise InputError(f"{config.heldout}: {min(both)} and {len(both) - 1} more are in {config.data} as well")
     for purpose, part in (("learn from", train), ("hold back", heldout)):
         if not len(part):
-            raise InputError(f"{config.data}: {len(names)} files leave none to {purpose}; give more, or --heldout")
+            raise InputError(f"{config.data}: {len(names)} files leave none to {purpose}; give more, or `heldout`")
     order = sorted(range(len(heldout)), key=lambda index: hashlib.sha256(heldout.key(index).encode()).digest())
     bad: dict[str, str] = {}
     first = Subset(heldout, order[: config.limit])

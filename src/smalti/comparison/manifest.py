@@ -25,11 +25,11 @@ def prepare_comparison(out: Path, settings: Mapping[str, Any], *, resume: bool) 
     path, plain = out / SETTINGS, {**settings, "format": 1}
     if path.is_file():
         if not resume:
-            raise ConfigError(f"{out}: contains a comparison already; pass --resume to continue it, or another --out")
+            raise ConfigError(f"{out}: contains a comparison already; pass `resume` to continue it, or another `out`")
         before = _extended(_in_present_names(read_json(path), str(path)), plain)
         changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
         if changed:
-            raise ConfigError(f"{out}: was started with other {', '.join(changed)}; give the same, or another --out")
+            raise ConfigError(f"{out}: was started with other {', '.join(changed)}; give the same, or another `out`")
     write_json(path, plain)
 
 

@@ -63,9 +63,9 @@ def find_variants(text: str, groups: Groups) -> list[Variant]:
     try:
         more = tuple(shlex.split(rest))
     except ValueError as error:
-        raise ConfigError(f"--variant {label}: {error}") from None
+        raise ConfigError(f"`variant` {label}: {error}") from None
     if colon and not more:
-        raise ConfigError(f"--variant {label}: nothing after the colon; give field=value, or leave it out")
+        raise ConfigError(f"`variant` {label}: nothing after the colon; give field=value, or leave it out")
     if name in groups and not more:
         return [PLAIN, *groups[name]]
     ready = {one.name: one for one in (PLAIN, *(one for members in groups.values() for one in members))}
@@ -73,7 +73,7 @@ def find_variants(text: str, groups: Groups) -> list[Variant]:
     variant = ready.get(name) or recipes.get(name)
     if variant is None:
         lists = f"groups: {', '.join(groups)}; variants: {', '.join(ready)}; or a recipe"
-        raise ConfigError(f"--variant {name}: no such variant{nearest(name, [*groups, *ready, *recipes])} ({lists})")
+        raise ConfigError(f"`variant` {name}: no such variant{nearest(name, [*groups, *ready, *recipes])} ({lists})")
     return [variant.replace({"name": label if more else variant.name, "set": (*variant.set, *more)})]
 
 

@@ -54,9 +54,9 @@ def source_of(
         raise InputError(f"{printable(path)}: no images and no videos, by their suffixes; name the kind in a config")
     fields: dict[str, object] = {"path": path, "root": root, "size": size, "crop": "center", "flip": False}
     if (prefer if prefer in media else media[0]) == "images":
-        return ImagesConfig.parse(fields, where="source_of")
+        return ImagesConfig.parse(fields, where=str(path))
     fields |= {"frames": frames, "sampling": "center", "short": "skip"}
-    return VideosConfig.parse(fields, where="source_of")
+    return VideosConfig.parse(fields, where=str(path))
 
 
 def _media_of(suffixes: set[str]) -> list[Medium]:

@@ -19,7 +19,7 @@ from smalti.data.source import MAX_PIXELS, Store, StoreSource, open_media
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, BadTensor
 from smalti.text import one_line, printable
-from smalti.video import to_rgb, upright
+from smalti.video import to_rgb, upright_image
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 """Formats that are read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""
@@ -82,7 +82,7 @@ def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
             rgb = to_rgb(image)
         except BadTensor as error:
             raise BadFile(name, "sample-format", str(error)) from None
-        return np.array(upright(image, rgb))
+        return np.array(upright_image(image, rgb))
 
 
 def _known_formats(name: str, file: BinaryIO | BytesIO) -> list[str]:

@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from smalti.config import Config
+from smalti.config import Config, Two
 from smalti.data.cv2_resize import Cv2Filter, cv2_resize
 from smalti.data.source import MAX_PIXELS
 from smalti.errors import BadFile
@@ -16,7 +16,7 @@ Filter = Literal["lanczos", "bicubic", "bilinear"] | Cv2Filter
 Crop = Literal["random", "center"]
 CropOrder = Literal["together", "before", "after"]
 Side = Annotated[int, Field(ge=1, le=16_384)]
-SizeField = Side | Annotated[tuple[Side, Side], Strict(False)] | None
+SizeField = Side | Two[Side] | None
 """Height and width of a sample; one number for a square; None keeps the size of each image."""
 
 
@@ -26,7 +26,7 @@ def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
-ScaleField = Annotated[tuple[float, float], Strict(False), AfterValidator(_ordered)]
+ScaleField = Annotated[Two[float], AfterValidator(_ordered)]
 """Range of the sides of a random crop, relative to the largest crop."""
 
 _FILTERS = {

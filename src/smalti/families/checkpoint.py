@@ -48,6 +48,8 @@ FAMILIES: tuple[Family, ...] = (
 """All families, in the order in which they are tried."""
 _LARGEST = 1 << 33
 """Numbers in the largest network that is built; a small file can claim any shape."""
+_SHARED = 1 << 16
+"""Numbers that one of a file may fill in several places of ours (learned bins of DSQ)."""
 _NO_PART = "no part of the tokenizer"
 
 
@@ -171,6 +173,10 @@ def convert_source(source: SourceFiles, options: ImportOptions, digest: str | No
     with _naming_family(where):
         model = family.read(checkpoint, options)
     _check_options(model, options, where)
+    with torch.device("meta"):  # one tensor's shape can claim widths that no memory holds
+        needed = sum(parameter.numel() for parameter in Tokenizer(model.config).parameters())
+    if needed > 2 * count + _SHARED:
+        raise IntegrityError(f"{where}: its shapes name a network of {needed:,} numbers, and it holds {count:,}")
     tokenizer = Tokenizer(model.config)
     names = {link.source: model.stored(link.source) for link in model.links}
     held = {name: checkpoint.tensors[stored] for name, stored in names.items() if stored in checkpoint.tensors}

@@ -52,8 +52,9 @@ def _config(shapes: Shapes, compression: tuple[int, int, int] | None, fsq_levels
     conv, inner = (".0.conv3d", ".conv3d") if video else ("", "")
     width, channels, *_ = shapes[f"encoder.conv_in{conv}.weight"]
     patch = round((channels / 3) ** (1 / (3 if video else 2)))
-    levels = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down."))
-    blocks = [name.split(".") for name in shapes if name.startswith("encoder.down.0.block.")]
+    # Counted, not the highest number: a name can claim any.
+    levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down.")})
+    blocks = {name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}
     outs = [shapes[f"encoder.down.{i}.block.0.conv1{conv}.weight"][0] for i in range(levels)]
     if len(fsq_levels) != shapes[f"quant_conv{inner}.weight"][0]:
         raise ValueError(f"FSQ of {len(fsq_levels)} channels, where it has {shapes[f'quant_conv{inner}.weight'][0]}")
@@ -67,7 +68,7 @@ def _config(shapes: Shapes, compression: tuple[int, int, int] | None, fsq_levels
         quantizer=FSQConfig(levels=fsq_levels),
         width=width,
         multipliers=tuple(out // width for out in outs),
-        depth=1 + max(int(name[4]) for name in blocks),
+        depth=len(blocks),
         latent=shapes[f"quant_conv{inner}.weight"][1],
         patch=patch,
         time_kernel=3 if video else 1,

@@ -81,7 +81,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     if pixels is None:
         raise ConfigError(
             f"{checkpoint.where}: VQModel does not say the range of its pixels, and a wrong one gives other ids; give"
-            " --pixels unit for [0, 1] (aMUSEd and its kin) or signed for [-1, 1] (pixels= in Python, in a name"
+            " `pixels` unit for [0, 1] (aMUSEd and its kin) or signed for [-1, 1] (pixels= in Python, in a name"
             " NAME:pixels=unit)"
         )
     encoder, decoder = (_half(shapes, half) for half in ("encoder", "decoder"))

@@ -273,9 +273,9 @@ def _read_quantizer(shapes: Shapes, levels: tuple[int, ...] | None, where: str) 
     groups = {name.split(".")[1] for name in shapes if name.startswith("quantizer.lqt_")}
     if not groups:
         if levels is None:
-            raise ConfigError(f"{where}: does not say its FSQ levels; give them, as in --levels 8,8,8,5,5,5")
+            raise ConfigError(f"{where}: does not say its FSQ levels; give them, as in `levels` 8,8,8,5,5,5")
         if len(levels) != channels:
-            raise ConfigError(f"{where}: its FSQ has {channels} channels, and --levels has {len(levels)}")
+            raise ConfigError(f"{where}: its FSQ has {channels} channels, and `levels` has {len(levels)}")
         return _Quantizer(FSQConfig(levels=levels), [], [], [])
     places = DSQ_PLACES["15360" if "lqt_4" in groups else "64000"]
     links, bins = list[Link](), dict[int, int]()

@@ -100,8 +100,9 @@ def _conv(config: OpenMagvit2Config, source: str, target: str, *, bias: bool = T
 
 
 def _count(shapes: Shapes, stack: str) -> int:
+    # Counted, not the highest number: a name can claim any.
     places = {name[len(stack) + 1 :].split(".")[0] for name in shapes if name.startswith(f"{stack}.")}
-    return 1 + max(int(place) for place in places)
+    return len(places)
 
 
 def _places(layers: str) -> Iterator[str]:

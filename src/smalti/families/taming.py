@@ -69,7 +69,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     if "quantize.embedding.weight" in shapes and lookup is None:
         raise ConfigError(
             f"{checkpoint.where}: a VQGAN that does not say by which law it finds a code, and a wrong one gives other"
-            " ids; give --lookup euclidean for taming and Chameleon, or inner for IBQ and Emu3.5"
+            " ids; give `lookup` euclidean for taming and Chameleon, or inner for IBQ and Emu3.5"
             " (lookup= in Python, FILE:lookup=... in a name)"
         )
     config = vqgan_config(shapes, encoder, decoder, codebook_config(shapes, lookup or "euclidean"), 1, layout)

@@ -31,13 +31,14 @@ def vidtok_network(shapes: Shapes, version: VidTokVersion, where: str) -> Foreig
         width, codes = shapes["encoder.conv_in.conv.weight"][0], shapes["decoder.conv_in.conv.weight"][1]
         if shapes["encoder.conv_out.conv.weight"][0] != codes:
             raise IntegrityError(f"{where}: a VidTok model with a KL latent, which has no tokens; take one with FSQ")
-        levels = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down."))
-        blocks = [name.split(".") for name in shapes if name.startswith("encoder.down.0.block.")]
+        # Counted, not the highest number: a name can claim any.
+        levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down.")})
+        blocks = {name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}
         config = VidTokConfig(
             quantizer=FSQConfig(levels=(8,) * codes),
             width=width,
             multipliers=tuple(shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] // width for i in range(levels)),
-            depth=1 + max(int(name[4]) for name in blocks),
+            depth=len(blocks),
             time_down=_levels_with(shapes, "encoder.down_temporal", "downsample", levels),
             time_up=_levels_with(shapes, "decoder.up_temporal", "upsample", levels),
             start="zero" if version == "1.0" else "repeat",

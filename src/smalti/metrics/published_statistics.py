@@ -48,7 +48,7 @@ def read_published_statistics(path: Path | str, dim: int) -> GivenMoments:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; --statistics and --real take an .npz or .pkl of statistics")
+        raise InputError(f"{path}: no such file; `statistics` and `real` take an .npz or .pkl of statistics")
     names = _NAMES.get(path.suffix.lower(), _NAMES[".pkl"])
     with naming_file(path):
         arrays = _read_npz(path, names, 8 * dim * dim + 4096) if names[0] == "mu" else _read_pickle(path, names)

@@ -41,7 +41,7 @@ def find_weights_file(network: Network) -> Path:
         cached=network.file,
         package=network.package,
         packaged=network.file,
-        absent=f"no {network.file}, the weights of {network.name} for {network.score}: {install}give --features FILE, "
+        absent=f"no {network.file}, the weights of {network.name} for {network.score}: {install}give `features` FILE, "
         f"set {weights_variable(network)}, or put it into {cache_folder()}",
     ).find()
 

@@ -85,7 +85,7 @@ def open_set_tokenizer(
     say."""
     tokenizer = read_provenance(tokens.path).get("tokenizer") if tokenizer is None else tokenizer
     if tokenizer is None:
-        raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give --tokenizer")
+        raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give `tokenizer`")
     return as_tokenizer(tokenizer, device)
 
 
@@ -100,17 +100,17 @@ def choose_rows(tokens: TokenSet, rows: str | Sequence[int] | None, keys: Sequen
     try:
         numbers = [int(text) if text else None for text in (start, stop)]
     except ValueError:
-        raise ConfigError(f"--rows {rows}: expected START:STOP or one number, as in 0:10") from None
+        raise ConfigError(f"`rows` {rows}: expected START:STOP or one number, as in 0:10") from None
     if colon:
         return [*by_key, *range(len(tokens))[slice(*numbers)]]
     if numbers[0] is None:
-        raise ConfigError("--rows: expected START:STOP or one number, as in 0:10")
+        raise ConfigError("`rows`: expected START:STOP or one number, as in 0:10")
     return [*by_key, _row_number(tokens, numbers[0])]
 
 
 def _row_number(tokens: TokenSet, number: int) -> int:
     if not -len(tokens) <= number < len(tokens):
-        raise ConfigError(f"--rows {number}: the set has the rows 0 to {len(tokens) - 1}")
+        raise ConfigError(f"`rows` {number}: the set has the rows 0 to {len(tokens) - 1}")
     return number % len(tokens)
 
 

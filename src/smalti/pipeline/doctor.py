@@ -114,7 +114,7 @@ def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     result = f"{free / (1 << 30):,.1f} GiB free in {folder}"
     if not os.access(folder, os.W_OK):
-        return Check("disk", "note", f"{folder} cannot be written", "go to another folder, or give --out")
+        return Check("disk", "note", f"{folder} cannot be written", "go to another folder, or give `out`")
     if free < LITTLE_SPACE:
         return Check("disk", "note", result, "a checkpoint takes about four times the weights: free some space")
     return Check("disk", "ok", result)

@@ -135,22 +135,23 @@ def evaluate(
     for weights that are not found.
     """
     check_arguments(evaluate, locals())
-    check_out_folder("statistics", statistics)
     check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
+    if not _is_file_of_statistics(statistics):
+        check_out_folder("statistics", statistics)
     options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
     if real is not None:
         if data is not None or against is not None:
-            raise ConfigError("eval: --real is the other side already; leave out --data and --against")
+            raise ConfigError("eval: `real` is the other side already; leave out `data` and `against`")
         return _evaluate_generated([str(name) for name in targets], Path(real), options, progress)
     if bootstrap:
-        raise ConfigError(f"--bootstrap {bootstrap}: intervals are of generated sets; it goes with --real")
+        raise ConfigError(f"`bootstrap` {bootstrap}: intervals are of generated sets; it goes with `real`")
     if len(targets) > 1 and data is not None and against is None:
         return _evaluate_tokenizers(targets, Path(data), options, progress)
     if len(targets) != 1:
         names = " ".join(str(name) for name in targets)
-        raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with --data or --real")
+        raise ConfigError(f"eval: {len(targets)} targets ({names}); several go with `data` or `real`")
     (only,) = targets
     if data is not None and against is None:
         if not isinstance(only, Tokenizer) and Path(only).is_dir() and is_token_set(Path(only)):
@@ -159,7 +160,7 @@ def evaluate(
     if against is not None and data is None and not isinstance(only, Tokenizer):
         return _evaluate_folders(Path(only), Path(against), options, progress)
     raise ConfigError(
-        "eval: give --data FOLDER to measure a tokenizer, --against FOLDER to compare two folders, or --real FOLDER to "
+        "eval: give `data` FOLDER to measure a tokenizer, `against` FOLDER to compare two folders, or `real` FOLDER to "
         "compare generated media with real ones"
     )
 
@@ -261,9 +262,9 @@ def _evaluate_folders(
         return None
     protocol = find_protocol(options.protocol, PROTOCOLS)
     if protocol.media == "videos":
-        raise ConfigError(f"--protocol {protocol.name} is for video; --against compares images")
+        raise ConfigError(f"`protocol` {protocol.name} is for video; `against` compares images")
     if options.statistics is not None:
-        raise ConfigError("--statistics goes with --data; --against looks at every original anyhow")
+        raise ConfigError("`statistics` goes with `data`; `against` looks at every original anyhow")
     protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
     scores = _scores(protocol, options, torch.device("cpu"))
     total = len(matching_files(originals, reconstructions, IMAGE_SUFFIXES))
@@ -280,8 +281,8 @@ def _evaluate_token_set(
         return None
     protocol, tokens, bad = find_protocol(options.protocol, PROTOCOLS), TokenSet(path), list[BadFile]()
     if protocol.convention is not None:
-        raise ConfigError(f"--protocol {protocol.name} reads files in its own way; a token set holds what was encoded")
-    for option, value in (("--size", options.size), ("--root", options.root), ("--statistics", options.statistics)):
+        raise ConfigError(f"`protocol` {protocol.name} reads files in its own way; a token set holds what was encoded")
+    for option, value in (("`size`", options.size), ("`root`", options.root), ("`statistics`", options.statistics)):
         if value is not None:
             raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
     device = pick_device(options.device)
@@ -308,10 +309,10 @@ def _evaluate_generated(
     protocol: GenerationProtocol = find_protocol(options.protocol, GENERATION_PROTOCOLS)
     for option, value in (("lpips", options.lpips), ("statistics", options.statistics)):
         if value is not None:
-            raise ConfigError(f"--{option} {value}: protocol {protocol.name} takes none; leave it out")
+            raise ConfigError(f"`{option}` {value}: protocol {protocol.name} takes none; leave it out")
     if options.frames is not None:
         if protocol.media == "images":
-            raise ConfigError(f"--frames {options.frames}: protocol {protocol.name} is for images; leave it out")
+            raise ConfigError(f"`frames` {options.frames}: protocol {protocol.name} is for images; leave it out")
         protocol = protocol.replace({"frames": options.frames})
     if options.size:
         protocol = protocol.replace({"size": (options.size, options.size)})
@@ -395,7 +396,7 @@ def _statistics_key(
     if options.statistics is None:
         return None
     if features is None:
-        raise ConfigError(f"--statistics: protocol {options.protocol} takes no features, so there is nothing to store")
+        raise ConfigError(f"`statistics`: protocol {options.protocol} takes no features, so there is nothing to store")
     if _is_file_of_statistics(options.statistics):
         return None
     return StatisticsKey(
@@ -419,7 +420,7 @@ def _find_lpips(protocol: Protocol, weights: Path | None, device: torch.device) 
     """
     if protocol.lpips is None:
         if weights is not None:
-            raise ConfigError(f"--lpips {weights}: protocol {protocol.name} has no LPIPS; leave it out")
+            raise ConfigError(f"`lpips` {weights}: protocol {protocol.name} has no LPIPS; leave it out")
         return None
     try:
         return find_lpips(protocol.lpips, weights, device)
@@ -433,6 +434,6 @@ def _find_features(protocol: Protocol, weights: Path | None, device: torch.devic
     """Load the feature network that the protocol names, if it names one; raise MachineError if it is not found."""
     if protocol.features is None:
         if weights is not None:
-            raise ConfigError(f"--features {weights}: protocol {protocol.name} takes no features; leave it out")
+            raise ConfigError(f"`features` {weights}: protocol {protocol.name} takes no features; leave it out")
         return None
     return find_features(protocol.features, weights).to(device)

@@ -85,11 +85,11 @@ def _check_options(protocol: Protocol, options: EvaluationOptions) -> None:
     if protocol.convention is not None:
         if options.frames not in (None, protocol.frames):
             needs = f"takes {protocol.frames} frames" if protocol.frames else "takes images"
-            raise ConfigError(f"--frames {options.frames}: protocol {protocol.name} {needs}; leave it out")
+            raise ConfigError(f"`frames` {options.frames}: protocol {protocol.name} {needs}; leave it out")
         if options.size == 0:
-            raise ConfigError(f"--size 0: protocol {protocol.name} cuts squares of one size; leave it out")
+            raise ConfigError(f"`size` 0: protocol {protocol.name} cuts squares of one size; leave it out")
     if protocol.samples is not None and options.limit is not None and options.limit < protocol.samples:
-        raise ConfigError(f"--limit {options.limit}: protocol {protocol.name} asks for {protocol.samples:,} clips")
+        raise ConfigError(f"`limit` {options.limit}: protocol {protocol.name} asks for {protocol.samples:,} clips")
 
 
 def _config_of_convention(data: Path, protocol: Protocol, medium: Medium, size: int | None) -> OneKindConfig:

@@ -240,7 +240,7 @@ def _own_tokenizer(run: Path, folder: Path) -> str:
             name = load_yaml(GeneratorTraining, place / "config.yaml").tokenizer
             if name is not None:
                 return str(name)
-    raise ConfigError(f"{run}: does not say where its tokenizer is; give --tokenizer")
+    raise ConfigError(f"{run}: does not say where its tokenizer is; give `tokenizer`")
 
 
 def _check(request: _Request, generator: Generator, sampling: SamplingConfig) -> None:
@@ -250,25 +250,25 @@ def _check(request: _Request, generator: Generator, sampling: SamplingConfig) ->
         if sampling.steps > model.entries:
             what = "tokens" if model.unit == "token" else "sub-tokens"
             raise ConfigError(
-                f"--steps {sampling.steps}: there are {model.entries} {what}, and a step fills at least one; give fewer"
+                f"`steps` {sampling.steps}: there are {model.entries} {what}, and a step fills at least one; give fewer"
             )
     elif kind not in ("generation", "prediction"):
-        raise ConfigError(f"--task {kind}: an autoregressive model continues a beginning; use a masked model")
+        raise ConfigError(f"`task` {kind}: an autoregressive model continues a beginning; use a masked model")
     task_tokens(kind, model.tasks, 1)
     if kind != "generation" and request.input is None:
-        raise ConfigError(f"--task {kind}: give --input, the image or video that it starts from")
+        raise ConfigError(f"`task` {kind}: give `input`, the image or video that it starts from")
     if kind == "generation" and (request.input is not None or request.paste or request.originals is not None):
-        raise ConfigError("--task generation: takes no --input, --paste or --originals; name another --task")
+        raise ConfigError("`task` generation: takes no `input`, `paste` or `originals`; name another `task`")
     if request.hold and (kind != "prediction" or request.length is not None):
-        raise ConfigError("--hold: goes with --task prediction, without --length")
+        raise ConfigError("`hold`: goes with `task` prediction, without `length`")
     request.task.known_pixels(generator.size)  # raises where nothing is left to generate
     if sampling.guidance.scale > 0 and (request.label is None or model.classes == 0):
-        lacks = "this model was trained without classes" if model.classes == 0 else "give --class"
-        raise ConfigError(f"--guidance {sampling.guidance.scale:g}: there is no class to guide towards; {lacks}")
+        lacks = "this model was trained without classes" if model.classes == 0 else "give `label`"
+        raise ConfigError(f"`guidance` {sampling.guidance.scale:g}: there is no class to guide towards; {lacks}")
     if request.length is None:
         return
     if kind not in ("generation", "prediction") or generator.size[0] == 1:
-        raise ConfigError(f"--length {request.length}: goes with generation and prediction of video")
+        raise ConfigError(f"`length` {request.length}: goes with generation and prediction of video")
     task_tokens("prediction", model.tasks, 1)  # the windows after the first
 
 
@@ -355,7 +355,7 @@ class _Sampler:
             if (height, width) != size[1:] or (frames < size[0] and self.request.task.kind != "prediction"):
                 raise InputError(
                     f"{key}: is {frames} x {height} x {width} (frames, height, width), and the model generates "
-                    f"{size[0]} x {size[1]} x {size[2]}; give --fit to bring its size and rate to the model's"
+                    f"{size[0]} x {size[1]} x {size[2]}; give `fit` to bring its size and rate to the model's"
                 )
             if originals is not None:
                 self._write(originals / target_name(key, is_video=size[0] > 1), to_uint8(video)[0])

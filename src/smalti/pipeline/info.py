@@ -32,6 +32,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         "is_causal": tokenizer.is_causal,
         "is_tile_exact": tokenizer.is_tile_exact,
         "is_streamable": tokenizer.is_causal,
+        "lookahead": tokenizer.lookahead,
         "pixels": "[-1, 1]",
         "reach": {"encoder_pixels": tokenizer.encoder.reach, "decoder_tokens": tokenizer.decoder.reach},
         "fingerprint": tokenizer.fingerprint,

@@ -67,7 +67,7 @@ def media_jobs(inputs: Sequence[Path], out: Path, *, overwrite: bool) -> list[Me
 
 
 def check_targets(
-    targets: Iterable[Path], sources: Iterable[Path] = (), *, overwrite: bool, other: str = "another --out"
+    targets: Iterable[Path], sources: Iterable[Path] = (), *, overwrite: bool, other: str = "another `out`"
 ) -> None:
     """Raise ConfigError where a file to write is one of the inputs, or exists and may not be replaced.
 
@@ -81,4 +81,4 @@ def check_targets(
         if target.is_dir():
             raise ConfigError(f"{target}: is a folder; give the file to write")
         if target.exists() and not overwrite:
-            raise ConfigError(f"{target}: already exists; pass --overwrite or choose {other}")
+            raise ConfigError(f"{target}: already exists; pass `overwrite` or choose {other}")

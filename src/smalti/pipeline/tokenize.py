@@ -120,8 +120,8 @@ def _part_of(shard: str | None) -> tuple[int, int]:
             if index in os.environ and count in os.environ:
                 first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0")) if "ARRAY" in index else 0
                 return int(os.environ[index]) - first, int(os.environ[count])
-        raise ConfigError("--shard auto: neither torchrun nor Slurm says which part this is; give --shard 0/8")
+        raise ConfigError("`shard` auto: neither torchrun nor Slurm says which part this is; give `shard` 0/8")
     index, slash, count = shard.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(count)):
-        raise ConfigError(f"--shard {shard}: expected part/parts, as in 0/8")
+        raise ConfigError(f"`shard` {shard}: expected part/parts, as in 0/8")
     return int(index), int(count)

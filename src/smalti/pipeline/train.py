@@ -104,7 +104,7 @@ def find_config(recipe: str | Path | AnyTraining, *, tiny: bool = False) -> AnyT
     if isinstance(recipe, str | Path) and not str(recipe).endswith(_YAML):
         return find(str(recipe), tiny=tiny)
     if tiny:
-        raise ConfigError(f"{recipe}: --tiny is a form of the recipes; set the fields of a file with --set")
+        raise ConfigError(f"{recipe}: `tiny` is a form of the recipes; set the fields of a file with `set`")
     if not isinstance(recipe, str | Path):
         return recipe
     path = Path(recipe)

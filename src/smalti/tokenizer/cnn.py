@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple
+from smalti.config import Config, Tuple, Two
 from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
 from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 
-Stride = Annotated[tuple[int, int], Strict(False)]
+Stride = Two[int]
 """(time, space)."""
 Depth = int | Tuple[int]
 """Residual blocks per level: one number for all levels, or one for each, from the pixels inwards."""

@@ -7,15 +7,15 @@ by two numbers per channel and position of the latents.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple
+from smalti.config import Config, Tuple, Two
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window, silu
@@ -24,7 +24,7 @@ from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.vqgan import Double, Halve
 
 _PAST = Window(3)
-_Stride = Annotated[tuple[int, int], Strict(False)]
+_Stride = Two[int]
 
 
 class CosmosConfig(Config):

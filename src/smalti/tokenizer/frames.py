@@ -25,7 +25,7 @@ CHUNK_PIXELS = 1 << 20
 """Pixels of a chunk of video; one group of the tokenizer's time stride is always taken whole."""
 
 
-def check_causal(tokenizer: Tokenizer, clip: int | None, option: str = "--clip 17") -> None:
+def check_causal(tokenizer: Tokenizer, clip: int | None, option: str = "`clip` 17") -> None:
     """Raise ConfigError for a tokenizer that is not causal, unless videos are cut into clips."""
     if not tokenizer.is_causal and clip is None:
         raise ConfigError(

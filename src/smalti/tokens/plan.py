@@ -304,7 +304,7 @@ def _check_free(folder: Path) -> None:
     """Raise ConfigError unless the folder is empty, but for what a killed planner left."""
     others = [entry.name for entry in folder.iterdir() if entry.name != INPUTS] if folder.is_dir() else []
     if [name for name in others if not name.startswith(".")] or folder.is_file():
-        raise ConfigError(f"{folder}: already exists and is no token set; choose another --out")
+        raise ConfigError(f"{folder}: already exists and is no token set; choose another `out`")
 
 
 def _compare(path: Path, content: Mapping[str, Any], listing: Listing) -> None:
@@ -313,18 +313,18 @@ def _compare(path: Path, content: Mapping[str, Any], listing: Listing) -> None:
     if begun["tokenizer"] != content["tokenizer"]:
         before, now = (info["fingerprint"][:16] for info in (begun["tokenizer"], content["tokenizer"]))
         raise IntegrityError(
-            f"{path}: begun with the tokenizer {before}..., this one is {now}...; use that one, or another --out"
+            f"{path}: begun with the tokenizer {before}..., this one is {now}...; use that one, or another `out`"
         )
     options = {name: value for name, value in content["options"].items() if begun["format"] > 1 or name != "encoding"}
     for old, new in ((begun["options"], options), (begun["inputs"], content["inputs"])):
         changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if changed:
             changes = ", ".join(f"{name} {old.get(name)} (now {new.get(name)})" for name in changed[:5])
-            raise ConfigError(f"{path}: begun with {changes}; give the same, or another --out")
+            raise ConfigError(f"{path}: begun with {changes}; give the same, or another `out`")
     if begun["writer"] != content["writer"]:
         raise ConfigError(
             f"{path}: begun with {begun['writer']}, here is {content['writer']}, whose files differ in their bytes; "
-            "install that one, or choose another --out"
+            "install that one, or choose another `out`"
         )
     if begun["list"] != content["list"] or begun["classes"] != content["classes"]:
         raise InputError(f"{path}: the inputs have changed since it was begun: {_difference(path.parent, listing)}")
@@ -341,11 +341,11 @@ def _difference(folder: Path, listing: Listing) -> str:
                 name = os.fsdecode(raw)
                 if index >= len(listing.files) or listing.files[index] != name:
                     here = printable(listing.files[index]) if index < len(listing.files) else "nothing"
-                    return f"input {index} was {printable(name)} and is {here} now; use another --out for the new list"
+                    return f"input {index} was {printable(name)} and is {here} now; use another `out` for the new list"
                 now = _size(listing.root, name)
                 if now != size:
-                    return f"{printable(name)} had {size:,} bytes and has {now:,}; bring it back, or use another --out"
+                    return f"{printable(name)} had {size:,} bytes and has {now:,}; bring it back, or use another `out`"
                 index += 1
     if index < len(listing.files):
-        return f"{printable(listing.files[index])} is new; use another --out for the new list"
-    return "the classes differ; use another --out"
+        return f"{printable(listing.files[index])} is new; use another `out` for the new list"
+    return "the classes differ; use another `out`"

@@ -54,7 +54,7 @@ def run_pool(
     disk or workers that cannot start, ConfigError.
     """
     if limits.workers < 1:
-        raise ConfigError(f"--workers {limits.workers}: a pool needs at least 1; 0 is for `make_shards`")
+        raise ConfigError(f"`workers` {limits.workers}: a pool needs at least 1; 0 is for `make_shards`")
     _Pool(plan, config, shards, limits, on_work or (lambda progress: None)).run()
 
 

@@ -49,7 +49,7 @@ def run_on_ray(
     try:
         import ray
     except ImportError:
-        raise MachineError("--engine ray needs Ray, which is not installed: pip install 'smalti[ray]'") from None
+        raise MachineError("`engine` ray needs Ray, which is not installed: pip install 'smalti[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
         address = limits.address or os.environ.get("RAY_ADDRESS", "local")

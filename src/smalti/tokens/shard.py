@@ -199,7 +199,7 @@ def pending_shards(plan: Plan, part: tuple[int, int] = (0, 1)) -> list[int]:
     commands on one set seldom make the same."""
     index, parts = part
     if not 0 <= index < parts:
-        raise ConfigError(f"--shard {index}/{parts}: parts are numbered from 0 to {parts - 1}")
+        raise ConfigError(f"`shard` {index}/{parts}: parts are numbered from 0 to {parts - 1}")
     shards = [shard for shard in range(index, plan.shards, parts) if not is_done(plan, shard)]
     first = os.getpid() * 7919 % max(1, len(shards)) if parts == 1 else 0
     return shards[first:] + shards[:first]

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, Strict, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from smalti.config import Config, PathField
+from smalti.config import Config, PathField, Two
 from smalti.data import JointConfig, OneKindConfig, SourceConfig
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
@@ -15,15 +15,13 @@ from smalti.losses.perceptual import LPIPSConfig
 from smalti.tokenizer import AnyTokenizerConfig
 from smalti.tokenizer.initialise import Initialisation
 
-_Pair = Annotated[tuple[float, float], Strict(False)]
-
 
 class OptimizerConfig(Config):
     """AdamW, a linear warm-up, then cosine or constant. Weight decay is on convolutions and linear layers only."""
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
-    betas: _Pair = (0.9, 0.99)
+    betas: Two[float] = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay, applied to the weights of convolutions and linear layers only: not to biases, norms, embeddings,

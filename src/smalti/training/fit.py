@@ -37,7 +37,7 @@ class Stopped(SmaltiError):
 
     def __init__(self, step: int, number: int) -> None:
         name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} at step {step:,}, saved; go on with --resume")
+        super().__init__(f"stopped by {name} at step {step:,}, saved; go on with `resume`")
         self.exit_code = 128 + number
 
 
@@ -111,12 +111,12 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
     path = out / "config.yaml"
     if path.is_file():
         if not resume:
-            raise ConfigError(f"{out}: holds a run already; give --resume to go on with it, or another --out")
+            raise ConfigError(f"{out}: holds a run already; give `resume` to go on with it, or another `out`")
         _check_same(load_yaml(type(config), path), config, path)
     elif out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
-        raise ConfigError(f"{out}: is there and is not a run; give another --out")
+        raise ConfigError(f"{out}: is there and is not a run; give another `out`")
     elif resume:
-        raise ConfigError(f"{out}: there is no run to resume; leave --resume out to start one")
+        raise ConfigError(f"{out}: there is no run to resume; leave `resume` out to start one")
 
 
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:

@@ -35,7 +35,7 @@ class GridRows(TokenDataset):
         tokens = self.tokens
         if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
             found = _listed(tokens.tokenizer_info.levels)
-            raise ConfigError(f"{path}: its ids have the levels {found}; --set generator.levels={found}")
+            raise ConfigError(f"{path}: its ids have the levels {found}; `set` generator.levels={found}")
         smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
         rows, names = list[_Row](), list[str | None]()
         for i in range(len(tokens)):
@@ -45,7 +45,7 @@ class GridRows(TokenDataset):
         places = [place for place, row in enumerate(rows) if row.ids.shape == tuple(model.grid)]
         if not places:
             found = _listed(max((row.ids.shape for row in rows), key=math.prod))
-            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); --set generator.grid={found}")
+            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); `set` generator.grid={found}")
         self.rows, self.classes = [rows[place] for place in places], tokens.classes
         self.other_shapes = len(rows) - len(places)
         own = [name for name in (names[place] for place in places) if name is not None]
@@ -78,9 +78,9 @@ class GridRows(TokenDataset):
         if not classes:
             return
         if self.unlabelled:
-            raise ConfigError(f"{path}: has rows without labels; --set generator.classes=0, or {_GIVE_LABELS}")
+            raise ConfigError(f"{path}: has rows without labels; `set` generator.classes=0, or {_GIVE_LABELS}")
         if count > classes or (self.classes and count != classes):
-            raise ConfigError(f"{path}: has {count:,} classes; --set generator.classes={count}")
+            raise ConfigError(f"{path}: has {count:,} classes; `set` generator.classes={count}")
 
 
 def settle_classes(
@@ -101,7 +101,7 @@ def settle_classes(
         classes = 0
     elif not classes:
         if rows.unlabelled:
-            raise ConfigError(f"{path}: has rows without labels; --set class_conditional=false, or {_GIVE_LABELS}")
+            raise ConfigError(f"{path}: has rows without labels; `set` class_conditional=false, or {_GIVE_LABELS}")
         classes = count
     notes = list[str]()
     if wanted and not config.generator.classes:
