@@ -288,20 +288,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "tokenizer/tiles.py",
-        "tokenizer/test_tokenizer.py",
+        "tokenizer/test_tokenizer.py tokenizer/test_inputs.py",
         {
             "min(size, end + margin)": "min(size, end)",
-            "margin = -(-_reach(tokenizer.encoder.reach) // stride) * stride": "margin = 0",
-            "tile // stride, _reach(tokenizer.decoder.reach))": "tile // stride, 0)",
-            "tile < 1 or tile % stride": "tile < 1",
         },
     ),
     *_of(
         "tokenizer/tokenizer.py",
-        "tokenizer/test_tokenizer.py",
+        "tokenizer/test_tokenizer.py tokenizer/test_inputs.py",
         {
             "first + (waiting.shape[2] - first) // s * s": "(waiting.shape[2] - first) // s * s",
             "left -= video.shape[2]": "left -= 0",
+            "margin = -(-(self.encoder.reach or 0) // stride) * stride": "margin = 0",
+            "Tiles(tile // stride, self.decoder.reach or 0, up=stride)": "Tiles(tile // stride, 0, up=stride)",
         },
     ),
     *_of(
