@@ -27,12 +27,12 @@ def check_arguments(
 ) -> None:
     """Raise ConfigError, naming the argument, where one of `given` is not what `function` is annotated with.
 
-    Text must not be empty, nor a list unless that is its default. `remedies` say, by the name of an argument, what to
+    Text must not be empty, nor a list unless its default is. `remedies` say, by the name of an argument, what to
     give instead. A function calls this first, with its `locals()`.
     """
     for name, (annotation, default) in _parameters(function).items():
         value = given[name]
-        if value is default or _fits(value, annotation):
+        if value is default or (_is_empty(value) and _is_empty(default)) or _fits(value, annotation):
             continue
         remedy = f"; {remedies[name]}" if remedies is not None and name in remedies else ""
         choices = [choice for choice in _choices(annotation) if choice is not None]
@@ -82,6 +82,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[object, object]
         for name, parameter in signature(function).parameters.items()
         if name not in ("self", "cls") and parameter.kind is not Parameter.VAR_POSITIONAL
     }
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, list | tuple) and not value
 
 
 def _alternatives(annotation: object) -> list[object]:

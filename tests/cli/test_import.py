@@ -96,6 +96,12 @@ def test_the_law_of_a_codebook_is_an_option_and_without_it_nothing_is_written(sm
     )
     same = json.loads(smalti("info", f"{file}:lookup=inner", "--json").out)
     assert same["fingerprint"] == info["fingerprint"]
+    folder = tmp_path / "theirs"  # with a config.yaml, as a run of ours has one
+    folder.mkdir()
+    shutil.copy(file, folder / "model.ckpt")
+    (folder / "config.yaml").write_text("class_path: src.IBQ.models.ibqgan.IBQ\n")
+    theirs = json.loads(smalti("info", folder, "--json").out)
+    assert (theirs["fingerprint"], "run" in theirs) == (info["fingerprint"], False)
 
 
 def test_levels_that_the_file_does_not_say_must_be_given(smalti, averaged, tmp_path):

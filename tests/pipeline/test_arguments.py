@@ -195,6 +195,7 @@ def test_the_nearest_choice_is_asked_for():
         check_arguments(sample, locals())
 
     sample("cosine")
+    sample("cosine", [])  # as the command line gives them
     with pytest.raises(
         ConfigError, match=r"^schedule: 'cosin' is none of 'cosine', 'linear'; did you mean 'cosine'\?$"
     ):

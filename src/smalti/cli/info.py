@@ -26,13 +26,14 @@ def info_command(
     """
     from smalti.codec.codec import read_info
     from smalti.families import load
-    from smalti.families.names import SUFFIXES, find_tokenizer
+    from smalti.families.names import SUFFIXES, find_tokenizer, is_foreign
     from smalti.generation import Generator
     from smalti.model_folder import find_model
     from smalti.pipeline.info import describe_tokenizer, last_lines
     from smalti.tokens.reader import describe_set, is_token_set
 
-    path, run = Path(tokenizer), (Path(tokenizer) / "config.yaml").is_file()
+    path = Path(tokenizer)
+    run = (path / "config.yaml").is_file() and not is_foreign(path)  # others put a config of that name beside weights
     if path.is_file() and path.suffix not in SUFFIXES:
         facts = read_info(path).plain()
     elif is_token_set(path):
