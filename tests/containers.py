@@ -1,5 +1,9 @@
 """Files of every container and codec that PyAV can make here, and what its own decoder gives for them."""
 
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -123,14 +127,14 @@ def moving_frames(size: tuple[int, int], count: int = FRAMES) -> Iterator[np.nda
         yield frame
 
 
-def make_file(folder: Path, suffix: str, codec: str, count: int = FRAMES) -> Path:
-    """Write a file of this container and codec at 25 frames a second."""
+def make_file(folder: Path, suffix: str, codec: str, count: int = FRAMES, **more: str) -> Path:
+    """Write a file of this container and codec at 25 frames a second, with more options of the encoder."""
     muxer, (encoder, pixels, options, size) = CONTAINERS[suffix][0], ENCODERS[codec]
     path = folder / f"{codec.replace(' ', '-')}.{suffix}"
     with av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(encoder, rate=25)
         stream.height, stream.width, stream.pix_fmt = *size, pixels
-        stream.options, stream.codec_context.thread_count = options, 1
+        stream.options, stream.codec_context.thread_count = {**options, **more}, 1
         for i, image in enumerate(moving_frames(size, count)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pixels)
             frame.pts, frame.time_base = i, Fraction(1, 25)
@@ -150,3 +154,57 @@ def decoded_by_pyav(path: Path) -> Decoded:
             rgb = reformatter.reformat(frame, format="rgb24", threads=1, interpolation=EXACT)
             pixels.append(rgb.to_ndarray())
     return Decoded(pts, pixels)
+
+
+SITINGS = ("", "left", "topleft:interl=1")
+"""Positions of chroma that ffmpeg's filter `scale` is told: it does not ask the frames, as swscale and smalti do, and
+takes chroma in the middle unless it is told. H.264, HEVC and MPEG have it at the left pixels, DV at
+the upper left and by field."""
+
+
+def table(folder: Path, ffmpeg: str | None = None) -> Iterator[str]:
+    """Yield the rows of a table in Markdown: counts, order, colours and times of smalti beside PyAV and ffmpeg."""
+    from smalti.data import open_video
+
+    yield "| container | codec | frames: smalti, PyAV, ffmpeg | largest difference: PyAV, ffmpeg | ms: smalti, PyAV |"
+    yield "|---|---|---|---|---|"
+    for suffix, codec in CASES:
+        path = make_file(folder, suffix, codec)
+        decoded_by_pyav(path)  # once before the clock runs, so that libraries are loaded and the file is in memory
+        begin = time.perf_counter()
+        with open_video(path) as reader:
+            found = [frame.numpy() for frame in reader.frames()]
+        middle = time.perf_counter()
+        expected = decoded_by_pyav(path).pixels
+        end = time.perf_counter()
+        count, apart, place = "-", "-", ""
+        for place in SITINGS if ffmpeg else ():
+            other = _decoded_by_ffmpeg(ffmpeg or "", path, found[0].shape, place)
+            count, apart = str(len(other)), str(_largest(found, list(other)))
+            if int(apart) <= 1:
+                break
+        counts = [len(found), len(expected), count]
+        apart = f"{_largest(found, expected)}, {apart}{place and f' ({place})'}"
+        times = f"{1e3 * (middle - begin):.0f}, {1e3 * (end - middle):.0f}"
+        yield f"| {suffix} | {codec} | {', '.join(map(str, counts))} | {apart} | {times} |"
+        path.unlink()
+
+
+def _largest(found: list[np.ndarray], expected: list[np.ndarray]) -> int:
+    """The largest difference of a level over all frames, in their order."""
+    return max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(found, expected, strict=False))
+
+
+def _decoded_by_ffmpeg(ffmpeg: str, path: Path, shape: tuple[int, ...], place: str = "") -> np.ndarray:
+    scale = f"scale=flags=bicubic+accurate_rnd+full_chroma_int{place and f':in_chroma_loc={place}'},format=rgb24"
+    command = [ffmpeg, "-v", "quiet", "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    command += ["-vf", scale, "-f", "rawvideo", "-"]
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(data, np.uint8).reshape(-1, *shape)
+
+
+if __name__ == "__main__":
+    # python -m tests.containers [path of an ffmpeg]
+    with tempfile.TemporaryDirectory() as made:
+        for line in table(Path(made), *sys.argv[1:]):
+            print(line, flush=True)

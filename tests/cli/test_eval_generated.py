@@ -81,7 +81,7 @@ def test_options_that_contradict_are_code_2(smalti, pictures):
     assert_one_line(smalti(*command, "--lpips", "x.pt"), 2, "--lpips x.pt")
     assert_one_line(smalti(*command, "--statistics", "x"), 2, "--statistics x")
     assert_one_line(smalti("eval", pictures, *command[1:]), 2, "given twice")
-    assert_one_line(smalti("eval", pictures, pictures, "--data", pictures), 2, "2 targets", "--real alone")
+    assert_one_line(smalti("eval", pictures, pictures, "--against", pictures), 2, "2 targets", "or --real")
 
 
 def test_media_and_weights_must_be_there(smalti, made, pictures, i3d, tmp_path):

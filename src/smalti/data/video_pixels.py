@@ -62,7 +62,7 @@ def is_turned(matrix: tuple[int, int, int, int]) -> bool:
     return abs(b) + abs(c) > abs(a) + abs(d)
 
 
-def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+def turn_upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """Apply a display transform, which is a flip, a quarter turn or both; other angles go to the nearest of these."""
     a, b, c, d = matrix
     across, down = a, d

@@ -22,7 +22,7 @@ from torch import Tensor
 from smalti.data.containers import HEAD_BYTES, Ending, ending_of, foreign_kind
 from smalti.data.source import MAX_PIXELS, open_media
 from smalti.data.video_index import EVER, decoded, decoder_faults, make_index, pace_of
-from smalti.data.video_pixels import display_matrix, is_turned, rgb_of, upright
+from smalti.data.video_pixels import display_matrix, is_turned, rgb_of, turn_upright
 from smalti.errors import BadFile
 from smalti.text import one_line, printable
 
@@ -223,7 +223,7 @@ class VideoReader:
             what = f"frame {index} is {size}, the first {self.size[1]} x {self.size[0]}; split the file"
             raise BadFile(self._name, "size-change", what)
         with decoder_faults(self._name):
-            return torch.from_numpy(upright(rgb_of(frame, self._reformatter), self._matrix))
+            return torch.from_numpy(turn_upright(rgb_of(frame, self._reformatter), self._matrix))
 
     def _first_size(self) -> tuple[int, int]:
         for _, frame in self._decoded_from(0):
@@ -232,7 +232,7 @@ class VideoReader:
             with decoder_faults(self._name):
                 self._matrix = display_matrix(frame)
             _check_size(self._name, frame.width, frame.height, self._max_pixels)
-            return upright(np.empty((frame.height, frame.width, 0), np.uint8), self._matrix).shape[:2]
+            return turn_upright(np.empty((frame.height, frame.width, 0), np.uint8), self._matrix).shape[:2]
         raise BadFile(self._name, "no-frames", "has no frame that can be decoded")
 
 
