@@ -26,6 +26,9 @@ EXACT_COLOURS = json.loads((HERE.parent / "exact_colours.json").read_text())
 """Digests and losses of what is made from videos since their colours are converted with exact rounding. 0.1.0 read
 videos 1 to 1.5 levels too dark, so that its token sets and compressed files of the same videos had other ids. Those are
 still read."""
+WHOLE_BATCH = {"parquet-images.yaml": [0.28130019, 0.31277001, 0.32071757, 0.31181037]}
+"""Losses of the training file with `accumulate` 2 since its batch entropy is that of the whole batch and not of a
+micro-batch: those that 0.1.0 has with `accumulate` 1."""
 FOR_PEOPLE = ("made.json", "provenance.json", "README.md")
 """Files of a token set that are no part of its identity: where it was made, and the card."""
 CLOSE = 1e-3
@@ -121,7 +124,7 @@ def test_a_shipped_tokenizer_keeps_its_fingerprint(name):
 @pytest.mark.parametrize("name", EXPECTED["losses"])
 def test_a_training_file_trains_as_it_did(name, command):
     command("train", f"configs/{name}", "--out", "new", "--device", "cpu")
-    expected = EXACT_COLOURS.get(f"losses/{name}", EXPECTED["losses"][name])
+    expected = WHOLE_BATCH.get(name) or EXACT_COLOURS.get(f"losses/{name}", EXPECTED["losses"][name])
     assert losses("new") == pytest.approx(expected, rel=CLOSE)
 
 

@@ -74,6 +74,7 @@ def test_hinge_is_zero_beyond_the_margin_and_linear_before_it(margin, n):
     assert torch.allclose(hinge_discriminator(fake, real), 1 + 0.5 * (real.mean() - fake.mean()))
     assert hinge_discriminator(torch.zeros(n), torch.zeros(n)) == 1
     assert torch.equal(hinge_generator(fake), -fake.mean())
+    assert torch.equal(hinge_generator(real), -real.mean())
 
 
 @settings(max_examples=20, deadline=None)
@@ -158,6 +159,7 @@ def test_anchors_keep_no_graph_and_take_means_over_ranks():
 def test_lecam_is_zero_below_the_anchors_and_pulls_towards_them():
     anchors = Anchors(torch.tensor(0.5), torch.tensor(-0.25))
     assert lecam(torch.full((4,), -0.25), torch.full((4,), 0.5), anchors) == 0
+    assert lecam(torch.full((4,), -0.6), torch.full((4,), 0.9), anchors) == 0
     real, fake = (3 + noise(4).abs()).requires_grad_(), (-3 - noise(4, seed=1).abs()).requires_grad_()
     loss = lecam(real, fake, anchors)
     assert torch.allclose(loss, ((real + 0.25) ** 2).mean() + ((0.5 - fake) ** 2).mean())
