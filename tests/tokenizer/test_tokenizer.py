@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smalti.errors import ConfigError
@@ -103,8 +103,15 @@ def test_an_image_has_the_ids_of_a_videos_first_frame(plan, norm):
     assert torch.allclose(tokenizer(image).video, tokenizer(video).video[:, :, :1], rtol=0, atol=1e-12)
 
 
+def rounding(pixels):
+    """What sums in another order may differ by in float64. Random networks give pixels up to 5, trained ones up to 1:
+    torch 2.6 has 1.07e-12 at 4.76 in the example below, whose cuts a run meets once in thirty."""
+    return 1e-12 * max(1.0, float(pixels.abs().max()))
+
+
 @exact
 @settings(max_examples=6, deadline=None)
+@example(cuts=[3, 1, 5, 4, 6], at_once=1)
 @given(cuts=st.lists(st.integers(1, 7), min_size=1, max_size=5), at_once=st.integers(1, 3))
 def test_any_chunking_gives_the_ids_and_pixels_of_the_whole(plan, norm, cuts, at_once):
     tokenizer = built(plan, norm)
@@ -115,7 +122,7 @@ def test_any_chunking_gives_the_ids_and_pixels_of_the_whole(plan, norm, cuts, at
         assert torch.equal(streamed, ids)
         whole = tokenizer.decode(ids, size=(sum(cuts), 8, 8))
         parts = list(tokenizer.decode_stream(ids.split(at_once, 1), size=(sum(cuts), 8, 8)))
-        assert torch.allclose(torch.cat(parts, 2), whole, rtol=0, atol=1e-12)
+        assert torch.allclose(torch.cat(parts, 2), whole, rtol=0, atol=rounding(whole))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.kind}-{len(q.digit_levels)}")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from statistics import median
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import av
 from av.container import InputContainer
@@ -16,6 +16,11 @@ from av.video.stream import VideoStream
 
 from smalti.errors import BadFile, SmaltiError
 from smalti.text import one_line
+
+if TYPE_CHECKING:
+    _Packet = Packet[Any]
+else:
+    _Packet = Packet  # not generic in PyAV 17, and tests read annotations while they run
 
 _MATROSKA = {"h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg", "prores", "ffv1"}
 _PACKET_IS_FRAME: dict[str, set[str]] = {
@@ -89,10 +94,10 @@ def decoder_faults(name: str) -> Iterator[None]:
         raise BadFile(name, "corrupt", what) from None
 
 
-def packets_of(container: InputContainer, stream: VideoStream | None, name: str) -> Iterator["Packet[Any]"]:
+def packets_of(container: InputContainer, stream: VideoStream | None, name: str) -> Iterator[_Packet]:
     """Yield the packets of a stream, or of all, to the end; their faults are bad files."""
     with decoder_faults(name):
-        packets = cast("Iterator[Packet[Any]]", container.demux() if stream is None else container.demux(stream))
+        packets = cast("Iterator[_Packet]", container.demux() if stream is None else container.demux(stream))
     while True:
         with decoder_faults(name):
             packet = next(packets, None)
@@ -121,7 +126,7 @@ def decoded(container: InputContainer, stream: VideoStream, name: str, from_pts:
     yield from frames
 
 
-def time_of(packet: "Packet[Any]") -> int | None:
+def time_of(packet: _Packet) -> int | None:
     """Return when a packet is shown, or else decoded; None where the file does not say."""
     return packet.dts if packet.pts is None else packet.pts
 
