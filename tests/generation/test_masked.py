@@ -132,3 +132,13 @@ def test_the_first_cells_of_the_halton_order_by_hand():
 @pytest.mark.parametrize("grid", [(1, 16, 16), (5, 16, 16), (1, 32, 17)])
 def test_the_halton_order_has_every_cell_once(grid):
     assert sorted(halton_order(grid).tolist()) == list(range(math.prod(grid)))
+
+
+def test_a_cell_is_hinted_as_long_as_a_part_of_it_is_masked():
+    ids = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+    hinted = torch.tensor([[[[True, True], [True, False]]]])
+    prompt = Prompt(ids, torch.zeros_like(hinted), hinted, Condition())
+    masked = torch.tensor([[[True, True], [False, True], [False, False], [True, True]]])
+    inputs = masked_input(torch.zeros(1, 1, 2, 2, 2, dtype=torch.int64), masked, prompt, [0])
+    assert inputs.hinted is not None
+    assert inputs.hinted.tolist() == [[[[True, True], [False, False]]]]
