@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.generation.masked import first_ranked, halton_order, masked_share, masked_shares, random_mask, step_counts
+from smalti.generation import Condition, Prompt
+from smalti.generation.masked import (
+    first_ranked,
+    halton_order,
+    masked_input,
+    masked_share,
+    masked_shares,
+    random_mask,
+    step_counts,
+)
 
 SCHEDULES = ["cosine", "arccos", "linear", "square", "exponential"]
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
