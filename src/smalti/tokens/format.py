@@ -77,7 +77,7 @@ def pyarrow_version() -> str:
 
 
 def table_bytes(
-    groups: Sequence["pa.Table"],
+    groups: "Sequence[pa.Table]",
     schema: "pa.Schema",
     encodings: Mapping[str, str],
     dictionaries: Sequence[str] = (),
