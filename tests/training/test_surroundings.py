@@ -39,10 +39,17 @@ def by_file(path, out, *changes):
     return [sys.executable, "-m", "smalti", "train", str(path), "--out", str(out), "--device", "cpu", *sets]
 
 
+def heed_interrupts():
+    """Undo what a shell does to its background jobs, under which tests may run: it has them ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
 def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     out, number = tmp_path / "run", getattr(signal, name)
-    process = subprocess.Popen(by_file(files, out, "steps=100000"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        by_file(files, out, "steps=100000"), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     while not (out / "log.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
@@ -153,7 +160,7 @@ def test_ctrl_c_says_that_it_stopped_and_how_to_go_on(tmp_path):
         shutil.copyfile(photo, images / f"{number}.jpg")
     options = ["--size", "128", "--workers", "0", "--set", "options.shard_files=2", "--device", "cpu"]
     command = [sys.executable, "-m", "smalti", "tokenize", "smalti/tiny-image", str(images), "--out", str(tokens)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     while not list(tokens.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
