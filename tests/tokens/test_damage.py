@@ -130,7 +130,7 @@ def test_missing_and_foreign_shards_are_named(made, tmp_path):
     load_plan(copy).shard_path(2).unlink()
     with pytest.raises(IntegrityError, match=r"tokens-00002-of-00003\.parquet: is missing"):
         TokenSet(copy)
-    with pytest.raises(InputError, match=r"no token set: it has no dataset\.json"):
+    with pytest.raises(InputError, match=r"no token set \(it has no dataset\.json\)"):
         TokenSet(made / "data")
 
 

@@ -149,7 +149,7 @@ def test_the_tasks_of_steps_have_their_shares(made):
     [
         ({"tokenizer": None}, "needs `tokenizer`"),
         ({"tasks": []}, "tasks is empty"),
-        ({"validation": "elsewhere"}, "elsewhere: no token set"),
+        ({"validation": "elsewhere"}, "elsewhere: no such folder"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(made, tmp_path, changes, message):
@@ -365,7 +365,7 @@ def test_the_rates_and_the_average_of_a_generator_are_the_formulas_written_out(m
     """Warm-up, cosine, and an average whose decay rises as (1 + n) / (10 + n) up to its own."""
     optimizer = {"lr": 1e-3, "warmup": 2, "final": 0.5, "weight_decay": 0.0}
     config = config_of(made, optimizer=optimizer, ema=0.3, steps=6, tasks=[{"task": {"kind": "generation"}}])
-    state = start_generator(config, TokenSet(made / "train"), ALONE)
+    state = start_generator(config, GridRows(config.data, config.generator), ALONE)
     stream = token_batches(GridRows(config.data, config.generator), batch_size=2, seed=0)
     along = [0.5 + 0.5 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)]
     for n, rate in enumerate([0.5e-3, 1e-3, *(1e-3 * share for share in along)]):

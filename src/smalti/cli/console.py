@@ -4,13 +4,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
 from smalti.errors import BadFile, InputError
 from smalti.progress import Progress
+from smalti.progress import say as say
 
 _LONGEST = 400
 """Characters of a message. How to fix an error stands at its end, so a longer message loses its middle."""
@@ -21,13 +22,6 @@ def message_line(text: object) -> str:
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
     half = _LONGEST // 2
     return line if len(line) <= _LONGEST else f"{line[: half - 3]} ... {line[-half + 2 :]}"
-
-
-def say(line: str) -> None:
-    """Print one line on stderr, if there is one: a reader that is gone, or a full disk under a log, stops no work."""
-    if sys.stderr is not None:
-        with suppress(OSError, ValueError):  # ValueError: closed
-            print(line, file=sys.stderr, flush=True)
 
 
 def is_watched() -> bool:

@@ -282,6 +282,9 @@ def _level(config: VQGANConfig, channels: int, out: int, depth: int, *, attentio
 
 
 def _middle(config: VQGANConfig, channels: int, count: int) -> list[nn.Module]:
-    blocks: list[nn.Module] = [_block(config, channels, channels) for _ in range(count)]
-    attention = [FrameAttention(channels, groups=config.groups)] if config.middle_attention else []
-    return [*blocks[:1], *attention, *blocks[1:]]
+    layers: list[nn.Module] = []
+    for number in range(count):  # built in the order in which they run: fresh weights of a seed depend on it
+        layers.append(_block(config, channels, channels))
+        if number == 0 and config.middle_attention:
+            layers.append(FrameAttention(channels, groups=config.groups))
+    return layers

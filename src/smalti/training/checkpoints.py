@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +76,7 @@ def resume_newest(task: Task, out: Path) -> None:
             faults.append(str(fault))
             continue
         if faults and task.state.world.is_main:
-            with suppress(OSError, ValueError):  # a reader that is gone stops nothing
-                print(f"warning: {faults[0]}; resuming from {folder.name} instead", file=sys.stderr)
+            say(f"warning: {faults[0]}; resuming from {folder.name} instead")
         if about["data"] != task.data_digest:
             raise InputError(
                 f"data: {task.data_count:,} samples, not the ones this run began with; restore them or start anew"

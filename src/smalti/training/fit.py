@@ -3,7 +3,6 @@
 import hashlib
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
 from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes, write_json
-from smalti.progress import Progress
+from smalti.progress import Progress, say
 from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
 from smalti.training.task import Samples, StepResult, Task
@@ -90,7 +89,7 @@ def _show_data(task: Task, out: Path, *, quiet: bool) -> None:
     """Write the counts of the data to data.json, and unless `quiet` print what a user should know of them."""
     write_json(out / "data.json", dict(task.data_counts))
     for note in () if quiet else task.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
 
 
 def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:

@@ -1,10 +1,8 @@
 """A tokenizer as a task of `fit`: its data, steps, validation scores and samples."""
 
 import hashlib
-import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -90,8 +88,7 @@ class TokenizerTask(Task):
             on_bad=bad_files,
         )
         if world.is_main and (note := config.cut_note(world.size)):
-            with suppress(OSError, ValueError):  # a reader that is gone stops nothing
-                print(f"warning: {note}", file=sys.stderr)
+            say(f"warning: {note}")
         usage, recent, empty = Usage(self.state.tokenizer.levels), BadRows(config.max_bad), 0
         for _ in range(self.state.step, config.steps):
             batch = next(stream)
