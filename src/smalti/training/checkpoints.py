@@ -10,6 +10,7 @@ import torch
 from smalti.errors import InputError, IntegrityError
 from smalti.files import check_manifest, load_tensors, new_folder, read_json, read_notes, save_tensors, write_json
 from smalti.model_folder import WEIGHTS, checkpoints
+from smalti.progress import say
 from smalti.training.task import Savable, Task
 from smalti.version import __version__
 

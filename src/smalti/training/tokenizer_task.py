@@ -11,6 +11,7 @@ from smalti.data import BadFileLog, Joint, Source, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
+from smalti.progress import say
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.score import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
