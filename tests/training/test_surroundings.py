@@ -21,6 +21,9 @@ SETTINGS = ["batch_size=1", "eval_every=100000", "sample_every=100000", "log_eve
             "validation=null", "tokenizer.width=8", "lpips=null", "weights={l2: 1.0, batch_entropy: 0.1}",
             "gan=null"]  # fmt: skip
 
+SLOW = pytest.mark.slow
+"""Five seconds each; `test_run.py` sends SIGTERM in the quick suite."""
+
 
 def recipe(*changes):
     return find("tiny", tiny=True).override([*SETTINGS, "steps=4", "save_every=2", *changes])
@@ -44,7 +47,7 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", *(pytest.param(n, marks=SLOW) for n in ("SIGTERM", "SIGUSR1"))])
 def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     out, number = tmp_path / "run", getattr(signal, name)
     process = subprocess.Popen(
@@ -73,7 +76,7 @@ def test_a_signal_that_is_ignored_stays_ignored(files, tmp_path):
     assert checkpoints(out)[-1].name == "step-00000040"
 
 
-@pytest.mark.parametrize("ending", ["pipe", "full", "closed"])
+@pytest.mark.parametrize("ending", ["pipe", "full", pytest.param("closed", marks=SLOW)])
 def test_no_end_of_the_output_ends_the_work(files, tmp_path, ending):
     """A pipe that nobody reads any more, a full disk under the log, no output at all."""
     out, run = tmp_path / "run", by_file(files, tmp_path / "run")
