@@ -307,3 +307,16 @@ def test_rotary_models_take_any_grid_and_learned_ones_fewer_frames_alone():
 def test_a_wrong_config_is_refused(changes, said):
     with pytest.raises((ConfigError, ValidationError), match=said):
         MaskedConfig(**SMALL, grid=(1, 2, 2)).replace(changes)
+
+
+@pytest.mark.parametrize("channels", [12, 20, 64])
+def test_angles_are_the_formula_axis_by_axis(channels):
+    """Position * 10000^(-j / m): a third of the pairs for h, a third for w, the rest first, for t."""
+    positions, pairs = grid_positions((2, 3, 4)), channels // 2
+    counts = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
+    table = rope(positions, channels)
+    for n, place in enumerate(positions.tolist()):
+        angles = [x * 10_000 ** (-j / m) for x, m in zip(place, counts, strict=True) for j in range(m)]
+        wanted = torch.tensor(angles, dtype=torch.float64)
+        torch.testing.assert_close(table.cos[n], wanted.cos(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(table.sin[n], wanted.sin(), rtol=0, atol=1e-12)

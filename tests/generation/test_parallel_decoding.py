@@ -424,3 +424,23 @@ def test_an_autoregressive_sample_does_not_depend_on_its_batch_and_keeps_its_beg
 def test_an_autoregressive_model_fills_no_holes():
     with pytest.raises(ConfigError, match="continues the first tokens"):
         sample_autoregressive(autoregressive(), prompt(), TokenSamplingConfig())
+
+
+def test_a_continued_sample_counts_its_tokens_from_the_first_and_its_progress_from_the_first_new_one():
+    from smalti.generation.sampling import sample_logits, uniform_noise
+
+    model, config = autoregressive(), TokenSamplingConfig(temperature=0.8, guidance=GUIDED)
+    grid, known = (1, 3, 4), 5
+    p = empty_prompt(2, grid, labels=torch.tensor([0, 4]))
+    p = p._replace(ids=p.ids + 7, known=(torch.arange(12) < known).view(1, *grid).expand(2, *grid))
+    ids = sample_autoregressive(model, p, config, seed=5)
+    parts = model.factorization.split(p.ids).flatten(1, 3).clone()
+    with torch.no_grad():
+        for i in range(known, 12):
+            c, u = (model.features(parts[:, :i], grid, condition)[:, -1] for condition in (p.condition, Condition()))
+            uniform = uniform_noise(5, [0, 1], i, (2,), torch.device("cpu"))
+            scale = GUIDED.at((i - known) / (12 - known))
+            for g in range(2):
+                a, b = (model.vocabulary.logits_at(g, x, parts[:, i]) for x in (c, u))
+                parts[:, i, g] = sample_logits(a + scale * (a - b), uniform[:, g], config)
+    assert torch.equal(model.factorization.join(parts).view(2, *grid), ids)
