@@ -23,16 +23,16 @@ def stored(name: str) -> list[rd.Point]:
 def missing(found: list[rd.Point], wanted: list[str]) -> Iterator[rd.Point]:
     """Points of the wanted codecs that are not among `found`, on the same clips."""
     there = {(p.media, p.codec) for p in found}
-    pictures, shots = rd.clips()
+    photographs, film = rd.clips()
     os.environ.setdefault("SVT_LOG", "0")
-    for media, clips in (("photographs", pictures), ("film", shots)):
+    for media, clips in (("photographs", photographs), ("film", film)):
         for name, there_and_back in rd.TRIVIAL.items():
             if (media, name) not in there and name in wanted:
                 yield rd.point(media, name, "three bytes a colour", there_and_back, clips)
     for codec, crfs in rd.CRFS.items():
         if ("film", codec) not in there and codec in wanted:
             for crf in crfs:
-                yield rd.point("film", codec, f"crf {crf}", rd.by_ffmpeg(codec, crf), shots)
+                yield rd.point("film", codec, f"crf {crf}", rd.by_ffmpeg(codec, crf), film)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 AVIF, and what is trivial: one colour a clip, means of squares.
 
 Held-out photographs at 256 x 256 and held-out film of 41 x 144 x 256, in the tokenizers of `rate_tokenizers` (trained
-for some minutes each). Bytes of ours are those of the whole file; those of pictures are whole files too; of the video
+for some minutes each). Bytes of ours are those of the whole file; those of images are whole files too; of the video
 codecs only the coded frames count, without a container. LPIPS (alex) needs weights, see docs/metrics.md.
 
 python -m benchmarks rate_distortion      # draws docs/rate-distortion.png; half an hour on one core, trainings included
@@ -96,8 +96,8 @@ def by_ffmpeg(codec: str, crf: int) -> Round:
             stream.options = stream.options | ({"tune": tune} if tune else {})
             stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # as the conversion of RGB is
             text = BitStreamFilterContext("filter_units=remove_types=6", stream) if encoder == "libx264" else None
-            pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.numpy()]
-            for picture in (*(p.reformat(format="yuv420p") for p in pictures), None):
+            images = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.numpy()]
+            for picture in (*(p.reformat(format="yuv420p") for p in images), None):
                 for packet in stream.encode(picture):
                     bare = text.filter(av.Packet(bytes(packet))) if text else [packet]
                     size += sum(part.size for part in bare)
@@ -159,15 +159,15 @@ def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Ma
 
 
 def clips() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(photographs, shots), uint8 `t h w 3` by name."""
+    """(photographs, film), uint8 `t h w 3` by name."""
     config = ImagesConfig(path=bundled.photos("heldout"), size=256, crop="center", flip=False)
     source = config.build()
-    pictures = {source.key(i): source.load(i, torch.Generator()) for i in range(len(source))}
-    shots = {}
+    photographs = {source.key(i): source.load(i, torch.Generator()) for i in range(len(source))}
+    film = {}
     for path in sorted(bundled.videos("heldout").glob("*.mp4")):
         with open_video(path) as reader:
-            shots[path.stem] = torch.stack(list(reader.frames()))
-    return pictures, shots
+            film[path.stem] = torch.stack(list(reader.frames()))
+    return photographs, film
 
 
 def of_trivial(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
@@ -194,15 +194,15 @@ def of_video_codecs(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
 def points() -> Iterator[Point]:
     """All of them."""
     tokenizers = {name: Tokenizer.load(folder) for name, folder in trained().items()}
-    pictures, shots = clips()
+    photographs, film = clips()
     for name in IMAGES:
-        yield point("photographs", "smalti", name, by_smalti(tokenizers[name], False), pictures)
-    yield from of_still_codecs("photographs", pictures)
-    yield from of_trivial("photographs", pictures)
+        yield point("photographs", "smalti", name, by_smalti(tokenizers[name], False), photographs)
+    yield from of_still_codecs("photographs", photographs)
+    yield from of_trivial("photographs", photographs)
     for name in (*VIDEOS, "8x8"):
-        yield point("film", "smalti", name, by_smalti(tokenizers[name], True), shots)
-    yield from of_video_codecs("film", shots)
-    yield from of_trivial("film", shots)
+        yield point("film", "smalti", name, by_smalti(tokenizers[name], True), film)
+    yield from of_video_codecs("film", film)
+    yield from of_trivial("film", film)
 
 
 def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:

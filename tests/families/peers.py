@@ -1,6 +1,5 @@
 """A golden's network as a tokenizer of ours: weights by the rule under the peer's names, moved through the links."""
 
-import json
 import warnings
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 
 from smalti.families.links import ForeignModel, assemble
 from smalti.tokenizer import Tokenizer
+from tests.families.golden import listed
 from tests.goldens.rule import FOLDER, Golden, grad_stats, key_hash, load, randn, rule
 
 
@@ -16,12 +16,6 @@ class Peer(NamedTuple):
     model: ForeignModel
     tensors: dict
     golden: Golden
-
-
-def listed(name):
-    """Names and shapes of a peer's network."""
-    rows = (line.split("\t") for line in (FOLDER / f"{name}.keys.txt").read_text().splitlines() if line[0] != "#")
-    return {row[0]: tuple(json.loads(row[1])) for row in rows}
 
 
 class _Part(torch.nn.Module):

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families.family import Checkpoint, Family, ImportOptions, Published
-from smalti.families.links import ForeignModel, Link, Piece, Shapes, attention, convolution, unchanged, weight_and_bias
+from smalti.families.links import (
+    ForeignModel,
+    Link,
+    Piece,
+    Shapes,
+    attention,
+    convolution,
+    layer_names,
+    unchanged,
+    weight_and_bias,
+)
 from smalti.quantize import FSQConfig
 from smalti.text import one_line
 from smalti.tokenizer import CosmosConfig
@@ -104,7 +114,7 @@ def _image_strides(shapes: Shapes, levels: int) -> tuple[_Strides, _Strides]:
 
 
 def _encoder(config: CosmosConfig) -> Iterator[Link]:
-    here, widths, video = _places("encoder.layers"), [config.width * m for m in config.multipliers], _video(config)
+    here, widths, video = layer_names("encoder.layers"), [config.width * m for m in config.multipliers], _video(config)
     yield from _conv("encoder.conv_in", "encoder.stem", video)
     for i, width in enumerate(widths):
         before = widths[i - 1] if i else config.width
@@ -118,7 +128,7 @@ def _encoder(config: CosmosConfig) -> Iterator[Link]:
 
 
 def _decoder(config: CosmosConfig) -> Iterator[Link]:
-    here, widths, video = _places("decoder.layers"), [config.width * m for m in config.multipliers], _video(config)
+    here, widths, video = layer_names("decoder.layers"), [config.width * m for m in config.multipliers], _video(config)
     yield from _pointwise("post_quant_conv", "decoder.from_codes", video)
     yield from _conv("decoder.conv_in", "decoder.stem", video)
     yield from _middle("decoder.mid", here, widths[-1], video)
@@ -187,13 +197,6 @@ def _pointwise(source: str, target: str, video: bool) -> list[Link]:
 
 def _video(config: CosmosConfig) -> bool:
     return config.time_kernel > 1
-
-
-def _places(layers: str) -> Iterator[str]:
-    i = 0
-    while True:
-        yield f"{layers}.{i}"
-        i += 1
 
 
 _CONSTANTS = ("wavelets", "_arange", "patch_size_buffer", "_levels", "_basis", "implicit_codebook")

@@ -73,8 +73,6 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
                 f"{checkpoint.where}: {field} {config[field]!r} in its config.json; only {known} is read"
             )
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise KeyError(_SIGN)
     shapes = shapes_of(network, checkpoint.shapes)
     row = DIFFUSERS_VQ.row(checkpoint.repository)
     pixels = (row.pixels if row is not None else None) or options.pixels

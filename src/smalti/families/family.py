@@ -97,8 +97,8 @@ class StoredNetwork(NamedTuple):
     copy: Literal["average", "live", "bare"]
 
 
-def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> StoredNetwork | None:
-    """Find the network that has the tensor `sign`, behind whatever prefix; None where there is none.
+def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> StoredNetwork:
+    """Find the network that has the tensor `sign`, behind whatever prefix. Raises KeyError where there is none.
 
     EMA weights stand behind a prefix with `ema` in it, or (Lightning's `LitEma`) as `model_ema.` and the name without
     its dots; those are mapped from the live names, because they also hold parts of the loss. With `weights="average"`
@@ -117,7 +117,7 @@ def find_network(shapes: Shapes, sign: str, weights: CheckpointWeights) -> Store
         return StoredNetwork({**names, **{name: flat for name, flat in flattened.items() if flat in shapes}}, "average")
     chosen = [*averaged, *live] if weights == "average" else live
     if not chosen:
-        return None
+        raise KeyError(sign)
     copy: Literal["average", "live", "bare"] = "average" if _is_average(chosen[0]) else "live" if has_both else "bare"
     return StoredNetwork(_behind(shapes, chosen[0]), copy)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from smalti.families.links import Link, Piece, Shapes, convolution, unchanged, weight_and_bias
+from smalti.families.links import Link, Piece, Shapes, convolution, layer_names, unchanged, weight_and_bias
 from smalti.nn.blocks import GROUPS
 from smalti.quantize import CodebookConfig, Lookup, QuantizerConfig
 from smalti.tokenizer import VQGANConfig
@@ -114,7 +114,7 @@ def vqgan_config(
 def encoder_links(shapes: Shapes, half: Half, layout: Layout) -> Iterator[Link]:
     """Link an encoder up to its last convolution; projections are the caller's."""
     yield from _convolution(half.stem, "encoder.stem", bias=layout.block_bias)
-    here = _places("encoder.layers")
+    here = layer_names("encoder.layers")
     for i, stage in enumerate(half.levels):
         yield from _stage(shapes, stage, here, layout)
         if i < len(half.levels) - 1:
@@ -128,7 +128,7 @@ def encoder_links(shapes: Shapes, half: Half, layout: Layout) -> Iterator[Link]:
 def decoder_links(shapes: Shapes, half: Half, layout: Layout) -> Iterator[Link]:
     """Link a decoder from its first convolution on; projections are the caller's."""
     yield from convolution(half.stem, "decoder.stem", dims=2)
-    here = _places("decoder.layers")
+    here = layer_names("decoder.layers")
     yield from _middle(shapes, half, here, layout)
     for i, stage in enumerate(half.levels):
         yield from _stage(shapes, stage, here, layout)
@@ -181,13 +181,6 @@ def _widths(shapes: Shapes, levels: Sequence[HalfLevel]) -> list[int]:
 
 def _one(depths: Sequence[int]) -> int | tuple[int, ...]:
     return depths[0] if len(set(depths)) == 1 else tuple(depths)
-
-
-def _places(layers: str) -> Iterator[str]:
-    i = 0
-    while True:
-        yield f"{layers}.{i}"
-        i += 1
 
 
 def _convolution(source: str, target: str, *, bias: bool) -> list[Link]:

@@ -3,7 +3,8 @@
 A link is linear and can be differentiated through, so that a test can compare gradients in the foreign layout.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -78,6 +79,11 @@ class ForeignModel(NamedTuple):
         if self.names:
             return next((name for name, found in self.names.items() if found == stored), "")
         return stored[len(self.prefix) :] if stored.startswith(self.prefix) else ""
+
+
+def layer_names(layers: str) -> Iterator[str]:
+    """Yield the names of the layers of a list of ours, in their order: LAYERS.0, LAYERS.1, ... without an end."""
+    return (f"{layers}.{number}" for number in count())
 
 
 def unchanged(source: str, target: str) -> Link:

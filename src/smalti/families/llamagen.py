@@ -49,8 +49,6 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise KeyError(_SIGN)
     shapes, layout = shapes_of(network, checkpoint.shapes), Layout()
     encoder, decoder = (_half(shapes, half) for half in ("encoder", "decoder"))
     is_janus = network.names[_SIGN].startswith(_JANUS)

@@ -21,6 +21,7 @@ from smalti.families.links import (
     channel_rows,
     channel_values,
     convolution,
+    layer_names,
     phase_first,
     pointwise,
     unchanged,
@@ -317,7 +318,7 @@ def _blocks(shapes: Shapes, half: str) -> int:
 
 def _encoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
     yield from convolution("encoder._in_conv", "encoder.stem", dims=2)
-    here = _places("encoder.layers")
+    here = layer_names("encoder.layers")
     for i in range(count):
         yield from _level(shapes, f"encoder._layers.{i}", here, config.depths[0], attention=i == count - 1)
         if i < count - 1:
@@ -333,7 +334,7 @@ def _decoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
     yield from pointwise("quantizer.project_out", "decoder.from_codes.now")
     yield from convolution("pre_decoder._conv", "decoder.project", dims=2)
     yield from convolution("decoder._in_conv", "decoder.stem", dims=2)
-    here = _places("decoder.layers")
+    here = layer_names("decoder.layers")
     yield from _refine(shapes, "decoder._refine", here)
     for i in range(count):
         yield from _level(shapes, f"decoder._layers.{i}", here, config.decoder_depths[0], attention=i == 0)
@@ -341,13 +342,6 @@ def _decoder(shapes: Shapes, config: VQGANConfig, count: int) -> Iterator[Link]:
             yield from weight_and_bias(f"decoder._resamples.{i}._conv", f"{next(here)}.conv")
     yield from weight_and_bias("decoder._projector.0", "decoder.norm")
     yield from convolution("decoder._projector.2", "decoder.to_pixels", dims=2)
-
-
-def _places(layers: str) -> Iterator[str]:
-    i = 0
-    while True:
-        yield f"{layers}.{i}"
-        i += 1
 
 
 def _level(shapes: Shapes, source: str, here: Iterator[str], depth: int, *, attention: bool) -> Iterator[Link]:

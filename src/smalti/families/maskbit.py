@@ -74,8 +74,6 @@ def _read_maskbit(checkpoint: Checkpoint, options: ImportOptions) -> ForeignMode
 
 def _read(checkpoint: Checkpoint, options: ImportOptions, family: str) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise KeyError(_SIGN)
     shapes = shapes_of(network, checkpoint.shapes)
     encoder, decoder = (_half(shapes, half, _BLOCKS[family]) for half in ("encoder", "decoder"))
     layout = Layout(block_bias=False, shortcut_of="output", averages=encoder.levels[0].resample is None, pixels="unit")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smalti.errors import IntegrityError
 from smalti.families.family import Checkpoint, Family, ImportOptions, Published, find_network, shapes_of
-from smalti.families.links import ForeignModel, Link, Piece, Shapes, convolution, weight_and_bias
+from smalti.families.links import ForeignModel, Link, Piece, Shapes, convolution, layer_names, weight_and_bias
 from smalti.quantize import LFQConfig
 from smalti.text import one_line
 from smalti.tokenizer import OpenMagvit2Config
@@ -46,7 +46,7 @@ def open_magvit2_network(shapes: Shapes, where: str) -> ForeignModel:
 
 
 def _encoder(config: OpenMagvit2Config) -> Iterator[Link]:
-    here, widths = _places("encoder.layers"), [config.width * m for m in config.multipliers]
+    here, widths = layer_names("encoder.layers"), [config.width * m for m in config.multipliers]
     yield from _conv(config, "encoder.conv_in", "encoder.stem", bias=False)
     for i, width in enumerate(widths):
         yield from _level(config, f"encoder.down.{i}.block", here, widths[max(0, i - 1)] != width)
@@ -58,7 +58,7 @@ def _encoder(config: OpenMagvit2Config) -> Iterator[Link]:
 
 
 def _decoder(config: OpenMagvit2Config) -> Iterator[Link]:
-    here, widths = _places("decoder.layers"), [config.width * m for m in config.multipliers]
+    here, widths = layer_names("decoder.layers"), [config.width * m for m in config.multipliers]
     yield from _conv(config, "decoder.conv_in", "decoder.stem")
     yield from _level(config, "decoder.mid_block", here, False)
     for i in reversed(range(len(widths))):
@@ -105,13 +105,6 @@ def _count(shapes: Shapes, stack: str) -> int:
     return len(places)
 
 
-def _places(layers: str) -> Iterator[str]:
-    i = 0
-    while True:
-        yield f"{layers}.{i}"
-        i += 1
-
-
 _SIGN = "encoder.mid_block.0.norm1.weight"
 
 
@@ -123,8 +116,6 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise IntegrityError(f"{checkpoint.where}: tensor {_SIGN} is missing; it is not whole")
     model = open_magvit2_network(shapes_of(network, checkpoint.shapes), checkpoint.where)
     size = "17 frames of 128 px" if model.config.time_kernel > 1 else "128 or 256 px, as it was trained"
     return model._replace(

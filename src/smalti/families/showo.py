@@ -27,8 +27,6 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise KeyError(_SIGN)
     shapes, layout = shapes_of(network, checkpoint.shapes), Layout()
     encoder, decoder = (taming_half(shapes, half) for half in ("encoder", "decoder"))
     bits = shapes[_SIGN][0]

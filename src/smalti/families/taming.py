@@ -55,8 +55,6 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise KeyError(_SIGN)
     shapes, layout = shapes_of(network, checkpoint.shapes), Layout()
     if "quantize.embed.weight" in shapes or "quantize.proj.weight" in shapes:
         raise IntegrityError(f"{checkpoint.where}: a VQGAN with Gumbel noise, whose ids are random; not read")

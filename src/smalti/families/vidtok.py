@@ -11,7 +11,16 @@ from typing import Literal, cast, get_args
 
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families.family import Checkpoint, Family, ImportOptions, Published, find_network, shapes_of
-from smalti.families.links import ForeignModel, Link, Shapes, attention, convolution, unchanged, weight_and_bias
+from smalti.families.links import (
+    ForeignModel,
+    Link,
+    Shapes,
+    attention,
+    convolution,
+    layer_names,
+    unchanged,
+    weight_and_bias,
+)
 from smalti.quantize import FSQConfig
 from smalti.text import one_line
 from smalti.tokenizer import VidTokConfig
@@ -57,7 +66,7 @@ def _levels_with(shapes: Shapes, stack: str, part: str, levels: int) -> tuple[in
 
 
 def _encoder(config: VidTokConfig) -> Iterator[Link]:
-    here, widths = _places("encoder.layers"), [config.width * m for m in config.multipliers]
+    here, widths = layer_names("encoder.layers"), [config.width * m for m in config.multipliers]
     yield from convolution("encoder.conv_in.conv", "encoder.stem", dims=3)
     for i, width in enumerate(widths):
         changes_width = width != (widths[i - 1] if i else config.width)
@@ -72,7 +81,7 @@ def _encoder(config: VidTokConfig) -> Iterator[Link]:
 
 
 def _decoder(config: VidTokConfig) -> Iterator[Link]:
-    here, widths = _places("decoder.layers"), [config.width * m for m in config.multipliers]
+    here, widths = layer_names("decoder.layers"), [config.width * m for m in config.multipliers]
     yield from convolution("decoder.conv_in.conv", "decoder.stem", dims=3)
     yield from _middle("decoder.mid", here, widths[-1])
     for i in reversed(range(len(widths))):
@@ -114,13 +123,6 @@ def _resampling(source: str, target: str) -> Iterator[Link]:
     yield from convolution(f"{source}.conv.conv", f"{target}.conv", dims=3)
 
 
-def _places(layers: str) -> Iterator[str]:
-    i = 0
-    while True:
-        yield f"{layers}.{i}"
-        i += 1
-
-
 _SIGN = "encoder.down_temporal.0.block.0.norm1.norm.weight"
 _DIFFUSERS = "AutoencoderVidTok"
 
@@ -131,8 +133,6 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     network = find_network(checkpoint.shapes, _SIGN, options.weights)
-    if network is None:
-        raise IntegrityError(f"{checkpoint.where}: tensor {_SIGN} is missing; it is not whole")
     version, notes = _version(checkpoint, options)
     model = vidtok_network(shapes_of(network, checkpoint.shapes), version, checkpoint.where)
     return model._replace(

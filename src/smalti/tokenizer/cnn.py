@@ -9,11 +9,12 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple, Two
+from smalti.config import Tuple, Two
 from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
 from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
+from smalti.tokenizer.autoencoder import AutoencoderConfig
 
 Stride = Two[int]
 """(time, space)."""
@@ -21,7 +22,7 @@ Depth = int | Tuple[int]
 """Residual blocks per level: one number for all levels, or one for each, from the pixels inwards."""
 
 
-class TokenizerConfig(Config):
+class TokenizerConfig(AutoencoderConfig):
     """A causal CNN autoencoder around a scalar quantizer; with `time_kernel=1` it is an image model."""
 
     former_names: ClassVar[Mapping[str, str]] = {"time": "time_kernel", "past": "past_kernel"}

@@ -15,19 +15,20 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple, Two
+from smalti.config import Tuple, Two
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
+from smalti.tokenizer.autoencoder import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve
 
 _PAST = Window(3)
 _Stride = Two[int]
 
 
-class CosmosConfig(Config):
+class CosmosConfig(AutoencoderConfig):
     """The autoencoder of the Cosmos tokenizers. Norms see one frame, attention one frame and the past: causal, not
     tile-exact."""
 
@@ -73,21 +74,6 @@ class CosmosConfig(Config):
         return time * (self.patch if self.time_kernel > 1 else 1), self.patch * space, self.patch * space
 
     @property
-    def is_causal(self) -> bool:
-        """Whether ids and pixels up to a frame are independent of what comes after it: yes."""
-        return True
-
-    @property
-    def is_tile_exact(self) -> bool:
-        """Whether a large frame can be cut into tiles without changing a token: no, attention and norms see it all."""
-        return False
-
-    @property
-    def is_contiguous_on_cpu(self) -> bool:
-        """Whether the memory of a CPU should hold the channels apart: no, attention is faster with channels last."""
-        return False
-
-    @property
     def channels(self) -> int:
         """Channels of the transformed pixels."""
         return 3 * self.patch ** (3 if self.time_kernel > 1 else 2)
@@ -122,7 +108,9 @@ class CosmosEncoder(nn.Module):
         """Encode a video (time first) of legal size, or the next chunk of one, to latents."""
         if self.time_patch > 1 and _is_start(self, stream):
             video = torch.cat([video[:1].expand(self.time_patch - 1, *video.shape[1:]), video])
-        x = _run(self.layers, self.stem(to_wavelets(video, self.patch, self.time_patch), stream), stream)
+        x: Tensor = self.stem(to_wavelets(video, self.patch, self.time_patch), stream)
+        for layer in self.layers:
+            x = layer(x, stream)
         z: Tensor = self.to_latent(self.head(silu(self.norm(x)), stream))
         return z
 
@@ -157,7 +145,9 @@ class CosmosDecoder(nn.Module):
     def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes (time first), or the next chunk of them, to video."""
         is_start = _is_start(self, stream)
-        x = _run(self.layers, self.stem(self.from_codes(codes), stream), stream)
+        x: Tensor = self.stem(self.from_codes(codes), stream)
+        for layer in self.layers:
+            x = layer(x, stream)
         wavelets: Tensor = self.to_pixels(silu(self.norm(x)), stream)
         video = from_wavelets(wavelets, self.patch, self.time_patch)
         return video[self.time_patch - 1 :] if is_start else video
@@ -318,12 +308,6 @@ def _level(channels: int, out: int, depth: int, video: bool) -> list[nn.Module]:
 def _middle(width: int, video: bool) -> list[nn.Module]:
     attention = [FrameAttention(width, groups=1), TimeAttention(width)] if video else [FrameAttention(width)]
     return [_block(width, width, video), *attention, _block(width, width, video)]
-
-
-def _run(layers: nn.ModuleList, x: Tensor, stream: Stream | None) -> Tensor:
-    for layer in layers:
-        x = layer(x) if isinstance(layer, Halve | Double) else layer(x, stream)
-    return x
 
 
 def _is_start(network: nn.Module, stream: Stream | None) -> bool:

@@ -7,16 +7,17 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple
+from smalti.config import Tuple
 from smalti.nn.blocks import Norm, NormKind, ResidualBlock
 from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import LFQConfig, QuantizerConfig
+from smalti.tokenizer.autoencoder import AutoencoderConfig
 
 _EPS = 1e-6
 
 
-class OpenMagvit2Config(Config):
+class OpenMagvit2Config(AutoencoderConfig):
     """The autoencoder of Open-MAGVIT2: residual blocks without biases, and a decoder modulated by the statistics of the
     codes.
 
@@ -72,11 +73,6 @@ class OpenMagvit2Config(Config):
     def is_causal(self) -> bool:
         """Whether ids are independent of later frames: in an image model, which encodes each frame alone."""
         return self.time_kernel == 1
-
-    @property
-    def is_tile_exact(self) -> bool:
-        """Whether a large frame can be cut into tiles without changing a token: no, norms see it all."""
-        return False
 
     @property
     def is_contiguous_on_cpu(self) -> bool:

@@ -70,7 +70,7 @@ class Tokenizer(nn.Module):
         self.codebook_size = self.quantizer.codebook_size
         self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
-        self.lookahead = config.lookahead if config.kind == "vidtok" else 0
+        self.lookahead = config.lookahead
         """Latents after a frame's own on which its pixels depend: a stream of ids gives them as much later."""
         self.is_tile_exact = config.is_tile_exact
         """Whether a large frame can be cut into tiles without changing a token."""

@@ -12,16 +12,17 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple
+from smalti.config import Tuple
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Start, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
+from smalti.tokenizer.autoencoder import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve
 
 
-class VidTokConfig(Config):
+class VidTokConfig(AutoencoderConfig):
     """The causal autoencoder of VidTok. Norms see one position, attention in the middle one frame: causal, not
     tile-exact."""
 
@@ -73,21 +74,6 @@ class VidTokConfig(Config):
         return int(self.interpolation == "linear" and bool(self.time_up))
 
     @property
-    def is_causal(self) -> bool:
-        """Whether ids are independent of later frames: yes. Pixels are too, but for `lookahead`."""
-        return True
-
-    @property
-    def is_tile_exact(self) -> bool:
-        """Whether a large frame can be cut into tiles without changing a token: no, attention sees it all."""
-        return False
-
-    @property
-    def is_contiguous_on_cpu(self) -> bool:
-        """Whether the memory of a CPU should hold the channels apart: no, norms over them are faster with them last."""
-        return False
-
-    @property
     def window(self) -> Window:
         """Frames that the convolutions in time see, and how."""
         start: Start = "copy" if self.start == "repeat" else "grey"
@@ -122,7 +108,9 @@ class VidTokEncoder(nn.Module):
         """Encode a video (time first) of legal size, or the next chunk of one, to latents."""
         if stream is None or stream.get(self.stem) is None:
             video = torch.cat([video[:1].expand(self.copies, *video.shape[1:]), video])
-        x: Tensor = _run(self.layers, self.stem(video, stream), stream)
+        x: Tensor = self.stem(video, stream)
+        for layer in self.layers:
+            x = layer(x, stream)
         z: Tensor = self.to_latent(silu(self.norm(x)), stream)
         return z
 
@@ -157,7 +145,9 @@ class VidTokDecoder(nn.Module):
     def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes (time first), or the next chunk of them, to the frames that no later latent changes."""
         is_start = stream is None or stream.get(self.stem) is None
-        x: Tensor = _run(self.layers, self.stem(codes, stream), stream)
+        x: Tensor = self.stem(codes, stream)
+        for layer in self.layers:
+            x = layer(x, stream)
         video: Tensor = self.to_pixels(silu(self.norm(x)), stream)
         return video[self.copies :] if is_start else video
 
@@ -250,9 +240,3 @@ class TimeBlock(nn.Module):
 def _middle(width: int, window: Window) -> list[nn.Module]:
     blocks = [ResidualBlock(width, width, window, norm="position") for _ in range(2)]
     return [blocks[0], FrameAttention(width, norm="position"), blocks[1]]
-
-
-def _run(layers: nn.ModuleList, x: Tensor, stream: Stream | None) -> Tensor:
-    for layer in layers:
-        x = layer(x) if isinstance(layer, Halve | Double) else layer(x, stream)
-    return x

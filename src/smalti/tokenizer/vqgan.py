@@ -11,19 +11,20 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Tuple
+from smalti.config import Tuple
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import GROUPS, Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
+from smalti.tokenizer.autoencoder import AutoencoderConfig
 from smalti.tokenizer.cnn import Depth
 from smalti.tokenizer_info import PixelRange
 
 Shortcut = Literal["input", "output"]
 
 
-class VQGANConfig(Config):
+class VQGANConfig(AutoencoderConfig):
     """The image autoencoder of VQGAN (arXiv 2012.09841); the defaults are as MagicMaster builds it.
 
     Group norms and attention see one whole frame: causal, for it has no time, but not tile-exact.
@@ -121,21 +122,6 @@ class VQGANConfig(Config):
         space = 2 ** len(self.strides)
         return 1, space, space
 
-    @property
-    def is_causal(self) -> bool:
-        """Whether ids are independent of later frames: yes, each frame is encoded alone."""
-        return True
-
-    @property
-    def is_tile_exact(self) -> bool:
-        """Whether a large frame can be cut into tiles without changing a token: no, the norms see it all."""
-        return False
-
-    @property
-    def is_contiguous_on_cpu(self) -> bool:
-        """Whether the memory of a CPU should hold the channels apart: no, attention is faster with channels last."""
-        return False
-
     def networks(self, dim: int) -> "tuple[VQGANEncoder, VQGANDecoder]":
         """Build the encoder and the decoder around a quantizer of `dim` channels."""
         return VQGANEncoder(self, dim), VQGANDecoder(self, dim)
@@ -221,7 +207,7 @@ class Halve(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h2 w2"]:
+    def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c h2 w2"]:
         """Halve an even height and width."""
         y: Tensor = self.conv(F.pad(x.flatten(0, 1), (0, 1, 0, 1)))
         return y.unflatten(0, x.shape[:2])
@@ -234,7 +220,7 @@ class Double(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h2 w2"]:
+    def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c h2 w2"]:
         """Double the height and width."""
         y: Tensor = self.conv(F.interpolate(x.flatten(0, 1), scale_factor=2.0, mode="nearest"))
         return y.unflatten(0, x.shape[:2])

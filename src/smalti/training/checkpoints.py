@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,16 @@ def resume_newest(task: Task, out: Path) -> None:
 
 def last_logged_step(out: Path) -> int:
     """Return the last step in the log of a run folder; 0 without one."""
-    path, last = out / "log.jsonl", 0
+    return max((step for step, _ in logged_lines(out / "log.jsonl")), default=0)
+
+
+def logged_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the step and the text of each line of a log; none without one. A line that a kill cut short is passed."""
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
-            last = max(last, int(json.loads(text)["step"]))
-        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            yield int(json.loads(text)["step"]), text
+        except (ValueError, KeyError, TypeError):
             continue
-    return last
 
 
 def keep_newest(folder: Path, count: int) -> None:

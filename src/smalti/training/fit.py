@@ -14,7 +14,7 @@ from smalti.config import load_yaml
 from smalti.errors import ConfigError, SmaltiError
 from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes, write_json
 from smalti.progress import Progress, say
-from smalti.training.checkpoints import keep_newest, resume_newest, save_checkpoint
+from smalti.training.checkpoints import keep_newest, logged_lines, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
 from smalti.training.task import Samples, StepResult, Task
 
@@ -215,11 +215,5 @@ def _truncate(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, and a line that was cut short by a kill."""
     if not path.is_file():
         return
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            if json.loads(text)["step"] <= last_step:
-                lines.append(text)
-        except (ValueError, KeyError, TypeError):
-            continue
+    lines = [text for step, text in logged_lines(path) if step <= last_step]
     write_bytes(path, "".join(f"{text}\n" for text in lines).encode())

@@ -1,0 +1,29 @@
+"""The common part of the configs of tokenizers: what is true of a network unless its own config says other."""
+
+from smalti.config import Config
+
+
+class AutoencoderConfig(Config):
+    """The networks of a tokenizer. By default they are causal, see the whole frame and no later latent."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether ids and pixels up to a frame are independent of what comes after it, but for `lookahead`."""
+        return True
+
+    @property
+    def lookahead(self) -> int:
+        """Latents after a frame's own on which its pixels depend; ids depend on none."""
+        return 0
+
+    @property
+    def is_tile_exact(self) -> bool:
+        """Whether a large frame can be cut into tiles without changing a token: no where norms or attention see it
+        all."""
+        return False
+
+    @property
+    def is_contiguous_on_cpu(self) -> bool:
+        """Whether the memory of a CPU should hold the channels apart: no where attention, or norms over channels, are
+        faster with the channels last."""
+        return False
