@@ -141,8 +141,9 @@ def test_recipes_are_listed_with_score_and_command(smalti):
     rows = json.loads(smalti("recipes", "--json").out)
     assert [row["name"] for row in rows] == [recipe.name for recipe in catalogue()]
     for row in rows:
-        lists = [row.pop(name) for name in [name for name, value in row.items() if isinstance(value, list)]]
-        assert all(part in text for part in (*row.values(), *lists[0]))
+        settings, differs = row.pop("exact"), row.pop("differs")
+        assert all(part in text for part in (*row.values(), *settings))
+        assert not differs or f"in {len(differs)} ways: smalti recipes {row['name']}" in text
 
 
 @pytest.mark.parametrize("tiny", [False, True])
