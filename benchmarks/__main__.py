@@ -17,6 +17,7 @@ from benchmarks import (
     rate_distortion,
     sampling,
     streaming,
+    survival,
     tokens,
     training_step,
     walk,
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "sampling": sampling.measure,
     "rate_distortion": rate_distortion.measure,
     "tokens": tokens.measure,
+    "survival": survival.measure,
     "walk": walk.measure,
 }
 

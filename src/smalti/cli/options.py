@@ -12,6 +12,9 @@ TokenizerOption = Annotated[str, typer.Option(metavar="TOKENIZER", help=TOKENIZE
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...; the best one if not given.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+MaxBadOption = Annotated[
+    float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="End early if more than this share of files is bad.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config; repeatable.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smalti.cli.console import bar, end_with_bad_files, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption, OverwriteOption
 from smalti.errors import BadFile, InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def reconstruct_command(
         typer.Option(min=1, help="Cut video into clips of N frames; for non-causal tokenizers."),
     ] = None,
     device: DeviceOption = None,
+    max_bad: MaxBadOption = 1.0,
     as_json: JsonOption = False,
 ) -> None:
     """Encode and decode images and videos, at their own size and length.
@@ -68,6 +69,7 @@ def reconstruct_command(
             overwrite=overwrite,
             clip=clip,
             device=device,
+            max_bad=max_bad,
             progress=progress,
             on_file=on_file,
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from smalti.arguments import check_arguments, check_least
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
+from smalti.data.source import memory_as_bad_file
 from smalti.errors import ConfigError
 from smalti.families.open import as_tokenizer
 from smalti.pipeline.outputs import check_targets
@@ -41,7 +42,9 @@ def compress(
     check_targets([target], [source], overwrite=overwrite, other="another name")
     if target.suffix.lower() != SUFFIX:
         raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
-    return compress_file(as_tokenizer(tokenizer, device), source, target, model=model, group=group, progress=progress)
+    opened = as_tokenizer(tokenizer, device)
+    with memory_as_bad_file(printable(source)):
+        return compress_file(opened, source, target, model=model, group=group, progress=progress)
 
 
 def decompress(

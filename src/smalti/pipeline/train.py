@@ -1,6 +1,8 @@
 """`smalti.train`: train a tokenizer or a token model by a recipe or a config, in a run folder."""
 
+import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
@@ -51,8 +53,8 @@ def train(
     """Train by a recipe's name, a .yaml file or a config, in the run folder `out` (`runs/NAME` if none is given).
 
     `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form. With
-    `resume` a stopped run continues from its newest whole checkpoint. SIGTERM and SIGINT save first. Raises
-    SmaltiError.
+    `resume` a stopped run continues from its newest whole checkpoint, as it does without where torchrun starts it again
+    (`--max-restarts`). SIGTERM and SIGINT save first. Raises SmaltiError.
     """
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file or a config"})
     check_out_folder("out", out)
@@ -61,13 +63,19 @@ def train(
     if isinstance(config, TokenizerTraining) and not any(text.startswith("tokenizer") for text in set):
         config = with_architecture_of_init(config)
     folder = default_run(recipe) if out is None else Path(out)
-    with join_world(device) as world:
+    resume = resume or (_is_restarted() and (folder / "config.yaml").is_file())
+    with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
             task = TokenizerTask(config, world, _previous(TokenizerTraining, folder, resume))
         else:
             task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def _is_restarted() -> bool:
+    """Return whether torchrun has started these processes again after one of them failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
 def _previous(kind: type[_T], folder: Path, resume: bool) -> _T | None:
