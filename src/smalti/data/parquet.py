@@ -57,7 +57,13 @@ class _Cells:
         if row < self.first:
             self.rewind()
         while row >= self.first + sum(map(len, self.kept)):
-            batch = next(self.batches)
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                raise IndexError(f"it ends before its row {row}") from None
+            except BaseException:
+                self.rewind()  # a generator that has raised is at its end, and the next cell must see the fault too
+                raise
             self.kept.append(batch)
             self.bytes += batch.nbytes
             while len(self.kept) > 1 and self.bytes > HELD:
