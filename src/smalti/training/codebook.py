@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.config import Config
-from smalti.data.shuffle import sample_rng
+from smalti.data.source import sample_rng
 from smalti.quantize import Codebook
 from smalti.training.distributed import World
 
@@ -99,9 +99,9 @@ class CodebookState:
         self._batch = None
 
     @torch.no_grad()
-    def update(self, world: World, optimizer: Optimizer, averaged: Codebook) -> int:
-        """Move the counts, and the rows of both the table and its EMA weights where they are set anew; return how many
-        rows began anew. Comes after the optimizer's step."""
+    def update(self, world: World, optimizer: Optimizer) -> Int[Tensor, " m"]:
+        """Move the counts, rows that are averages, and dead rows, which are returned. Comes after the optimizer's
+        step."""
         batch, self._batch = self._batch, None
         assert batch is not None
         counts, table = world.sum(batch.counts), self.codebook.codebook
@@ -121,8 +121,12 @@ class CodebookState:
         rows, latents = batch.dead[there], world.sum(batch.chosen)[there]
         if len(rows):
             self._restart(rows, latents, optimizer)
-            averaged.codebook[rows] = latents
-        return len(rows)
+        return rows
+
+    @torch.no_grad()
+    def copy_rows(self, averaged: nn.Module, rows: Int[Tensor, " m"]) -> None:
+        """Set rows that began anew in the EMA weights of the table: no average of the former row means anything."""
+        averaged.get_parameter("codebook")[rows] = self.codebook.codebook[rows]
 
     def _restart(self, rows: Tensor, latents: Tensor, optimizer: Optimizer) -> None:
         """Set rows to latents, with the count of a row in even use and without the optimizer's memory of others."""
