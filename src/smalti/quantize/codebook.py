@@ -66,7 +66,7 @@ class Codebook(Quantizer):
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__(config.digit_levels, config.dim)
         self.config = config
-        # Fresh latents have a deviation of 0.2 to 0.34: behind a norm, a SiLU and one or two projections. VQGAN's rows,
+        # Fresh latents have a deviation of 0.1 to 0.4, behind a norm, a SiLU and one or two projections. VQGAN's rows,
         # within 1/size of zero, are all at one place among them: 11 of 8,192 are used after 100 steps.
         self.codebook = nn.Parameter(torch.randn(config.size, config.dim) * (1 if config.by == "cosine" else 0.3))
 

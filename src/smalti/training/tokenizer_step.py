@@ -383,6 +383,8 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool, int | None]:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     restarted = None
+    if skipped and state.codebook is not None:
+        state.codebook.forget()
     if not skipped:
         rows = None if state.codebook is None else state.codebook.update(state.world, state.optimizer)
         update_ema(state.ema, state.tokenizer, config.ema_decay(state.updates))
@@ -390,8 +392,6 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool, int | None]:
             state.codebook.copy_rows(state.ema.quantizer, rows)
             restarted = len(rows)
         state.updates += 1
-    elif state.codebook is not None:
-        state.codebook.forget()
     state.step += 1
     return float(norms[0]), skipped, restarted
 
