@@ -12,7 +12,7 @@ import yaml
 
 import smalti
 from smalti.errors import ConfigError, MachineError, SmaltiError
-from smalti.tokenizer.card import model_card, read_report
+from smalti.tokenizer.card import model_card, read_evaluation
 
 REPORT = {"kind": "report", "psnr": 24.123, "ssim": 0.7, "lpips": None, "clips": 8, "frames": 9,
           "protocol": {"name": "smalti"}, "frechet": None}  # fmt: skip
@@ -42,7 +42,7 @@ def test_a_card_has_the_figures_of_the_report_and_no_others(tmp_path: Path):
     facts = smalti.load("smalti/tiny-image").facts()
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     for path in (tmp_path, tmp_path / "report.json"):
-        card = model_card(facts, "me/mine", report=read_report(path))
+        card = model_card(facts, "me/mine", report=read_evaluation(path))
         assert "PSNR 24.12 dB, SSIM 0.7000: 8 samples, 9 frames, protocol `smalti`" in card
         assert "LPIPS" not in card
 
@@ -59,7 +59,7 @@ def test_the_card_of_an_imported_tokenizer_says_whose_it_is():
 def test_another_file_is_no_report(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(SmaltiError, match=r"report\.json"):
-        read_report(tmp_path)
+        read_evaluation(tmp_path)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -33,8 +33,8 @@ def model_card(
 ) -> str:
     """Return a model card as Markdown, with the front matter that the hub reads.
 
-    `facts` are those of `Tokenizer.facts`, `report` what `read_report` returns. `licence` is an identifier of the hub,
-    as `apache-2.0`; without it, an imported tokenizer has that of its project, and the card of another has none.
+    `facts` are those of `Tokenizer.facts`, `report` what `read_evaluation` returns. `licence` is an identifier of the
+    hub, as `apache-2.0`; without it, an imported tokenizer has that of its project, and the card of another has none.
     """
     medium, source = facts["kind"], facts.get("source")
     tags = ["visual-tokenizer", f"{medium}-tokenizer", facts["quantizer"]]
@@ -59,7 +59,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Any]:
     """Read the report of a tokenizer, a folder or the report.json in it. Raises InputError for another file."""
     path = path / "report.json" if path.is_dir() else path
     report = read_json(path)

@@ -16,7 +16,7 @@ from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
-from smalti.tokenizer.card import model_card, read_report
+from smalti.tokenizer.card import model_card, read_evaluation
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
@@ -192,7 +192,7 @@ class Tokenizer(nn.Module):
         `report` is the folder or report.json that `smalti eval --out` wrote; its scores stand on the card.
         """
         check_arguments(Tokenizer.push_to_hub, locals())
-        scores = None if report is None else read_report(Path(report))
+        scores = None if report is None else read_evaluation(Path(report))
         card = model_card(self.facts(), repository, licence=licence, report=scores)
         return upload_model(self.save, repository, card, private=private)
 
