@@ -222,7 +222,7 @@ def written_out(model, p, config, seed, b):
     Of step k of K, entry e has the score log p(value) + noise * (1 - (k + 1) / K) * g, with the log probability of the
     guided logits before the temperature and standard Gumbel noise g; the n_k highest of those still masked are filled.
     """
-    from smalti.data.shuffle import mix
+    from smalti.data.source import mix
     from smalti.generation import MaskedInput
 
     unit, sizes = model.config.unit, model.factorization.sizes
