@@ -8,7 +8,7 @@ from typing import NamedTuple
 from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
-from smalti.pipeline.models import as_tokenizer
+from smalti.families.open import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
