@@ -1,5 +1,6 @@
 """Runs as a user starts, kills and resumes them: real processes, real signals, the folder that they leave."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.files import sha256
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
@@ -119,8 +121,28 @@ def test_the_run_folder_is_complete(tmp_path):
     assert [line["step"] for line in lines if "total" in line] == [3, 6, 9, 12]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [6, 12]
     assert list((out / "samples").glob("*.png"))
-    assert list((out / "events").iterdir())
+    events = EventAccumulator(str(out / "events"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"total", "psnr", "validation/psnr"} <= set(tags["scalars"])
+    assert tags["images"] == ["samples"]
+    assert "config/text_summary" in tags["tensors"]
     assert {"total", "psnr", "loss/l2", "usage", "perplexity", "lr", "grad_norm"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_that_is_absent_is_one_line_and_one_that_is_there_has_the_run(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    config = recipe(f"tracker={name}")
+    if importlib.util.find_spec(name) is None:
+        with pytest.raises(MachineError, match=f"^tracker {name}: is not installed"):
+            train(config, tmp_path / "run")
+        return
+    train(config, tmp_path / "run")
+    where = tmp_path / "run" / "wandb" if name == "wandb" else tmp_path / "trackio"
+    data = b"".join(path.read_bytes() for path in where.rglob("*") if path.is_file())
+    assert all(word in data for word in (b"grad_norm", b"samples"))
 
 
 def test_losses_fall_and_reconstructions_improve_on_real_photographs(tmp_path):

@@ -16,6 +16,7 @@ from smalti.quantize import CodebookConfig
 from smalti.tokenizer import AnyTokenizerConfig
 from smalti.tokenizer.initialise import Initialisation
 from smalti.training.codebook import CodebookTraining
+from smalti.training.tracker import TrackerName
 
 
 class OptimizerConfig(Config):
@@ -102,7 +103,7 @@ class RunConfig(Config):
     """The fields of every training run. `batch_size` is global: over all ranks and micro-batches."""
 
     changeable: ClassVar[frozenset[str]] = frozenset(
-        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit")
+        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit", "tracker")
     )
     """Fields that may differ between a run and its resumption: none of them changes the result."""
 
@@ -134,6 +135,8 @@ class RunConfig(Config):
     """Steps between sample images."""
     eval_every: int = Field(500, ge=1)
     """Steps between validations."""
+    tracker: TrackerName | None = None
+    """Service that shows the run beside log.jsonl and TensorBoard, where it is installed: `wandb` or `trackio`."""
 
     def fixed_in_resumption(self, other: "RunConfig") -> list[str]:
         """Return the fields in which a run of this config and its resumption by `other` differ and may not.
