@@ -18,8 +18,7 @@ from smalti.data import open_video, read_image, write_video
 from smalti.errors import ConfigError
 from smalti.families import load
 from smalti.pipeline.reconstruct import reconstruct_file
-from smalti.tokenizer.frames import choose_tile, reconstruct_frames
-from smalti.tokenizer.score import round_trip
+from smalti.tokenizer.frames import choose_tile, reconstruct_frames, round_trip
 from smalti.video import crop_to, to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 

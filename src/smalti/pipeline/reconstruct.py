@@ -17,9 +17,9 @@ from smalti.data.video_writer import write_media
 from smalti.data.videos import open_video
 from smalti.errors import BadFile
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
+from smalti.families.open import as_tokenizer
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
-from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import Outputs, media_jobs
 from smalti.progress import Progress
 from smalti.tokenizer.frames import check_causal, ids_to_image, images_to_ids, reconstruct_frames

@@ -10,7 +10,7 @@ from smalti.errors import ConfigError
 from smalti.families import load
 from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
-from smalti.quantize.scalar import LossName
+from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world

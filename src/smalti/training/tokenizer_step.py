@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smalti import losses as loss
-from smalti.data.shuffle import mix
+from smalti.data.source import mix
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import Usage
 from smalti.training.config import GANConfig, OptimizerConfig
