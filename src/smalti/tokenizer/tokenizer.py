@@ -14,6 +14,7 @@ from smalti.arguments import check_arguments
 from smalti.config import Config
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
+from smalti.nn.layout import to_frames, to_images
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.cnn import TokenizerConfig
@@ -363,8 +364,7 @@ class Tokenizer(nn.Module):
         frames = x.permute(2, 0, 1, 3, 4)
         contiguous = self.config.is_contiguous_on_cpu and x.device.type == "cpu"
         order = torch.contiguous_format if contiguous else torch.channels_last
-        images = frames.flatten(0, 1).to(self.dtype, memory_format=order)
-        return images.unflatten(0, frames.shape[:2])
+        return to_frames(to_images(frames).to(self.dtype, memory_format=order), frames.shape[:2])
 
     def _check_causal(self) -> None:
         if not self.is_causal:
