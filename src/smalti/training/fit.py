@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from smalti.config import load_yaml
@@ -32,6 +33,7 @@ from smalti.model_folder import WEIGHTS, checkpoints
 from smalti.progress import Progress, say
 from smalti.training.config import RunConfig
 from smalti.training.task import Samples, Savable, StepResult, Task
+from smalti.training.tracker import Tracker
 from smalti.version import __version__
 
 L = TypeVar("L", bound="RunLog")
@@ -73,10 +75,12 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         world.barrier()
         if resume:
             resume_newest(task, out)
+            if task.state.step > config.steps:
+                raise ConfigError(f"steps {config.steps:,}: the run has reached step {task.state.step:,} already")
         check_equal_ranks(task)
         if world.is_main:
             _show_data(task, out, quiet=resume)
-        with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
+        with RunLog(out, config, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
                 if progress is not None:
@@ -137,6 +141,8 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
     if differing := old.fixed_in_resumption(new):
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
+        if differing == ["steps"]:
+            raise ConfigError(f"{where}: {shown}: {old.length_note}")
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
             f"{', '.join(sorted(old.changeable - {*differing}))}"
@@ -181,9 +187,10 @@ def collect_signals() -> Iterator[list[int]]:
 
 
 class RunLog:
-    """log.jsonl and TensorBoard events; lines of steps after the one resumed from are taken out first."""
+    """log.jsonl, TensorBoard events and the tracker of the config, if any; lines of steps after the one resumed from
+    are taken out of the log first."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:
         self.folder, self.first = folder, step
         self.path = folder / "log.jsonl"
         self.since = time.monotonic()
@@ -191,6 +198,8 @@ class RunLog:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
+        self.events.add_text("config", f"```yaml\n{config.to_yaml()}```", step)
+        self.tracker = None if config.tracker is None else Tracker(config.tracker, folder, config.plain())
 
     def __enter__(self: L) -> L:
         return self
@@ -199,14 +208,19 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.events.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write a line, which has its `step`."""
         with naming_os_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self.events.add_scalar(name, value, line["step"])
+        step = line["step"]
+        numbers = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
+        for name, value in numbers.items():
+            self.events.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.write(numbers, step)
 
     def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write a line of validation scores, if there are any."""
@@ -214,13 +228,16 @@ class RunLog:
             self.write({"step": step, **{f"validation/{name}": value for name, value in scores.items()}})
 
     def write_samples(self, step: int, samples: Samples) -> None:
-        """Write `samples/step-N.png` and a line of what else there is, if anything."""
+        """Write `samples/step-N.png`, show it, and write a line of what else there is, if anything."""
         if samples.values:
             self.write({"step": step, **{f"samples/{name}": value for name, value in samples.values.items()}})
         if samples.image is not None:
             target = self.folder / "samples" / f"step-{step:08d}.png"
             target.parent.mkdir(exist_ok=True)
             samples.image.save(target)
+            self.events.add_image("samples", np.asarray(samples.image), step, dataformats="HWC")
+            if self.tracker is not None:
+                self.tracker.show("samples", samples.image, step)
 
     def steps_per_second(self, step: int) -> float:
         """Return the rate since the run was started or resumed."""
