@@ -326,7 +326,7 @@ def _watched(loader: DataLoader[_T], reading: Callable[[], str], late: Callable[
             waited = str(error).startswith("DataLoader timed out")
             if not waited:
                 time.sleep(0.1)  # what a dead process had sent is gone a moment before the process is
-            dead = [process.pid for process in processes if not process.is_alive() and process.exitcode]
+            dead = [process.pid or 0 for process in processes if not process.is_alive() and process.exitcode]
             slow = late() if waited and not dead else ()
             if waited and not dead and not slow:
                 continue
