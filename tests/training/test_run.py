@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,40 @@ def test_what_may_not_be_mixed_is_refused(tmp_path):
     (tmp_path / "else" / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="is not a run"):
         train(config, tmp_path / "else")
+
+
+CONSTANT = "optimizer={schedule: constant, warmup: 2}"
+
+
+def test_a_run_of_constant_learning_rates_can_be_made_longer_by_its_folder_alone(tmp_path):
+    train(recipe(CONSTANT), tmp_path / "whole")
+    train(recipe(CONSTANT, "steps=4"), tmp_path / "run")
+    train(str(tmp_path / "run"), set=["steps=12"], resume=True)
+    assert final_digests(tmp_path / "run") == final_digests(tmp_path / "whole")
+    assert logged(tmp_path / "run")[-1]["step"] == 12
+    with pytest.raises(ConfigError, match="the run has reached step 12"):
+        train(tmp_path / "run", set=["steps=6"], resume=True)
+
+
+def test_a_run_whose_learning_rates_end_at_its_last_step_says_why_it_stays_as_long(tmp_path):
+    train(recipe(), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"steps \(12 -> 24\): optimizer.schedule is a cosine over 12 steps"):
+        train(tmp_path / "run", set=["steps=24"], resume=True)
+    with pytest.raises(ConfigError, match="holds a run already; give `resume`"):
+        train(tmp_path / "run")
+
+
+def test_tables_of_codes_resume_bit_for_bit(tmp_path):
+    quantizer = "tokenizer.quantizer={kind: codebook, size: 64, dim: 4, losses: [commitment]}"
+    table = [quantizer, "weights={l2: 1.0, commitment: 0.25}", "codebook={rows: averages, restart: 0.5}"]
+    out = tmp_path / "run"
+    train(recipe(*table), out)
+    wanted = final_digests(out)
+    assert "codebook.safetensors" in wanted
+    assert logged(out)[-1]["restarted"] >= 0
+    shutil.rmtree(checkpoints(out)[-1])
+    train(out, resume=True)
+    assert final_digests(out) == wanted
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):

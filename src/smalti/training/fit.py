@@ -75,6 +75,8 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         world.barrier()
         if resume:
             resume_newest(task, out)
+            if task.state.step > config.steps:
+                raise ConfigError(f"steps {config.steps:,}: the run has reached step {task.state.step:,} already")
         check_equal_ranks(task)
         if world.is_main:
             _show_data(task, out, quiet=resume)
@@ -139,6 +141,8 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
     if differing := old.fixed_in_resumption(new):
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
+        if differing == ["steps"]:
+            raise ConfigError(f"{where}: {shown}: {old.length_note}")
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
             f"{', '.join(sorted(old.changeable - {*differing}))}"
