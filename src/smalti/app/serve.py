@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from smalti.app.page_files import facts_file, page_facts, page_files, write_web_page
-from smalti.app.server import PageServer
+from smalti.app.server import Limits, PageServer
 from smalti.app.service import Service
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.errors import ConfigError, MachineError
@@ -51,16 +51,26 @@ def serve(
     if save is not None:
         write_web_page(tokenizers, Path(save), progress)
         return
+    with open_server(tokenizers, port, max_pixels, device) as server:
+        if on_ready is not None:
+            on_ready(server.address)
+        server.serve_forever(poll_interval=0.2)
+
+
+def open_server(
+    tokenizers: Sequence[str | Path],
+    port: int,
+    max_pixels: int,
+    device: str | None = None,
+    limits: Limits | None = None,
+) -> PageServer:
+    """Return the server of the page, which listens and does not answer yet. Raises as `serve` does."""
     service = Service(tokenizers, device, max_pixels)
     about, models = service.facts()
     files = {**page_files(), "tokenizers.json": facts_file(page_facts(about, models))}
     verbs = {"encode": service.encode, "decode": service.decode}
     verbs |= {"generate": service.generate, "continue": service.extend}
     try:
-        server = PageServer(port, files, verbs, largest_body=8 * max_pixels)
+        return PageServer(port, files, verbs, limits or Limits(body=8 * max_pixels))
     except OSError as error:
         raise MachineError(f"port: {port} cannot be used ({error.strerror or error}); give another `port`") from None
-    with server:
-        if on_ready is not None:
-            on_ready(server.address)
-        server.serve_forever(poll_interval=0.2)

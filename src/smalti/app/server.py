@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Lock
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from smalti.app.page_files import PageFile
@@ -17,16 +17,6 @@ from smalti.errors import SmaltiError
 from smalti.progress import say
 from smalti.version import __version__
 
-CONNECTIONS = 64
-"""Connections at a time; one more is refused at once."""
-ARRIVAL = 15.0
-"""Seconds that a request may take to arrive, and its answer to be taken."""
-WAITING = 8
-"""Pieces of work that may wait."""
-WORK = 120.0
-"""Seconds until a piece of work must be done, its waiting included."""
-ARRIVING = 128 * 2**20
-"""Bytes of all bodies that are in memory at a time."""
 _PART = 2**18
 _LINGER = 2.0
 """Seconds in which a refused body is read on."""
@@ -36,6 +26,24 @@ _POLICY = (
     "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+
+
+class Limits(NamedTuple):
+    """How much is taken at a time."""
+
+    body: int
+    """Bytes of one body."""
+    connections: int = 64
+    """Connections at a time; one more is refused at once."""
+    arrival: float = 15.0
+    """Seconds that a request may take to arrive, and its answer to be taken."""
+    waiting: int = 8
+    """Pieces of work that wait for their turn."""
+    work: float = 120.0
+    """Seconds until a piece of work must be done, its waiting included."""
+    arriving: int = 128 * 2**20
+    """Bytes of all bodies that are in memory at a time."""
+
 
 Verb = Callable[[Mapping[str, str], bytes], Answer]
 
@@ -75,11 +83,11 @@ class PageServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, port: int, files: Mapping[str, PageFile], verbs: Mapping[str, Verb], largest_body: int) -> None:
-        self.files, self.verbs, self.largest_body = files, verbs, largest_body
-        self.line = Line(WAITING, WORK)
-        self.budget = Budget(ARRIVING)
-        self._slots = BoundedSemaphore(CONNECTIONS)
+    def __init__(self, port: int, files: Mapping[str, PageFile], verbs: Mapping[str, Verb], limits: Limits) -> None:
+        self.files, self.verbs, self.limits = files, verbs, limits
+        self.line = Line(limits.waiting, limits.work)
+        self.budget = Budget(limits.arriving)
+        self._slots = BoundedSemaphore(limits.connections)
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
@@ -142,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.rfile.close()
-        self.rfile = io.BufferedReader(_Arriving(self.connection, time.monotonic() + ARRIVAL), 65536)
+        self.rfile = io.BufferedReader(_Arriving(self.connection, time.monotonic() + self.server.limits.arrival), 65536)
 
     def handle(self) -> None:
         self.close_connection = True
@@ -169,18 +177,17 @@ class _Handler(BaseHTTPRequestHandler):
         except SmaltiError as error:
             self._refuse(400, str(error))
         except TimeoutError:
-            self._refuse(408, f"the request took more than {ARRIVAL:g} s to arrive")
+            self._refuse(408, f"the request took more than {self.server.limits.arrival:g} s to arrive")
         except OSError:
             pass  # the client is gone
         except Exception as error:
             if isinstance(error, MemoryError) or "out of memory" in str(error) or "DefaultCPUAllocator" in str(error):
                 self._refuse(503, "out of memory: take a smaller image or a shorter clip")
                 return
-            say(
-                f"internal error in {self.command} {urlsplit(self.path).path[:60]!r}: {type(error).__name__}: {error}"[
-                    :400
-                ]
+            line = (
+                f"internal error in {self.command} {urlsplit(self.path).path[:60]!r}: {type(error).__name__}: {error}"
             )
+            say(" ".join(line.split())[:400])
             self._refuse(500, "internal error; the terminal of smalti serve says more")
 
     def _check_sender(self) -> None:
@@ -226,8 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         text = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not (text.isascii() and text.isdigit() and len(text) < 12):
             raise Refused(411, "the body must have a Content-Length")
-        if (length := int(text)) > self.server.largest_body:
-            raise Refused(413, f"the body has {length:,} bytes; at most {self.server.largest_body:,} are taken")
+        if (length := int(text)) > self.server.limits.body:
+            raise Refused(413, f"the body has {length:,} bytes; at most {self.server.limits.body:,} are taken")
         body, held = bytearray(), 0
         try:
             while len(body) < length:
@@ -256,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Read on for a moment: to a client whose bytes are not read, the system says reset instead of the answer."""
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_WR)
-        until, left = time.monotonic() + _LINGER, self.server.largest_body
+        until, left = time.monotonic() + _LINGER, self.server.limits.body
         while left > 0 and (wait := until - time.monotonic()) > 0:
             self.connection.settimeout(wait)
             part = self.connection.recv(_PART)
@@ -265,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def _send(self, status: int, content: bytes, kind: str, headers: Mapping[str, str]) -> None:
-        self.connection.settimeout(ARRIVAL)
+        self.connection.settimeout(self.server.limits.arrival)
         self.send_response(status)
         fixed = {
             **{"Content-Type": kind, "Content-Length": str(len(content)), "Connection": "close"},
@@ -281,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the standard library refuses (a request line that is none, headers without end) as all else."""
         self.command = getattr(self, "command", None) or "GET"
-        self.request_version = getattr(self, "request_version", "") or "HTTP/1.1"
+        self.request_version = self.protocol_version  # of HTTP/0.9 an answer would have no status
         self._refuse(int(code), "this is not a request that is answered here")
 
     def log_message(self, format: str, *arguments: Any) -> None:

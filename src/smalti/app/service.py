@@ -1,13 +1,12 @@
 """Tokenizers and token models behind the page: bytes in, bytes out, one piece of work at a time."""
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
 from pathlib import Path
-from queue import Empty, Full, Queue
-from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,46 +55,51 @@ class Line:
     """One thread that does one piece of work after the other, with so many waiting at most."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
-        self._queue: Queue[tuple[Future[Answer], Callable[[], Answer]]] = Queue(waiting)
-        self._seconds = seconds
-        self._stopped = Event()
-        Thread(target=self._work, name="smalti-work", daemon=True).start()
+        self._most, self._seconds = waiting, seconds
+        self._pieces: deque[tuple[Future[Answer], Callable[[], Answer]]] = deque()
+        self._changed = threading.Condition()
+        self._is_stopped = False
+        threading.Thread(target=self._work, name="smalti-work", daemon=True).start()
 
     @property
     def waiting(self) -> int:
         """Number of pieces of work that wait."""
-        return self._queue.qsize()
+        return len(self._pieces)
 
     def do(self, work: Callable[[], Answer]) -> Answer:
         """Do a piece of work in its turn. Raises Busy if too many wait or it takes too long, and what the work does."""
-        future: Future[Answer] = Future()
+        piece = (Future[Answer](), work)
+        with self._changed:
+            if len(self._pieces) >= self._most:
+                raise Busy("too much is waiting; try again in a moment")
+            self._pieces.append(piece)
+            self._changed.notify()
         try:
-            self._queue.put_nowait((future, work))
-        except Full:
-            raise Busy("too much is waiting; try again in a moment") from None
-        try:
-            return future.result(self._seconds)
-        except (FutureTimeoutError, CancelledError):
-            future.cancel()  # if it has not begun
+            return piece[0].result(self._seconds)
+        except FutureTimeoutError:
+            with self._changed:
+                if piece in self._pieces:  # it has not begun: it leaves its place to others
+                    self._pieces.remove(piece)
             raise Busy(f"this took longer than {self._seconds:g} s; take a smaller image or a shorter clip") from None
 
     def stop(self) -> None:
         """Begin no more work."""
-        self._stopped.set()
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify()
 
     def _work(self) -> None:
-        while not self._stopped.is_set():
-            with suppress(Empty):
-                self._next()
-
-    def _next(self) -> None:
-        future, work = self._queue.get(timeout=0.5)
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(work())
-        except BaseException as error:  # is raised where it is waited for
-            future.set_exception(error)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pieces or self._is_stopped)
+                if self._is_stopped:
+                    return
+                future, work = self._pieces.popleft()
+            try:
+                future.set_result(work())
+            except BaseException as error:  # is raised where it is waited for
+                future.set_exception(error)
+            del future, work  # or the last body would stay until the next one comes
 
 
 class _Model(NamedTuple):

@@ -204,7 +204,7 @@ def sample_ids(
     generator: Generator,
     tokenizer: Tokenizer,
     task: TaskConfig,
-    video: Float[Tensor, "b 3 t h w"] | None,
+    video: Float[Tensor, "b 3 frames height width"] | None,
     condition: Condition,
     sampling: SamplingConfig,
     *,

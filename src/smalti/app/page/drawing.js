@@ -100,7 +100,7 @@ function meanColours(grid, latent, { strides }, { pixels, t, h, w }) {
   });
 }
 
-/** Paint one latent frame as a mosaic; tiles that have the id `same` are outlined, and so is the box that is taken. */
+/** Paint one latent frame as a mosaic; tiles that have the id `same` are outlined, and so is the box that is selected. */
 export function paintMosaic(canvas, grid, latent, tokenizer, { by, decoded, same, box }) {
   const ratio = window.devicePixelRatio || 1;
   const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
@@ -131,7 +131,7 @@ export function paintMosaic(canvas, grid, latent, tokenizer, { by, decoded, same
   outline(context, box, cw, ch, ratio);
 }
 
-/** Outline on the image every place of an id, and the box that is taken. */
+/** Outline on the image every place of an id, and the box that is selected. */
 export function paintMarks(canvas, grid, latent, { strides }, { h, w }, { same, box }) {
   const ratio = window.devicePixelRatio || 1;
   sizeCanvas(canvas, Math.max(1, Math.round(canvas.clientWidth * ratio)), Math.max(1, Math.round(canvas.clientHeight * ratio)));

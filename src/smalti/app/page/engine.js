@@ -1,6 +1,7 @@
 // Tokenizers as the page uses them, wherever they run: in a worker of this page, or on the machine that serves it.
 import { Fault, LARGEST_CODEBOOK } from "./ids.js";
 
+let lastStream = 0; // number of the newest stream
 const LATEST_WAIT = 180_000; // milliseconds that the server may take
 
 /** Read the list of tokenizers beside the page; return { tokenizers, models, samples, facts }. */
@@ -70,6 +71,7 @@ class BrowserTokenizer extends AnyTokenizer {
   constructor(facts, programs) {
     super(facts);
     this.programs = programs;
+    this.files = facts.files;
     programs.call("open", { name: facts.name, files: facts.files, strides: facts.strides });
   }
 
@@ -81,6 +83,18 @@ class BrowserTokenizer extends AnyTokenizer {
   /** Decode a grid of ids to frames of a size; return { pixels, seconds }. */
   decode(grid, size) {
     return this.programs.call("decode", { name: this.name, grid, size });
+  }
+
+  /** Return a stream of a video that is still coming, or null where this tokenizer needs all of it. */
+  stream() {
+    const { programs, name } = this;
+    if (!this.isCausal || (this.isVideo && !this.files.encode_step)) return null;
+    const stream = ++lastStream;
+    programs.call("startStream", { name, stream });
+    return {
+      push: (frame, size, last) => programs.call("push", { name, stream, frame, size, last }),
+      end: () => programs.call("endStream", { stream }),
+    };
   }
 }
 
@@ -96,6 +110,11 @@ class ServedTokenizer extends AnyTokenizer {
     const fields = { tokenizer: this.name, grid: [grid.t, grid.h, grid.w], frames: size.t, height: size.h, width: size.w };
     const answer = await post("decode", fields, new Uint8Array(BigInt64Array.from(grid.data, BigInt).buffer));
     return { pixels: new Uint8Array(answer.body), seconds: (performance.now() - begun) / 1000 };
+  }
+
+  /** Return null: a clip goes to the server when all of it is there. */
+  stream() {
+    return null;
   }
 }
 

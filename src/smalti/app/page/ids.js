@@ -65,7 +65,7 @@ function nearby(digits, levels) {
     scale[j % 3] /= levels[j];
     axis[j % 3] += digit * scale[j % 3];
   });
-  return oklab(0.34 + 0.54 * axis[0], 0.3 * (axis[1] - 0.5), 0.3 * (axis[2] - 0.5));
+  return oklab(0.36 + 0.52 * axis[0], 0.23 * (axis[1] - 0.5), 0.23 * (axis[2] - 0.5));
 }
 
 function hashed(id) {

@@ -1,4 +1,4 @@
-// The taken token: its id, its digits, its places, and what it governs.
+// The selected token: its id, its digits, its places, and what it governs.
 import { digitsOf, fill, idOf } from "./ids.js";
 
 const element = (id) => document.getElementById(id);
@@ -18,16 +18,16 @@ export class Inspector {
     };
   }
 
-  /** Show what the active pane has taken. */
+  /** Show what the active pane has selected. */
   show() {
     const pane = this.page.active;
-    const id = pane?.taken ?? null;
+    const id = pane?.selected ?? null;
     element("token").hidden = id === null;
     element("token-none").hidden = id !== null;
     const box = pane?.grid ? pane.box : null;
     const count = box ? (box.y1 - box.y0 + 1) * (box.x1 - box.x0 + 1) : 0;
     element("selection").textContent = !box ? "Applies to all tokens until some are selected."
-      : count === 1 ? "Applies to the taken token." : `Applies to the ${count} tokens that are taken.`;
+      : count === 1 ? "Applies to the selected token." : `Applies to the ${count} selected tokens.`;
     if (id === null) {
       element("governs").setAttribute("aria-pressed", "false");
       return;
@@ -70,12 +70,12 @@ export class Inspector {
     element("digits").replaceChildren(...this.rows.map((row) => row[2]));
   }
 
-  /** Give the taken token another digit, and decode. */
+  /** Give the selected token another digit, and decode. */
   async #change(j, digit) {
     const pane = this.page.active;
-    if (pane.taken === null) return;
+    if (pane.selected === null) return;
     const { levels } = pane.tokenizer;
-    const digits = digitsOf(pane.taken, levels);
+    const digits = digitsOf(pane.selected, levels);
     if (digits[j] === digit) return;
     digits[j] = digit;
     await pane.edit(fill(pane.grid, pane.box, idOf(digits, levels)));

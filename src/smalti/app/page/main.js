@@ -1,4 +1,4 @@
-// The page: what is opened, which tokens are taken, what is done with them.
+// The page: what is opened, which tokens are selected, what is done with them.
 import { generate, openTokenizers } from "./engine.js";
 import { Fault, fill, erasedId, fromFragment, fromNpy, paste, shuffle, toFragment, toNpy, wholeBox } from "./ids.js";
 import { joinFrames, kindOf, readCamera, readClip, readImage } from "./media.js";
@@ -97,7 +97,7 @@ class Page {
     this.stopReading();
     const kind = kindOf(file);
     if (kind === "ids") return this.openNpy(file);
-    if (kind === "clip") return this.openFrames(file.name, (signal) => readClip(file, this.side, this.clip, signal));
+    if (kind === "clip") return this.openFrames(file.name, () => readClip(file, this.side, this.clip));
     return this.openMedia(await readImage(file, this.side));
   }
 
@@ -130,24 +130,29 @@ class Page {
     this.refresh();
   }
 
-  /** Read frames one by one, show each as it comes, and encode them. */
+  /** Read frames one by one; encode and decode them as they come, where a tokenizer can. */
   async openFrames(name, read) {
     const reading = (this.reading = new AbortController());
     const frames = [];
-    let media = null;
+    let size = null;
+    for (const pane of this.panes) pane.startStream();
     for await (const { pixels, h, w, total } of read(reading.signal)) {
       if (this.reading !== reading) return;
       frames.push(pixels);
-      media = { name, pixels, t: 1, h, w };
+      size = { h, w };
       for (const pane of this.panes) {
-        pane.preview(media);
-        pane.say(total === null ? `${frames.length} frames` : `Reading frame ${frames.length} of ${total}`);
+        pane.showOriginal({ name, pixels, t: 1, h, w });
+        pane.say(total === null ? `${frames.length} of ${this.clip.most} frames` : `Frame ${frames.length} of ${total}`);
       }
+      await Promise.all(this.panes.map((pane) => pane.push(pixels, size, false)));
       if (frames.length >= this.clip.most) break;
     }
-    if (this.reading !== reading || !media) return;
+    if (this.reading !== reading || !size) return;
     this.reading = null;
-    await this.openMedia(joinFrames(frames, { h: media.h, w: media.w, name, fps: this.clip.fps }));
+    const media = (this.media = joinFrames(frames, { ...size, name, fps: this.clip.fps }));
+    await Promise.all(this.panes.map((pane) => pane.finish(media)));
+    this.player.show(media);
+    this.refresh();
   }
 
   stopReading() {
@@ -228,7 +233,7 @@ class Page {
 
   // --- edits
 
-  /** Return the box that edits apply to: what is taken, or everything. */
+  /** Return the box that edits apply to: what is selected, or everything. */
   get target() {
     const { active } = this;
     if (!active?.grid) return null;

@@ -139,9 +139,13 @@ function happens(video, event, failure, act) {
   });
 }
 
-/** Join frames of one size to { name, pixels, t, h, w }. */
-export function joinFrames(frames, { h, w, name, fps }) {
-  const pixels = new Uint8Array(frames.length * h * w * 3);
-  frames.forEach((frame, i) => pixels.set(frame, i * h * w * 3));
-  return { name, pixels, t: frames.length, h, w, fps };
+/** Join parts of a video, each of whole frames of one size, to { name, pixels, t, h, w }. */
+export function joinFrames(parts, { h, w, name, fps }) {
+  const pixels = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let end = 0;
+  for (const part of parts) {
+    pixels.set(part, end);
+    end += part.length;
+  }
+  return { name, pixels, t: pixels.length / (h * w * 3), h, w, fps };
 }

@@ -1,5 +1,6 @@
 // One tokenizer at work: the original beside its reconstruction, and the map of its tokens.
 import { bitsPerToken, erasedId, latentOf } from "./ids.js";
+import { joinFrames } from "./media.js";
 import { errorFrame, frameOf, governedFrame, paintFrames, paintMarks, paintMosaic, psnr } from "./drawing.js";
 
 const MODES = { compare: "Compare", original: "Original", tokens: "From tokens", error: "Error" };
@@ -18,9 +19,9 @@ export class Pane {
     this.grid = null; // ids as they are shown
     this.encoded = null; // ids as they were opened
     this.decoded = null; // { pixels, t, h, w }
-    this.governed = null; // { frame, found } of the taken token, or null
+    this.governed = null; // { frame, found } of the selected token, or null
     this.history = [];
-    this.box = null; // tokens that are taken
+    this.box = null; // tokens that are selected
     this.cursor = { y: 0, x: 0 };
     this.frame = 0;
     this.mode = "compare";
@@ -92,9 +93,9 @@ export class Pane {
       if (!this.grid || event.button) return;
       map.setPointerCapture(event.pointerId);
       from = place(event);
-      this.take(from, event.shiftKey ? this.cursor : from);
+      this.select(from, event.shiftKey ? this.cursor : from);
     };
-    map.onpointermove = (event) => from && this.take(place(event), from);
+    map.onpointermove = (event) => from && this.select(place(event), from);
     map.onpointerup = map.onpointercancel = () => (from = null);
     let anchor = null;
     map.onkeydown = (event) => {
@@ -106,9 +107,9 @@ export class Pane {
         const fresh = !this.box;
         const y = Math.min(this.grid.h - 1, Math.max(0, this.cursor.y + (fresh ? 0 : step[0])));
         const x = Math.min(this.grid.w - 1, Math.max(0, this.cursor.x + (fresh ? 0 : step[1])));
-        this.take({ y, x }, anchor ?? { y, x });
+        this.select({ y, x }, anchor ?? { y, x });
       } else if (event.key === "Escape") {
-        this.take(null);
+        this.select(null);
       }
     };
   }
@@ -117,8 +118,8 @@ export class Pane {
     return Math.min((this.grid?.t ?? 1) - 1, latentOf(this.frame, this.tokenizer.strides[0]));
   }
 
-  /** Take the tokens between two corners of the shown latent frame, or none. */
-  take(corner, other = corner) {
+  /** Select the tokens between two corners of the shown latent frame, or none. */
+  select(corner, other = corner) {
     if (corner === null) this.box = null;
     else {
       this.cursor = corner;
@@ -131,8 +132,8 @@ export class Pane {
     this.draw();
   }
 
-  /** Return the id of the taken token; null where none or several are taken. */
-  get taken() {
+  /** Return the id of the selected token; null where none or several are. */
+  get selected() {
     const box = this.box;
     if (!this.grid || !box || box.y0 !== box.y1 || box.x0 !== box.x1) return null;
     return this.grid.data[(this.latent * this.grid.h + box.y0) * this.grid.w + box.x0];
@@ -151,17 +152,26 @@ export class Pane {
     this.parts.busy.textContent = text;
   }
 
+  /** Show a new original beside what was decoded last. */
+  showOriginal(media) {
+    if (!this.size || this.size.t !== 1 || this.size.h !== media.h || this.size.w !== media.w || this.encoded) this.preview(media);
+    this.media = media;
+    this.draw();
+  }
+
   /** Show frames whose tokens are not there yet. */
   preview(media) {
-    this.job += 1;
     const { t, h, w } = media;
     Object.assign(this, { media, size: { t, h, w }, grid: null, encoded: null, decoded: null, governed: null, box: null, history: [] });
+    for (const name of ["psnr", "bits", "count", "distinct", "seconds"]) this.parts[name].textContent = "–";
+    this.parts.gridText.textContent = "";
     this.#shape();
     this.draw();
   }
 
   /** Encode and decode a media; a newer call ends this one. */
   async open(media) {
+    this.job += 1;
     this.preview(media);
     await this.#work(`Encoding with ${this.tokenizer.name}`, async (current) => {
       const { grid, seconds } = await this.tokenizer.encode(media);
@@ -172,6 +182,54 @@ export class Pane {
       this.say("Decoding");
       await this.#decode(current, seconds);
     });
+  }
+
+  /** Begin to take frames one by one, as they come; they are shown when their tokens are there, or all at the end. */
+  startStream() {
+    this.job += 1;
+    this.streamed = { stream: this.tokenizer.stream(), job: this.job, grids: [], frames: [], seconds: 0 };
+  }
+
+  /** Take the next frame of a stream, or its end; return whether this pane goes on with it. */
+  async push(frame, size, last) {
+    const { streamed } = this;
+    if (!streamed?.stream || streamed.job !== this.job) return false;
+    const found = await streamed.stream.push(frame, size, last);
+    if (streamed.job !== this.job) return false;
+    streamed.seconds += found.seconds;
+    if (found.grid) streamed.grids.push(found.grid);
+    if (found.pixels) streamed.frames.push(found.pixels);
+    if (found.grid && found.pixels && !last) this.#showNewest(found, size);
+    return true;
+  }
+
+  /** Show the newest frames of a stream and their tokens. */
+  #showNewest({ grid, pixels, t }, { h, w }) {
+    const one = grid.h * grid.w;
+    const fresh = !this.grid;
+    this.grid = { ...grid, data: grid.data.slice(-one), t: 1 };
+    this.decoded = { pixels: pixels.subarray((t - 1) * h * w * 3), t: 1, h, w };
+    if (fresh) this.#shape();
+    this.draw();
+  }
+
+  /** Show a whole video whose tokens came as a stream; encode it now where they did not. */
+  async finish(media) {
+    const { streamed } = this;
+    if (!(await this.push(null, media, true))) return this.open(media);
+    this.streamed = null;
+    this.preview(media);
+    const [{ h, w }] = streamed.grids;
+    const data = Float64Array.from(streamed.grids.flatMap((grid) => [...grid.data]));
+    this.grid = this.encoded = { data, t: data.length / (h * w), h, w };
+    this.decoded = { ...joinFrames(streamed.frames, media), t: media.t };
+    this.seconds = streamed.seconds;
+    this.#shape();
+    this.draw();
+    this.#figures();
+    this.say("");
+    this.on.edited(this);
+    return null;
   }
 
   /** Show ids without their original. */
@@ -196,9 +254,9 @@ export class Pane {
     if (before) await this.edit(before, { record: false });
   }
 
-  /** Decode once more with another token in place of the taken one; what changes is what it governs. */
+  /** Decode once more with another token in place of the selected one; what changes is what it governs. */
   async findGoverned() {
-    if (this.taken === null || !this.decoded) return;
+    if (this.selected === null || !this.decoded) return;
     const erased = erasedId(this.tokenizer.levels);
     const data = this.grid.data.slice();
     const place = (this.latent * this.grid.h + this.box.y0) * this.grid.w + this.box.x0;
@@ -292,10 +350,10 @@ export class Pane {
       return;
     }
     const box = this.box && this.box.t0 === this.latent ? this.box : null;
-    const same = box ? this.taken : null;
+    const same = box ? this.selected : null;
     paintMosaic(map, this.grid, this.latent, this.tokenizer, { by: this.by, decoded: this.decoded, same, box });
     paintMarks(marks, this.grid, this.latent, this.tokenizer, this.size, { same, box: this.governed ? null : box });
     const where = same === null ? "" : `; row ${box.y0 + 1}, column ${box.x0 + 1}: id ${same}`;
-    map.setAttribute("aria-label", `${this.grid.h} rows of ${this.grid.w} tokens of ${this.tokenizer.name}${where}. Arrow keys walk, Shift takes a rectangle.`);
+    map.setAttribute("aria-label", `${this.grid.h} rows of ${this.grid.w} tokens of ${this.tokenizer.name}${where}. Arrow keys walk, Shift selects a rectangle.`);
   }
 }

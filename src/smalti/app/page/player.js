@@ -19,7 +19,8 @@ export class Player {
     this.at(0);
   }
 
-  at(frame) {
+  at(wanted) {
+    const frame = Math.min(Math.max(0, wanted), this.media.t - 1);
     element("time").value = frame;
     this.page.showFrame(frame);
     const latent = this.page.active?.latent ?? 0;
