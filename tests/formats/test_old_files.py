@@ -192,7 +192,7 @@ def files_of(kind, name):
 def test_the_same_inputs_give_the_same_rows(name, command):
     expected = EXPECTED["sets"][name]
     command("tokenize", *expected["command"], "--out", "new", "--workers", 0, "--device", "cpu")
-    command("export", "new", "--out", "npy")
+    command("decode", "new", "--to", "npy", "--out", "npy")
     assert np.load("npy/ids.npy").tolist() == EXACT_COLOURS.get(f"ids/{name}", expected["ids"])
     assert np.load("npy/labels.npy").tolist() == expected["labels"]
     assert Path("npy/keys.txt").read_text().splitlines() == expected["keys"]
@@ -201,7 +201,7 @@ def test_the_same_inputs_give_the_same_rows(name, command):
 @pytest.mark.parametrize("name", sorted(path.name for path in (HERE / "sets").iterdir()))
 def test_a_token_set_is_read_as_it_was(name, command):
     expected = EXPECTED["sets"][name]
-    command("export", f"sets/{name}", "--out", "new")
+    command("decode", f"sets/{name}", "--to", "npy", "--out", "new")
     assert np.load("new/ids.npy").tolist() == expected["ids"]
     assert np.load("new/shapes.npy").tolist() == expected["shapes"]
     assert np.load("new/labels.npy").tolist() == expected["labels"]

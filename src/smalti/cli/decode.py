@@ -1,7 +1,7 @@
 """`smalti decode`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,10 @@ SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="The folder of 
 def decode_command(
     tokens: SetArgument,
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    to: Annotated[
+        Literal["media", "npy"],
+        typer.Option(help="PNG and MP4, or the ids as .npy files that can be mapped into memory."),
+    ] = "media",
     rows: Annotated[str | None, typer.Option(metavar="A:B", help="Only these rows, as 0:10 or 7.")] = None,
     keys: Annotated[list[str] | None, typer.Option("--key", help="The row of this key; repeatable.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP + " Default: the set's own.")] = None,
@@ -24,12 +28,16 @@ def decode_command(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn rows of a token set back into PNG, and MP4 at their frame rate.
+    """Turn rows of a token set back into PNG, and MP4 at their frame rate; or write their ids as .npy files.
+
+    \b
+    .npy: ids, offsets, shapes and labels, with keys.txt and metadata.json.
 
     \b
     Examples:
       smalti decode photo-tokens --out decoded --rows 0:10
       smalti decode video-tokens --out decoded --key a.mp4 --tokenizer runs/v
+      smalti decode photo-tokens --out photo-npy --to npy
     """
     from smalti.pipeline.decode import decode
 
@@ -42,6 +50,7 @@ def decode_command(
         written = decode(
             tokens,
             out,
+            to=to,
             rows=rows,
             key=keys or [],
             tokenizer=tokenizer,
@@ -50,5 +59,7 @@ def decode_command(
             progress=progress,
             on_row=on_row,
         )
+    if to == "npy" and not as_json:
+        print(f"{out}: the ids of {len(written):,} rows")
     if as_json:
         print_json({"set": tokens, "done": [row._asdict() for row in written]})

@@ -77,8 +77,8 @@ class CausalConv(nn.Module):
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
         """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` or "copy" always s*n."""
         frames = self._with_past(x, stream) if self.past else x
-        count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
-        whole = self.past and self.kernels == "full" and (frames.is_cuda or frames[..., 0].numel() > _LEAST)
+        count = (frames.shape[0] - len(self.past) - 1) // self.time_stride + 1
+        whole = self.past and self.kernels == "full" and _is_large(frames)
         y = self._at_once(frames) if whole else self._tap_by_tap(frames, count)
         if stream is not None and self.past:
             stream.put(self, frames[count * self.time_stride :])
@@ -102,6 +102,8 @@ class CausalConv(nn.Module):
             # Between chunks s - 1 frames of the past are still to come; a start with whole groups is such a place.
             count = len(self.past) + 1 - self.time_stride if self.is_whole else len(self.past)
             carry = first.expand(count, *x.shape[1:])
+        elif len(self.past) + 1 == self.time_stride:  # each group stands alone
+            return x
         # Joined with the channels last, as they lie in memory: a plain cat would lose that order.
         return torch.cat([part.permute(0, 1, 3, 4, 2) for part in (carry, x)]).permute(0, 1, 4, 2, 3)
 
@@ -109,6 +111,11 @@ class CausalConv(nn.Module):
         seen = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
         y: Tensor = tap(seen.flatten(0, 1))
         return y.unflatten(0, seen.shape[:2])
+
+
+def _is_large(frames: Tensor) -> bool:
+    """Return whether one 3-D convolution is faster; a graph for all sizes has that one."""
+    return torch.compiler.is_compiling() or frames.is_cuda or frames[..., 0].numel() > _LEAST
 
 
 def _clips(frames: Tensor) -> Tensor:
