@@ -14,7 +14,7 @@ import torch
 from smalti.families import cosmos, open_magvit2, vidtok
 from smalti.families.links import assemble
 from smalti.tokenizer import Tokenizer
-from tests.families.peers import listed
+from tests.families.golden import listed
 from tests.goldens.rule import rule
 
 KEYS = {

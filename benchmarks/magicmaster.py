@@ -25,7 +25,7 @@ from benchmarks.peers import magicmaster as peer
 from benchmarks.training_step import random_lpips
 from smalti import losses as loss
 from smalti.comparison.flops import count_flops
-from smalti.data.shuffle import sample_rng
+from smalti.data.source import sample_rng
 from smalti.discriminators import StyleGAN2Config
 from smalti.recipes.magicmaster import imagenet_row, kinetics_row
 from smalti.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from benchmarks.peers.architectures import Peer
 from smalti import losses as loss
 from smalti.comparison.learner import LearnerStep
-from smalti.data.shuffle import sample_rng
+from smalti.data.source import sample_rng
 from smalti.files import load_tensors, save_tensors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage

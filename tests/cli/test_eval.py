@@ -9,7 +9,7 @@ from smalti.data import ImagesConfig, Subset, bundled, evaluation, read_image
 from smalti.errors import InputError
 from smalti.families import load
 from smalti.metrics import SMALTI, Report, evaluate_pairs, pairs_of
-from smalti.tokenizer.score import score_tokenizer
+from smalti.tokenizer.frames import score_tokenizer
 from tests.cli.conftest import assert_one_line, save
 from tests.packing import cells, pack, table
 

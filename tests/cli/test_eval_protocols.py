@@ -15,7 +15,7 @@ from smalti.families import load
 from smalti.metrics import PROTOCOLS, find_protocol
 from smalti.metrics.weights import NETWORKS
 from smalti.pipeline.evaluate import EvaluationOptions, clips_of
-from smalti.tokenizer.score import score_tokenizer
+from smalti.tokenizer.frames import score_tokenizer
 from tests.cli.conftest import assert_one_line
 from tests.goldens.rule import rule
 

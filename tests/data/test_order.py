@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.data import Batch, ImagesConfig, JointConfig, VideosConfig, batches, bundled, evaluation
-from smalti.data.shuffle import Order, mix, sample_rng
+from smalti.data.source import Order, mix, sample_rng
 from smalti.errors import BadFile, ConfigError, InputError
 
 

@@ -9,7 +9,7 @@ from smalti.data.bundled import photos
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Features, Scores
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from smalti.tokenizer.score import pairs_of_tokenizer, score_tokenizer
+from smalti.tokenizer.frames import pairs_of_tokenizer, score_tokenizer
 from tests.metrics.test_distance import NETWORK
 
 PROTOCOL = SMALTI.replace({"lpips": None, "features": "efficientnet-lite0"})

@@ -105,7 +105,7 @@ import json, sys
 from pathlib import Path
 import torch
 from smalti.config import load_yaml
-from smalti.training.checkpoints import save_checkpoint
+from smalti.training.fit import save_checkpoint
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
 from smalti.training.tokenizer_task import TokenizerTask

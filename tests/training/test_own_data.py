@@ -13,7 +13,7 @@ from smalti.errors import ConfigError
 from smalti.generation import Generator, MaskedConfig
 from smalti.metrics import SMALTI
 from smalti.recipes import find
-from smalti.tokenizer.score import score_tokenizer
+from smalti.tokenizer.frames import score_tokenizer
 from smalti.tokens.reader import TokenSet
 from smalti.training.config import TokenizerTraining
 from smalti.training.generator_config import GeneratorTraining

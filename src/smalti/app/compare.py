@@ -29,9 +29,9 @@ from smalti.comparison import (
 )
 from smalti.comparison.manifest import describe_machine, prepare_comparison
 from smalti.comparison.runner import RunCallback
+from smalti.devices import pick_device
 from smalti.files import write_bytes, write_json
 from smalti.metrics import contact_sheet
-from smalti.training.distributed import pick_device
 from smalti.version import __version__
 from smalti.video import to_uint8
 

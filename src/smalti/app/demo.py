@@ -19,7 +19,7 @@ from smalti.pipeline.train import train
 from smalti.progress import Progress
 from smalti.recipes import DEMO_STEPS, tiny, tiny_video
 from smalti.tokenizer import Tokenizer, TokenizerConfig, inflate
-from smalti.tokenizer.score import score_tokenizer
+from smalti.tokenizer.frames import score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.video import to_uint8, to_video
 

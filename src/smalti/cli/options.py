@@ -24,3 +24,16 @@ def integers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} {text}: expected whole numbers with commas, as in 1,2,2") from None
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """Return height and width of `--size`, or the side of a square. Raises ConfigError."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        return sides[0]
+    if len(sides) != 2:
+        raise ConfigError(f"--size {text}: expected one number or height x width, as in 256 or 144x256")
+    return sides[0], sides[1]

@@ -17,7 +17,8 @@ _LINES = 20
 
 def train_command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="The name of a recipe (see `smalti recipes`), or a .yaml file.")
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe's name (see `smalti recipes`), a .yaml file, or a run folder."),
     ],
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config; repeatable.")
@@ -35,7 +36,8 @@ def train_command(
     Examples:
       smalti train tiny
       smalti train image --set data.path=photos --set batch_size=64
-      smalti train image --set data.path=photos --set batch_size=64 --resume
+      smalti train runs/image --resume
+      smalti train finetune-image --set init=showlab/magvitv2 --set data.path=photos
       smalti train my-run.yaml --out runs/second --seed 2 --device cuda
       smalti train tiny-generate --set data=video-tokens
       torchrun --nproc-per-node 8 -m smalti train image --set data.path=photos

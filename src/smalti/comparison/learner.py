@@ -11,10 +11,10 @@ from smalti.files import load_tensors
 from smalti.losses.perceptual import LPIPS
 from smalti.metrics import Usage
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import round_trip
-from smalti.training.checkpoints import read_state, write_state
+from smalti.tokenizer.frames import round_trip
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.fit import read_state, write_state
 from smalti.training.optimizer import OptimizerState
 from smalti.training.task import Savable, Stateful
 from smalti.training.tokenizer_state import TrainState, start_tokenizer

@@ -1,25 +1,103 @@
-"""From sources to batches: the same samples at the same step for any number of workers, ranks and restarts."""
+"""From sources to batches: the same samples at the same step for any number of workers, ranks and restarts.
+
+Two sources, of images and of videos, are `Joint`: each batch is of one kind, and the step alone decides which.
+"""
 
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
+from jaxtyping import UInt8
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smalti.data.mixture import Joint
-from smalti.data.shuffle import Order, sample_rng
-from smalti.data.source import Source
+from smalti.config import Config
+from smalti.data.images import ImagesConfig
+from smalti.data.source import Medium, Order, Source, mix, sample_rng
+from smalti.data.videos import VideosConfig
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import naming_os_errors
 from smalti.video import to_video
 
 OnBad = Callable[[BadFile], None]
 _T = TypeVar("_T")
+
+
+class JointConfig(Config):
+    """Batches of images and batches of clips in turn, from two sources."""
+
+    kind: Literal["joint"] = "joint"
+    images: ImagesConfig
+    """Source of images."""
+    videos: VideosConfig
+    """Source of clips."""
+    share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps whose batch is images."""
+    images_per_clip: int = Field(default=1, ge=1)
+    """Size of a batch of images, relative to a batch of clips."""
+
+    def build(self) -> "Joint":
+        """List the files of both. Raises InputError as they do."""
+        return Joint(self.images.build(), self.videos.build(), share=self.share, images_per_clip=self.images_per_clip)
+
+
+class Turn(NamedTuple):
+    """The kind of batch of a step."""
+
+    kind: Medium
+    nth: int
+    """Number of steps of this kind before it."""
+
+
+class Joint:
+    """Two sources and the rule that takes turns; itself a `Source`, of all images and then all videos."""
+
+    def __init__(self, images: Source, videos: Source, *, share: float | Fraction, images_per_clip: int = 1) -> None:
+        self.images = images
+        self.videos = videos
+        self.share = Fraction(share).limit_denominator(1_000_000)
+        self.images_per_clip = images_per_clip
+
+    def with_videos(self, videos: Source) -> "Joint":
+        """Return the same with other videos."""
+        return Joint(self.images, videos, share=self.share, images_per_clip=self.images_per_clip)
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.videos)
+
+    def key(self, index: int) -> str:
+        """Return the path relative to the root of its kind; images come first."""
+        source, own = self._of(index)
+        return source.key(own)
+
+    def label(self, index: int) -> int | None:
+        """Return the class of a sample, or None."""
+        source, own = self._of(index)
+        return source.label(own)
+
+    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
+        """Load an image (t = 1) or a clip. Raises BadFile."""
+        source, own = self._of(index)
+        return source.load(own, rng)
+
+    def _of(self, index: int) -> tuple[Source, int]:
+        return (self.images, index) if index < len(self.images) else (self.videos, index - len(self.images))
+
+    def turn(self, step: int, seed: int) -> Turn:
+        """Return the kind of batch of a step: a pure function of (seed, step).
+
+        Of the first n steps, floor(n share + phase) - floor(phase) are images, with a phase in [0, 1) from the
+        seed: the kinds are spread evenly, and any step is known without the ones before. In exact fractions.
+        """
+        phase = Fraction(mix(seed, 0x6A6F696E74) >> 32, 1 << 32)
+        before, after = (int(n * self.share + phase) for n in (step, step + 1))
+        return Turn("images", before) if after > before else Turn("videos", step - before)
 
 
 class Batch(NamedTuple):

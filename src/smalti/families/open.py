@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from smalti.arguments import check_arguments
-from smalti.devices import as_device
+from smalti.devices import as_device, pick_device
 from smalti.errors import ConfigError
 from smalti.families.checkpoint import load_converted, source_at, with_revision
 from smalti.families.family import ImportOptions
@@ -58,3 +58,8 @@ def load(
     if dtype is None and source.paths[0] == shipped_folder(str(bare)):
         dtype = torch.float32  # its file holds half precision, which is exact in float32
     return tokenizer.to(device=place, dtype=dtype)
+
+
+def as_tokenizer(tokenizer: Tokenizer | str | Path, device: str | None = None) -> Tokenizer:
+    """Return a tokenizer as it is, or load it by a name as `load` takes it, on `device` or the best there is."""
+    return tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer, pick_device(device))

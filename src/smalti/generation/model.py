@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Config, Triple, Tuple
-from smalti.data.shuffle import mix
+from smalti.data.source import mix
 from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.generation.autoregressive import AutoregressiveConfig, AutoregressiveTransformer, sample_autoregressive
 from smalti.generation.blocks import Condition

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Config
-from smalti.data.shuffle import mix
+from smalti.data.source import mix
 from smalti.errors import ConfigError, SmaltiError
 from smalti.generation.blocks import Condition, Vocabulary
 

@@ -1,7 +1,7 @@
 """Score anything that turns a video into a video: a tokenizer, a codec, somebody else's model, the identity.
 
 `evaluate_pairs` is the loop. Its pairs come from a callable (`pairs_of`), two folders (`pairs_of_folders`), a tokenizer
-(`smalti.tokenizer.score`), or a token set (`smalti.tokens.score`).
+(`smalti.tokenizer.frames`), or a token set (`smalti.tokens.score`).
 """
 
 import json

@@ -37,8 +37,7 @@ class Stream:
 
     @property
     def carries(self) -> dict[nn.Module, Tensor]:
-        """What each layer carries over, in the order in which they ran; a tensor of no numbers only marks that it has
-        run."""
+        """Tensors that the layers carry over, in the order in which they ran; an empty one marks that its layer has."""
         return dict(self._carries)
 
     @classmethod

@@ -6,7 +6,7 @@ from smalti.arguments import check_arguments, check_least
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
 from smalti.errors import ConfigError
-from smalti.pipeline.models import as_tokenizer
+from smalti.families.open import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
 from smalti.text import printable

@@ -11,8 +11,8 @@ from numpy.lib.format import open_memmap
 from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
 from smalti.errors import ConfigError, InputError
+from smalti.families.open import as_tokenizer
 from smalti.files import naming_os_errors, new_folder, write_bytes, write_json
-from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer

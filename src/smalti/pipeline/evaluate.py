@@ -18,8 +18,10 @@ from smalti.data import (
 )
 from smalti.data.files import IMAGE_SUFFIXES
 from smalti.data.loader import evaluation
+from smalti.devices import pick_device
 from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.families import load
+from smalti.families.open import as_tokenizer
 from smalti.files import write_bytes
 from smalti.metrics import (
     GENERATION_PROTOCOLS,
@@ -51,10 +53,10 @@ from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.pipeline.evaluation_clips import FRAMES, EvaluationClips, EvaluationOptions, clips_of
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import megapixels_per_second, pairs_of_tokenizer
+from smalti.tokenizer.frames import megapixels_per_second, pairs_of_tokenizer
 from smalti.tokens.reader import TokenSet, is_token_set
 from smalti.tokens.score import pairs_of_token_set
-from smalti.training.distributed import World, join_world, pick_device
+from smalti.training.distributed import World, join_world
 from smalti.video import to_uint8, to_video
 
 _PREVIEWS = 8
@@ -224,7 +226,7 @@ def _evaluate_tokenizers(
             raise ConfigError(f"eval: {name} is given twice; give each once")
         if not isinstance(target, Tokenizer) and Path(target).is_dir() and is_token_set(Path(target)):
             raise ConfigError(f"eval: {name} is a token set; several targets are tokenizers")
-        tokenizer = target if isinstance(target, Tokenizer) else load(target, device=pick_device(options.device))
+        tokenizer = as_tokenizer(target, options.device)
         result = _evaluate_tokenizer(tokenizer, data, options, progress)
         assert result is not None, "there is one rank"
         assert isinstance(result.report, Report), "it was scored on originals"

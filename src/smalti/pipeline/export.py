@@ -17,7 +17,7 @@ from smalti.families import load
 from smalti.files import new_folder, write_json
 from smalti.pipeline.info import describe_tokenizer
 from smalti.pipeline.parity import Agreement, compare_media
-from smalti.pipeline.runtimes import Target, Weights, check_packages, open_exported, write_program
+from smalti.pipeline.runtimes import Target, WeightType, check_packages, open_exported, write_program
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.graphs import programs
@@ -35,15 +35,15 @@ def export(
     out: str | Path,
     *,
     to: Target = "onnx",
-    weights: Weights = "float32",
+    weights: WeightType = "float32",
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a tokenizer as programs for ONNX Runtime, or as AOTInductor's packages, and compare their ids with its own.
 
     `encode.onnx` takes `video`, float32 `batch 3 frames height width` in [-1, 1] of any size, and gives `ids`, int64
-    `batch latents rows columns`; `decode.onnx` takes `ids` and gives `video`, whose frames, rows and columns beyond the
-    original are to be cut off. One file serves all sizes.
+    `batch latents rows columns`; `decode.onnx` takes `ids` and gives `video`, which is to be cropped to the size of the
+    original. One file serves all sizes.
 
     A causal video tokenizer has its streaming step besides. After the first chunk, of 1 + s*n frames, `encode.onnx`
     gives its past as `state_out_00`, `state_out_01`, ...; `encode_step.onnx` takes the next s*n frames as `video` and
@@ -95,7 +95,7 @@ def export(
     return parity
 
 
-def _config(tokenizer: Tokenizer, to: Target, weights: Weights, about: dict[str, Any]) -> dict[str, Any]:
+def _config(tokenizer: Tokenizer, to: Target, weights: WeightType, about: dict[str, Any]) -> dict[str, Any]:
     facts = describe_tokenizer(tokenizer)
     return {
         "format": FORMAT,
@@ -120,7 +120,7 @@ def _media(tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor]]:
             yield path.name, to_video(read_clip(path, _CLIP))
 
 
-def _check(agreement: Agreement, to: Target, weights: Weights) -> None:
+def _check(agreement: Agreement, to: Target, weights: WeightType) -> None:
     differing, count = agreement.differing
     if weights == "float32" and differing > agreement.ties:
         raise MachineError(

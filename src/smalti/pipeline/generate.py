@@ -16,9 +16,11 @@ from smalti.config import load_yaml
 from smalti.data import Source, evaluation, source_of
 from smalti.data.clips import ClipConfig
 from smalti.data.loader import OnBad
-from smalti.data.shuffle import mix
+from smalti.data.source import mix
 from smalti.data.video_writer import write_media
+from smalti.devices import pick_device
 from smalti.errors import BadFile, ConfigError, InputError
+from smalti.families.open import as_tokenizer
 from smalti.generation import (
     Condition,
     GenerationTask,
@@ -39,11 +41,9 @@ from smalti.generation import (
     task_tokens,
 )
 from smalti.pipeline.decode import target_name
-from smalti.pipeline.models import as_tokenizer
 from smalti.pipeline.outputs import check_targets
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
-from smalti.training.distributed import pick_device
 from smalti.training.generator_config import GeneratorTraining
 from smalti.video import limit_pixels, to_uint8
 

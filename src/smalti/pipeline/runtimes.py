@@ -17,7 +17,7 @@ from smalti.errors import MachineError
 from smalti.tokenizer.graphs import Program, graph_of
 
 Target = Literal["onnx", "pt2"]
-Weights = Literal["float32", "float16"]
+WeightType = Literal["float32", "float16"]
 
 _OPSET = 20
 
@@ -30,7 +30,7 @@ def check_packages(to: Target) -> None:
         raise MachineError(f"{', '.join(absent)}: not installed; pip install 'smalti[export]'")
 
 
-def write_program(program: Program, folder: Path, to: Target, weights: Weights) -> dict[str, Any]:
+def write_program(program: Program, folder: Path, to: Target, weights: WeightType) -> dict[str, Any]:
     """Write `NAME.onnx` or `NAME.pt2` and return its description: file, inputs and outputs with type and shape.
 
     Raises MachineError where a compiler for `pt2` is absent.

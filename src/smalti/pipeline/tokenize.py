@@ -7,6 +7,7 @@ from typing import Literal
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import Config
+from smalti.devices import pick_device
 from smalti.errors import ConfigError
 from smalti.progress import Progress
 from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
@@ -15,7 +16,6 @@ from smalti.tokens.plan import prepare_set
 from smalti.tokens.pool import PoolLimits, run_pool
 from smalti.tokens.shard import pending_shards
 from smalti.tokens.tokenize import make_shards, report_to
-from smalti.training.distributed import pick_device
 
 
 class _TokenizeConfig(Config):

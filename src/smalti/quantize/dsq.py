@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smalti.config import Tuple
-from smalti.quantize.scalar import ScalarQuantizer, ScalarQuantizerConfig
+from smalti.quantize.quantizer import ScalarQuantizer, ScalarQuantizerConfig
 
 _LEAST_WIDTH = 1e-3
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.config import Tuple
-from smalti.quantize.scalar import ScalarQuantizer, ScalarQuantizerConfig
+from smalti.quantize.quantizer import ScalarQuantizer, ScalarQuantizerConfig
 
 MARGIN = 1e-3
 """Share by which the squash ends beyond the outermost values (`wide`) or before them (`paper`)."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Tuple
-from smalti.quantize.scalar import LossName, ScalarQuantizer, ScalarQuantizerConfig
+from smalti.quantize.quantizer import LossName, ScalarQuantizer, ScalarQuantizerConfig
 
 
 class LFQConfig(ScalarQuantizerConfig):

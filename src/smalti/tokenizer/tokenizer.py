@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -14,8 +14,10 @@ from smalti.arguments import check_arguments
 from smalti.config import Config
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
+from smalti.nn.layout import to_frames, to_images
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
+from smalti.tokenizer.card import model_card, read_evaluation
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
@@ -101,6 +103,32 @@ class Tokenizer(nn.Module):
             source_ids=None if self.source is None else self.source.ids,
         )
 
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to say about the tokenizer as plain data, as `smalti info --json` prints it."""
+        time, rows, columns = self.strides
+        bits = math.log2(self.codebook_size)
+        networks = {"encoder": self.encoder, "decoder": self.decoder, "all": self}
+        return {
+            "kind": "image" if self.config.time_kernel == 1 else "video",
+            "strides": {"time": time, "rows": rows, "columns": columns},
+            "quantizer": self.config.quantizer.kind,
+            "levels": list(self.levels),
+            "codebook_size": self.codebook_size,
+            "bits_per_token": bits,
+            "bits_per_pixel": bits / (time * rows * columns),
+            "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()},
+            "weights_bytes": sum(tensor.nbytes for tensor in self.state_dict().values()),
+            "is_causal": self.is_causal,
+            "is_tile_exact": self.is_tile_exact,
+            "is_streamable": self.is_causal,
+            "lookahead": self.lookahead,
+            "pixels": "[-1, 1]",
+            "reach": {"encoder_pixels": self.encoder.reach, "decoder_tokens": self.decoder.reach},
+            "fingerprint": self.fingerprint,
+            **({} if self.source is None else {"source": self.source.facts()}),
+            "config": self.config.plain(),
+        }
+
     def source_ids(self, ids: Int[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
         """Return ids in the form in which the project of an imported tokenizer writes them: in one row, with an offset,
         as `source.ids` says. Raises InputError for a tokenizer of ours."""
@@ -156,10 +184,18 @@ class Tokenizer(nn.Module):
         files.load_into(tokenizer)
         return tokenizer.to(device).eval()
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload to a repository of the Hugging Face hub, created if need be. Returns its address."""
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, licence: str | None = None, report: str | Path | None = None
+    ) -> str:
+        """Upload to a repository of the Hugging Face hub, created if need be, with a model card. Returns its address.
+
+        The card says what the tokenizer is and how to load it. `licence` is an identifier of the hub, as `apache-2.0`.
+        `report` is the folder or report.json that `smalti eval --out` wrote; its scores stand on the card.
+        """
         check_arguments(Tokenizer.push_to_hub, locals())
-        return upload_model(self.save, repository, private=private)
+        scores = None if report is None else read_evaluation(Path(report))
+        card = model_card(self.facts(), repository, licence=licence, report=scores)
+        return upload_model(self.save, repository, card, private=private)
 
     def forward(self, video: Float[Tensor, "b 3 *t h w"], whole: WholeCode | None = None) -> Reconstruction:
         """Encode and decode, with gradients; the reconstruction has the shape of the video.
@@ -363,8 +399,7 @@ class Tokenizer(nn.Module):
         frames = x.permute(2, 0, 1, 3, 4)
         contiguous = self.config.is_contiguous_on_cpu and x.device.type == "cpu"
         order = torch.contiguous_format if contiguous else torch.channels_last
-        images = frames.flatten(0, 1).to(self.dtype, memory_format=order)
-        return images.unflatten(0, frames.shape[:2])
+        return to_frames(to_images(frames).to(self.dtype, memory_format=order), frames.shape[:2])
 
     def _check_causal(self) -> None:
         if not self.is_causal:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from smalti.data.loader import check_part, planned_loader
-from smalti.data.shuffle import Order
+from smalti.data.source import Order
 from smalti.errors import InputError
 from smalti.tokens.reader import CACHE, TokenSet
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from smalti.devices import as_device
+from smalti.devices import pick_device
 from smalti.errors import ConfigError
 
 RANK_TIMEOUT = timedelta(minutes=5)
@@ -36,6 +36,14 @@ class World(NamedTuple):
         x = x.detach().clone()
         dist.all_reduce(x)
         return x / self.size
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over ranks, without gradient."""
+        if self.size == 1:
+            return x
+        x = x.detach().clone()
+        dist.all_reduce(x)
+        return x
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
@@ -109,16 +117,3 @@ def join_world(device: str | None = None, *, timeout: timedelta = RANK_TIMEOUT) 
         yield World(rank, size, chosen)
     finally:
         dist.destroy_process_group()
-
-
-def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """Return the device of that name, or the best there is. Raises MachineError if it is not there."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name is None:
-        name = accelerator.type if accelerator is not None else "cpu"
-    device = as_device(name)
-    assert device is not None
-    if device.type != "cpu" and device.index is None:
-        device = torch.device(device.type, local_rank)
-        torch.accelerator.set_device_index(local_rank)
-    return device

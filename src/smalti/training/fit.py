@@ -1,7 +1,8 @@
-"""A run folder, the loop over steps that fills it, and its log: the same for all that is trained."""
+"""A run folder, the loop over steps that fills it, its log and its checkpoints: the same for all that is trained."""
 
 import hashlib
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -10,13 +11,30 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+
 from smalti.config import load_yaml
-from smalti.errors import ConfigError, SmaltiError
-from smalti.files import lock, naming_os_errors, remove_leftovers, write_bytes, write_json
+from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
+from smalti.files import (
+    check_manifest,
+    load_tensors,
+    lock,
+    naming_os_errors,
+    new_folder,
+    read_json,
+    read_notes,
+    remove_leftovers,
+    save_tensors,
+    write_bytes,
+    write_json,
+)
+from smalti.model_folder import WEIGHTS, checkpoints
 from smalti.progress import Progress, say
-from smalti.training.checkpoints import keep_newest, logged_lines, resume_newest, save_checkpoint
 from smalti.training.config import RunConfig
-from smalti.training.task import Samples, StepResult, Task
+from smalti.training.task import Samples, Savable, StepResult, Task
+from smalti.training.tracker import Tracker
+from smalti.version import __version__
 
 L = TypeVar("L", bound="RunLog")
 
@@ -57,10 +75,12 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         world.barrier()
         if resume:
             resume_newest(task, out)
+            if task.state.step > config.steps:
+                raise ConfigError(f"steps {config.steps:,}: the run has reached step {task.state.step:,} already")
         check_equal_ranks(task)
         if world.is_main:
             _show_data(task, out, quiet=resume)
-        with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
+        with RunLog(out, config, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
                 if progress is not None:
@@ -121,6 +141,8 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
     if differing := old.fixed_in_resumption(new):
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
+        if differing == ["steps"]:
+            raise ConfigError(f"{where}: {shown}: {old.length_note}")
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
             f"{', '.join(sorted(old.changeable - {*differing}))}"
@@ -165,9 +187,10 @@ def collect_signals() -> Iterator[list[int]]:
 
 
 class RunLog:
-    """log.jsonl and TensorBoard events; lines of steps after the one resumed from are taken out first."""
+    """log.jsonl, TensorBoard events and the tracker of the config, if any; lines of steps after the one resumed from
+    are taken out of the log first."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:
         self.folder, self.first = folder, step
         self.path = folder / "log.jsonl"
         self.since = time.monotonic()
@@ -175,6 +198,8 @@ class RunLog:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
+        self.events.add_text("config", f"```yaml\n{config.to_yaml()}```", step)
+        self.tracker = None if config.tracker is None else Tracker(config.tracker, folder, config.plain())
 
     def __enter__(self: L) -> L:
         return self
@@ -183,14 +208,19 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.events.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write a line, which has its `step`."""
         with naming_os_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self.events.add_scalar(name, value, line["step"])
+        step = line["step"]
+        numbers = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
+        for name, value in numbers.items():
+            self.events.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.write(numbers, step)
 
     def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write a line of validation scores, if there are any."""
@@ -198,13 +228,16 @@ class RunLog:
             self.write({"step": step, **{f"validation/{name}": value for name, value in scores.items()}})
 
     def write_samples(self, step: int, samples: Samples) -> None:
-        """Write `samples/step-N.png` and a line of what else there is, if anything."""
+        """Write `samples/step-N.png`, show it, and write a line of what else there is, if anything."""
         if samples.values:
             self.write({"step": step, **{f"samples/{name}": value for name, value in samples.values.items()}})
         if samples.image is not None:
             target = self.folder / "samples" / f"step-{step:08d}.png"
             target.parent.mkdir(exist_ok=True)
             samples.image.save(target)
+            self.events.add_image("samples", np.asarray(samples.image), step, dataformats="HWC")
+            if self.tracker is not None:
+                self.tracker.show("samples", samples.image, step)
 
     def steps_per_second(self, step: int) -> float:
         """Return the rate since the run was started or resumed."""
@@ -217,3 +250,102 @@ def _truncate(path: Path, last_step: int) -> None:
         return
     lines = [text for step, text in logged_lines(path) if step <= last_step]
     write_bytes(path, "".join(f"{text}\n" for text in lines).encode())
+
+
+_FORMAT = 1
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
+    return folder / f"step-{step:08d}"
+
+
+def save_checkpoint(task: Task, out: Path) -> Path:
+    """Write `out/step-N` whole or not at all; the model with its EMA weights in it is a model folder of its own."""
+    target = checkpoint_path(out, task.state.step)
+    with new_folder(target, replace=True) as part:
+        write_state(task, part)
+    return target
+
+
+def write_state(task: Savable, folder: Path) -> None:
+    """Write all that the next step depends on into a folder that exists."""
+    task.export(folder / task.state.config.kind)
+    for name, source in task.tensors().items():
+        if tensors := source.state_dict():
+            save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
+    about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
+    write_json(folder / "state.json", about | {"step": task.state.step, "updates": task.state.updates})
+
+
+def load_checkpoint(task: Task, folder: Path) -> dict[str, Any]:
+    """Restore a checkpoint into a fresh task; return `state.json`. Raises IntegrityError on any change in it."""
+    check_manifest(folder)
+    return read_state(task, folder)
+
+
+def read_state(task: Savable, folder: Path) -> dict[str, Any]:
+    """Put back what `write_state` wrote; return `state.json`. Raises IntegrityError for another format."""
+    about = dict(read_json(folder / "state.json"))
+    if about.get("format") != _FORMAT:
+        raise IntegrityError(f"{folder}: format {about.get('format')} by smalti {about.get('smalti')}, not {_FORMAT}")
+    task.ema.load_state_dict(load_tensors(folder / task.state.config.kind / WEIGHTS))
+    for name, target in task.tensors().items():
+        path = folder / f"{name}.safetensors"
+        tensors = load_tensors(path) if path.is_file() else {}
+        step = read_notes(path).get("step") if tensors else None
+        if step is not None and step != str(about.get("step")):
+            raise IntegrityError(f"{path}: is of step {step}, its checkpoint of step {about.get('step')}; restore it")
+        target.load_state_dict(tensors)
+    task.state.step, task.state.updates = about["step"], about["updates"]
+    return about
+
+
+def resume_newest(task: Task, out: Path) -> None:
+    """Load the newest checkpoint that is whole; say so on stderr if a newer one is damaged.
+
+    Raises InputError if it was made with other data.
+    """
+    found = checkpoints(out)
+    faults: list[str] = []
+    for folder in reversed(found):
+        try:
+            about = load_checkpoint(task, folder)
+        except (IntegrityError, InputError) as fault:
+            faults.append(str(fault))
+            continue
+        if faults and task.state.world.is_main:
+            say(f"warning: {faults[0]}; resuming from {folder.name} instead")
+        if about["data"] != task.data_digest:
+            raise InputError(
+                f"data: {task.data_count:,} samples, not the ones this run began with; restore them or start anew"
+            )
+        return
+    if found:
+        raise IntegrityError(f"{out}: none of its {len(found)} checkpoints is whole; the newest: {faults[0]}")
+    if (last := last_logged_step(out)) > task.state.config.save_every:
+        raise IntegrityError(
+            f"{out}: its log reaches step {last:,}, but there is no checkpoint; restore a step-N folder, or start anew "
+            f"in another folder"
+        )
+
+
+def last_logged_step(out: Path) -> int:
+    """Return the last step in the log of a run folder; 0 without one."""
+    return max((step for step, _ in logged_lines(out / "log.jsonl")), default=0)
+
+
+def logged_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the step and the text of each line of a log; none without one. A line that a kill cut short is passed."""
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            yield int(json.loads(text)["step"]), text
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all checkpoints but the newest ones."""
+    for old in checkpoints(folder)[:-count]:
+        (old / "manifest.json").unlink(missing_ok=True)  # first, so that half of one is never taken for a whole one
+        shutil.rmtree(old)

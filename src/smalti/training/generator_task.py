@@ -14,8 +14,7 @@ from smalti.metrics.contact_sheet import contact_sheet
 from smalti.tokens.dataset import token_batches
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_state import GeneratorState, prompt_of, start_generator
-from smalti.training.generator_step import GeneratorStep, generator_step
+from smalti.training.generator_step import GeneratorState, GeneratorStep, generator_step, prompt_of, start_generator
 from smalti.training.optimizer import OptimizerState
 from smalti.training.task import Samples, Stateful, Task
 from smalti.training.token_data import GridRows, settle_classes

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smalti import losses as loss
-from smalti.data.shuffle import sample_rng
+from smalti.data.source import sample_rng
 from smalti.training.tokenizer_state import TrainState
 
 

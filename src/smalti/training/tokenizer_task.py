@@ -13,7 +13,7 @@ from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
 from smalti.progress import say
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.score import round_trip, score_tokenizer
+from smalti.tokenizer.frames import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.split import settle_validation, split_data
