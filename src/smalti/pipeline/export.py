@@ -15,7 +15,6 @@ from smalti.devices import as_device
 from smalti.errors import ConfigError, MachineError
 from smalti.families import load
 from smalti.files import new_folder, write_json
-from smalti.pipeline.info import describe_tokenizer
 from smalti.pipeline.parity import Agreement, compare_media
 from smalti.pipeline.runtimes import Target, WeightType, check_packages, open_exported, write_program
 from smalti.progress import Progress
@@ -96,7 +95,7 @@ def export(
 
 
 def _config(tokenizer: Tokenizer, to: Target, weights: WeightType, about: dict[str, Any]) -> dict[str, Any]:
-    facts = describe_tokenizer(tokenizer)
+    facts = tokenizer.facts()
     return {
         "format": FORMAT,
         "smalti": __version__,

@@ -80,7 +80,7 @@ class _Step(nn.Module):
 def programs(tokenizer: Tokenizer) -> list[Program]:
     """Return the programs of a tokenizer, whose results are those of `encode`, `decode` and their streams."""
     s, h, w = tokenizer.strides
-    sizes = (2, 1 + 2 * s, 5 * h - 1, 7 * w), (3, 1 + 3 * s, 4 * h, 9 * w - 1), (2, 2 * s, 5 * h - 1, 7 * w)
+    sizes = (2, 1 + 2 * s, 5 * h - 1, 7 * w), (3, 1 + 3 * s, 6 * h, 9 * w - 1), (2, 2 * s, 5 * h - 1, 7 * w)
     with torch.no_grad():
         video, other, chunk = (_noise(*size).to(tokenizer.device) for size in sizes)
         ids = tokenizer.encode(video)
