@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from smalti.app.serve import open_server
-from smalti.app.server import Budget, Limits
+from smalti.app.server import Limits, UploadBudget
 from smalti.app.service import Answer, Busy, Line
 from smalti.errors import ConfigError, IntegrityError, MachineError
 from smalti.generation import Generator, MaskedConfig, Origin
@@ -275,7 +275,7 @@ def test_work_waits_in_a_line_of_bounded_length_and_time():
 
 
 def test_all_bodies_together_are_bounded():
-    budget = Budget(10)
+    budget = UploadBudget(10)
     assert budget.take(6)
     assert not budget.take(5)
     assert budget.take(4)

@@ -15,7 +15,6 @@ from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.families import load
 from smalti.files import check_manifest, naming_os_errors, new_folder, read_json, write_bytes, write_json
 from smalti.pipeline.export import export
-from smalti.pipeline.info import describe_tokenizer
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.version import __version__
@@ -74,7 +73,7 @@ def page_facts(tokenizers: Sequence[Mapping[str, Any]], models: Sequence[Mapping
 
 def tokenizer_facts(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the page must know of a tokenizer, but for where it runs."""
-    facts = describe_tokenizer(tokenizer)
+    facts = tokenizer.facts()
     kept = ("levels", "codebook_size", "fingerprint", "is_causal")
     return {"name": name, "strides": list(tokenizer.strides), **{key: facts[key] for key in kept}}
 

@@ -17,6 +17,7 @@ from smalti.errors import SmaltiError
 from smalti.progress import say
 from smalti.version import __version__
 
+_LONGEST_LINE = 2**16
 _PART = 2**18
 _LINGER = 2.0
 """Seconds in which a refused body is read on."""
@@ -56,7 +57,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Budget:
+class UploadBudget:
     """Bytes that all requests together may hold."""
 
     def __init__(self, total: int) -> None:
@@ -86,7 +87,7 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, port: int, files: Mapping[str, PageFile], verbs: Mapping[str, Verb], limits: Limits) -> None:
         self.files, self.verbs, self.limits = files, verbs, limits
         self.line = Line(limits.waiting, limits.work)
-        self.budget = Budget(limits.arriving)
+        self.budget = UploadBudget(limits.arriving)
         self._slots = BoundedSemaphore(limits.connections)
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -154,15 +155,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         self.close_connection = True
-        self.handle_one_request()  # which ends by itself where nothing, or too slowly, arrives
-
-    def do_GET(self) -> None:
-        self._answer(self._get)
-
-    do_HEAD = do_GET
-
-    def do_POST(self) -> None:
-        self._answer(self._post)
+        try:
+            self.raw_requestline = self.rfile.readline(_LONGEST_LINE + 1)
+            if len(self.raw_requestline) > _LONGEST_LINE:
+                self.send_error(414)
+            elif self.raw_requestline and self.parse_request():  # which answers what is no request
+                verbs = {"GET": self._get, "HEAD": self._get, "POST": self._post}
+                if self.command in verbs:
+                    self._answer(verbs[self.command])
+                else:
+                    self.send_error(501)
+        except OSError:  # nothing arrives, too slowly, or the client is gone
+            pass
 
     def _answer(self, work: Callable[[], tuple[bytes, str, dict[str, str]]]) -> None:
         """Send what `work` returns, or one line that says why not: never a traceback."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.app.page_files import tokenizer_facts
+from smalti.devices import pick_device
 from smalti.errors import BadTensor, ConfigError, InputError
 from smalti.families import load
 from smalti.generation import (
@@ -30,7 +31,6 @@ from smalti.generation import (
 from smalti.model_folder import find_model
 from smalti.pipeline.generate import own_tokenizer, sample_ids
 from smalti.tokenizer import Tokenizer
-from smalti.training.distributed import pick_device
 from smalti.video import Size, to_uint8, to_video
 
 _STEPS = 12
