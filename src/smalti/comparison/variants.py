@@ -104,11 +104,9 @@ def _quantizers() -> _Members:
     cosine; learning by their loss, by index back-propagation or as moving averages; with dead rows beginning anew."""
     for name in ("fsq64000", "dsq64000", "fsq15360", "dsq15360", "lfq14", "lfq18"):
         quantizer, weights, boost = named_quantizer(name)
-        fields = (
-            f"tokenizer.quantizer={json.dumps(quantizer.plain())}",
-            f"weights={json.dumps({'l2': 1.0, **weights})}",
-        )
-        yield name, (*fields, f"entropy_boost={boost}")
+        whole = json.dumps({"l2": 1.0, **weights})
+        text = json.dumps(quantizer.plain())
+        yield name, (f"tokenizer.quantizer={text}", f"weights={whole}", f"entropy_boost={boost}")
     table = "tokenizer.quantizer={kind: codebook, size: 8192, dim: 8"
     for name, fields in (("", ""), ("-cosine", ", by: cosine"), ("-indices", ", gradient: indices")):
         yield f"vq8192{name}", (f"{table}{fields}}}", *_CODEBOOK)
