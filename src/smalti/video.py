@@ -188,9 +188,10 @@ def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int]) -> Siz
     The first frame stands alone (an image is a video of one frame), then whole groups of s_t frames follow. Legal
     sizes map to themselves. Raises ValueError unless every number is at least 1.
     """
-    if min(*size, *strides) < 1:
+    if not torch.compiler.is_compiling() and min(*size, *strides) < 1:
         raise ValueError(f"size {tuple(size)} and strides {tuple(strides)} must be at least 1 on every axis")
-    t, h, w = (-(-(n - lead) // s) * s + lead for n, s, lead in zip(size, strides, (1, 0, 0), strict=True))
+    # Of numbers from 0 on alone: ONNX divides towards zero.
+    t, h, w = ((n - lead + s - 1) // s * s + lead for n, s, lead in zip(size, strides, (1, 0, 0), strict=True))
     return Size(t, h, w)
 
 
@@ -201,11 +202,11 @@ def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Flo
     keeps pixels causal (nothing before the end changes) and makes no edge that costs tokens. `crop_to` undoes it.
     Raises BadTensor where `size` is smaller than the video or the video is empty.
     """
-    have = tuple(video.shape[2:])
-    if min(have) < 1 or any(new < old for new, old in zip(size, have, strict=True)):
+    have, in_graph = tuple(video.shape[2:]), torch.compiler.is_compiling()
+    if not in_graph and (min(have) < 1 or any(new < old for new, old in zip(size, have, strict=True))):
         raise BadTensor(f"a video of (t, h, w) = {have} cannot be padded to {tuple(size)}")
     for axis, (new, old) in enumerate(zip(size, have, strict=True), start=2):
-        if new > old:
+        if in_graph or new > old:  # one graph for all sizes has no branch on a size
             index = torch.arange(new, device=video.device).clamp(max=old - 1)
             video = video.index_select(axis, index)
     return video
@@ -217,7 +218,8 @@ def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Fl
     Raises BadTensor where `size` is not within the video.
     """
     have = tuple(video.shape[2:])
-    if any(not 1 <= new <= old for new, old in zip(size, have, strict=True)):
+    fits = torch.compiler.is_compiling() or all(1 <= new <= old for new, old in zip(size, have, strict=True))
+    if not fits:
         raise BadTensor(f"a video of (t, h, w) = {have} cannot be cropped to {tuple(size)}")
     t, h, w = size
     return video[:, :, :t, :h, :w]

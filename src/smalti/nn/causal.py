@@ -81,8 +81,8 @@ class CausalConv(nn.Module):
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
         """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` or "copy" always s*n."""
         frames = self._with_past(x, stream) if self.past else x
-        count = (len(frames) - len(self.past) - 1) // self.time_stride + 1
-        whole = self.past and self.kernels == "full" and (frames.is_cuda or frames[..., 0].numel() > _LEAST)
+        count = (frames.shape[0] - len(self.past) - 1) // self.time_stride + 1
+        whole = self.past and self.kernels == "full" and _is_large(frames)
         y = self._at_once(frames) if whole else self._tap_by_tap(frames, count)
         if stream is not None and self.past:
             stream.put(self, frames[count * self.time_stride :])
@@ -106,12 +106,14 @@ class CausalConv(nn.Module):
             # Between chunks s - 1 frames of the past are still to come; a start with whole groups is such a place.
             count = len(self.past) + 1 - self.time_stride if self.is_whole else len(self.past)
             carry = first.expand(count, *x.shape[1:])
+        elif len(self.past) + 1 == self.time_stride:  # each group stands alone
+            return x
         return join_frames((carry, x))
 
     def _tap(self, tap: nn.Module, frames: Tensor, first: int, count: int) -> Tensor:
         seen = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
         images = to_images(seen)
-        if _POINTS_BY_ROWS and images.shape[0] < 16 and _is_point(tap) and not torch.compiler.is_compiling():
+        if _POINTS_BY_ROWS and not torch.compiler.is_compiling() and images.shape[0] < 16 and _is_point(tap):
             return to_frames(point_by_rows(tap, images), seen.shape[:2])
         return to_frames(tap(images), seen.shape[:2])
 
@@ -130,6 +132,11 @@ def point_by_rows(tap: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Ten
     n, _, h, w = images.shape
     y: Tensor = tap(images.permute(0, 2, 3, 1).reshape(n * h, w, 1, -1).permute(0, 3, 1, 2))
     return y.permute(0, 2, 3, 1).reshape(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _is_large(frames: Tensor) -> bool:
+    """Return whether one 3-D convolution is faster; a graph for all sizes has that one."""
+    return torch.compiler.is_compiling() or frames.is_cuda or frames[..., 0].numel() > _LEAST
 
 
 def _clips(frames: Tensor) -> Tensor:
