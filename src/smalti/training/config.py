@@ -190,6 +190,9 @@ class TokenizerTraining(RunConfig):
     init: PathField | None = None
     """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
     instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
+    init_states: bool = False
+    """Whether the run goes on with all that `init` holds, a file of MagicMaster's trainer: the live weights beside the
+    average, the discriminator, and the averages of Adam of both, as far as they are in it."""
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
