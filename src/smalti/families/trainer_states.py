@@ -1,4 +1,4 @@
-"""What MagicMaster's trainer keeps beside the averaged generator: the live one, the discriminator, Adam's averages."""
+"""States of MagicMaster's trainer beside the averaged generator: the live one, the discriminator, Adam's averages."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
