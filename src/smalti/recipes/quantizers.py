@@ -19,7 +19,8 @@ SCALAR_LEVELS: Mapping[int, tuple[int, ...]] = {
 }
 """Levels of FSQ and DSQ by the number of codes, those of the FSQ paper (arXiv 2309.15505, section 4.1)."""
 QUANTIZER_LOSSES = frozenset((*get_args(LossName), *get_args(CodebookLossName)))
-_FORMS = f"fsqN or dsqN with N of {', '.join(map(str, SCALAR_LEVELS))}; lfqBITS, as lfq18; vqROWS or vqROWS-cosine, as vq8192"
+_COUNTS = ", ".join(map(str, SCALAR_LEVELS))
+_FORMS = f"fsqN or dsqN with N of {_COUNTS}; lfqBITS, as lfq18; vqROWS or vqROWS-cosine, as vq8192"
 
 _ENTROPIES = {"token_entropy": 0.001, "batch_entropy": -0.001, "commitment": 0.01}
 """Beside a pixel loss of weight 1: MAGVIT-v2's, a hundred times as large, cost 2.3 dB (docs/learning.md)."""

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from torch.optim import Optimizer
 from smalti.discriminators import Discriminator
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import load as load_tokenizer
-from smalti.families.trainer_states import read_trainer_states
+from smalti.families.magicmaster_training import read_training
 from smalti.losses import Anchors
 from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
+from smalti.progress import say
 from smalti.quantize import Codebook
 from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
 from smalti.tokenizer.initialise import initialise
@@ -115,31 +115,22 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         discriminator = discriminator.to(world.device).train()
         optimizer = adamw(discriminator, config.gan.optimizer)
         state.gan = GANState(config.gan, discriminator, wrap_ddp(discriminator, world), optimizer)
-    if config.init_states:
-        _go_on(state, config.init)
+    if config.init_training:
+        _take_training(state)
     return state
 
 
-def _go_on(state: TrainState, init: Path | None) -> None:
-    """Put the live weights, the discriminator and Adam's averages of another project's trainer into a fresh state."""
-    if init is None or not init.is_file():
-        raise ConfigError(f"init_states: init is {init}; give the file that MagicMaster's trainer wrote")
-    found = read_trainer_states(init)
-    state.tokenizer.load_state_dict(dict(found.tokenizer))
-    OptimizerState(state.optimizer, state.tokenizer).load_state_dict(found.tokenizer_adam)
-    if state.gan is None:
-        return
-    if not found.discriminator:
-        raise ConfigError(f"init_states: {init} has no discriminator; set gan to null, or init_states to false")
-    own = {name: tuple(tensor.shape) for name, tensor in state.gan.discriminator.state_dict().items()}
-    wrong = [name for name, tensor in found.discriminator.items() if own.get(name) != tuple(tensor.shape)]
-    if wrong or own.keys() != found.discriminator.keys():
-        odd = (wrong or sorted(own.keys() ^ found.discriminator.keys()))[0]
-        raise ConfigError(
-            f"init_states: gan.discriminator is another network than that of {init} (they differ in {odd})"
-        )
-    state.gan.discriminator.load_state_dict(dict(found.discriminator))
-    OptimizerState(state.gan.optimizer, state.gan.discriminator).load_state_dict(found.discriminator_adam)
+def _take_training(state: TrainState) -> None:
+    """Put what the training of `init` had into a fresh state, whose EMA weights stay those of the checkpoint."""
+    gan, name = state.gan, str(state.config.init)
+    found = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
+    state.tokenizer.load_state_dict(found.live)
+    OptimizerState(state.optimizer, state.tokenizer).load_state_dict(found.moments)
+    if gan is not None and found.discriminator:
+        gan.discriminator.load_state_dict(found.discriminator)
+        OptimizerState(gan.optimizer, gan.discriminator).load_state_dict(found.discriminator_moments)
+    if state.world.is_main and found.lacking:
+        say(f"note: init_training: {name} has no {', no '.join(found.lacking)}: they start anew")
 
 
 def _start_codebook(config: TokenizerTraining, tokenizer: Tokenizer) -> CodebookState | None:
