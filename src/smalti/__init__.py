@@ -14,6 +14,7 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.app.compare import compare
+    from smalti.app.serve import serve
     from smalti.families import load
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
@@ -47,6 +48,7 @@ _HOMES = {
     "generate": "smalti.pipeline.generate",
     "load": "smalti.families",
     "reconstruct": "smalti.pipeline.reconstruct",
+    "serve": "smalti.app.serve",
     "tokenize": "smalti.pipeline.tokenize",
     "train": "smalti.pipeline.train",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "generate",
     "load",
     "reconstruct",
+    "serve",
     "tokenize",
     "train",
 ]

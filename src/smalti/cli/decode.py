@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption, PrecisionOption
 
 if TYPE_CHECKING:
     from smalti.pipeline.decode import DecodedRow
@@ -26,6 +26,7 @@ def decode_command(
     tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP + " Default: the set's own.")] = None,
     overwrite: OverwriteOption = False,
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn rows of a token set back into PNG, and MP4 at their frame rate; or write their ids as .npy files.
@@ -56,6 +57,7 @@ def decode_command(
             tokenizer=tokenizer,
             overwrite=overwrite,
             device=device,
+            precision=precision,
             progress=progress,
             on_row=on_row,
         )

@@ -25,6 +25,7 @@ from smalti.cli import (
     info,
     recipes,
     reconstruct,
+    serve,
     tokenize,
     train,
     zoo,
@@ -75,6 +76,7 @@ def _smalti(
       smalti train tiny --set data.path=photos      train on a folder of images
       smalti eval runs/tiny --data photos           evaluate the result
       smalti reconstruct runs/tiny clip.mp4
+      smalti serve                                  a page to look at tokens
 
     \b
     Exit codes: 0 done, 1 the reader of the output was gone, 2 wrong usage, 3 input
@@ -99,6 +101,7 @@ app.command("info", short_help="Show what a tokenizer, run, token set or file is
 app.command("recipes", short_help="List the recipes, or print one.")(recipes.recipes_command)
 app.command("zoo", short_help="List other projects' tokenizers that load by name.")(zoo.zoo_command)
 app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
+app.command("serve", short_help="Open the page: see tokens, change them.")(serve.serve_command)
 app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
 
 

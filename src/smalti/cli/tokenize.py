@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import bar, is_watched, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, parse_size
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, PrecisionOption, parse_size
 from smalti.errors import InputError
 from smalti.progress import Progress
 
@@ -50,6 +50,7 @@ def tokenize_command(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the existing plan; do not list DATA.")] = False,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the plan and stop.")] = False,
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn images and video into a token set: Parquet shards that any token model can read.
@@ -91,6 +92,7 @@ def tokenize_command(
             resume=resume,
             plan_only=plan_only,
             device=device,
+            precision=precision,
             progress=_LineProgress(advance, quiet=as_json),
         )
     for note in summary.notes:

@@ -26,6 +26,20 @@ GROUPS = 32
 colour."""
 
 
+def fill_truncated_normal(values: Tensor, deviation: float) -> None:
+    """Fill a tensor from N(0, deviation^2), redrawn beyond two deviations: from a seed the same weights in every torch.
+
+    torch's own inverted the distribution function in 2.6 and redraws in 2.13; these are the numbers of 2.13.
+    """
+    if values.is_meta:
+        return
+    bound = torch.tensor(2 * deviation, dtype=values.dtype).item()
+    with torch.no_grad():
+        values.normal_(0, deviation)
+        while bool((beyond := values.abs() > bound).any()):
+            values.copy_(torch.where(beyond, torch.empty_like(values).normal_(0, deviation), values))
+
+
 class Norm(nn.Module):
     """Normalisation of `t b c h w`, with a weight and a bias per channel if `affine`."""
 

@@ -10,6 +10,7 @@ from numpy.lib.format import open_memmap
 
 from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
+from smalti.devices import Precision
 from smalti.errors import ConfigError, InputError
 from smalti.families.open import as_tokenizer
 from smalti.files import naming_os_errors, new_folder, write_bytes, write_json
@@ -45,6 +46,7 @@ def decode(
     tokenizer: Tokenizer | str | Path | None = None,
     overwrite: bool = False,
     device: str | None = None,
+    precision: Precision | None = None,
     progress: Progress | None = None,
     on_row: Callable[[DecodedRow], None] | None = None,
 ) -> list[DecodedRow]:
@@ -64,6 +66,7 @@ def decode(
         tokenizer: a tokenizer or its name; None takes the one that the set was made with.
         overwrite: replace files that are there.
         device: device of a tokenizer that is loaded here; None takes the best there is.
+        precision: number format of its networks; None is that of its file.
         progress: called after each row.
         on_row: called with each file that was written.
 
@@ -77,7 +80,7 @@ def decode(
         return _write_arrays(tokens, Path(out), choose_rows(tokens, rows, key))
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
     check_targets(targets.values(), overwrite=overwrite)
-    model = open_set_tokenizer(tokens, tokenizer, device)
+    model = open_set_tokenizer(tokens, tokenizer, device, precision)
     tokens.check(model)
     written = []
     for index, target in targets.items():
@@ -128,14 +131,17 @@ def _write_arrays(tokens: TokenSet, out: Path, rows: Sequence[int]) -> list[Deco
 
 
 def open_set_tokenizer(
-    tokens: TokenSet, tokenizer: Tokenizer | str | Path | None = None, device: str | None = None
+    tokens: TokenSet,
+    tokenizer: Tokenizer | str | Path | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
 ) -> Tokenizer:
     """Load a tokenizer, by default the one that the set says it was made with. Raises InputError where it does not
     say."""
     tokenizer = read_provenance(tokens.path).get("tokenizer") if tokenizer is None else tokenizer
     if tokenizer is None:
         raise InputError(f"{tokens.path}: no {PROVENANCE} says where its tokenizer is; give `tokenizer`")
-    return as_tokenizer(tokenizer, device)
+    return as_tokenizer(tokenizer, device, precision)
 
 
 def choose_rows(tokens: TokenSet, rows: str | Sequence[int] | None, keys: Sequence[str]) -> list[int]:

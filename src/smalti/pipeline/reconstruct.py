@@ -16,6 +16,7 @@ from smalti.data.images import read_image
 from smalti.data.video_writer import write_media
 from smalti.data.videos import VideoReader, open_video
 from smalti.data.views import CropResize
+from smalti.devices import Precision
 from smalti.errors import BadFile, ConfigError
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.families.open import as_tokenizer
@@ -101,6 +102,7 @@ def reconstruct(
     size: int | tuple[int, int] | None = None,
     fps: float | None = None,
     device: str | None = None,
+    precision: Precision | None = None,
     progress: Progress | None = None,
     on_file: Callable[[Reconstructed | BadFile], None] | None = None,
 ) -> Outputs[Reconstructed]:
@@ -112,6 +114,7 @@ def reconstruct(
     for videos. `clip` cuts videos into videos of so many frames, for tokenizers that are not causal. `frames` (first,
     end) takes a part of every video, to its last frame where `end` is None; `fps` the frames at that rate, by their
     times; `size` the center crop at that (height, width), or side of a square. `device` None is the best there is.
+    `precision` None computes in the number format of the tokenizer's file; in bfloat16 some ids are others, as good.
     `progress` hears of every frame, `on_file` of every file: its result, or its fault.
 
     Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media,
@@ -124,9 +127,10 @@ def reconstruct(
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}
     if tokenizer is not None:
-        models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device))
+        models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device, precision))
     else:
-        models = {is_video: as_tokenizer(TINY_VIDEO if is_video else TINY_IMAGE, device) for is_video in kinds}
+        shipped = {is_video: TINY_VIDEO if is_video else TINY_IMAGE for is_video in kinds}
+        models = {is_video: as_tokenizer(name, device, precision) for is_video, name in shipped.items()}
     outputs = Outputs[Reconstructed](len(jobs), [], [])
     for number, job in enumerate(jobs, start=1):
         note = f"{job.source.name} ({number} of {len(jobs)})"
