@@ -1,11 +1,12 @@
-"""Beside the stored points of `rate_distortion`: x264 and x265 tuned for PSNR, what is trivial, and BD-rates of all.
+"""Beside the stored points of `rate_distortion`: its video codecs as they are now, also tuned for PSNR, and what is
+trivial; no tokenizer is trained. Then its table, curves and BD-rates once more.
 
-python -m benchmarks.rate_baselines [CODEC ...]      # measures what is not stored yet of these codecs, or of all
+python -m benchmarks.rate_baselines [CODEC ...]      # measures these codecs anew, or what is not stored yet of all
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -20,29 +21,34 @@ def stored(name: str) -> list[rd.Point]:
     return [rd.Point(**row) for row in read_json(path)["rows"]] if path.is_file() else []
 
 
-def missing(found: list[rd.Point], wanted: list[str]) -> Iterator[rd.Point]:
-    """Points of the wanted codecs that are not among `found`, on the same clips."""
-    there = {(p.media, p.codec) for p in found}
+def measured(wanted: Sequence[str]) -> Iterator[rd.Point]:
+    """Points of the wanted codecs, on the clips of `rate_distortion`."""
     photographs, film = rd.clips()
     os.environ.setdefault("SVT_LOG", "0")
     for media, clips in (("photographs", photographs), ("film", film)):
         for name, there_and_back in rd.TRIVIAL.items():
-            if (media, name) not in there and name in wanted:
+            if name in wanted:
                 yield rd.point(media, name, "three bytes a colour", there_and_back, clips)
     for codec, crfs in rd.CRFS.items():
-        if ("film", codec) not in there and codec in wanted:
+        if codec in wanted:
             for crf in crfs:
                 yield rd.point("film", codec, f"crf {crf}", rd.by_ffmpeg(codec, crf), film)
 
 
 def main() -> None:
-    """Measure, write both files."""
+    """Measure, write the files."""
     torch.set_num_threads(1)
-    before, added = stored("rate_distortion_points"), stored("rate_baselines")
-    added += missing([*before, *added], sys.argv[1:] or [*rd.TRIVIAL, *rd.CRFS])
+    before = stored("rate_baselines")
+    wanted = sys.argv[1:] or sorted({*rd.TRIVIAL, *rd.CRFS} - {p.codec for p in before})
+    added = [*(p for p in before if p.codec not in wanted), *measured(wanted)]
     write("rate_baselines", [p._asdict() for p in added], note="beside rate_distortion_points.json, on the same clips")
-    rows = rd.bd_rates([*before, *added])
+    newer = {(p.media, p.codec) for p in added}
+    found = [*(p for p in stored("rate_distortion_points") if (p.media, p.codec) not in newer), *added]
+    rows = rd.bd_rates(found)
     write("rate_distortion_bd_rates", rows, note="bits of each codec over ours at equal PSNR, less 1")
+    note = "at the bytes of each of our tokenizers; none where a codec's coarsest setting takes more"
+    write("rate_distortion", rd.at_equal_bytes(found), note=note)
+    rd.draw(found, rd.PICTURE)
     for row in rows:
         print(row)
 

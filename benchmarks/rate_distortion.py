@@ -3,7 +3,8 @@ AVIF, and what is trivial: one colour a clip, means of squares.
 
 Held-out photographs at 256 x 256 and held-out film of 41 x 144 x 256, in the tokenizers of `rate_tokenizers` (trained
 for some minutes each). Bytes of ours are those of the whole file; those of images are whole files too; of the video
-codecs only the coded frames count, without a container. LPIPS (alex) needs weights, see docs/metrics.md.
+codecs only the coded frames count, without a container. LPIPS (alex) needs weights, see docs/metrics.md. VMAF of film
+is measured where the package vmaf-torch is installed (an implementation of its model 0.6.1 in PyTorch, not libvmaf).
 
 python -m benchmarks rate_distortion      # draws docs/rate-distortion.png; half an hour on one core, trainings included
 """
@@ -61,6 +62,8 @@ class Point(NamedTuple):
     psnr: float
     ssim: float
     lpips: float
+    vmaf: float | None = None
+    """Mean over frames and clips; of film alone, None without vmaf-torch."""
 
 
 def by_pillow(form: str, quality: int) -> Round:
@@ -138,22 +141,37 @@ def lossless(frames: Tensor, path: Path) -> Path:
     return path
 
 
+def vmaf_of(frames: Tensor, made: Tensor) -> float | None:
+    """VMAF of decoded frames, the mean over them, on 8-bit luma of BT.601; None where vmaf-torch is not installed."""
+    try:
+        from vmaf_torch import VMAF
+    except ImportError:
+        return None
+    weights = torch.tensor([65.481, 128.553, 24.966]) / 255
+    luma = [(16 + x.float() @ weights).round()[:, None] for x in (frames, made)]
+    with torch.inference_mode():
+        return float(VMAF(temporal_pooling=True, clip_score=True)(*luma))
+
+
 def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Mapping[str, Tensor]) -> Point:
     """The mean scores of all clips, and the bits of all over the pixels of all."""
-    spent = 0
+    spent, vmaf = 0, []
 
     def reconstruct(video: Tensor) -> Tensor:
         nonlocal spent
         frames = ((video[0].permute(1, 2, 3, 0) + 1) * 127.5).round().to(torch.uint8).contiguous()
         size, made = there_and_back(frames)
         spent += size
+        vmaf.append(vmaf_of(frames, made) if len(frames) > 1 else None)
         return to_video(made)
 
     pairs = pairs_of(reconstruct, ((key, to_video(frames)) for key, frames in clips.items()))
     report = evaluate_pairs(pairs, PROTOCOL, lpips=find_lpips("alex"))
     pixels = sum(math.prod(f.shape[:3]) for f in clips.values())
     scores = (float(getattr(report, name)) for name in SCORES)
-    found = Point(media, codec, setting, 8 * spent / pixels, *scores)
+    seen = [score for score in vmaf if score is not None]
+    mean = sum(seen) / len(seen) if seen else None
+    found = Point(media, codec, setting, 8 * spent / pixels, *scores, mean)
     print(*(f"{value:.4g}" if isinstance(value, float) else value for value in found), flush=True)
     return found
 
@@ -264,6 +282,9 @@ def draw(found: Sequence[Point], path: Path) -> None:
                 curve = sorted(
                     (p.bits_per_pixel, getattr(p, name)) for p in found if (p.media, p.codec) == (media, codec)
                 )
+                if codec == "mean colour":  # at nearly no bits: the axis would hold little else
+                    ax.axhline(curve[0][1], ls="--", lw=0.8, color="grey", label=codec)
+                    continue
                 is_ours = codec == "smalti"
                 style = {"color": "black", "marker": "D", "linestyle": "none"} if is_ours else {"marker": "."}
                 ax.plot(*zip(*curve, strict=True), label=codec.removeprefix("lib"), zorder=3 if is_ours else 2, **style)

@@ -1,5 +1,6 @@
 """Files of every container and codec that PyAV can make here, and what its own decoder gives for them."""
 
+import struct
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,23 @@ def make_file(folder: Path, suffix: str, codec: str, count: int = FRAMES, **more
             frame.pts, frame.time_base = i, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def turned(path: Path, turn: int, mirror: bool = False) -> Path:
+    """Write into an MP4 that players turn it counterclockwise by 0, 90, 180 or 270 degrees, then mirror it sideways.
+
+    The matrix of the track's header (ISO/IEC 14496-12, 8.3.2); PyAV writes it since 18.
+    """
+    data = bytearray(path.read_bytes())
+    assert data.count(b"tkhd") == 1
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    side = -1 if mirror else 1
+    numbers = (side * cosine, -sine, 0, side * sine, cosine, 0, 0, 0)
+    fields = data.index(b"tkhd") + 8  # after the type, the version and the flags
+    start = fields + (20, 32)[data[fields - 4]] + 16
+    struct.pack_into(">9i", data, start, *(number << 16 for number in numbers), 1 << 30)
+    path.write_bytes(data)
     return path
 
 

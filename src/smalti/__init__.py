@@ -14,6 +14,7 @@ from smalti.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from smalti.app.compare import compare
+    from smalti.app.serve import serve
     from smalti.families import load
     from smalti.nn.stream import Stream
     from smalti.pipeline.compress import compress, decompress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from smalti.pipeline.train import train
     from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
+    from smalti.video import batch
 
 _HOMES = {
     "CodebookConfig": "smalti.quantize",
@@ -36,6 +38,7 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "batch": "smalti.video",
     "compare": "smalti.app.compare",
     "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
@@ -45,6 +48,7 @@ _HOMES = {
     "generate": "smalti.pipeline.generate",
     "load": "smalti.families",
     "reconstruct": "smalti.pipeline.reconstruct",
+    "serve": "smalti.app.serve",
     "tokenize": "smalti.pipeline.tokenize",
     "train": "smalti.pipeline.train",
 }
@@ -58,6 +62,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "batch",
     "compare",
     "compress",
     "decode",
@@ -67,6 +72,7 @@ __all__ = [
     "generate",
     "load",
     "reconstruct",
+    "serve",
     "tokenize",
     "train",
 ]

@@ -1,13 +1,20 @@
-"""The device of a name, or the best there is: one check and one message for every function that takes one."""
+"""The device of a name, or the best there is: one check and one message for every function that takes one; and what the
+number formats cost on it."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from smalti.errors import MachineError
 
+Precision = Literal["float32", "bfloat16"]
+"""Number formats in which networks compute."""
+_PROBED = (1, 128, 32, 32)
+"""Images, channels, height and width of the convolution that is timed."""
 _SHARE = 0.8
 """Share of the memory that is free at the start that work may take."""
 
@@ -58,3 +65,37 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device(device.type, local_rank)
         torch.accelerator.set_device_index(local_rank)
     return device
+
+
+def measure_precisions(device: torch.device) -> dict[Precision, float]:
+    """Return the speed of a 3x3 convolution in each number format on `device`, in GFLOP/s: the best of some turns.
+
+    Which one is faster differs between processors by a factor of twenty: bfloat16 is twice as fast as float32 where the
+    processor multiplies it, and a tenth where it does not.
+    """
+    formats: tuple[Precision, ...] = ("float32", "bfloat16")
+    best = dict.fromkeys(formats, float("inf"))
+    images, channels, height, width = _PROBED
+    with torch.inference_mode():
+        layers = {name: _probe(getattr(torch, name), device) for name in formats}
+        for _ in range(12):
+            for name, (convolution, x) in layers.items():
+                _synchronize(device)
+                began = time.perf_counter()
+                convolution(x)
+                _synchronize(device)
+                best[name] = min(best[name], time.perf_counter() - began)
+    operations = 2 * 9 * channels**2 * images * height * width
+    return {name: operations / seconds / 1e9 for name, seconds in best.items()}
+
+
+def _probe(dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Conv2d, torch.Tensor]:
+    convolution = torch.nn.Conv2d(_PROBED[1], _PROBED[1], 3, padding=1, device=device, dtype=dtype)
+    x = torch.zeros(_PROBED, device=device, dtype=dtype)
+    order = torch.channels_last
+    return convolution.to(memory_format=order), x.to(memory_format=order)  # type: ignore[call-overload]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

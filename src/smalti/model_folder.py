@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.config import Config
-from smalti.errors import InputError, IntegrityError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 from smalti.files import (
     FORMAT_VERSION,
     MANIFEST,
@@ -27,6 +27,7 @@ from smalti.files import (
     save_tensors,
     write_json,
 )
+from smalti.hub import hub_fault
 from smalti.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -164,16 +165,27 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise IntegrityError(f"{path}: {what}; take weights from before their training diverged")
 
 
-def upload_model(save: Callable[[Path], None], repository: str, *, private: bool = False) -> str:
-    """Upload the folder that `save` writes to a repository of the Hugging Face hub, created if need be.
+def upload_model(save: Callable[[Path], None], repository: str, card: str, *, private: bool = False) -> str:
+    """Upload the folder that `save` writes, with `card` as its README.md, to a repository of the Hugging Face hub,
+    created if need be.
 
-    Returns its address.
+    Returns its address. Raises MachineError where the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     hub = HfApi()
-    hub.create_repo(repository, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         save(folder)
-        return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        try:
+            hub.create_repo(repository, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+        except HFValidationError as error:
+            raise ConfigError(f"repository: {error}") from None
+        except Exception as error:
+            network = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests")  # as it has each
+            if not network and not isinstance(error, HfHubHTTPError | OSError):
+                raise
+            raise MachineError(f"{repository}: the hub {hub_fault(error)}") from None

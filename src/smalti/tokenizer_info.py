@@ -68,6 +68,13 @@ class TokenizerSource(Config):
     """Resize and crop before its encoder."""
     ids: SourceIds = SourceIds()
 
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the project as plain data, its range of the pixels in numbers."""
+        plain = {name: value for name, value in self.plain().items() if value is not None}
+        plain["pixels"] = "[-1, 1]" if self.pixels == "signed" else "[0, 1]"
+        plain["ids"] = {name: value for name, value in plain["ids"].items() if value is not None}
+        return plain
+
 
 class TokenizerInfo(Config):
     """Facts of a tokenizer that give ids their meaning. Token sets, compressed files and generators record them."""

@@ -5,6 +5,7 @@ results are written.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from smalti.arguments import check_least
 from smalti.errors import BadTensor
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
     clip (both give b = 1), `b t h w 3` is a batch of clips, as a tensor or a numpy array. An image of Pillow, of any
     mode, becomes RGB as `smalti reconstruct` reads it: upright, transparent pixels on white. A list is a batch, a row
     for each item, all of one size and length: a list of images gives t = 1; frames of a clip are stacked before.
+    `batch` takes several sizes.
 
     Raises BadTensor for anything else: floats (which are a video already, or become one by `x * 2 - 1` from [0, 1]),
     grey or RGBA arrays, channels first, sizes that differ, nothing.
@@ -53,7 +56,8 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
         shapes = [tuple(video.shape[2:]) for video in videos]
         if not videos or len(set(shapes)) > 1:
             found = f"(t, h, w) = {shapes[0]} and {next(s for s in shapes if s != shapes[0])}" if videos else "none"
-            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {found})")
+            hint = "; smalti.batch takes several sizes" if videos else ""
+            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {found}){hint}")
         return torch.cat(videos)
     if not isinstance(pixels, Tensor | np.ndarray):
         pixels = _from_pillow(pixels)
@@ -72,6 +76,47 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
         frames = frames[None]
     # In place: the float video of an image of 64 million pixels takes 768 MB, and exists once.
     return frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+class SameSize(NamedTuple):
+    """Images or clips of one size and length as a batch."""
+
+    video: Float[Tensor, "b 3 t h w"]
+    places: list[int]
+    """Places of the rows in the list that they came from."""
+
+
+def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize]:
+    """Sort images and clips of any sizes, as `to_video` takes them, into batches of one size and at most `most` rows.
+
+    No pixel is added or lost, so each has the ids that it has alone; `places` says which it is:
+
+        for video, places in smalti.batch(images):
+            for place, ids in zip(places, tokenizer.encode(video)):
+                ...
+
+    Batches come in the order of their first rows. Raises BadTensor as `to_video` does, naming the place; ConfigError
+    for `most` below 1.
+    """
+    if isinstance(images, Tensor | np.ndarray) or not isinstance(images, Sequence) or not images:
+        raise BadTensor(f"images must be a list of images or clips, not empty (found {describe(images)})")
+    check_least({"most": (most, 1)})
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    videos = []
+    for place, image in enumerate(images):
+        try:
+            videos.append(to_video(image))
+        except BadTensor as error:
+            raise BadTensor(f"images[{place}]: {error}") from None
+        if len(videos[-1]) != 1:
+            raise BadTensor(f"images[{place}]: is a batch already (found {describe(image)}); give its rows")
+        sizes.setdefault(tuple(videos[-1].shape), []).append(place)
+    groups = [
+        places[i : i + (most or len(places))]
+        for places in sizes.values()
+        for i in range(0, len(places), most or len(places))
+    ]
+    return [SameSize(torch.cat([videos[p] for p in places]), places) for places in sorted(groups)]
 
 
 def _from_pillow(image: object) -> np.ndarray:
@@ -209,9 +254,10 @@ def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int]) -> Siz
     The first frame stands alone (an image is a video of one frame), then whole groups of s_t frames follow. Legal
     sizes map to themselves. Raises ValueError unless every number is at least 1.
     """
-    if min(*size, *strides) < 1:
+    if not torch.compiler.is_compiling() and min(*size, *strides) < 1:
         raise ValueError(f"size {tuple(size)} and strides {tuple(strides)} must be at least 1 on every axis")
-    t, h, w = (-(-(n - lead) // s) * s + lead for n, s, lead in zip(size, strides, (1, 0, 0), strict=True))
+    # Of numbers from 0 on alone: ONNX divides towards zero.
+    t, h, w = ((n - lead + s - 1) // s * s + lead for n, s, lead in zip(size, strides, (1, 0, 0), strict=True))
     return Size(t, h, w)
 
 
@@ -222,11 +268,11 @@ def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Flo
     keeps pixels causal (nothing before the end changes) and makes no edge that costs tokens. `crop_to` undoes it.
     Raises BadTensor where `size` is smaller than the video or the video is empty.
     """
-    have = tuple(video.shape[2:])
-    if min(have) < 1 or any(new < old for new, old in zip(size, have, strict=True)):
+    have, in_graph = tuple(video.shape[2:]), torch.compiler.is_compiling()
+    if not in_graph and (min(have) < 1 or any(new < old for new, old in zip(size, have, strict=True))):
         raise BadTensor(f"a video of (t, h, w) = {have} cannot be padded to {tuple(size)}")
     for axis, (new, old) in enumerate(zip(size, have, strict=True), start=2):
-        if new > old:
+        if in_graph or new > old:  # one graph for all sizes has no branch on a size
             index = torch.arange(new, device=video.device).clamp(max=old - 1)
             video = video.index_select(axis, index)
     return video
@@ -238,7 +284,8 @@ def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Fl
     Raises BadTensor where `size` is not within the video.
     """
     have = tuple(video.shape[2:])
-    if any(not 1 <= new <= old for new, old in zip(size, have, strict=True)):
+    fits = torch.compiler.is_compiling() or all(1 <= new <= old for new, old in zip(size, have, strict=True))
+    if not fits:
         raise BadTensor(f"a video of (t, h, w) = {have} cannot be cropped to {tuple(size)}")
     t, h, w = size
     return video[:, :, :t, :h, :w]

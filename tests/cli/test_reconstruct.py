@@ -17,7 +17,7 @@ from PIL import Image
 from smalti.data import open_video, read_image, write_video
 from smalti.errors import ConfigError
 from smalti.families import load
-from smalti.pipeline.reconstruct import reconstruct_file
+from smalti.pipeline.reconstruct import MediaView, reconstruct, reconstruct_file
 from smalti.tokenizer.frames import choose_tile, reconstruct_frames, round_trip
 from smalti.video import crop_to, to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
@@ -74,6 +74,51 @@ def test_a_video_keeps_its_rate_length_and_size(kind, size, image_tokenizer, vid
         for frame, original in zip(reader.frames(), source.frames(), strict=True):
             left = frame[:, : size[1]].float()
             assert (left - original.float()).square().mean() < 60  # H.264 once more: above 30 dB
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "count"), [((3, 11), None, 8), ((5, None), None, 8), (None, 6.0, 4), ((0, 6), 6.0, 2)]
+)
+def test_a_part_of_a_video_is_the_video_of_those_frames(video_tokenizer, tmp_path, frames, fps, count):
+    pixels = moving(13, 40, 60)
+    write_video(tmp_path / "whole.mp4", pixels, FPS, crf=0)
+    with open_video(tmp_path / "whole.mp4") as reader:
+        stored = list(reader.frames())
+        times = [time - 1e-9 for time in reader.times]
+    first, end = frames or (0, None)
+    numbers = list(range(13))
+    if fps is not None:
+        numbers = [
+            min(range(13), key=lambda i: abs(times[i] - n / fps)) for n in range(int(times[-1] * fps + 1e-6) + 1)
+        ]
+    numbers = [n for n in numbers if first <= n < (13 if end is None else end)]
+    assert len(numbers) == count
+    size = (24, 32)
+    result = reconstruct(
+        video_tokenizer,
+        [tmp_path / "whole.mp4"],
+        tmp_path / "out",
+        frames=frames,
+        fps=fps,
+        size=size,
+        side_by_side=False,
+    ).done[0]
+    assert (result.frames, result.height, result.width) == (count, *size)
+    assert result.fps == pytest.approx(fps or FPS)
+    crop = MediaView.of(size=size).crop((40, 60))
+    chosen = [torch.from_numpy(crop.apply(stored[n].numpy())) for n in numbers]
+    again = list(reconstruct_frames(load(video_tokenizer), chosen))
+    errors = [(a.double() - b.double()).square().mean() for a, b, _ in again]
+    assert result.psnr == pytest.approx(float(np.mean([10 * math.log10(255**2 / e) for e in errors])), abs=1e-6)
+
+
+def test_a_part_that_no_video_has_is_named(smalti, video_tokenizer, film, tmp_path):
+    ended = smalti("reconstruct", video_tokenizer, film, "--frames", "900:", "--out", tmp_path / "out")
+    assert ended.code == 3
+    assert "has 24 frames, none of 900:" in ended.err
+    assert files(tmp_path / "out") == []
+    for wrong in ("--frames=4:4", "--frames=x", "--frames=5:2", "--frames=-3:", "--size=a", "--fps=0"):
+        assert_one_line(smalti("reconstruct", video_tokenizer, film, wrong), 2, wrong[2:].split("=")[0])
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100, None])

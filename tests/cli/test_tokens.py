@@ -77,10 +77,12 @@ def test_info_says_what_a_set_is(smalti, tokens):
     assert "codebook bits" in smalti("info", tokens).out
 
 
-def test_a_set_is_exported_to_npy(smalti, tokens, tmp_path):
-    ended = smalti("export", tokens, "--out", tmp_path / "npy", "--json")
-    assert json.loads(ended.out)["shape"] == [2, 1, 16, 24]
-    assert_one_line(smalti("export", tokens, "--out", tmp_path / "npy"), 2, "already exists")
+def test_the_ids_of_a_set_are_written_as_npy(smalti, tokens, tmp_path):
+    ended = smalti("decode", tokens, "--to", "npy", "--out", tmp_path / "npy", "--json")
+    assert len(json.loads(ended.out)["done"]) == 2
+    assert json.loads((tmp_path / "npy" / "metadata.json").read_text())["shape"] == [2, 1, 16, 24]
+    assert_one_line(smalti("decode", tokens, "--to", "npy", "--out", tmp_path / "npy"), 2, "already exists")
+    assert_one_line(smalti("export", tokens, "--out", tmp_path / "x"), 2, "smalti decode SET --to npy")
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_every_contender_that_is_ready_is_a_valid_config(medium):
             tokenizer = Tokenizer(config.tokenizer)
         assert tokenizer.strides == ((1, 8, 8) if medium == "images" else (4, 8, 8)), one.name
         assert set(config.tokenizer.quantizer.losses) <= set(config.weights), one.name
-        if (parts := re.fullmatch(r"(vq|lfq|fsq|dsq)(\d+)(-paper)?(-\w+)?", one.name)) is not None:
+        if (parts := re.fullmatch(r"(vq|lfq|fsq|dsq)(\d+)(-\w+)*", one.name)) is not None:
             codes = int(parts[2]) if parts[1] != "lfq" else 2 ** int(parts[2])
             assert tokenizer.codebook_size == codes
 

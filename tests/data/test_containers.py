@@ -12,7 +12,7 @@ import torch
 from smalti.data import open_video
 from smalti.data.video_index import fill_times, pace_of
 from smalti.errors import BadFile
-from tests.containers import CASES, CONTAINERS, ENCODERS, FRAMES, decoded_by_pyav, make_file
+from tests.containers import CASES, CONTAINERS, ENCODERS, FRAMES, decoded_by_pyav, make_file, turned
 
 REPRO = Path(__file__).parent / "repro"
 
@@ -161,12 +161,11 @@ def test_anamorphic_film_keeps_its_pixels_and_says_their_shape(tmp_path: Path) -
             stream = container.add_stream("libx264", rate=25)
             stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
             stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-            stream.set_display_rotation(turn)
             for _ in range(2):
                 frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        with open_video(path) as reader:
+        with open_video(turned(path, turn)) as reader:
             assert reader.pixel_aspect == expected
 
 

@@ -18,7 +18,16 @@ from smalti.data import ImagesConfig, evaluation, read_image
 from smalti.data.bundled import photos
 from smalti.errors import BadFile, InputError
 
-FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(["AVIF"] if features.check("avif") else [])]
+FORMATS = [
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "PPM",
+    *(["AVIF"] if "avif" in features.get_supported() else []),
+]
 
 
 def scene(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:

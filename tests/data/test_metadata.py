@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from smalti.tokens.reader import TokenSet
 from tests.packing import ppm
 from tests.token_sets import save_tokenizer
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(str.strip)
+UNREADABLE = "\0" if sys.version_info < (3, 11) else ""
+"""The csv module of Python 3.10 neither writes nor reads it."""
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=UNREADABLE), max_size=20).map(str.strip)
 NAMES = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=8),
     min_size=1,

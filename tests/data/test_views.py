@@ -58,6 +58,21 @@ def test_random_boxes_cover_the_range_of_scales_and_places() -> None:
     assert 0.4 < np.mean([v.flip for v in views]) < 0.6
 
 
+@pytest.mark.parametrize("room", [0, 1, 3])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_crop_of_whole_pixels_lies_at_each_of_its_places_as_often(order: str, room: int) -> None:
+    """Room + 1 places from the first to the last, each with 1 / (room + 1) of 800 views, to four deviations."""
+    views = [
+        ViewConfig(size=8, crop_order=order, scale=(1.0, 1.0), resize="bicubic").view((8, 8 + room), rng(i))
+        for i in range(800)
+    ]
+    counts = np.bincount([int(view.box[0]) for view in views], minlength=room + 1)
+    share = 1 / (room + 1)
+    assert len(counts) == room + 1
+    assert np.abs(counts / 800 - share).max() <= 4 * np.sqrt(share * (1 - share) / 800)
+    assert all(view.box[2] - view.box[0] == 8 for view in views)
+
+
 def test_options_do_not_change_what_other_options_draw() -> None:
     with_flip, without = (ViewConfig(size=32, flip=flip).view((90, 80), rng(3)) for flip in (True, False))
     assert with_flip.box == without.box

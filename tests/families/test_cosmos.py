@@ -11,7 +11,7 @@ from smalti.families import cosmos, import_checkpoint
 from smalti.families.links import assemble
 from smalti.tokenizer import CosmosConfig
 from smalti.tokenizer.cosmos import from_wavelets, to_wavelets
-from tests.families.peers import (
+from tests.families.golden import (
     check_forward,
     check_gradients,
     gradients,

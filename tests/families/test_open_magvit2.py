@@ -7,7 +7,7 @@ import smalti
 from smalti.errors import IntegrityError
 from smalti.families import import_checkpoint, open_magvit2
 from smalti.tokenizer import OpenMagvit2Config, Tokenizer
-from tests.families.peers import check_forward, check_gradients, five, gradients, imported, listed, pixels_of
+from tests.families.golden import check_forward, check_gradients, five, gradients, imported, listed, pixels_of
 from tests.goldens.rule import FOLDER, load
 
 GOLDENS = ["om2_image128L_w32_32px", "om2_image256L_w32_64px", "om2_video_w32_t9_32px"]

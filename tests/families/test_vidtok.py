@@ -8,7 +8,7 @@ import smalti
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import vidtok
 from smalti.tokenizer import Tokenizer, VidTokConfig
-from tests.families.peers import check_forward, check_gradients, gradients, imported, listed, pixels_of
+from tests.families.golden import check_forward, check_gradients, gradients, imported, listed, pixels_of
 
 KEYS = "vidtok_v10_fsq488_w32_t9_32px"
 GOLDENS = {KEYS: "1.0", "vidtok_v11_fsq488_w32_t9_32px": "1.1"}

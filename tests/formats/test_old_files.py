@@ -31,7 +31,8 @@ WHOLE_BATCH = {"parquet-images.yaml": [0.28130019, 0.31277001, 0.32071757, 0.311
 micro-batch: those that 0.1.0 has with `accumulate` 1."""
 FOR_PEOPLE = ("made.json", "provenance.json", "README.md")
 """Files of a token set that are no part of its identity: where it was made, and the card."""
-CLOSE = 1e-3
+CLOSE = 1e-3 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) else 0.03
+"""Relative; recorded with torch 2.13. Signs of LFQ near 0 turn with the last bits of an older one's sums."""
 """Relative: losses of another processor differ by rounding, those of another config or state by far more."""
 
 
@@ -192,7 +193,7 @@ def files_of(kind, name):
 def test_the_same_inputs_give_the_same_rows(name, command):
     expected = EXPECTED["sets"][name]
     command("tokenize", *expected["command"], "--out", "new", "--workers", 0, "--device", "cpu")
-    command("export", "new", "--out", "npy")
+    command("decode", "new", "--to", "npy", "--out", "npy")
     assert np.load("npy/ids.npy").tolist() == EXACT_COLOURS.get(f"ids/{name}", expected["ids"])
     assert np.load("npy/labels.npy").tolist() == expected["labels"]
     assert Path("npy/keys.txt").read_text().splitlines() == expected["keys"]
@@ -201,7 +202,7 @@ def test_the_same_inputs_give_the_same_rows(name, command):
 @pytest.mark.parametrize("name", sorted(path.name for path in (HERE / "sets").iterdir()))
 def test_a_token_set_is_read_as_it_was(name, command):
     expected = EXPECTED["sets"][name]
-    command("export", f"sets/{name}", "--out", "new")
+    command("decode", f"sets/{name}", "--to", "npy", "--out", "new")
     assert np.load("new/ids.npy").tolist() == expected["ids"]
     assert np.load("new/shapes.npy").tolist() == expected["shapes"]
     assert np.load("new/labels.npy").tolist() == expected["labels"]

@@ -281,6 +281,61 @@ def test_dropout_is_on_where_a_generator_is_given_and_follows_it():
     assert torch.equal(block.train()(y), block.eval()(y))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_block_is_its_two_sums_written_out(causal):
+    """x + attention(norm x), then that + narrow(gelu(widen(norm x))): each branch is added to what it is given."""
+    block = built(MaskedConfig(**SMALL, grid=(1, 2, 3))).trunk.blocks[0]
+    x = torch.randn(2, 6, 24, generator=rng(), dtype=torch.float64)
+
+    def norm(layer, values):
+        return torch.nn.functional.layer_norm(values, (24,), layer.weight, layer.bias, 1e-5)
+
+    y = x + block.attention(norm(block.norm1, x), None, causal)
+    wide = norm(block.norm2, y) @ block.widen.weight.T + block.widen.bias
+    wanted = y + wide * (1 + torch.erf(wide / math.sqrt(2))) / 2 @ block.narrow.weight.T + block.narrow.bias
+    torch.testing.assert_close(block(x, None, causal), wanted, rtol=0, atol=1e-12)
+
+
+def test_the_branches_of_a_block_are_dropped_each_by_itself():
+    """Without attention's weights the block is x + drop(a constant), whose kept entries are scaled."""
+    config = MaskedConfig(**SMALL, grid=(1, 2, 3), dropout=0.25)
+    block = built(config).trunk.blocks[0]
+    with torch.no_grad():
+        block.attention.out.weight.zero_()
+        block.attention.out.bias.fill_(3.0)
+        block.narrow.weight.zero_()
+        block.narrow.bias.fill_(5.0)
+    x = torch.randn(2, 6, 24, generator=rng(), dtype=torch.float64)
+    added = (block(x, rng=rng(1)) - x).flatten()
+    sums = torch.tensor([0, 3 / 0.75, 5 / 0.75, 8 / 0.75], dtype=torch.float64)
+    assert set((added[:, None] - sums).abs().argmin(1).tolist()) == {0, 1, 2, 3}
+    assert (added[:, None] - sums).abs().amin(1).max() < 1e-12
+
+
+@pytest.mark.parametrize(("width", "depth", "heads"), [(64, 1, 2), (256, 6, 4), (400, 12, 4)])
+def test_fresh_weights_have_the_deviations_of_the_formula(width, depth, heads):
+    """N(0, 0.64^2 / width) cut at two deviations, over sqrt(2 depth) where a branch ends; biases 0, norms 1."""
+    config = MaskedConfig(levels=LFQ18, grid=(1, 4, 4), width=width, depth=depth, heads=heads)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = config.build()
+    cut = 0.8796  # the deviation of a standard normal within [-2, 2]
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        if "bias" in name:
+            assert not values.any(), name
+        elif "norm" in name:
+            assert (values == 1).all(), name
+        else:
+            std = (
+                0.64
+                / math.sqrt(width)
+                / (math.sqrt(2 * depth) if name.endswith(("out.weight", "narrow.weight")) else 1)
+            )
+            assert values.abs().max() <= 2 * std * (1 + 1e-6), name
+            assert abs(values.square().mean().sqrt() / (cut * std) - 1) < 4 / math.sqrt(2 * len(values)), name
+
+
 def test_rotary_models_take_any_grid_and_learned_ones_fewer_frames_alone():
     rotary = built(MaskedConfig(**SMALL, grid=(2, 2, 2), position="rotary"))
     assert rotary.features(MaskedInput(rotary.blank((3, 5, 4), 1))).shape == (1, 60, 24)

@@ -388,8 +388,12 @@ def autoregressive(part_layers=2):
     return built(AutoregressiveConfig(**SMALL, grid=GRID, part_layers=part_layers))
 
 
+STRONG = GuidanceConfig(scale=1000.0, schedule="power_cosine")
+"""Strong enough for each step of the schedule to change samples: a class moves logits by 0.005 here."""
+
+
 @pytest.mark.parametrize("part_layers", [0, 2])
-@pytest.mark.parametrize("guidance", [GuidanceConfig(), GuidanceConfig(scale=2.0), GUIDED])
+@pytest.mark.parametrize("guidance", [GuidanceConfig(), GuidanceConfig(scale=500.0), STRONG])
 def test_an_autoregressive_sample_is_that_of_uncached_passes(part_layers, guidance):
     """Token by token, each from a whole pass over what stands before it, with both halves written out."""
     from smalti.generation.sampling import sample_logits, uniform_noise
@@ -407,6 +411,8 @@ def test_an_autoregressive_sample_is_that_of_uncached_passes(part_layers, guidan
                 a, b = (model.vocabulary.logits_at(g, x, parts[:, i]) for x in (c, u))
                 parts[:, i, g] = sample_logits(a + guidance.at(i / 12) * (a - b), uniform[:, g], config)
     assert torch.equal(model.factorization.join(parts).view(3, *grid), ids)
+    free = config.replace({"guidance": GuidanceConfig()})
+    assert torch.equal(ids, sample_autoregressive(model, p, free, seed=5)) == (guidance.scale == 0)
 
 
 def test_an_autoregressive_sample_does_not_depend_on_its_batch_and_keeps_its_beginning():
@@ -429,7 +435,7 @@ def test_an_autoregressive_model_fills_no_holes():
 def test_a_continued_sample_counts_its_tokens_from_the_first_and_its_progress_from_the_first_new_one():
     from smalti.generation.sampling import sample_logits, uniform_noise
 
-    model, config = autoregressive(), TokenSamplingConfig(temperature=0.8, guidance=GUIDED)
+    model, config = autoregressive(), TokenSamplingConfig(temperature=0.8, guidance=STRONG)
     grid, known = (1, 3, 4), 5
     p = empty_prompt(2, grid, labels=torch.tensor([0, 4]))
     p = p._replace(ids=p.ids + 7, known=(torch.arange(12) < known).view(1, *grid).expand(2, *grid))
@@ -439,7 +445,7 @@ def test_a_continued_sample_counts_its_tokens_from_the_first_and_its_progress_fr
         for i in range(known, 12):
             c, u = (model.features(parts[:, :i], grid, condition)[:, -1] for condition in (p.condition, Condition()))
             uniform = uniform_noise(5, [0, 1], i, (2,), torch.device("cpu"))
-            scale = GUIDED.at((i - known) / (12 - known))
+            scale = STRONG.at((i - known) / (12 - known))
             for g in range(2):
                 a, b = (model.vocabulary.logits_at(g, x, parts[:, i]) for x in (c, u))
                 parts[:, i, g] = sample_logits(a + scale * (a - b), uniform[:, g], config)

@@ -6,6 +6,7 @@ code is their number (at most 100). `tests/rules/test_mutants.py` checks that ev
 """
 
 import argparse
+import importlib
 import os
 import shutil
 import signal
@@ -22,8 +23,10 @@ from tests.mutation.mutants import MUTANTS, PACKAGE
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib",
-           "-m", "not slow and not gpu")  # fmt: skip
+           "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", "not slow and not gpu")  # fmt: skip
 """Those of the project, less the checks of shapes in annotations, which cost seconds a mutant."""
+PREPARED = ("av", "hypothesis", "PIL.Image", "pydantic", "pyarrow.parquet", "safetensors.torch", "sympy", "yaml")
+"""Imported once, before any child is forked."""
 
 
 def copy_of_package(target: Path) -> Path:
@@ -39,6 +42,12 @@ def copy_of_package(target: Path) -> Path:
     return target / "smalti"
 
 
+def write(path: Path, text: str, number: int) -> None:
+    """Write a module with a time of its own: bytecode of another text of the same second and length is not taken."""
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (number, number))
+
+
 def run_tests(tests: Sequence[str], src: Path, seconds: float) -> tuple[bool, str]:
     """Run tests against the copy in `src`; return whether they failed, and the first that did.
 
@@ -51,6 +60,7 @@ def run_tests(tests: Sequence[str], src: Path, seconds: float) -> tuple[bool, st
             os.dup2(output.fileno(), 2)
             signal.alarm(int(seconds))
             sys.path[:0] = [str(src)]
+            sys.dont_write_bytecode, sys.pycache_prefix = False, str(src / "bytecode")
             os.environ["PYTHONPATH"] = f"{src}{os.pathsep}{ROOT}"  # of processes that tests start
             os._exit(pytest.main([*OPTIONS, *tests]))
         _, status = os.waitpid(child, 0)
@@ -59,9 +69,10 @@ def run_tests(tests: Sequence[str], src: Path, seconds: float) -> tuple[bool, st
         lines = output.read().splitlines()
     if code == -signal.SIGALRM:
         return True, f"no end within {seconds:.0f} s"
-    if code < 0 or code > 2:
+    by = next((line[:150] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+    if code not in (0, 1, 2) or (code != 0 and not by):
         raise SystemExit(f"{' '.join(tests)}: pytest ended with {code}\n" + "\n".join(lines[-40:]))
-    return code != 0, next((line[:150] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+    return code != 0, by
 
 
 def main() -> int:
@@ -72,6 +83,8 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     torch.set_num_threads(1)
+    for name in PREPARED:
+        importlib.import_module(name)
     chosen = [m for m in MUTANTS if not options.text or any(text in f"{m.file} {m.new}" for text in options.text)]
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
@@ -83,10 +96,10 @@ def main() -> int:
         for number, mutant in enumerate(chosen, start=1):
             path = package / mutant.file
             original = path.read_text(encoding="utf-8")
-            path.write_text(mutant.applied(original), encoding="utf-8")
+            write(path, mutant.applied(original), 2 * number)
             began = time.monotonic()
             killed, by = run_tests(mutant.tests, package.parent, options.seconds)
-            path.write_text(original, encoding="utf-8")
+            write(path, original, 2 * number + 1)
             word = "killed" if killed else "SURVIVED"
             print(f"{number}/{len(chosen)} {word} {time.monotonic() - began:.0f}s {mutant}: {by}", flush=True)
             if not killed:

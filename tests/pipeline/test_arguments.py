@@ -141,7 +141,7 @@ def test_a_file_to_write_that_is_a_folder_or_below_a_file_is_refused_first(door,
 
 MISSING: dict[str, tuple[Callable[[Path], object], str]] = {
     "decode": (lambda path: smalti.decode(path, path.parent / "out"), "no such folder; give the folder that"),
-    "export": (lambda path: smalti.export(path, path.parent / "out"), "no such folder; give the folder that"),
+    "export": (lambda path: smalti.export(path, path.parent / "out"), "no such file or folder; give a tokenizer"),
     "compress": (lambda path: smalti.compress(path, path.parent / "a.smt", tokenizer()), "no such file"),
     "decompress": (lambda path: smalti.decompress(path, path.parent / "a.png", tokenizer()), "no such file"),
     "reconstruct": (lambda path: smalti.reconstruct(tokenizer(), [path], path.parent / "out"), "no such file"),

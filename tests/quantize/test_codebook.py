@@ -9,6 +9,7 @@ from smalti.errors import ConfigError
 from smalti.generation.factorize import Factorization
 from smalti.metrics.codebook import Usage
 from smalti.quantize import CodebookConfig
+from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 
 LAWS = ("euclidean", "cosine", "inner")
 
@@ -146,6 +147,17 @@ def test_a_table_finds_clusters_by_its_own_loss():
         optimizer.step()
         first = loss.item() if step == 0 else first
     assert loss < first / 4
+
+
+@pytest.mark.parametrize("network", [TokenizerConfig(), VQGANConfig(width=32, latent=64)], ids=lambda c: c.kind)
+@pytest.mark.parametrize("dim", [8, 256])
+def test_fresh_rows_lie_among_fresh_latents(network, dim):
+    """Where they are all at one place, as VQGAN's within 1/size of zero, a handful of them takes every latent."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(network.replace({"quantizer": CodebookConfig(size=1024, dim=dim)}))
+    with torch.no_grad():
+        z = tokenizer.latents(torch.rand(2, 3, 1, 64, 64) * 2 - 1)
+    assert 0.5 < tokenizer.quantizer.codebook.std() / z.std() < 4
 
 
 def test_one_digit_is_a_vocabulary_and_a_histogram_like_any_other():

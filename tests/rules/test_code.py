@@ -33,7 +33,7 @@ def test_the_package_is_strictly_typed():
 
 
 def test_lower_floors_do_not_import_higher_ones():
-    program = "from importlinter.cli import lint_imports as lint; raise SystemExit(lint(no_cache=True, no_logo=True))"
+    program = "from importlinter.cli import lint_imports as lint; raise SystemExit(lint(no_cache=True))"
     found = run(sys.executable, "-c", program)
     assert found.returncode == 0, told(found)
 

@@ -298,15 +298,20 @@ def test_what_is_skipped_is_counted_apart(made, tmp_path):
     assert len(lines) == 5
 
 
-def test_the_export_has_the_ids_of_the_set(made, tmp_path):
+def test_the_arrays_have_the_ids_of_the_set(made, tmp_path):
     tokens = TokenSet(made.path)
-    metadata = smalti.export(tokens, tmp_path / "npy")
+    written = smalti.decode(tokens, tmp_path / "npy", to="npy")
+    metadata = json.loads((tmp_path / "npy" / "metadata.json").read_text())
     ids, offsets, shapes = (np.load(tmp_path / "npy" / f"{n}.npy", mmap_mode="r") for n in ("ids", "offsets", "shapes"))
     assert ids.dtype == id_type(64_000)
     for index, row in enumerate(tokens):
         assert np.array_equal(ids[offsets[index] : offsets[index + 1]].reshape(shapes[index]), row.ids)
     assert metadata["shape"] is None
     assert metadata["tokenizer"]["fingerprint"] == smalti.load(made.tokenizer).fingerprint
+    assert [row.key for row in written] == [row.key for row in tokens]
+    smalti.decode(tokens, tmp_path / "two", to="npy", rows="3:5")
+    two = np.load(tmp_path / "two" / "ids.npy")
+    assert np.array_equal(two, ids[offsets[3] : offsets[5]])
 
 
 def test_decoded_rows_are_scored_against_the_very_files_they_came_from(made, tmp_path):

@@ -1,7 +1,9 @@
 """Runs as a user starts, kills and resumes them: real processes, real signals, the folder that they leave."""
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.files import sha256
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
@@ -118,8 +121,28 @@ def test_the_run_folder_is_complete(tmp_path):
     assert [line["step"] for line in lines if "total" in line] == [3, 6, 9, 12]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [6, 12]
     assert list((out / "samples").glob("*.png"))
-    assert list((out / "events").iterdir())
+    events = EventAccumulator(str(out / "events"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"total", "psnr", "validation/psnr"} <= set(tags["scalars"])
+    assert tags["images"] == ["samples"]
+    assert "config/text_summary" in tags["tensors"]
     assert {"total", "psnr", "loss/l2", "usage", "perplexity", "lr", "grad_norm"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_that_is_absent_is_one_line_and_one_that_is_there_has_the_run(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    config = recipe(f"tracker={name}")
+    if importlib.util.find_spec(name) is None:
+        with pytest.raises(MachineError, match=f"^tracker {name}: is not installed"):
+            train(config, tmp_path / "run")
+        return
+    train(config, tmp_path / "run")
+    where = tmp_path / "run" / "wandb" if name == "wandb" else tmp_path / "trackio"
+    data = b"".join(path.read_bytes() for path in where.rglob("*") if path.is_file())
+    assert all(word in data for word in (b"grad_norm", b"samples"))
 
 
 def test_losses_fall_and_reconstructions_improve_on_real_photographs(tmp_path):
@@ -168,6 +191,40 @@ def test_what_may_not_be_mixed_is_refused(tmp_path):
     (tmp_path / "else" / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="is not a run"):
         train(config, tmp_path / "else")
+
+
+CONSTANT = "optimizer={schedule: constant, warmup: 2}"
+
+
+def test_a_run_of_constant_learning_rates_can_be_made_longer_by_its_folder_alone(tmp_path):
+    train(recipe(CONSTANT), tmp_path / "whole")
+    train(recipe(CONSTANT, "steps=4"), tmp_path / "run")
+    train(str(tmp_path / "run"), set=["steps=12"], resume=True)
+    assert final_digests(tmp_path / "run") == final_digests(tmp_path / "whole")
+    assert logged(tmp_path / "run")[-1]["step"] == 12
+    with pytest.raises(ConfigError, match="the run has reached step 12"):
+        train(tmp_path / "run", set=["steps=6"], resume=True)
+
+
+def test_a_run_whose_learning_rates_end_at_its_last_step_says_why_it_stays_as_long(tmp_path):
+    train(recipe(), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"steps \(12 -> 24\): optimizer.schedule is a cosine over 12 steps"):
+        train(tmp_path / "run", set=["steps=24"], resume=True)
+    with pytest.raises(ConfigError, match="holds a run already; give `resume`"):
+        train(tmp_path / "run")
+
+
+def test_tables_of_codes_resume_bit_for_bit(tmp_path):
+    quantizer = "tokenizer.quantizer={kind: codebook, size: 64, dim: 4, losses: [commitment]}"
+    table = [quantizer, "weights={l2: 1.0, commitment: 0.25}", "codebook={rows: averages, restart: 0.5}"]
+    out = tmp_path / "run"
+    train(recipe(*table), out)
+    wanted = final_digests(out)
+    assert "codebook.safetensors" in wanted
+    assert logged(out)[-1]["restarted"] >= 0
+    shutil.rmtree(checkpoints(out)[-1])
+    train(out, resume=True)
+    assert final_digests(out) == wanted
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):

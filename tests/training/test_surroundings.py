@@ -1,7 +1,9 @@
 """Runs outlive their surroundings: readers that go away, full disks, hang-ups, second processes, lost checkpoints."""
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from smalti.files import MANIFEST, lock, manifest, write_json
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
 from smalti.recipes import find
-from smalti.training.fit import LOCK
+from smalti.training.fit import LOCK, last_logged_step
 
 SETTINGS = ["batch_size=1", "eval_every=100000", "sample_every=100000", "log_every=1", "data.size=32",
             "validation=null", "tokenizer.width=8", "lpips=null", "weights={l2: 1.0, batch_entropy: 0.1}",
@@ -170,3 +172,37 @@ def test_ctrl_c_says_that_it_stopped_and_how_to_go_on(tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; the same command goes on where it was"
+
+
+def as_slurm_starts_it(rank, port, arguments):
+    """A rank as `srun` starts it by the script of docs/clusters.md: Slurm's variables, and the shell's line."""
+    words = " ".join(f"'{argument}'" for argument in arguments)
+    line = f"RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec {words}"
+    slurm = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2"}
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        ["bash", "-c", line], env={**os.environ, **slurm, **place}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def stopped_by_warning(out, arguments, after):
+    """Start two ranks, warn both once the log has a step above `after`; the step that they saved."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    ranks = [as_slurm_starts_it(rank, port, arguments) for rank in range(2)]
+    while last_logged_step(out) <= after and all(rank.poll() is None for rank in ranks):
+        time.sleep(0.05)
+    for rank in ranks:
+        rank.send_signal(signal.SIGUSR1)
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [128 + signal.SIGUSR1] * 2, said
+    return int(checkpoints(out)[-1].name.removeprefix("step-"))
+
+
+@SLOW
+def test_ranks_started_as_slurm_starts_them_save_on_its_warning_and_go_on(files, tmp_path):
+    out = tmp_path / "run"
+    arguments = by_file(files, out, "batch_size=2", "steps=100000", "save_every=100000")
+    first = stopped_by_warning(out, arguments, 0)
+    assert stopped_by_warning(out, [*arguments, "--resume"], first) > first

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import bar, message_line, print_json, say
-from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, TokenizerOption
+from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, PrecisionOption, TokenizerOption
 
 if TYPE_CHECKING:
     from smalti.codec.codec import Compressed
@@ -25,6 +25,7 @@ def compress_command(
     ] = None,
     overwrite: OverwriteOption = False,
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an image or a video as a small file of entropy-coded tokens.
@@ -50,6 +51,7 @@ def compress_command(
             group=group,
             overwrite=overwrite,
             device=device,
+            precision=precision,
             progress=progress,
         )
     for note in written.notes:

@@ -1,33 +1,53 @@
 """`smalti export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.console import print_json
-from smalti.cli.decode import SetArgument
-from smalti.cli.options import JsonOption
+from smalti.cli.console import bar, print_json
+from smalti.cli.options import TOKENIZER_HELP, JsonOption
 
 
 def export_command(
-    tokens: SetArgument,
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    to: Annotated[
+        Literal["onnx", "pt2"],
+        typer.Option(help="ONNX Runtime anywhere, or torch without smalti on machines of this kind."),
+    ] = "onnx",
+    weights: Annotated[
+        Literal["float32", "float16"],
+        typer.Option(help="Number type in which the weights are kept; all is computed in float32."),
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="Device that pt2 is for: cpu or cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a token set as .npy files that can be mapped into memory.
+    """Write a tokenizer as programs that run without smalti: ONNX, or torch's AOTInductor.
 
     \b
-    ids.npy, offsets.npy, shapes.npy, labels.npy, keys.txt and metadata.json.
+    encode and decode take any batch, length, height and width; a video tokenizer
+    has its streaming steps too. config.json says their inputs and outputs, and
+    parity.json how many ids of the shipped photographs and clips differ.
 
     \b
     Examples:
-      smalti export photo-tokens --out photo-npy
+      smalti export smalti/tiny-image --out tiny-onnx
+      smalti export smalti/tiny-video --weights float16 --out tiny-video-onnx
+      smalti export runs/mine --to pt2 --out mine-pt2
     """
     from smalti.pipeline.export import export
 
-    metadata = export(tokens, out)
+    with bar("exporting", None) as progress:
+        parity = export(tokenizer, out, to=to, weights=weights, device=device, progress=progress)
     if as_json:
-        print_json({"out": out, **metadata})
-    else:
-        print(f"{out}: {metadata['rows']:,} rows, {metadata['tokens']:,} tokens as {metadata['type']}")
+        print_json({"out": out, **parity})
+        return
+    for name, row in parity["programs"].items():
+        if "ids" in row:
+            count = (
+                f"{row['differing']:,} of {row['ids']:,} ids differ from PyTorch's, {row['ties']:,} of them by rounding"
+            )
+        else:
+            count = f"{row['pixels']:,} pixels, the largest difference is {row['largest_difference']:.1e}"
+        print(f"{out / name}.{to}: {count}")

@@ -59,9 +59,7 @@ def import_command(
     model.save(out)
     report = model.report
     if as_json:
-        from smalti.pipeline.info import describe_tokenizer
-
-        print_json({**report.plain(), "tokenizer": str(out), "about": describe_tokenizer(model.tokenizer)})
+        print_json({**report.plain(), "tokenizer": str(out), "about": model.tokenizer.facts()})
         return
     print(f"{out}: {report.peer}, {report.copy} weights, {len(report.used)} tensors used")
     for reason, names in report.ignored.items():

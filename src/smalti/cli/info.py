@@ -29,7 +29,7 @@ def info_command(
     from smalti.families.names import SUFFIXES, find_tokenizer, is_foreign
     from smalti.generation import Generator
     from smalti.model_folder import find_model
-    from smalti.pipeline.info import describe_tokenizer, last_lines
+    from smalti.pipeline.info import last_lines
     from smalti.tokens.reader import describe_set, is_token_set
 
     path = Path(tokenizer)
@@ -41,7 +41,7 @@ def info_command(
     elif (folder := find_model(path, "generator")) is not None:
         facts = {"generator": str(folder), **Generator.load(folder).facts()}
     else:
-        facts = describe_tokenizer(load(tokenizer))
+        facts = load(tokenizer).facts()
         if run:
             facts = {"tokenizer": str(find_tokenizer(tokenizer)), **facts}
     if run:

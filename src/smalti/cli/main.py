@@ -25,6 +25,7 @@ from smalti.cli import (
     info,
     recipes,
     reconstruct,
+    serve,
     tokenize,
     train,
     zoo,
@@ -75,6 +76,7 @@ def _smalti(
       smalti train tiny --set data.path=photos      train on a folder of images
       smalti eval runs/tiny --data photos           evaluate the result
       smalti reconstruct runs/tiny clip.mp4
+      smalti serve                                  a page to look at tokens
 
     \b
     Exit codes: 0 done, 1 the reader of the output was gone, 2 wrong usage, 3 input
@@ -90,7 +92,7 @@ app.command("reconstruct", short_help="Encode and decode images and videos.")(re
 app.command("tokenize", short_help="Turn images and videos into a token set.")(tokenize.tokenize_command)
 app.command("decode", short_help="Write rows of a token set as PNG and MP4.")(decode.decode_command)
 app.command("generate", short_help="Sample images and video from a token model.")(generate.generate_command)
-app.command("export", short_help="Write a token set as .npy files.")(export.export_command)
+app.command("export", short_help="Write a tokenizer as ONNX or for AOTInductor.")(export.export_command)
 app.command("compress", short_help="Write an image or a video as a small file.")(compress.compress_command)
 app.command("decompress", short_help="Write the image or video of a compressed file.")(decompress.decompress_command)
 app.command("inflate", short_help="Make a video tokenizer from an image tokenizer.")(inflate.inflate_command)
@@ -99,6 +101,7 @@ app.command("info", short_help="Show what a tokenizer, run, token set or file is
 app.command("recipes", short_help="List the recipes, or print one.")(recipes.recipes_command)
 app.command("zoo", short_help="List other projects' tokenizers that load by name.")(zoo.zoo_command)
 app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
+app.command("serve", short_help="Open the page: see tokens, change them.")(serve.serve_command)
 app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
 
 

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smalti.cli.console import bar, end_with_bad_files, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption, OverwriteOption
-from smalti.errors import BadFile, InputError
+from smalti.cli.options import (
+    TOKENIZER_HELP,
+    DeviceOption,
+    JsonOption,
+    MaxBadOption,
+    OverwriteOption,
+    PrecisionOption,
+    parse_size,
+)
+from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
     from smalti.pipeline.reconstruct import Reconstructed
@@ -28,11 +36,19 @@ def reconstruct_command(
         int | None,
         typer.Option(min=1, help="Cut video into clips of N frames; for non-causal tokenizers."),
     ] = None,
+    frames: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Frames A up to B (not included) of every video, as 0:48 or 48:.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Center crop at height x width, as 256 or 144x256; default: as it is.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of video, by time; default: all frames.")] = None,
     device: DeviceOption = None,
     max_bad: MaxBadOption = 1.0,
+    precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode and decode images and videos, at their own size and length.
+    """Encode and decode images and videos, at their own size and length unless said.
 
     \b
     Images become PNG and videos MP4 at the frame rate of the source. Videos
@@ -45,6 +61,7 @@ def reconstruct_command(
       smalti reconstruct photo.jpg
       smalti reconstruct runs/tiny photo.jpg --out decoded
       smalti reconstruct runs/video clip.mp4 clips/ --out decoded --only --json
+      smalti reconstruct runs/video clip.mp4 --frames 0:48 --size 144x256
       smalti reconstruct imported-k600 clip.mp4 --out decoded --clip 17
     """
     from smalti.pipeline.reconstruct import reconstruct
@@ -68,14 +85,29 @@ def reconstruct_command(
             side_by_side=side_by_side,
             overwrite=overwrite,
             clip=clip,
+            frames=None if frames is None else _parse_frames(frames),
+            size=None if size is None else parse_size(size),
+            fps=fps,
             device=device,
             max_bad=max_bad,
+            precision=precision,
             progress=progress,
             on_file=on_file,
         )
     if as_json:
         print_json(outputs.plain())
     end_with_bad_files(outputs.bad, len(outputs.done), named=True)
+
+
+def _parse_frames(text: str) -> tuple[int, int | None]:
+    """Return the first frame of `--frames A:B` and the one after the last."""
+    first, colon, end = text.partition(":")
+    try:
+        if colon:
+            return int(first or 0), int(end) if end else None
+    except ValueError:
+        pass
+    raise ConfigError(f"--frames {text}: expected A:B, as in 0:48 or 48:")
 
 
 def tokenizer_and_media(names: Sequence[str]) -> tuple[str | None, list[Path]]:

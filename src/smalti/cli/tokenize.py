@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import bar, is_watched, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption
-from smalti.errors import ConfigError, InputError
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption, PrecisionOption, parse_size
+from smalti.errors import InputError
 from smalti.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def tokenize_command(
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the plan and stop.")] = False,
     device: DeviceOption = None,
     max_bad: MaxBadOption = 1.0,
+    precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn images and video into a token set: Parquet shards that any token model can read.
@@ -78,7 +79,7 @@ def tokenize_command(
             tokenizer,
             data,
             out,
-            size=None if size is None else _parse_size(size),
+            size=None if size is None else parse_size(size),
             fps=fps,
             clip=clip,
             overlap=overlap,
@@ -95,6 +96,7 @@ def tokenize_command(
             plan_only=plan_only,
             device=device,
             max_bad=max_bad,
+            precision=precision,
             progress=_LineProgress(advance, quiet=as_json),
         )
     for note in summary.notes:
@@ -142,16 +144,3 @@ class _LineProgress:
             rest = (total - done) * (now - self.begin) / max(1, done)
             unit, _, rates = note.partition(", ")
             say(f"{done:,} of {total:,} {unit}, {rates}, {rest:,.0f} s left")
-
-
-def _parse_size(text: str) -> int | tuple[int, int]:
-    """Return height and width of `--size`, or the side of a square."""
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) == 1:
-        return sides[0]
-    if len(sides) != 2:
-        raise ConfigError(f"--size {text}: expected one number or height x width, as in 256 or 144x256")
-    return sides[0], sides[1]

@@ -77,11 +77,23 @@ def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
         width, height = image.size
         if width * height > max_pixels:
             raise BadFile(name, "bomb", f"declares {width} x {height} pixels, at most {max_pixels:,} are read")
-        image.load()
+        try:
+            image.load()
+        except OSError:
+            old = int(PIL.__version__.split(".")[0]) < 13
+            bare = image.info.get("compression") == "raw"
+            if old and bare and image.format == "TIFF" and image.getexif().get(_PHOTOMETRIC) == 6:
+                what = f"is a TIFF of bare YCbCr samples, which Pillow {PIL.__version__} here does not read; install 13"
+                raise BadFile(name, "format", what) from None
+            raise
         try:
             return rgb_pixels(image)
         except BadTensor as error:
             raise BadFile(name, "sample-format", str(error)) from None
+
+
+_PHOTOMETRIC = 262
+"""Tag of a TIFF that says what its samples are; 6 is YCbCr."""
 
 
 def _known_formats(name: str, file: BinaryIO | BytesIO) -> list[str]:

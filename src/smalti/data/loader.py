@@ -4,10 +4,16 @@ Two sources, of images and of videos, are `Joint`: each batch is of one kind, an
 """
 
 import json
+import os
+import signal
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
-from itertools import count
+from itertools import chain, count
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -156,9 +162,9 @@ def batches(
     nothing. A `Joint` source gives whole batches of one kind.
 
     A bad file goes to `on_bad` and its row is dropped; nothing takes its place. If all rows are bad, the batch has
-    none, so that every rank has a batch for each step. Raises InputError where rows differ in size, and (with workers)
-    where a file takes longer than `timeout` seconds or kills its reader: the message names it. ConfigError where there
-    are more ranks than rows.
+    none, so that every rank has a batch for each step. With workers, a file that kills its reader three times, or takes
+    longer than `timeout` seconds twice (0: no limit), is a bad file (crash, hang) from then on; without, it takes this
+    process with it. Raises InputError where rows differ in size, ConfigError where there are more ranks than rows.
     """
     rank, world = check_part(part, batch_size)
     rows_of = _planner(source, seed, batch_size)
@@ -266,14 +272,27 @@ def check_part(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
     return part
 
 
+class ReaderFault(InputError):
+    """Processes of a loader that died, or that were killed because they took too long."""
+
+    def __init__(self, message: str, code: Literal["crash", "hang"], pids: Sequence[int]) -> None:
+        super().__init__(message)
+        self.code, self.pids = code, tuple(pids)
+
+
 def planned_loader(
-    dataset: Dataset[_T], plan: Iterable[Any], workers: int = 0, *, timeout: int | float = 0, reading: Callable[[], str]
+    dataset: Dataset[_T],
+    plan: Iterable[Any],
+    workers: int = 0,
+    *,
+    reading: Callable[[], str],
+    late: Callable[[], Sequence[int]] = tuple,
 ) -> Iterator[_T]:
     """Load `dataset[item]` for each item of `plan`, in its order: in `workers` processes, or in this one if 0.
 
     An item stands for a whole batch, so `dataset` stacks its samples itself. The global random generator is not used.
-    With workers, raises InputError where an item takes longer than `timeout` seconds (0: no limit) or kills its
-    reader; `reading` names what is being read at that moment.
+    With workers, raises ReaderFault where one of them dies, or where `late` (asked each second that no item comes)
+    gives the numbers of processes that take too long; all of them are killed then. `reading` names what is being read.
     """
     if workers == 0:
         return (dataset[item] for item in plan)
@@ -283,24 +302,56 @@ def planned_loader(
         batch_size=None,  # an item of the plan is a whole batch already
         num_workers=workers,
         collate_fn=cast(Any, _unchanged),
-        timeout=timeout,
+        timeout=_TICK,
         generator=torch.Generator().manual_seed(0),  # its own, so that the global generator is not used
     )
-    return _naming_worker_faults(loader, timeout, reading)
+    return _watched(loader, reading, late)
 
 
-def _naming_worker_faults(loader: Iterable[_T], timeout: int | float, reading: Callable[[], str]) -> Iterator[_T]:
+_TICK = 1.0
+"""Seconds after which a loader that waits for a batch looks whether its processes live."""
+
+
+def _watched(loader: DataLoader[_T], reading: Callable[[], str], late: Callable[[], Sequence[int]]) -> Iterator[_T]:
+    others = set(active_children())
+    with _keeping_child_handler():
+        iterator = iter(loader)
+    processes = set(active_children()) - others
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # not of the data: those are of a class of their own
+            waited = str(error).startswith("DataLoader timed out")
+            if not waited:
+                time.sleep(0.1)  # what a dead process had sent is gone a moment before the process is
+            dead = [process.pid or 0 for process in processes if not process.is_alive() and process.exitcode]
+            slow = late() if waited and not dead else ()
+            if waited and not dead and not slow:
+                continue
+            if not dead and not slow:
+                raise
+            code: Literal["crash", "hang"] = "crash" if dead else "hang"
+            what = f"a reader {'died' if dead else 'hangs'} while reading {reading()}; take it out"
+            for process in processes:
+                process.kill()  # one that hangs in a decoder hears no other signal
+            raise ReaderFault(what, code, dead or slow) from None
+        yield item
+
+
+@contextmanager
+def _keeping_child_handler() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD out: it raises wherever the program is just then, as in the middle of a step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
     try:
-        yield from loader
-    except RuntimeError as error:
-        text = str(error)
-        if "timed out" in text:
-            raise InputError(
-                f"no batch in {timeout:g} s while reading {reading()}; take it out, or wait longer"
-            ) from None
-        if "DataLoader worker" in text:
-            raise InputError(f"a reader died while reading {reading()}; take it out ({text.splitlines()[0]})") from None
-        raise
+        yield
+    finally:
+        if before is not None:  # set from C
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _unchanged(batch: _T) -> _T:
@@ -332,8 +383,10 @@ class _Reader(Dataset[_Loaded]):
     def __init__(self, parts: Sequence[Source], seed: int, workers: int) -> None:
         self.parts = parts
         self.seed = seed
-        self.reading = torch.full((max(1, workers), 2), -1).share_memory_()
-        """(part, index) that each worker is reading, -1 for none: to name the file that hangs or kills it."""
+        self.reading = torch.full((max(1, workers), 4), -1).share_memory_()
+        """(part, index, process, second of its start) of the file that each worker is reading; -1 for none."""
+        self.faults: Counter[tuple[int, int, str]] = Counter()
+        """How often (part, index) killed its reader, or took too long."""
 
     def __getitem__(self, rows: list[_Row]) -> _Loaded:
         worker = torch.utils.data.get_worker_info()
@@ -341,8 +394,9 @@ class _Reader(Dataset[_Loaded]):
         clips, keys, labels, good, bad = [], [], [], [], []
         for number, row in enumerate(rows):
             source = self.parts[row.part]
-            mine[0], mine[1] = row.part, row.sample
+            mine.copy_(torch.tensor([row.part, row.sample, os.getpid(), int(time.monotonic())]))
             try:
+                self._refuse(row.part, row.sample)
                 with memory_as_bad_file(source.key(row.sample)):
                     clips.append(source.load(row.sample, sample_rng(self.seed, row.epoch, row.sample)))
                 keys.append(source.key(row.sample))
@@ -357,7 +411,35 @@ class _Reader(Dataset[_Loaded]):
 
     def names(self) -> str:
         """Return the names of the files that are being read."""
-        return ", ".join(self.parts[part].key(index) for part, index in self.reading.tolist() if part >= 0) or "no file"
+        return (
+            ", ".join(self.parts[part].key(index) for part, index, *_ in self.reading.tolist() if part >= 0)
+            or "no file"
+        )
+
+    def late(self, seconds: int | float) -> list[int]:
+        """Return the processes that have read one file for longer than that; none if 0."""
+        now = time.monotonic()
+        rows = [row for row in self.reading.tolist() if row[0] >= 0]
+        return [pid for _, _, pid, began in rows if seconds and now - began > seconds]
+
+    def note(self, fault: ReaderFault) -> bool:
+        """Count a fault of the files that its processes were reading; return whether there were any."""
+        files = [(part, index) for part, index, pid, _ in self.reading.tolist() if part >= 0 and pid in fault.pids]
+        self.faults.update((part, index, fault.code) for part, index in files)
+        self.reading.fill_(-1)
+        return bool(files)
+
+    def _refuse(self, part: int, index: int) -> None:
+        for code, (times, what) in _FAULTS.items():
+            if self.faults[part, index, code] >= times:
+                raise BadFile(self.parts[part].key(index), code, what)
+
+
+_FAULTS = {
+    "crash": (3, "killed the process that read it three times; take it out"),
+    "hang": (2, "was read for too long twice; take it out"),
+}
+"""How often each fault may happen, less one: a process may be killed, and a disk stall, for reasons of their own."""
 
 
 def _mismatch(clips: list[Tensor], keys: list[str]) -> InputError | None:
@@ -371,13 +453,34 @@ def _mismatch(clips: list[Tensor], keys: list[str]) -> InputError | None:
 def _load(
     reader: _Reader, plan: Iterable[list[_Row]], workers: int, timeout: int | float, on_bad: OnBad | None
 ) -> Iterator[_Loaded]:
-    for rows in planned_loader(reader, plan, workers, timeout=timeout, reading=reader.names):
-        if rows.fault is not None:
-            raise rows.fault
-        for bad in rows.bad:
-            if on_bad:
-                on_bad(bad)
-        yield rows
+    ahead: deque[list[_Row]] = deque()  # what workers were given, and not yielded yet
+    rest = iter(plan)
+
+    def noted() -> Iterator[list[_Row]]:
+        for rows in rest:
+            ahead.append(rows)
+            yield rows
+
+    going = True
+    while going:
+        again = list(ahead)
+        loader = planned_loader(
+            reader, chain(again, noted()), workers, reading=reader.names, late=lambda: reader.late(timeout)
+        )
+        going = False
+        try:
+            for loaded in loader:
+                ahead.popleft()
+                if loaded.fault is not None:
+                    raise loaded.fault
+                for bad in loaded.bad:
+                    if on_bad:
+                        on_bad(bad)
+                yield loaded
+        except ReaderFault as fault:
+            if not reader.note(fault):
+                raise
+            going = True
 
 
 def _bytes(path: str) -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from smalti.arguments import check_arguments
-from smalti.devices import as_device, pick_device
+from smalti.devices import Precision, as_device, pick_device
 from smalti.errors import ConfigError
 from smalti.families.checkpoint import load_converted, source_at, with_revision
 from smalti.families.family import ImportOptions
@@ -60,6 +60,17 @@ def load(
     return tokenizer.to(device=place, dtype=dtype)
 
 
-def as_tokenizer(tokenizer: Tokenizer | str | Path, device: str | None = None) -> Tokenizer:
-    """Return a tokenizer as it is, or load it by a name as `load` takes it, on `device` or the best there is."""
-    return tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer, pick_device(device))
+def as_tokenizer(
+    tokenizer: Tokenizer | str | Path, device: str | None = None, precision: Precision | None = None
+) -> Tokenizer:
+    """Return a tokenizer as it is, or load it by a name as `load` takes it, on `device` or the best there is.
+
+    `precision` is the number format of its networks; None is that of its file. Raises ConfigError for a `precision`
+    beside a tokenizer that is loaded already.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        loaded = load(tokenizer, pick_device(device))
+        return loaded if precision is None else loaded.compute_in(getattr(torch, precision))
+    if precision is not None:
+        raise ConfigError("`precision` is for a tokenizer that is loaded by its name; this one: tokenizer.compute_in")
+    return tokenizer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from smalti.config import Config, Triple, Tuple
 from smalti.errors import ConfigError
 from smalti.generation.factorize import Factorization
+from smalti.nn.blocks import fill_truncated_normal
 from smalti.nn.stream import Stream
 
 SizeName = Literal["S", "B", "L", "H"]
@@ -383,4 +384,4 @@ def initialize(model: nn.Module, config: NetworkConfig) -> None:
         elif "norm" not in name:
             ends = name.endswith(("out.weight", "narrow.weight"))
             std = deviation / math.sqrt(2 * config.depth) if ends else deviation
-            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+            fill_truncated_normal(parameter, std)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smalti.nn.causal import CausalConv, Window, silu, stretch
+from smalti.nn.layout import to_frames, to_images
 from smalti.nn.stream import Stream
 
 NormKind = Literal["position", "frame", "clip"]
@@ -23,6 +24,20 @@ _EPS_POOLED = 1e-5
 GROUPS = 32
 """Groups of a group norm in all published networks. Narrow ones need fewer: a group of one channel loses its mean, the
 colour."""
+
+
+def fill_truncated_normal(values: Tensor, deviation: float) -> None:
+    """Fill a tensor from N(0, deviation^2), redrawn beyond two deviations: from a seed the same weights in every torch.
+
+    torch's own inverted the distribution function in 2.6 and redraws in 2.13; these are the numbers of 2.13.
+    """
+    if values.is_meta:
+        return
+    bound = torch.tensor(2 * deviation, dtype=values.dtype).item()
+    with torch.no_grad():
+        values.normal_(0, deviation)
+        while bool((beyond := values.abs() > bound).any()):
+            values.copy_(torch.where(beyond, torch.empty_like(values).normal_(0, deviation), values))
 
 
 class Norm(nn.Module):
@@ -43,8 +58,8 @@ class Norm(nn.Module):
             rows = F.layer_norm(x.movedim(2, -1), (self.channels,), self.weight, self.bias, self.eps)
             return rows.movedim(-1, 2)
         if self.kind == "frame":
-            frames = torch.group_norm(x.flatten(0, 1), self.groups, self.weight, self.bias, self.eps)
-            return frames.unflatten(0, x.shape[:2])
+            frames = torch.group_norm(to_images(x), self.groups, self.weight, self.bias, self.eps)
+            return to_frames(frames, x.shape[:2])
         clips = torch.group_norm(x.permute(1, 2, 0, 3, 4), self.groups, self.weight, self.bias, self.eps)
         return clips.permute(2, 0, 1, 3, 4)
 
@@ -84,7 +99,7 @@ class AdaptiveNorm(nn.Module):
             codes = codes.mean((0, 3, 4), keepdim=True)
         elif self.by == "frame":
             codes = codes.mean((3, 4), keepdim=True)
-        maps: Tensor = self.modulation(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+        maps: Tensor = to_frames(self.modulation(to_images(codes)), codes.shape[:2])
         if self.by == "position":
             maps = stretch(maps, (x.shape[0], x.shape[3], x.shape[4]), self.time_stride)
         elif self.by == "frame":
@@ -119,9 +134,9 @@ class ResidualBlock(nn.Module):
 
 def to_patches(x: Float[Tensor, "t b c h w"], patch: int) -> Float[Tensor, "t b c2 h2 w2"]:
     """Space to depth: every patch x patch square becomes channels."""
-    return F.pixel_unshuffle(x.flatten(0, 1), patch).unflatten(0, x.shape[:2])
+    return to_frames(F.pixel_unshuffle(to_images(x), patch), x.shape[:2])
 
 
 def from_patches(x: Float[Tensor, "t b c h w"], patch: int) -> Float[Tensor, "t b c2 h2 w2"]:
     """Depth to space, the inverse of `to_patches`."""
-    return F.pixel_shuffle(x.flatten(0, 1), patch).unflatten(0, x.shape[:2])
+    return to_frames(F.pixel_shuffle(to_images(x), patch), x.shape[:2])

@@ -1,5 +1,7 @@
 """The past of one video, owned by the caller."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from smalti.errors import BadTensor
@@ -32,6 +34,18 @@ class Stream:
         twin._carries, twin._sizes = dict(self._carries), dict(self._sizes)
         twin.is_ending = self.is_ending
         return twin
+
+    @property
+    def carries(self) -> dict[nn.Module, Tensor]:
+        """Tensors that the layers carry over, in the order in which they ran; an empty one marks that its layer has."""
+        return dict(self._carries)
+
+    @classmethod
+    def continued(cls, carries: Mapping[nn.Module, Tensor]) -> "Stream":
+        """Return a stream that goes on from such carries."""
+        stream = cls()
+        stream._carries = dict(carries)
+        return stream
 
     def check_size(self, network: nn.Module, size: tuple[int, ...]) -> None:
         """Raise BadTensor unless every chunk of `network` has the `size` (batch, height, width) of the first."""

@@ -6,6 +6,7 @@ from smalti.arguments import check_arguments, check_least
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
 from smalti.data.source import memory_as_bad_file
+from smalti.devices import Precision
 from smalti.errors import ConfigError
 from smalti.families.open import as_tokenizer
 from smalti.pipeline.outputs import check_targets
@@ -25,13 +26,15 @@ def compress(
     group: int | None = None,
     overwrite: bool = False,
     device: str | None = None,
+    precision: Precision | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Write an image or a video as a `.smt` file of entropy-coded tokens, whole or not at all.
 
     `tokenizer` is one, or a name as `smalti.load` takes it; reading the file needs the same one. `model` says how ids
     are coded (docs/codec.md). With `group`, every so many frames of a video are a video of their own, at which decoding
-    can start. `device` None is the best there is.
+    can start. `device` None is the best there is,
+    `precision` None the number format of the tokenizer's file; in bfloat16 some ids are others, and as good.
 
     Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
     source or has another suffix, and for a video and a tokenizer that is not causal without `group`.
@@ -42,7 +45,7 @@ def compress(
     check_targets([target], [source], overwrite=overwrite, other="another name")
     if target.suffix.lower() != SUFFIX:
         raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
-    opened = as_tokenizer(tokenizer, device)
+    opened = as_tokenizer(tokenizer, device, precision)
     with memory_as_bad_file(printable(source)):
         return compress_file(opened, source, target, model=model, group=group, progress=progress)
 

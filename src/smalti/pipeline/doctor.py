@@ -31,7 +31,7 @@ def check_machine() -> list[Check]:
     checks = [Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     checks += [_package(name) for name in NEEDED]
     if all(check.state == "ok" for check in checks):
-        checks += [_device(), _threads(), _lpips("vgg"), _lpips("alex"), *_features(), _encoder()]
+        checks += [_device(), _precision(), _threads(), _lpips("vgg"), _lpips("alex"), *_features(), _encoder()]
     return [*checks, _disk(Path.cwd())]
 
 
@@ -50,6 +50,16 @@ def _device() -> Check:
     kind = torch.accelerator.current_accelerator()
     name = torch.cuda.get_device_name() if kind is not None and kind.type == "cuda" else ""
     return Check("device", "ok", f"{torch.accelerator.device_count()} x {kind} {name}".rstrip())
+
+
+def _precision() -> Check:
+    from smalti.devices import measure_precisions, pick_device
+
+    device = pick_device(None)
+    speeds = measure_precisions(device)
+    fastest = max(speeds, key=lambda name: speeds[name])
+    figures = ", ".join(f"{name} {speed:,.0f} GFLOP/s" for name, speed in speeds.items())
+    return Check("number format", "ok", f"{fastest} is the faster on {device.type}: {figures} in a 3x3 convolution")
 
 
 def _threads() -> Check:

@@ -1,54 +1,137 @@
-"""Write a token set as .npy files that can be mapped into memory: the library function behind `smalti export`."""
+"""A tokenizer as programs that run without smalti: the library function behind `smalti export`."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.lib.format import open_memmap
+import torch
+from torch import Tensor
 
 from smalti.arguments import check_arguments, check_out_folder
-from smalti.files import naming_os_errors, new_folder, write_bytes, write_json
-from smalti.tokens.reader import TokenSet
-from smalti.tokens.shard import id_type
+from smalti.data import read_clip, read_image
+from smalti.data.bundled import photos, videos
+from smalti.devices import as_device
+from smalti.errors import ConfigError, MachineError
+from smalti.families import load
+from smalti.files import new_folder, write_json
+from smalti.pipeline.parity import Agreement, compare_media
+from smalti.pipeline.runtimes import Target, WeightType, check_packages, open_exported, write_program
+from smalti.progress import Progress
+from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.graphs import programs
+from smalti.tokens.finalize import DATASET
+from smalti.version import __version__
+from smalti.video import to_video
+
+FORMAT = 1
+_CLIP = 18
+"""Frames of a clip in the comparison: one more than whole groups, so that padding is a part of it."""
 
 
-def export(tokens: TokenSet | str | Path, out: str | Path) -> dict[str, Any]:
-    """Write the folder `out` with a manifest, whole or not at all, and return its metadata.json.
+def export(
+    tokenizer: Tokenizer | str | Path,
+    out: str | Path,
+    *,
+    to: Target = "onnx",
+    weights: WeightType = "float32",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a tokenizer as programs for ONNX Runtime, or as AOTInductor's packages, and compare their ids with its own.
 
-    `ids.npy` holds all ids, one row after the other, in the type of the set; row i is `ids[offsets[i]:offsets[i + 1]]`
-    in the shape `shapes[i]`. Where all rows have one shape, metadata.json has `shape`, `rows t h w`, to which `ids` can
-    be reshaped. `labels.npy` has -1 for a row without a class; `keys.txt` has one key a line. Raises ConfigError where
-    `out` is there.
+    `encode.onnx` takes `video`, float32 `batch 3 frames height width` in [-1, 1] of any size, and gives `ids`, int64
+    `batch latents rows columns`; `decode.onnx` takes `ids` and gives `video`, which is to be cropped to the size of the
+    original. One file serves all sizes.
+
+    A causal video tokenizer has its streaming step besides. After the first chunk, of 1 + s*n frames, `encode.onnx`
+    gives its past as `state_out_00`, `state_out_01`, ...; `encode_step.onnx` takes the next s*n frames as `video` and
+    that past as `state_in_00`, `state_in_01`, ..., and gives `ids` and the new past, `state_out_*`. `decode_step.onnx`
+    does so for `ids`. A tokenizer with a lookahead starts with `decode_start` and ends with `decode_last`.
+
+    `config.json` has the facts of the tokenizer and every program's inputs and outputs, with their types and shapes.
+    `parity.json` counts the ids of the shipped photographs and video clips that differ, and the pixels' largest
+    difference.
+
+    Args:
+        tokenizer: a tokenizer or its name, as `smalti.load` takes it.
+        out: folder to write; it must not exist.
+        to: `onnx`, for ONNX Runtime anywhere, a browser included, or `pt2`, for torch without smalti on machines of
+            this kind.
+        weights: `float16` keeps the weights in half the space, and computes with them in float32.
+        device: device that `pt2` is for.
+        progress: called after each program.
+
+    Returns the content of parity.json. Raises ConfigError where `out` is there, MachineError where a package or a
+    compiler is absent, and, with float32 weights, where an id differs by more than rounding: nothing is then written.
     """
     check_arguments(export, locals())
     check_out_folder("out", out)
-    tokens, out = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens), Path(out)
-    count, total = len(tokens), int(tokens.totals["tokens"])
-    shapes, offsets, labels = np.zeros((count, 3), np.int32), np.zeros(count + 1, np.int64), np.full(count, -1)
-    keys = []
-    with new_folder(out) as folder, naming_os_errors(out):
-        kind = id_type(tokens.tokenizer_info.codebook_size)
-        ids: Any = open_memmap(folder / "ids.npy", "w+", kind, (total,)) if total else np.empty(0, kind)
-        for index, row in enumerate(tokens):
-            offsets[index + 1] = offsets[index] + row.ids.size
-            ids[offsets[index] : offsets[index + 1]] = row.ids.reshape(-1)
-            shapes[index], labels[index] = row.ids.shape, -1 if row.label is None else row.label
-            keys.append(row.key)
-        if total:
-            ids.flush()
-        else:
-            np.save(folder / "ids.npy", ids)
-        same = count > 0 and bool((shapes == shapes[0]).all())
-        for name, array in (("offsets", offsets), ("shapes", shapes), ("labels", labels)):
-            np.save(folder / f"{name}.npy", array)
-        write_bytes(folder / "keys.txt", "".join(f"{key}\n" for key in keys).encode("utf-8", "backslashreplace"))
-        metadata = {
-            "tokenizer": tokens.tokenizer_info.plain(),
-            "rows": count,
-            "tokens": total,
-            "type": str(kind),
-            "shape": [count, *shapes[0].tolist()] if same else None,
-            "classes": list(tokens.classes),
-        }
-        write_json(folder / "metadata.json", metadata)
-    return metadata
+    if Path(out).exists():
+        raise ConfigError(f"{out}: already exists; choose another name")
+    if to == "onnx" and device != "cpu":
+        raise ConfigError("device: is chosen where ONNX is run; only pt2 is made for one")
+    if not isinstance(tokenizer, Tokenizer) and (Path(tokenizer) / DATASET).is_file():
+        raise ConfigError(
+            f"{tokenizer}: a token set, no tokenizer; `smalti decode SET --to npy` writes its ids as .npy"
+        )
+    place = as_device(device)
+    own = copy.deepcopy(tokenizer) if isinstance(tokenizer, Tokenizer) else load(tokenizer)
+    check_packages(to)
+    own = own.to(device=place, dtype=torch.float32).eval()
+    with new_folder(Path(out)) as folder:
+        parts, about = programs(copy.deepcopy(own)), {}
+        for number, program in enumerate(parts, 1):
+            about[program.name] = write_program(program, folder, to, weights)
+            if progress is not None:
+                progress(number, len(parts), about[program.name]["file"])
+        agreement = Agreement(own, open_exported(folder, to, about))
+        compare_media(agreement, _media(own))
+        parity = {"weights": weights, "programs": agreement.report(), **_versions(to)}
+        _check(agreement, to, weights)
+        write_json(folder / "config.json", _config(own, to, weights, about))
+        write_json(folder / "parity.json", parity)
+    return parity
+
+
+def _config(tokenizer: Tokenizer, to: Target, weights: WeightType, about: dict[str, Any]) -> dict[str, Any]:
+    facts = tokenizer.facts()
+    return {
+        "format": FORMAT,
+        "smalti": __version__,
+        "to": to,
+        "weights": weights,
+        "is_stateful": "encode_step" in about,
+        "programs": about,
+        "tokenizer": {**tokenizer.info.plain(), **{name: facts[name] for name in _FACTS}},
+    }
+
+
+_FACTS = ("kind", "quantizer", "is_causal", "is_tile_exact", "lookahead", "config")
+
+
+def _media(tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield the held-out photographs, and clips for a tokenizer of video, of their own sizes."""
+    for path in sorted(photos("heldout").glob("*.jpg")):
+        yield path.name, to_video(read_image(path))
+    if tokenizer.config.time_kernel > 1:
+        for path in sorted(videos("heldout").glob("*.mp4")):
+            yield path.name, to_video(read_clip(path, _CLIP))
+
+
+def _check(agreement: Agreement, to: Target, weights: WeightType) -> None:
+    differing, count = agreement.differing
+    if weights == "float32" and differing > agreement.ties:
+        raise MachineError(
+            f"{to}: {differing - agreement.ties:,} of {count:,} ids differ from PyTorch's by more than rounding; "
+            "nothing was written: try another version of the runtime"
+        )
+
+
+def _versions(to: Target) -> dict[str, str]:
+    if to == "pt2":
+        return {"torch": torch.__version__}
+    import onnx
+    import onnxruntime
+
+    return {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}

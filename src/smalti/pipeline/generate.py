@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
@@ -180,7 +181,7 @@ def generate(
     folder = find_generator(run)
     generator = Generator.load(folder, pick_device(device))
     _check(request, generator, sampling)  # before the tokenizer is read
-    opened = as_tokenizer(tokenizer or _own_tokenizer(Path(run), folder), device)
+    opened = as_tokenizer(tokenizer or own_tokenizer(Path(run), folder), device)
     generator.origin.check(opened.fingerprint, folder)
     source = _open_source(request, generator)
     jobs = _plan(request, generator, source, Path(out))
@@ -197,6 +198,32 @@ def generate(
         if progress is not None:
             progress(len(result.done), len(planned))
     return result
+
+
+def sample_ids(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    task: TaskConfig,
+    video: Float[Tensor, "b 3 frames height width"] | None,
+    condition: Condition,
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    samples: Sequence[int],
+) -> Int[Tensor, "b t h w"]:
+    """Sample ids around what a task knows of a video of the model's size; without a video, around nothing.
+
+    `samples` are the numbers of the samples, which key their noise beside the seed.
+    """
+    model = generator.model
+    if video is None:
+        ids = torch.zeros(len(samples), *model.config.grid, dtype=torch.int64, device=tokenizer.device)
+    else:
+        ids = tokenizer.encode(task.fill(video))
+    prompt = task_prompt(task, ids, generator.origin.strides, reach=tokenizer.encoder.reach, condition=condition)
+    if not generator.hints:  # as in its training
+        prompt = prompt._replace(hinted=None)
+    return complete(model, prompt, sampling, seed=seed, samples=samples)
 
 
 class _Request(NamedTuple):
@@ -233,7 +260,7 @@ def _task_config(kind: TaskKind, frames: int, region: str) -> TaskConfig:
     return PaintingTask.parse({"kind": kind, "region": region}, where="generate")
 
 
-def _own_tokenizer(run: Path, folder: Path) -> str:
+def own_tokenizer(run: Path, folder: Path) -> str:
     """Return the tokenizer that the config of the run names. Raises ConfigError where it names none."""
     for place in (run, *folder.parents[:2]):
         if (place / "config.yaml").is_file():
@@ -365,17 +392,18 @@ class _Sampler:
     @torch.inference_mode()
     def _sample(self, jobs: list[_Job], video: Tensor) -> Tensor:
         """Return samples as `b t h w 3` uint8 frames, around what the task knows of the video."""
-        request, task, model, origin = self.request, self.request.task, self.generator.model, self.generator.origin
+        request, task = self.request, self.request.task
         video = video.to(self.tokenizer.device)
-        if request.input is None:
-            ids = torch.zeros(len(jobs), *model.config.grid, dtype=torch.int64, device=video.device)
-        else:
-            ids = self.tokenizer.encode(task.fill(video))
-        condition = self._condition(jobs, task.kind, ids.device)
-        prompt = task_prompt(task, ids, origin.strides, reach=self.tokenizer.encoder.reach, condition=condition)
-        if not self.generator.hints:  # as in its training
-            prompt = prompt._replace(hinted=None)
-        ids = complete(model, prompt, self.sampling, seed=self.seed, samples=[job.number for job in jobs])
+        ids = sample_ids(
+            self.generator,
+            self.tokenizer,
+            task,
+            None if request.input is None else video,
+            self._condition(jobs, task.kind, video.device),
+            self.sampling,
+            seed=self.seed,
+            samples=[job.number for job in jobs],
+        )
         clip = self.tokenizer.decode(ids)
         if request.hold:
             assert isinstance(task, PredictionTask)

@@ -15,8 +15,10 @@ from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import check_bad_share, memory_as_bad_file
 from smalti.data.video_writer import write_media
-from smalti.data.videos import open_video
-from smalti.errors import BadFile
+from smalti.data.videos import VideoReader, open_video
+from smalti.data.views import CropResize
+from smalti.devices import Precision
+from smalti.errors import BadFile, ConfigError
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.families.open import as_tokenizer
 from smalti.metrics import SMALTI
@@ -26,6 +28,7 @@ from smalti.progress import Progress
 from smalti.text import printable
 from smalti.tokenizer.frames import check_causal, ids_to_image, images_to_ids, reconstruct_frames
 from smalti.tokenizer.tokenizer import Tokenizer
+from smalti.tokens.config import TokenizeOptions
 
 _BAND = 256
 """Rows that are compared at a time."""
@@ -52,6 +55,45 @@ class Reconstructed(NamedTuple):
     """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
 
 
+class MediaView(NamedTuple):
+    """The part of media that is reconstructed."""
+
+    options: TokenizeOptions = TokenizeOptions()
+    """Size and frame rate, as a token set has them."""
+    first: int = 0
+    """First frame of a video."""
+    end: int | None = None
+    """Frame before which it ends; None is its end."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        frames: tuple[int, int | None] | None = None,
+        size: int | tuple[int, int] | None = None,
+        fps: float | None = None,
+    ) -> "MediaView":
+        """Return the view of those options. Raises ConfigError that names the one that cannot be."""
+        first, end = frames or (0, None)
+        if first < 0 or (end is not None and end <= first):
+            raise ConfigError(f"frames: {first}:{end} has no frame; give the first and the one after the last, as 0:48")
+        return cls(TokenizeOptions.parse({"size": size, "fps": fps}, where="reconstruct"), first, end)
+
+    def numbers(self, reader: VideoReader, name: str) -> list[int]:
+        """Return the numbers of the frames. Raises BadFile where the video has none of them."""
+        chosen = self.options.frames_of(reader.times)
+        kept = [number for number in chosen if self.first <= number and (self.end is None or number < self.end)]
+        if not kept:
+            raise BadFile(
+                printable(name), "short", f"has {len(reader):,} frames, none of {self.first}:{self.end or ''}"
+            )
+        return kept
+
+    def crop(self, size: tuple[int, int]) -> CropResize:
+        """Return the crop of frames of a size (height, width)."""
+        return self.options.view.view(size, torch.Generator())
+
+
 def reconstruct(
     tokenizer: Tokenizer | str | Path | None,
     inputs: Sequence[Path | str],
@@ -61,16 +103,24 @@ def reconstruct(
     overwrite: bool = False,
     clip: int | None = None,
     max_bad: float = 1.0,
+    frames: tuple[int, int | None] | None = None,
+    size: int | tuple[int, int] | None = None,
+    fps: float | None = None,
     device: str | None = None,
+    precision: Precision | None = None,
     progress: Progress | None = None,
     on_file: Callable[[Reconstructed | BadFile], None] | None = None,
 ) -> Outputs[Reconstructed]:
-    """Encode and decode files and folders of images and videos, at their own size and length, into the folder `out`.
+    """Encode and decode files and folders of images and videos, at their own size and length unless said, into the
+    folder `out`.
 
     Images become PNG and videos MP4 at the frame rate of the source, beside the original if `side_by_side`.
     `tokenizer` is one, or a name as `smalti.load` takes it; None is smalti/tiny-image for images and smalti/tiny-video
-    for videos. `clip` cuts videos into videos of so many frames, for tokenizers that are not causal. `device` None is
-    the best there is. `progress` hears of every frame, `on_file` of every file: its result, or its fault.
+    for videos. `clip` cuts videos into videos of so many frames, for tokenizers that are not causal. `frames` (first,
+    end) takes a part of every video, to its last frame where `end` is None; `fps` the frames at that rate, by their
+    times; `size` the center crop at that (height, width), or side of a square. `device` None is the best there is.
+    `precision` None computes in the number format of the tokenizer's file; in bfloat16 some ids are others, as good.
+    `progress` hears of every frame, `on_file` of every file: its result, or its fault.
 
     Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media or
     more than the share `max_bad` of the files cannot be read (the first 100 count as read until there are so many),
@@ -79,12 +129,14 @@ def reconstruct(
     check_arguments(reconstruct, locals())
     check_out_folder("out", out)
     check_least({"clip": (clip, 1), "max_bad": (max_bad, 0)})
+    view = MediaView.of(frames=frames, size=size, fps=fps)
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}
     if tokenizer is not None:
-        models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device))
+        models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device, precision))
     else:
-        models = {is_video: as_tokenizer(TINY_VIDEO if is_video else TINY_IMAGE, device) for is_video in kinds}
+        shipped = {is_video: TINY_VIDEO if is_video else TINY_IMAGE for is_video in kinds}
+        models = {is_video: as_tokenizer(name, device, precision) for is_video, name in shipped.items()}
     outputs = Outputs[Reconstructed](len(jobs), [], [])
     for number, job in enumerate(jobs, start=1):
         note = f"{job.source.name} ({number} of {len(jobs)})"
@@ -97,6 +149,7 @@ def reconstruct(
                     job.target,
                     side_by_side=side_by_side,
                     clip=clip,
+                    view=view,
                     progress=None if progress is None else _with_note(progress, note),
                 )
             outputs.done.append(result)
@@ -116,16 +169,18 @@ def reconstruct_file(
     *,
     side_by_side: bool = False,
     clip: int | None = None,
+    view: MediaView | None = None,
     progress: Progress | None = None,
 ) -> Reconstructed:
     """Write the reconstruction of an image as PNG, or of a video, by its suffix, as MP4; whole or not at all.
 
     Frames are read, encoded, decoded and written as they come, so memory depends on the size of a frame and not on how
     many there are. A video of varying frame rate is written at its mean rate, without pauses, and with the shape of
-    its pixels; sound is left out. Raises BadFile for
-    media that cannot be read, ConfigError for a video and a tokenizer that is not causal without `clip`.
+    its pixels; sound is left out. `view` takes a part of it. Raises BadFile for media that cannot be read, ConfigError
+    for a video and a tokenizer that is not causal without `clip`.
     """
     begin, psnrs, tokens = time.perf_counter(), list[float](), 0
+    view = view or MediaView()
 
     def written(frames: Iterable[tuple[Tensor, Tensor, int]], total: int) -> Iterator[Tensor]:
         nonlocal tokens
@@ -139,12 +194,15 @@ def reconstruct_file(
     if source.suffix.lower() in VIDEO_SUFFIXES:
         check_causal(tokenizer, clip)
         with open_video(source) as reader:
-            (height, width), fps = reader.size, float(reader.fps)
-            frames = reconstruct_frames(tokenizer, reader.frames(), clip=clip)
-            write_media(target, written(frames, len(reader)), fps, reader.pixel_aspect)
+            numbers, apply = view.numbers(reader, str(source)), view.crop(reader.size)
+            (height, width), fps = apply.size, view.options.fps or float(reader.fps)
+            chosen = (torch.from_numpy(apply.apply(frame.numpy())) for frame in reader.at(numbers))
+            frames = reconstruct_frames(tokenizer, chosen, clip=clip)
+            write_media(target, written(frames, len(numbers)), fps, reader.pixel_aspect)
             notes = reader.notes
     else:
-        frame, fps, notes = read_image(source), None, ()
+        whole, fps, notes = read_image(source), None, ()
+        frame = torch.from_numpy(view.crop((whole.shape[0], whole.shape[1])).apply(whole.numpy()))
         height, width, _ = frame.shape
         ids = images_to_ids(tokenizer, frame[None])
         image = ids_to_image(tokenizer, ids, (height, width))

@@ -1,19 +1,20 @@
 """`smalti.train`: train a tokenizer or a token model by a recipe or a config, in a run folder."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
-from smalti.errors import ConfigError
+from smalti.errors import ConfigError, InputError
 from smalti.families import load
 from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
 from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
+from smalti.recipes.quantizers import with_quantizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
 from smalti.training.fit import fit
@@ -24,6 +25,8 @@ from smalti.training.tokenizer_state import architecture
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
+_CONFIG = "config.yaml"
+"""Config of a run, in its folder."""
 _T = TypeVar("_T", bound=AnyTraining)
 
 
@@ -46,24 +49,36 @@ def train(
     set: Sequence[str] = (),
     resume: bool = False,
     tiny: bool = False,
+    quantizer: str | None = None,
     device: str | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train by a recipe's name, a .yaml file or a config, in the run folder `out` (`runs/NAME` if none is given).
 
-    `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form. With
-    `resume` a stopped run continues from its newest whole checkpoint, as it does without where torchrun starts it again
-    (`--max-restarts`). SIGTERM and SIGINT save first. Raises SmaltiError.
+    `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form.
+    `quantizer` takes another one by name, as `lfq18` or `vq8192`, with losses and weights that fit it. With
+    `resume` a stopped run continues from its newest whole checkpoint; its folder alone says its config, `recipe` then.
+    A run that torchrun starts again (`--max-restarts`) resumes by itself. SIGTERM and SIGINT save first. Raises
+    SmaltiError.
     """
-    check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file or a config"})
+    check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file, a config or a run folder"})
     check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
-    config = find_config(recipe, tiny=tiny).override([*set, *([] if seed is None else [f"seed={seed}"])])
-    if isinstance(config, TokenizerTraining) and not any(text.startswith("tokenizer") for text in set):
-        config = with_architecture_of_init(config)
+    config = find_config(recipe, tiny=tiny)
+    if quantizer is not None:
+        if not isinstance(config, TokenizerTraining):
+            raise ConfigError(f"quantizer: {config.kind} runs have none; their tokens are those of a tokenizer")
+        config = with_quantizer(config, quantizer)
+    config = config.override([*set, *([] if seed is None else [f"seed={seed}"])])
+    if (
+        isinstance(config, TokenizerTraining)
+        and quantizer is None
+        and not any(text.startswith("tokenizer") for text in set)
+    ):
+        config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
     folder = default_run(recipe) if out is None else Path(out)
-    resume = resume or (_is_restarted() and (folder / "config.yaml").is_file())
+    resume = resume or (_is_restarted() and (folder / _CONFIG).is_file())
     with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
@@ -80,35 +95,60 @@ def _is_restarted() -> bool:
 
 def _previous(kind: type[_T], folder: Path, resume: bool) -> _T | None:
     """Return the config of the run to resume, None where there is none of this kind (which `fit` refuses)."""
-    path = folder / "config.yaml"
+    path = folder / _CONFIG
     same = resume and path.is_file() and read_kind(path) == kind.model_fields["kind"].default
     return load_yaml(kind, path) if same else None
 
 
-def with_architecture_of_init(config: TokenizerTraining) -> TokenizerTraining:
-    """Return the config with the architecture of the tokenizer that it starts from, if any, and with those losses of
-    its quantizer that `weights` names. Raises ConfigError for an image tokenizer where the run's is one of video."""
+def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool = False) -> TokenizerTraining:
+    """Return the config with the architecture of the tokenizer that it starts from, if any, and with losses that its
+    quantizer has: those that `weights` names.
+
+    A recipe's weights are of losses of its own quantizer. Unless they are kept, those that this one does not have are
+    left out, and a table of codes, which would stand still, gets the weights of VQGAN where it has none. Raises
+    ConfigError for an image tokenizer where the run's is one of video, InputError where there is none of that name.
+    """
     if config.init is None:
         return config
-    own = load(str(config.init)).config
+    try:
+        own = load(str(config.init)).config
+    except InputError as error:
+        raise InputError(f"init: {error}") from None
     if architecture(own) == architecture(config.tokenizer):
         return config
     if own.time_kernel == 1 < config.tokenizer.time_kernel:
         raise ConfigError(f"init: {config.init} is an image tokenizer and this run's one of video; use smalti inflate")
     given = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
-    losses = tuple(name for name in config.weights if name in given)
-    return config.replace({"tokenizer": own.replace({"quantizer": own.quantizer.replace({"losses": losses})})})
+    weights = config.weights if keep_weights else _fitting_weights(config.weights, given)
+    losses = tuple(name for name in weights if name in given)
+    tokenizer = own.replace({"quantizer": own.quantizer.replace({"losses": losses})})
+    return config.replace({"tokenizer": tokenizer, "weights": weights})
+
+
+def _fitting_weights(weights: Mapping[str, float], given: Sequence[str]) -> dict[str, float]:
+    """Return weights without those of losses that only other quantizers than that of the losses `given` have."""
+    others = {*get_args(LossName), *get_args(CodebookLossName)} - {*given}
+    fitting = {name: weight for name, weight in weights.items() if name not in others}
+    if "codebook" in given and not fitting.keys() & {*given}:
+        fitting |= {"codebook": 1.0, "commitment": 0.25}
+    return fitting
 
 
 def default_run(recipe: str | Path | AnyTraining) -> Path:
-    """Return the run folder of a recipe or a .yaml file, `runs/NAME`. Raises ConfigError for a config."""
+    """Return the run folder of a recipe or a .yaml file, `runs/NAME`, or the folder itself. Raises ConfigError for a
+    config."""
     if not isinstance(recipe, str | Path):
         raise ConfigError("a config has no name: give the run folder `out`")
+    if (Path(recipe) / _CONFIG).is_file():
+        return Path(recipe)
     return Path("runs") / (Path(recipe).stem if str(recipe).endswith(_YAML) else str(recipe))
 
 
 def find_config(recipe: str | Path | AnyTraining, *, tiny: bool = False) -> AnyTraining:
-    """Return the config of a recipe's name or of a .yaml file, or the config itself. Raises ConfigError."""
+    """Return the config of a recipe's name, of a .yaml file or of a run folder, or the config itself. Raises
+    ConfigError."""
+    if isinstance(recipe, str | Path) and (Path(recipe) / _CONFIG).is_file():
+        recipe = Path(recipe) / _CONFIG
     if isinstance(recipe, str | Path) and not str(recipe).endswith(_YAML):
         return find(str(recipe), tiny=tiny)
     if tiny:

@@ -66,17 +66,18 @@ class Codebook(Quantizer):
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__(config.digit_levels, config.dim)
         self.config = config
-        # Published tables start within 1/size of zero (VQGAN); directions need no such scale.
-        table = torch.empty(config.size, config.dim)
-        if config.by == "cosine":
-            nn.init.normal_(table)
-        else:
-            nn.init.uniform_(table, -1 / config.size, 1 / config.size)
-        self.codebook = nn.Parameter(table)
+        # Fresh latents have a deviation of 0.1 to 0.4, behind a norm, a SiLU and one or two projections. VQGAN's rows,
+        # within 1/size of zero, are all at one place among them: 11 of 8,192 are used after 100 steps.
+        self.codebook = nn.Parameter(torch.randn(config.size, config.dim) * (1 if config.by == "cosine" else 0.3))
 
     def table(self) -> Float[Tensor, "k d"]:
         """Return the codes: the rows, of length 1 if they are found by their cosine."""
         return F.normalize(self.codebook, dim=1, eps=1e-12) if self.config.by == "cosine" else self.codebook
+
+    def on_scale(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return latents on the scale of the codes, on which they are compared: of length 1 if rows are found by their
+        cosine."""
+        return F.normalize(z, dim=1, eps=1e-12) if self.config.by == "cosine" else z
 
     def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n 1"]:
         """Find the row of each latent."""
@@ -95,8 +96,7 @@ class Codebook(Quantizer):
         """Return the codes with the gradient that the config asks for, and its losses.
 
         They are means over rows, so those of a part of a batch need no `whole`."""
-        # The latent is compared on the scale of the codes.
-        latent = F.normalize(z, dim=1, eps=1e-12) if self.config.by == "cosine" else z
+        latent = self.on_scale(z)
         rows = self.look_up(digits)
         losses: dict[str, Tensor] = {}
         if "codebook" in self.config.losses:

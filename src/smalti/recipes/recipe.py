@@ -16,7 +16,7 @@ AnyTraining = TokenizerTraining | GeneratorTraining
 FOLDER = Path("data/train")
 """Data of a recipe unless `data.path` says otherwise."""
 START = "start"
-"""Folder of an inflated tokenizer, in the commands."""
+"""Tokenizer from which a run starts, in the commands: the folder of an inflated one, or any other name."""
 
 IMAGENET = 1_281_167
 """Images of ImageNet-1k's training set."""
@@ -64,7 +64,8 @@ class Recipe:
         if isinstance(config, GeneratorTraining):
             return f"smalti train {self.name} --set data=SET"
         where = " --set data.path=FOLDER" if getattr(config.data, "path", None) == FOLDER else ""
-        return f"smalti train {self.name}{where}{f' --set init={START}' if self.prepare else ''}"
+        init = f" --set init={START}" if self.prepare or config.init is not None else ""
+        return f"smalti train {self.name}{where}{init}"
 
     def tiny(self) -> AnyTraining:
         """Make the small form: the same run in minutes on two cores."""

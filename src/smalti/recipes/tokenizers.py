@@ -1,10 +1,12 @@
 """Recipes of smalti's own tokenizers, and of MAGVIT-v2's as the paper describes them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from smalti.data import ImagesConfig, VideosConfig, bundled
 from smalti.discriminators import Magvit2DConfig, Magvit3DConfig, PatchConfig
+from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.losses.logits import LogitsConfig
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import FSQConfig, LFQConfig
@@ -26,6 +28,10 @@ def own_recipes() -> Iterator[Recipe]:
         yield Recipe(f"demo-{name}", about, partial(config, steps), small=partial(config, 8))
     yield Recipe("image", "images at 128 px, 8x8, FSQ 64,000: our default", image, small=tiny)
     yield Recipe("video", "video at 17x128x128, 4x8x8, FSQ 64,000: our default", video, small=tiny_video)
+    about = "goes on with any image tokenizer, of smalti or another project, at 256 px"
+    yield Recipe("finetune-image", about, finetune_image, small=partial(finetune_tiny, tiny, TINY_IMAGE))
+    about = "goes on with any video tokenizer, of smalti or another project, at 17x128x128"
+    yield Recipe("finetune-video", about, finetune_video, small=partial(finetune_tiny, tiny_video, TINY_VIDEO))
 
 
 _PAPER_DIFFERS = (
@@ -191,6 +197,45 @@ def video() -> TokenizerTraining:
             "workers": 12,
         }
     )
+
+
+def finetune_image() -> TokenizerTraining:
+    """Go on with the image tokenizer `init`, whose architecture the run takes: a tenth of the learning rate, no decay
+    towards zero, and a discriminator that begins once it has seen some of the data."""
+    base = image()
+    assert base.gan is not None
+    return base.replace(
+        {
+            "init": Path(START),
+            "data": ImagesConfig(path=FOLDER, size=256),
+            "steps": 20_000,
+            "batch_size": 32,
+            "gan": base.gan.replace({"start": 2_000, "ramp": 2_000}),
+            "optimizer": OptimizerConfig(lr=4e-5, warmup=500, weight_decay=0.0),
+            "save_every": 1_000,
+            "sample_every": 1_000,
+            "eval_every": 1_000,
+        }
+    )
+
+
+def finetune_video() -> TokenizerTraining:
+    """Go on with the video tokenizer `init`, as `finetune_image`, on 17 frames of 128 px."""
+    base = finetune_image()
+    return base.replace(
+        {
+            "tokenizer": video().tokenizer,
+            "data": VideosConfig(path=FOLDER, size=128, frames=17),
+            "batch_size": 8,
+            "lpips_frames": "random",
+            "workers": 12,
+        }
+    )
+
+
+def finetune_tiny(base: Callable[[int], TokenizerTraining], start: str) -> TokenizerTraining:
+    """Go on for 60 steps with a tokenizer that ships with smalti, on the media that it was trained on."""
+    return base(60).replace({"init": Path(start), "optimizer": OptimizerConfig(lr=2e-4, warmup=5, weight_decay=0.0)})
 
 
 def paper_image(size: int = 128) -> TokenizerTraining:

@@ -19,6 +19,7 @@ from smalti.config import Tuple, Two
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window, silu
+from smalti.nn.layout import channels_from_end, channels_to_end, join_frames, repeat_frames, to_frames, to_images
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.autoencoder import AutoencoderConfig
@@ -107,7 +108,7 @@ class CosmosEncoder(nn.Module):
     def forward(self, video: Float[Tensor, "t b 3 h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b d h2 w2"]:
         """Encode a video (time first) of legal size, or the next chunk of one, to latents."""
         if self.time_patch > 1 and _is_start(self, stream):
-            video = torch.cat([video[:1].expand(self.time_patch - 1, *video.shape[1:]), video])
+            video = join_frames((video[:1].expand(self.time_patch - 1, *video.shape[1:]), video))
         x: Tensor = self.stem(to_wavelets(video, self.patch, self.time_patch), stream)
         for layer in self.layers:
             x = layer(x, stream)
@@ -163,7 +164,7 @@ def to_wavelets(x: Float[Tensor, "t b c h w"], patch: int, time_patch: int) -> F
         for axis in (0, 3, 4) if time_patch > 1 else (4, 3):
             pairs = [band.unflatten(axis, (-1, 2)).unbind(axis + 1) for band in bands]
             bands = [half for first, second in pairs for half in ((first + second) / 2, (first - second) / 2)]
-        x = torch.cat(bands, 2)
+        x = channels_from_end(torch.cat([channels_to_end(band) for band in bands], -1))
     return x
 
 
@@ -255,11 +256,11 @@ class HybridHalve(nn.Module):
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c h2 w2"]:
         """`t` is 1 + 2n at the start of a video and 2n after it, where time is halved."""
         if self.space is not None:
-            x = self.space(x) + F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+            x = self.space(x) + to_frames(F.avg_pool2d(to_images(x), 2), x.shape[:2])
         if self.time is not None:
             first = x[:1] if stream is None or stream.get(self.time) is None else x[:0]
             pairs = x[len(first) :]
-            x = self.time(x, stream) + torch.cat([first, (pairs[::2] + pairs[1::2]) / 2])
+            x = self.time(x, stream) + join_frames((first, (pairs[::2] + pairs[1::2]) / 2))
         y: Tensor = self.out(x)
         return y
 
@@ -280,10 +281,10 @@ class HybridDouble(nn.Module):
         """`1 + n` frames in, `1 + 2n` out at the start of a video; `n` and `2n` after it, where time is doubled."""
         if self.time is not None:
             fresh = stream is None or stream.get(self.time) is None
-            x = x.repeat_interleave(2, 0)[1 if fresh else 0 :]
+            x = repeat_frames(x, 2)[1 if fresh else 0 :]
             x = self.time(x, stream) + x
         if self.space is not None:
-            x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
+            x = to_frames(F.interpolate(to_images(x), scale_factor=2.0, mode="nearest"), x.shape[:2])
             x = self.space(x) + x
         y: Tensor = self.out(x)
         return y

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from smalti.nn.blocks import fill_truncated_normal
 from smalti.nn.causal import CausalConv, CausalUpsample
 from smalti.tokenizer.tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ def _fill(kernels: list[Tensor], bias: Tensor | None, kind: Initialisation) -> N
         if kind == "flax":
             # Cut at two standard deviations a normal distribution keeps 0.8796 of its own.
             deviation = 1 / math.sqrt(fan_in) / 0.87962566103423978
-            nn.init.trunc_normal_(kernel, std=deviation, a=-2 * deviation, b=2 * deviation)
+            fill_truncated_normal(kernel, deviation)
         else:
             nn.init.uniform_(kernel, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
     if bias is not None and kind == "flax":

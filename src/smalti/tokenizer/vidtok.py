@@ -16,6 +16,7 @@ from smalti.config import Tuple
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Start, Window, silu
+from smalti.nn.layout import interleave, join_frames, repeat_frames
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.autoencoder import AutoencoderConfig
@@ -107,7 +108,7 @@ class VidTokEncoder(nn.Module):
     def forward(self, video: Float[Tensor, "t b 3 h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b d h2 w2"]:
         """Encode a video (time first) of legal size, or the next chunk of one, to latents."""
         if stream is None or stream.get(self.stem) is None:
-            video = torch.cat([video[:1].expand(self.copies, *video.shape[1:]), video])
+            video = join_frames((video[:1].expand(self.copies, *video.shape[1:]), video))
         x: Tensor = self.stem(video, stream)
         for layer in self.layers:
             x = layer(x, stream)
@@ -167,7 +168,7 @@ class HalveTime(nn.Module):
             carry = x[:1] if self.conv.start == "copy" else torch.zeros_like(x[:1])
         if stream is not None:
             stream.put(self, x[-1:])
-        before, first, second = torch.cat([carry, x[1:-1:2]]), x[::2], x[1::2]
+        before, first, second = join_frames((carry, x[1:-1:2])), x[::2], x[1::2]
         share = self.mix.sigmoid()
         return share * ((before + first + second) / 3) + (1 - share) * self.conv(x, stream)
 
@@ -188,7 +189,7 @@ class DoubleTime(nn.Module):
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c h w"]:
         """`t` frames in, `2 t` out; in a stream that goes on, the last one waits if frames are interpolated."""
-        y = x.repeat_interleave(2, 0) if self.alone is None else self._between(x, self.alone, stream)
+        y = repeat_frames(x, 2) if self.alone is None else self._between(x, self.alone, stream)
         share = self.mix.sigmoid()
         return share * y + (1 - share) * self.conv(y, stream)
 
@@ -197,19 +198,19 @@ class DoubleTime(nn.Module):
         parts: list[Tensor] = []
         if carry is None:
             parts, x, carry = [_interpolate(x[:alone])], x[alone:], x[:0]
-        frames = torch.cat([carry, x])
+        frames = join_frames((carry, x))
         if len(frames):
             y = _interpolate(frames)
             # What the carried frame gave before it is out already.
             parts.append(y[len(carry) : None if stream is None or stream.is_ending else -1])
         if stream is not None:
             stream.put(self, frames[-1:])
-        return torch.cat(parts)
+        return join_frames(parts)
 
 
 def _interpolate(x: Tensor) -> Tensor:
-    before, after = torch.cat([x[:1], x[:-1]]), torch.cat([x[1:], x[-1:]])
-    return torch.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], 1).flatten(0, 1)
+    before, after = join_frames((x[:1], x[:-1])), join_frames((x[1:], x[-1:]))
+    return interleave(0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after)
 
 
 def _level(channels: int, out: int, depth: int, window: Window) -> list[nn.Module]:

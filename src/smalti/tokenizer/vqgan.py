@@ -15,6 +15,7 @@ from smalti.config import Tuple
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import GROUPS, Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window
+from smalti.nn.layout import to_frames, to_images
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.autoencoder import AutoencoderConfig
@@ -209,8 +210,7 @@ class Halve(nn.Module):
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c h2 w2"]:
         """Halve an even height and width."""
-        y: Tensor = self.conv(F.pad(x.flatten(0, 1), (0, 1, 0, 1)))
-        return y.unflatten(0, x.shape[:2])
+        return to_frames(self.conv(F.pad(to_images(x), (0, 1, 0, 1))), x.shape[:2])
 
 
 class Double(nn.Module):
@@ -222,8 +222,7 @@ class Double(nn.Module):
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c h2 w2"]:
         """Double the height and width."""
-        y: Tensor = self.conv(F.interpolate(x.flatten(0, 1), scale_factor=2.0, mode="nearest"))
-        return y.unflatten(0, x.shape[:2])
+        return to_frames(self.conv(F.interpolate(to_images(x), scale_factor=2.0, mode="nearest")), x.shape[:2])
 
 
 class HalveByMean(nn.Module):
@@ -231,7 +230,7 @@ class HalveByMean(nn.Module):
 
     def forward(self, x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b c h2 w2"]:
         """Halve an even height and width."""
-        return F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+        return to_frames(F.avg_pool2d(to_images(x), 2), x.shape[:2])
 
 
 class OutputShortcutBlock(ResidualBlock):

@@ -16,7 +16,8 @@ from smalti.data.packing import MediaConfig, Packing, packing_of
 from smalti.data.parquet import ParquetStore
 from smalti.data.source import MAX_PIXELS, Medium, suffix_of
 from smalti.data.tars import TarStore
-from smalti.data.views import CropOrder, Filter, SizeField, ViewConfig
+from smalti.data.views import CropOrder, Filter, SizeField, ViewConfig, check_filter
+from smalti.devices import Precision
 from smalti.errors import BadFile, InputError
 from smalti.text import printable
 
@@ -48,7 +49,7 @@ class TokenizeOptions(Config):
     size: SizeField = None
     """Height and width of the center crop, or one number for a square; null keeps the size of each file. `--size`"""
     resize: Filter = "lanczos"
-    """Filter that scales, as in `ViewConfig`."""
+    """Filter that scales, as in `ViewConfig`; `torch-bicubic` is the fastest, and needs `cut` before or after."""
     cut: CropOrder = "together"
     """Order of cropping and scaling, as in `ViewConfig`."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
@@ -70,6 +71,9 @@ class TokenizeOptions(Config):
     """Images of one size that are encoded together, in the order of the plan; above 1 for GPUs. `--batch`"""
     threads: int = Field(default=1, ge=1)
     """Threads per worker; with another number, sums may differ in their last bit."""
+    precision: Precision | None = None
+    """Number format of the networks; null is that of the tokenizer's file. In `bfloat16`, the shipped tokenizers give 2
+    to 5 % other ids, whose images are as near to their source, within 0.003 dB. `--precision`"""
     encoding: Encoding = "plain"
     """Storage of the columns: `plain`, which every reader of Parquet knows, or `split`, which puts the high bytes of
     ids apart from the low ones, takes a sixth less, and needs pyarrow 16, Polars 1.20 or DuckDB 2."""
@@ -86,7 +90,13 @@ class TokenizeOptions(Config):
             raise ValueError(f"overlap {self.overlap} is between clips: set clip too")
         if self.clip is not None and self.overlap >= self.clip:
             raise ValueError(f"overlap must be below clip (found {self.overlap} and {self.clip})")
+        check_filter(self.resize, self.cut, "cut")
         return self
+
+    def written(self) -> dict[str, Any]:
+        """Return the options as plan.json and dataset.json hold them: `precision`, which came later, only where it is
+        set, so that a plan without it is what it was."""
+        return {name: value for name, value in self.plain().items() if name != "precision" or value is not None}
 
     @property
     def view(self) -> ViewConfig:

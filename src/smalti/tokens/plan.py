@@ -220,7 +220,7 @@ def make_plan(
     table = _input_bytes(listing, sizes, ends)
     content = {
         "tokenizer": tokenizer.plain(),
-        "options": options.plain(),
+        "options": options.written(),
         "inputs": inputs.identity(),
         "classes": list(listing.classes.names),
         "list": {

@@ -164,7 +164,8 @@ def open_tokenizer_of(plan: Plan, worker: WorkerConfig) -> Tokenizer:
     """Load the tokenizer of a worker. Raises IntegrityError where it is not that of the plan."""
     tokenizer = load(worker.tokenizer, worker.device)
     plan.tokenizer_info.check(tokenizer.info, plan.folder)
-    return tokenizer
+    precision = plan.options.precision
+    return tokenizer if precision is None else tokenizer.compute_in(getattr(torch, precision))
 
 
 @torch.inference_mode()

@@ -12,8 +12,11 @@ from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
 from smalti.losses.logits import LogitsConfig
 from smalti.losses.perceptual import LPIPSConfig
+from smalti.quantize import CodebookConfig
 from smalti.tokenizer import AnyTokenizerConfig
 from smalti.tokenizer.initialise import Initialisation
+from smalti.training.codebook import CodebookTraining
+from smalti.training.tracker import TrackerName
 
 
 class OptimizerConfig(Config):
@@ -100,7 +103,8 @@ class RunConfig(Config):
     """The fields of every training run. `batch_size` is global: over all ranks and micro-batches."""
 
     changeable: ClassVar[frozenset[str]] = frozenset(
-        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit", "rank_timeout")
+        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit")
+        + ("tracker", "rank_timeout")
     )
     """Fields that may differ between a run and its resumption: none of them changes the result."""
 
@@ -135,12 +139,32 @@ class RunConfig(Config):
     """Steps between sample images."""
     eval_every: int = Field(500, ge=1)
     """Steps between validations."""
+    tracker: TrackerName | None = None
+    """Service that shows the run beside log.jsonl and TensorBoard, where it is installed: `wandb` or `trackio`."""
 
     def fixed_in_resumption(self, other: "RunConfig") -> list[str]:
-        """Return the fields in which a run of this config and its resumption by `other` differ and may not."""
-        return [
-            n for n in type(self).model_fields if n not in self.changeable and getattr(self, n) != getattr(other, n)
-        ]
+        """Return the fields in which a run of this config and its resumption by `other` differ and may not.
+
+        `steps` may, where no learning rate depends on it."""
+        free = self.changeable | ({"steps"} if self.length_note is None else set())
+        return [n for n in type(self).model_fields if n not in free and getattr(self, n) != getattr(other, n)]
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Optimizers by their fields."""
+        return {"optimizer": self.optimizer}
+
+    @property
+    def length_note(self) -> str | None:
+        """Return why a run cannot be made longer or shorter once it has begun; None if it can."""
+        bent = [f"{name}.schedule" for name, one in self.optimizers.items() if one.schedule == "cosine"]
+        if not bent:
+            return None
+        return (
+            f"{' and '.join(bent)} {'are cosines' if len(bent) > 1 else 'is a cosine'} over {self.steps:,} steps, so"
+            " that another length has other learning rates from the start; start a run with init=THIS RUN, or begin"
+            " with schedule=constant"
+        )
 
     def ema_decay(self, updates: int) -> float:
         """Return the decay of the EMA weights at the update after `updates` others."""
@@ -170,6 +194,9 @@ class TokenizerTraining(RunConfig):
     init: PathField | None = None
     """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
     instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
+    init_training: bool = False
+    """Whether the run also takes what the training of `init` had, of a file of MagicMaster's trainer: the live weights,
+    the discriminator, the moments of both optimizers. What the file lacks starts anew, and is said."""
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
@@ -194,6 +221,8 @@ class TokenizerTraining(RunConfig):
     """Classifier whose logits are compared, as `{net: resnet50}` (MAGVIT-v2); null trains without."""
     gan: GANConfig | None = None
     """GAN loss; null trains without a discriminator."""
+    codebook: CodebookTraining | None = None
+    """Moving averages and restarts of a table of codes; null leaves it to its gradient alone."""
     ema_rise: Literal["ratio", "exponential", "none"] = "ratio"
     """Rise of the decay to `ema` with the number of updates n: (1 + n) / (10 + n) for `ratio`, 1 - exp(-n / 2000) for
     `exponential` (mindone), or none (MagicMaster)."""
@@ -211,12 +240,33 @@ class TokenizerTraining(RunConfig):
                 raise ValueError(f"{name} and weights.{name} go together: give both or neither")
         if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
+        if self.init_training and self.init is None:
+            raise ValueError("init_training is of the training of `init`, which is null")
+        if self.codebook is not None:
+            self._check_codebook(self.codebook)
         if self.held_out and self.validation is not None:
             own, shown = ((part.kind, part.path) for part in (self.split_data, self.validation))
             if own != shown:
                 what = f"held_out is of the {own[0]} of {own[1]}, and validation shows the {shown[0]} of {shown[1]}"
                 raise ValueError(f"{what}: set held_out to 0, or validation to null")
         return self
+
+    def _check_codebook(self, codebook: CodebookTraining) -> None:
+        quantizer = self.tokenizer.quantizer
+        if not isinstance(quantizer, CodebookConfig):
+            if self.init is not None:  # the run takes another architecture, and is checked again
+                return
+            raise ValueError(f"codebook: tokenizer.quantizer is {quantizer.kind}, which has no table; set it to null")
+        if codebook.rows == "gradient":
+            return
+        if "codebook" in {*self.weights, *quantizer.losses}:
+            raise ValueError(
+                "codebook.rows averages have no gradient: take `codebook` out of weights and tokenizer.quantizer.losses"
+            )
+        if quantizer.gradient == "indices" or quantizer.by == "inner":
+            what = "gradient indices" if quantizer.gradient == "indices" else "by inner"
+            why = "gives rows a gradient" if quantizer.gradient == "indices" else "does not take the nearest row"
+            raise ValueError(f"codebook.rows averages: tokenizer.quantizer has {what}, which {why}; take rows=gradient")
 
     @property
     def split_data(self) -> OneKindConfig:
@@ -250,6 +300,11 @@ class TokenizerTraining(RunConfig):
         ):
             fixed.append("accumulate")
         return fixed
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Optimizers by their fields: that of the tokenizer, and of the discriminator if there is one."""
+        return super().optimizers | ({} if self.gan is None else {"gan.optimizer": self.gan.optimizer})
 
     @property
     def compared_samples(self) -> int | None:

@@ -44,6 +44,14 @@ class World(NamedTuple):
         dist.all_reduce(x)
         return x / self.size
 
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over ranks, without gradient."""
+        if self.size == 1:
+            return x
+        x = x.detach().clone()
+        dist.all_reduce(x)
+        return x
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
         if self.size == 1:

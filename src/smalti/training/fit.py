@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from smalti.config import load_yaml
@@ -32,6 +33,7 @@ from smalti.model_folder import WEIGHTS, checkpoints
 from smalti.progress import Progress, say
 from smalti.training.config import RunConfig
 from smalti.training.task import Samples, Savable, StepResult, Task
+from smalti.training.tracker import Tracker
 from smalti.version import __version__
 
 L = TypeVar("L", bound="RunLog")
@@ -73,14 +75,19 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         world.barrier()
         if resume:
             resume_newest(task, out)
+            if task.state.step > config.steps:
+                raise ConfigError(f"steps {config.steps:,}: the run has reached step {task.state.step:,} already")
         check_equal_ranks(task)
         if world.is_main:
             _show_data(task, out, quiet=resume)
-        with RunLog(out, task.state.step) if world.is_main else nullcontext() as log:
+            if task.state.step < config.steps:
+                say(_opening(task))
+        scores = ""
+        with RunLog(out, config, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
                 if progress is not None:
-                    progress(result.step, config.steps, result.note)
+                    progress(result.step, config.steps, f"{result.note}{scores}")
                 if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
                     log.write({**result.line(), "steps_per_second": log.steps_per_second(result.step)})
                 if ended or stop or result.step % config.save_every == 0:
@@ -91,7 +98,9 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                 if log is not None and (ended or result.step % config.sample_every == 0):
                     log.write_samples(result.step, task.samples())
                 if log is not None and (ended or result.step % config.eval_every == 0):
-                    log.write_scores(result.step, task.validate())
+                    found = task.validate()
+                    log.write_scores(result.step, found)
+                    scores = "".join(f" validation/{name} {value:.4g}" for name, value in [*found.items()][:1])
                 if stop and not ended:
                     # Without a signal of its own, another rank received one.
                     raise Stopped(result.step, signals[0] if signals else signal.SIGTERM)
@@ -106,6 +115,15 @@ def _show_data(task: Task, out: Path, *, quiet: bool) -> None:
     write_json(out / "data.json", dict(task.data_counts))
     for note in () if quiet else task.notes:
         say(f"note: {note}")
+
+
+def _opening(task: Task) -> str:
+    """Return what is about to be trained, where, on how much, and how far."""
+    config, world, step = task.state.config, task.state.world, task.state.step
+    parameters = sum(parameter.numel() for parameter in task.ema.parameters())
+    ranks = f" and {world.size - 1} more ranks" if world.size > 1 else ""
+    what = f"{config.kind} of {parameters:,} parameters on {world.device}{ranks}, {task.data_count:,} samples"
+    return f"{what}, batches of {config.batch_size}, steps {step + 1:,} to {config.steps:,}"
 
 
 def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:
@@ -137,6 +155,8 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
     if differing := old.fixed_in_resumption(new):
         shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
+        if differing == ["steps"]:
+            raise ConfigError(f"{where}: {shown}: {old.length_note}")
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
             f"{', '.join(sorted(old.changeable - {*differing}))}"
@@ -181,9 +201,10 @@ def collect_signals() -> Iterator[list[int]]:
 
 
 class RunLog:
-    """log.jsonl and TensorBoard events; lines of steps after the one resumed from are taken out first."""
+    """log.jsonl, TensorBoard events and the tracker of the config, if any; lines of steps after the one resumed from
+    are taken out of the log first."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:
         self.folder, self.first = folder, step
         self.path = folder / "log.jsonl"
         self.since = time.monotonic()
@@ -191,6 +212,8 @@ class RunLog:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
+        self.events.add_text("config", f"```yaml\n{config.to_yaml()}```", step)
+        self.tracker = None if config.tracker is None else Tracker(config.tracker, folder, config.plain())
 
     def __enter__(self: L) -> L:
         return self
@@ -199,14 +222,19 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.events.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write a line, which has its `step`."""
         with naming_os_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self.events.add_scalar(name, value, line["step"])
+        step = line["step"]
+        numbers = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
+        for name, value in numbers.items():
+            self.events.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.write(numbers, step)
 
     def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write a line of validation scores, if there are any."""
@@ -214,13 +242,16 @@ class RunLog:
             self.write({"step": step, **{f"validation/{name}": value for name, value in scores.items()}})
 
     def write_samples(self, step: int, samples: Samples) -> None:
-        """Write `samples/step-N.png` and a line of what else there is, if anything."""
+        """Write `samples/step-N.png`, show it, and write a line of what else there is, if anything."""
         if samples.values:
             self.write({"step": step, **{f"samples/{name}": value for name, value in samples.values.items()}})
         if samples.image is not None:
             target = self.folder / "samples" / f"step-{step:08d}.png"
             target.parent.mkdir(exist_ok=True)
             samples.image.save(target)
+            self.events.add_image("samples", np.asarray(samples.image), step, dataformats="HWC")
+            if self.tracker is not None:
+                self.tracker.show("samples", samples.image, step)
 
     def steps_per_second(self, step: int) -> float:
         """Return the rate since the run was started or resumed."""

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.discriminators import Discriminator
-from smalti.errors import IntegrityError
+from smalti.errors import ConfigError, IntegrityError
 from smalti.families import load as load_tokenizer
+from smalti.families.magicmaster_training import read_training
 from smalti.losses import Anchors
 from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
+from smalti.progress import say
+from smalti.quantize import Codebook
 from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
 from smalti.tokenizer.initialise import initialise
+from smalti.training.codebook import CodebookState
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
@@ -56,6 +60,8 @@ class TrainState(RunState):
     """The tokenizer with the EMA weights: it is validated, sampled from and kept."""
     optimizer: Optimizer
     gan: GANState | None = None
+    codebook: CodebookState | None = None
+    """Counts and averages of a table of codes, if the config has them."""
     lpips: LPIPS | None = None
     logits: LogitDistance | None = None
 
@@ -69,6 +75,8 @@ class TrainState(RunState):
             found["discriminator"] = self.gan.discriminator
             found["discriminator-optimizer"] = OptimizerState(self.gan.optimizer, self.gan.discriminator)
             found["anchors"] = self.gan
+        if self.codebook is not None:
+            found["codebook"] = self.codebook
         return found
 
 
@@ -91,6 +99,7 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         tokenizer.load_state_dict(initial.state_dict())
         tokenizer.source = initial.source
     tokenizer.to(world.device).train()
+    codebook = _start_codebook(config, tokenizer)  # before the optimizer: rows that are averages are not trained by it
     state = TrainState(
         config=config,
         world=world,
@@ -98,6 +107,7 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         ddp=wrap_ddp(tokenizer, world),
         ema=copy.deepcopy(tokenizer).requires_grad_(False).eval(),
         optimizer=adamw(tokenizer, config.optimizer),
+        codebook=codebook,
         lpips=None if config.lpips is None else config.lpips.build().to(world.device),
         logits=None if config.logits is None else config.logits.build().to(world.device),
     )
@@ -105,4 +115,31 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         discriminator = discriminator.to(world.device).train()
         optimizer = adamw(discriminator, config.gan.optimizer)
         state.gan = GANState(config.gan, discriminator, wrap_ddp(discriminator, world), optimizer)
+    if config.init_training:
+        _take_training(state)
     return state
+
+
+def _take_training(state: TrainState) -> None:
+    """Put what the training of `init` had into a fresh state, whose EMA weights stay those of the checkpoint."""
+    gan, name = state.gan, str(state.config.init)
+    found = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
+    state.tokenizer.load_state_dict(found.live)
+    OptimizerState(state.optimizer, state.tokenizer).load_state_dict(found.moments)
+    if gan is not None and found.discriminator:
+        gan.discriminator.load_state_dict(found.discriminator)
+        OptimizerState(gan.optimizer, gan.discriminator).load_state_dict(found.discriminator_moments)
+    if state.world.is_main and found.lacking:
+        say(f"note: init_training: {name} has no {', no '.join(found.lacking)}: they start anew")
+
+
+def _start_codebook(config: TokenizerTraining, tokenizer: Tokenizer) -> CodebookState | None:
+    if config.codebook is None:
+        return None
+    table = tokenizer.quantizer
+    if not isinstance(table, Codebook):
+        raise ConfigError(f"codebook: {config.init} has no table of codes; set it to null")
+    table.codebook.requires_grad_(config.codebook.rows == "gradient")
+    return CodebookState(
+        config.codebook, table, seed=config.seed, batch_size=config.batch_size, fresh=config.init is None
+    )

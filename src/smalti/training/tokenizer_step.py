@@ -22,6 +22,7 @@ from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import Usage
+from smalti.training.codebook import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.optimizer import clip_gradient, update_ema
 from smalti.training.parts import Part, Whole, cut
@@ -53,11 +54,15 @@ class TokenizerStep(NamedTuple):
     """Files of the run that could not be read so far, on this rank."""
     empty_steps: int = 0
     """Steps without a row, since the run was started or resumed."""
+    restarted: int | None = None
+    """Rows of the table of codes that began anew; None where the config has none that do."""
 
     @property
     def note(self) -> str:
-        """The loss and the PSNR."""
-        return f"loss {self.total:.4f} psnr {self.psnr:.2f}" if self.rows else "no file of this step could be read"
+        """The loss and the PSNR, and the number of bad files if there are any."""
+        bad = f" bad files {self.bad_files:,}" if self.bad_files else ""
+        figures = f"loss {self.total:.4f} psnr {self.psnr:.2f}" if self.rows else "no file of this step could be read"
+        return f"{figures}{bad}"
 
     def line(self) -> dict[str, Any]:
         """Return the line for log.jsonl; without losses where there was no row."""
@@ -70,6 +75,7 @@ class TokenizerStep(NamedTuple):
             **{f"loss/{name}": value for name, value in self.losses.items()},
             **{"lr": self.lr, "grad_norm": self.grad_norm, "gan_weight": self.gan_weight},
             **{"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens},
+            **({} if self.restarted is None else {"restarted": self.restarted}),
             **{"skipped": self.skipped, **counts},
         }
 
@@ -94,7 +100,7 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
         return TokenizerStep.empty(state, lr)
     averages = _averages(state)
     means, usage = _add_gradients(state, parts)
-    grad_norm, skipped = _update(state, all(map(math.isfinite, means.values())))
+    grad_norm, skipped, restarted = _update(state, all(map(math.isfinite, means.values())))
     if skipped:
         _restore(state, averages)
     return TokenizerStep(
@@ -108,6 +114,7 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
         usage=usage,
         skipped=skipped,
         rows=parts[0].batch,
+        restarted=restarted,
     )
 
 
@@ -128,7 +135,7 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
         for name, value in measured.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * part.share
     means = world.mean(torch.stack([*sums.values()]))
-    return {name: float(value) for name, value in zip(sums, means, strict=True)}, usage
+    return dict(zip(sums, means.tolist(), strict=True)), usage  # one wait for a GPU, not one for each loss
 
 
 def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tuple[dict[str, Tensor], Tensor]:
@@ -138,7 +145,10 @@ def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tup
     """
     config, video = state.config, part.video
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        reconstruction = state.ddp(video, _whole_code(state, part, whole))
+        with watch_latents(state.tokenizer.quantizer) as latents:
+            reconstruction = state.ddp(video, _whole_code(state, part, whole))
+        if state.codebook is not None:
+            state.codebook.collect(latents[0], reconstruction.ids, part.places if part.share else (), state.step)
         # The graph is cut at the pixels: every loss is differentiated down to here, once.
         pixels = widen(reconstruction.video.detach()).requires_grad_()
         pixel_losses = _pixel_losses(state, pixels, part)
@@ -360,8 +370,9 @@ def _over_ranks(state: TrainState, part: Part) -> Callable[[Tensor], Tensor]:
     return lambda mean: world.mean(mean * part.share) if world.size > 1 else mean
 
 
-def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
-    """Update both networks, or neither if something is not finite on any rank; return grad_norm and whether skipped."""
+def _update(state: TrainState, finite: bool) -> tuple[float, bool, int | None]:
+    """Update both networks, or neither if something is not finite on any rank; return grad_norm, whether skipped, and
+    the rows of a table of codes that began anew."""
     config, gan = state.config, state.gan
     trained: list[tuple[torch.nn.Module, torch.optim.Optimizer, OptimizerConfig]]
     trained = [(state.tokenizer, state.optimizer, config.optimizer)]
@@ -373,11 +384,18 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool]:
         if not skipped:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    restarted = None
+    if skipped and state.codebook is not None:
+        state.codebook.forget()
     if not skipped:
+        rows = None if state.codebook is None else state.codebook.update(state.world, state.optimizer)
         update_ema(state.ema, state.tokenizer, config.ema_decay(state.updates))
+        if state.codebook is not None and rows is not None:
+            state.codebook.copy_rows(state.ema.quantizer, rows)
+            restarted = len(rows)
         state.updates += 1
     state.step += 1
-    return float(norms[0]), skipped
+    return float(norms[0]), skipped, restarted
 
 
 def _set_lrs(state: TrainState) -> float:

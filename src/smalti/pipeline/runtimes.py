@@ -1,0 +1,181 @@
+"""Programs of a tokenizer as files of another runtime, ONNX or AOTInductor's packages, and running them."""
+
+import logging
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from smalti.errors import MachineError
+from smalti.tokenizer.graphs import Program, graph_of
+
+Target = Literal["onnx", "pt2"]
+WeightType = Literal["float32", "float16"]
+
+_OPSET = 20
+
+
+def check_packages(to: Target) -> None:
+    """Raise MachineError where a package that the target needs is not installed."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ()
+    absent = [name for name in needed if find_spec(name) is None]
+    if absent:
+        raise MachineError(f"{', '.join(absent)}: not installed; pip install 'smalti[export]'")
+
+
+def write_program(program: Program, folder: Path, to: Target, weights: WeightType) -> dict[str, Any]:
+    """Write `NAME.onnx` or `NAME.pt2` and return its description: file, inputs and outputs with type and shape.
+
+    Raises MachineError where a compiler for `pt2` is absent.
+    """
+    path = folder / f"{program.name}.{to}"
+    with _quiet():
+        graph = graph_of(program, half=weights == "float16")
+        shapes = _write_onnx(program, graph, path) if to == "onnx" else _write_pt2(program, graph, path)
+    ports = {
+        name: {"type": _type_of(node), "shape": shape}
+        for (name, shape), node in zip(shapes.items(), _ports(graph), strict=True)
+    }
+    names = list(program.inputs)
+    return {
+        "file": path.name,
+        "inputs": {name: ports[name] for name in names},
+        "outputs": {name: ports[name] for name in program.outputs},
+    }
+
+
+def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Path) -> dict[str, list[int | str]]:
+    made = torch.onnx.export(
+        graph,
+        input_names=list(program.inputs),
+        output_names=list(program.outputs),
+        opset_version=_OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    if made is None:  # what the older exporter returns
+        raise MachineError("torch.onnx: gave no program; update torch")
+    shapes = _shapes(program, graph)
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        if value.name is not None:
+            value.shape = type(value.shape)(shapes[value.name])
+    for node in made.model.graph.all_nodes():  # where torch was when it made them: paths of this machine
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    made.save(path, external_data=False)
+    return shapes
+
+
+def _write_pt2(program: Program, graph: torch.export.ExportedProgram, path: Path) -> dict[str, list[int | str]]:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    try:
+        aoti_compile_and_package(graph, package_path=str(path))
+    except (InvalidCxxCompiler, InductorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise MachineError(f"pt2 needs a C++ compiler and torch's compiler for this device ({reason})") from None
+    return _shapes(program, graph)
+
+
+def _ports(graph: torch.export.ExportedProgram) -> list[Tensor]:
+    """Return the tensors that go in, then those that come out, as they were traced."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    names = (*graph.graph_signature.user_inputs, *graph.graph_signature.user_outputs)
+    return [nodes[str(name)].meta["val"] for name in names]
+
+
+def _type_of(port: Tensor) -> str:
+    return str(port.dtype).removeprefix("torch.")
+
+
+def _shapes(program: Program, graph: torch.export.ExportedProgram) -> dict[str, list[int | str]]:
+    """Return the shape of each input and output, free axes by name and what follows from them as a formula."""
+    ports = dict(zip((*program.inputs, *program.outputs), _ports(graph), strict=True))
+    words: dict[str, str] = {}
+    for name, axes in program.inputs.items():
+        for axis, word in axes.items():
+            symbol = str(ports[name].shape[axis])
+            if symbol.isidentifier():
+                words.setdefault(symbol, word if not word.startswith("axis") else f"{name}_{word}")
+    if program.multiple > 1:
+        groups = re.sub(r"^\d+\*", "", str(ports[next(iter(program.inputs))].shape[2]))
+        words[groups] = "groups"
+    return {
+        name: [size if isinstance(size, int) else _named(str(size), words) for size in port.shape]
+        for name, port in ports.items()
+    }
+
+
+def _named(formula: str, words: Mapping[str, str]) -> str:
+    return re.sub(r"\bs\d+\b", lambda symbol: words.get(symbol[0], symbol[0]), formula)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch's exporters say about themselves off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+class Exported(ABC):
+    """The programs in a folder, to be run on tensors."""
+
+    def __init__(self, folder: Path, programs: Mapping[str, Mapping[str, Any]]) -> None:
+        self.programs = programs
+        self.loaded = {name: self._open(folder / about["file"]) for name, about in programs.items()}
+
+    def run(self, name: str, *inputs: Tensor) -> Sequence[Tensor]:
+        """Run a program on its inputs, in their order."""
+        return self._call(self.loaded[name], list(self.programs[name]["inputs"]), inputs)
+
+    @abstractmethod
+    def _open(self, path: Path) -> Any: ...
+
+    @abstractmethod
+    def _call(self, program: Any, names: Sequence[str], inputs: Sequence[Tensor]) -> Sequence[Tensor]: ...
+
+
+class _Onnx(Exported):
+    def _open(self, path: Path) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def _call(self, program: Any, names: Sequence[str], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in program.run(None, arrays)]
+
+
+class _Package(Exported):
+    def _open(self, path: Path) -> Any:
+        from torch._inductor import aoti_load_package
+
+        return aoti_load_package(str(path))
+
+    def _call(self, program: Any, names: Sequence[str], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return program(*inputs)
+
+
+def open_exported(folder: Path, to: Target, programs: Mapping[str, Mapping[str, Any]]) -> Exported:
+    """Load the programs of a folder."""
+    return _Onnx(folder, programs) if to == "onnx" else _Package(folder, programs)

@@ -1,0 +1,84 @@
+"""Another number format: the tokenizer is the same, the ids are almost, and what was chosen stands in the token set."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import smalti
+from smalti.data.images import read_image
+from smalti.devices import measure_precisions
+from smalti.errors import ConfigError
+from smalti.families.open import as_tokenizer
+from smalti.metrics.pixel import psnr
+from smalti.tokens.reader import TokenSet
+from smalti.video import to_uint8, to_video
+
+PHOTOS = Path(smalti.__file__).parent / "data" / "media" / "photos" / "heldout"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for path in sorted(PHOTOS.iterdir())[:2]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def clip(folder):
+    pixels = [read_image(path)[:128, :128] for path in sorted(folder.iterdir())]
+    return to_video(torch.stack(pixels)[:, None])
+
+
+@pytest.mark.parametrize("name", ["smalti/tiny-image", "smalti/tiny-video"])
+@torch.inference_mode()
+def test_bfloat16_is_the_same_tokenizer_with_nearly_the_same_ids_and_as_near_pixels(name, photos):
+    exact, fast = smalti.load(name), as_tokenizer(name, "cpu", "bfloat16")
+    assert fast.dtype == torch.bfloat16
+    assert fast.fingerprint == exact.fingerprint
+    video = clip(photos)
+    ids, others = exact.encode(video), fast.encode(video)
+    assert 0 < (ids != others).double().mean() < 0.06
+    source, pairs = to_uint8(video), ((exact, ids), (fast, others))
+    error = [(to_uint8(model.decode(each)).double() - source).square().mean() for model, each in pairs]
+    near, nearly = (psnr(each, 255.0) for each in error)
+    assert abs(float(near - nearly)) < 0.02
+
+
+def test_a_precision_beside_a_loaded_tokenizer_is_refused():
+    tokenizer = smalti.load("smalti/tiny-image")
+    with pytest.raises(ConfigError, match="loaded by its name"):
+        as_tokenizer(tokenizer, precision="bfloat16")
+
+
+def test_the_precision_is_part_of_the_plan_and_of_the_set_and_of_no_set_without_it(photos, tmp_path):
+    for precision in (None, "bfloat16"):
+        out = tmp_path / str(precision)
+        smalti.tokenize("smalti/tiny-image", photos, out, size=64, workers=0, device="cpu", precision=precision)
+        for file in ("plan.json", "dataset.json"):
+            assert json.loads((out / file).read_text())["options"].get("precision", "absent") == (precision or "absent")
+    plain, rounded = (TokenSet(tmp_path / name) for name in ("None", "bfloat16"))
+    assert plain.tokenizer_info == rounded.tokenizer_info
+    with pytest.raises(ConfigError, match="begun with precision None"):
+        smalti.tokenize("smalti/tiny-image", photos, tmp_path / "None", size=64, workers=0, precision="bfloat16")
+    written = smalti.decode(plain, tmp_path / "exact", device="cpu")
+    others = smalti.decode(plain, tmp_path / "fast", device="cpu", precision="bfloat16")
+    for one, other in zip(written, others, strict=True):
+        difference = read_image(one.path).int() - read_image(other.path).int()
+        assert 0 < difference.abs().max() <= 8
+
+
+def test_compressed_in_bfloat16_is_read_by_the_tokenizer(photos, tmp_path):
+    source = sorted(photos.iterdir())[0]
+    small = smalti.reconstruct("smalti/tiny-image", [source], tmp_path / "out", side_by_side=False, size=64)
+    smalti.compress(small.done[0].path, tmp_path / "a.smt", "smalti/tiny-image", precision="bfloat16", device="cpu")
+    smalti.decompress(tmp_path / "a.smt", tmp_path / "a.png", "smalti/tiny-image", device="cpu")
+    assert read_image(tmp_path / "a.png").shape == (64, 64, 3)
+
+
+def test_both_formats_are_timed_on_this_processor():
+    speeds = measure_precisions(torch.device("cpu"))
+    assert set(speeds) == {"float32", "bfloat16"}
+    assert all(0.1 < speed < 10_000 for speed in speeds.values())
