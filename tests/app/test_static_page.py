@@ -84,7 +84,7 @@ def in_browser(page, index, frames):
     return np.array(found[0], np.int64).reshape(1, *found[1:])
 
 
-@pytest.mark.parametrize(("index", "name"), enumerate(SHIPPED))
+@pytest.mark.parametrize(("index", "name"), list(enumerate(SHIPPED)))
 def test_the_browser_gives_the_ids_of_pytorch(page, index, name):
     tokenizer, hashes = smalti.load(name), (hashlib.sha256(), hashlib.sha256())
     count, ties = 0, 0
