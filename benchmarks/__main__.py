@@ -16,6 +16,7 @@ from benchmarks import (
     magicmaster,
     rate_distortion,
     sampling,
+    speed,
     streaming,
     tokens,
     training_step,
@@ -33,6 +34,7 @@ class Measured(NamedTuple):
 
 BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]]] = {
     "entropy": entropy.measure,
+    "speed": speed.measure,
     "streaming": streaming.measure,
     "convolution": convolution.measure,
     "training_step": training_step.measure,

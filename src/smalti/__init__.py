@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from smalti.pipeline.train import train
     from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
     from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
+    from smalti.video import batch
 
 _HOMES = {
     "CodebookConfig": "smalti.quantize",
@@ -37,6 +38,7 @@ _HOMES = {
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",
+    "batch": "smalti.video",
     "compare": "smalti.app.compare",
     "compress": "smalti.pipeline.compress",
     "decode": "smalti.pipeline.decode",
@@ -60,6 +62,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VQGANConfig",
+    "batch",
     "compare",
     "compress",
     "decode",

@@ -5,6 +5,7 @@ results are written.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from smalti.arguments import check_least
 from smalti.errors import BadTensor
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
     clip (both give b = 1), `b t h w 3` is a batch of clips, as a tensor or a numpy array. An image of Pillow, of any
     mode, becomes RGB as `smalti reconstruct` reads it: upright, transparent pixels on white. A list is a batch, a row
     for each item, all of one size and length: a list of images gives t = 1; frames of a clip are stacked before.
+    `batch` takes several sizes.
 
     Raises BadTensor for anything else: floats (which are a video already, or become one by `x * 2 - 1` from [0, 1]),
     grey or RGBA arrays, channels first, sizes that differ, nothing.
@@ -51,7 +54,8 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
         shapes = [tuple(video.shape[2:]) for video in videos]
         if not videos or len(set(shapes)) > 1:
             found = f"(t, h, w) = {shapes[0]} and {next(s for s in shapes if s != shapes[0])}" if videos else "none"
-            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {found})")
+            hint = "; smalti.batch takes several sizes" if videos else ""
+            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {found}){hint}")
         return torch.cat(videos)
     if not isinstance(pixels, Tensor | np.ndarray):
         pixels = _from_pillow(pixels)
@@ -69,6 +73,47 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
     while frames.ndim < 5:
         frames = frames[None]
     return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous()
+
+
+class SameSize(NamedTuple):
+    """Images or clips of one size and length as a batch."""
+
+    video: Float[Tensor, "b 3 t h w"]
+    places: list[int]
+    """Places of the rows in the list that they came from."""
+
+
+def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize]:
+    """Sort images and clips of any sizes, as `to_video` takes them, into batches of one size and at most `most` rows.
+
+    No pixel is added or lost, so each has the ids that it has alone; `places` says which it is:
+
+        for video, places in smalti.batch(images):
+            for place, ids in zip(places, tokenizer.encode(video)):
+                ...
+
+    Batches come in the order of their first rows. Raises BadTensor as `to_video` does, naming the place; ConfigError
+    for `most` below 1.
+    """
+    if isinstance(images, Tensor | np.ndarray) or not isinstance(images, Sequence) or not images:
+        raise BadTensor(f"images must be a list of images or clips, not empty (found {describe(images)})")
+    check_least({"most": (most, 1)})
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    videos = []
+    for place, image in enumerate(images):
+        try:
+            videos.append(to_video(image))
+        except BadTensor as error:
+            raise BadTensor(f"images[{place}]: {error}") from None
+        if len(videos[-1]) != 1:
+            raise BadTensor(f"images[{place}]: is a batch already (found {describe(image)}); give its rows")
+        sizes.setdefault(tuple(videos[-1].shape), []).append(place)
+    groups = [
+        places[i : i + (most or len(places))]
+        for places in sizes.values()
+        for i in range(0, len(places), most or len(places))
+    ]
+    return [SameSize(torch.cat([videos[p] for p in places]), places) for places in sorted(groups)]
 
 
 def _from_pillow(image: object) -> np.ndarray:

@@ -20,6 +20,9 @@ def test_a_recipe_trains_resumes_and_serves_the_other_verbs(smalti, pictures, tm
     ended = smalti(*command)
     assert ended.code == 0, ended.err
     assert ended.out.startswith(f"{run / 'tokenizer'}: ")
+    assert "parameters on cpu, " in ended.err
+    assert "batches of " in ended.err
+    assert "steps 1 to 2\n" in ended.err
     assert "step 2 of 2: loss" in ended.err
     config = load_yaml(TokenizerTraining, run / "config.yaml")
     assert (config.steps, config.seed, config.data.path) == (2, 7, pictures)

@@ -22,6 +22,7 @@ from smalti.data import (
 from smalti.data.cv2_resize import cv2_resize
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError
+from smalti.tokens.config import TokenizeOptions
 from tests.goldens import rule
 
 FILTERS = ("cv2-bilinear", "cv2-bicubic")
@@ -184,3 +185,28 @@ def test_mindones_options_crop_and_mirror() -> None:
     assert {view.scaled for view in views} == {(32, 64)}
     assert {view.box[0] for view in views} == set(range(33))
     assert {view.flip for view in views} == {True, False}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(144, 256), (64, 64), (33, 71), (300, 500)])
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_torchs_bicubic_is_that_of_pillow_within_two_levels(rows, columns, cut):
+    frame = np.random.default_rng(rows).integers(0, 256, (180, 320, 3), np.uint8)
+    frame = np.array(Image.fromarray(frame).resize((400, 225), Image.Resampling.BILINEAR))
+    found, wanted = (
+        ViewConfig(size=(rows, columns), crop="center", flip=False, crop_order=cut, resize=name)
+        .view(frame.shape[:2], torch.Generator())
+        .apply(frame)
+        .astype(int)
+        for name in ("torch-bicubic", "bicubic")
+    )
+    assert found.shape == (rows, columns, 3)
+    most = 1 if cut == "before" and rows < 180 else 2  # where it enlarges, rounding of the weights costs one more
+    assert abs(found - wanted).max() <= most
+
+
+def test_torchs_filter_knows_no_fractions_of_a_pixel():
+    with pytest.raises(ConfigError, match="torch-bicubic knows no fractions"):
+        ImagesConfig.parse({"path": "x", "resize": "torch-bicubic"})
+    for name in ("torch-bicubic", "cv2-bilinear"):
+        with pytest.raises(ConfigError, match="set cut to before or after"):
+            TokenizeOptions.parse({"resize": name})

@@ -221,10 +221,10 @@ def test_chunks_of_a_stream_belong_together():
 
 
 @pytest.mark.parametrize("quantizer", SMALL)
-def test_the_first_line_says_what_it_is(quantizer):
+def test_one_line_says_what_it_is(quantizer):
     tokenizer = Tokenizer(built(quantizer=SMALL[quantizer]).config)
-    first, *rest = repr(tokenizer).splitlines()
+    (first,) = repr(tokenizer).splitlines()
     assert first.startswith("video tokenizer: 4x8x8 pixels a token")
     assert f"{tokenizer.codebook_size:,} codes" in first
     assert f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, float32 on cpu" in first
-    assert any("encoder" in line for line in rest)
+    assert len(repr(tokenizer.encoder).splitlines()) > 10

@@ -26,6 +26,9 @@ def train_command(
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="The recipe's small form: minutes on two cores.")] = False,
+    quantizer: Annotated[
+        str | None, typer.Option(help="Another quantizer, with fitting losses: lfq18, fsq64000, dsq15360, vq8192.")
+    ] = None,
     device: DeviceOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same as --set seed=N.")] = None,
     as_json: JsonOption = False,
@@ -36,6 +39,7 @@ def train_command(
     Examples:
       smalti train tiny
       smalti train image --set data.path=photos --set batch_size=64
+      smalti train tiny --quantizer lfq18 --out runs/lfq18
       smalti train runs/image --resume
       smalti train finetune-image --set init=showlab/magvitv2 --set data.path=photos
       smalti train my-run.yaml --out runs/second --seed 2 --device cuda

@@ -1,5 +1,6 @@
 """Variants by name: each is a recipe with some fields set, and all of a comparison share the rest."""
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
@@ -8,6 +9,7 @@ from smalti.config import Config, Tuple
 from smalti.data.source import Medium
 from smalti.errors import ConfigError
 from smalti.recipes import catalogue, find
+from smalti.recipes.quantizers import named_quantizer
 from smalti.text import nearest
 from smalti.training.config import TokenizerTraining
 
@@ -92,8 +94,6 @@ def variant_groups(medium: Medium, steps: int) -> Groups:
 
 _Members = Iterator[tuple[str, tuple[str, ...]]]
 
-_ALONE = ("weights={l2: 1.0}", "entropy_boost=0.0")
-_LFQ = ("weights={l2: 1.0, token_entropy: 0.001, batch_entropy: -0.001, commitment: 0.01}", "entropy_boost=19.0")
 _CODEBOOK = ("weights={l2: 1.0, codebook: 1.0, commitment: 0.25}", "entropy_boost=0.0")
 _PAPER = ("weights={l2: 1.0, token_entropy: 0.1, batch_entropy: -0.1, commitment: 0.25}", "entropy_boost=2.0")
 
@@ -102,12 +102,11 @@ def _quantizers() -> _Members:
     """The base has FSQ 64,000 with a little batch entropy. The entropies of `lfq` weigh as much as that one's;
     MAGVIT-v2's, in `lfq18-paper`, a hundred times as much. `vq8192` are tables of codes: the rows found by distance or
     cosine; learning by their loss, by index back-propagation or as moving averages; with dead rows beginning anew."""
-    levels = {"64000": "[8, 8, 8, 5, 5, 5]", "15360": "[8, 8, 8, 6, 5]"}
-    for codes, values in levels.items():
-        for kind in ("fsq", "dsq"):
-            yield f"{kind}{codes}", (f"tokenizer.quantizer={{kind: {kind}, levels: {values}}}", *_ALONE)
-    for bits in (14, 18):
-        yield f"lfq{bits}", (f"tokenizer.quantizer={{kind: lfq, bits: {bits}, temperature: 1.0}}", *_LFQ)
+    for name in ("fsq64000", "dsq64000", "fsq15360", "dsq15360", "lfq14", "lfq18"):
+        quantizer, weights, boost = named_quantizer(name)
+        whole = json.dumps({"l2": 1.0, **weights})
+        text = json.dumps(quantizer.plain())
+        yield name, (f"tokenizer.quantizer={text}", f"weights={whole}", f"entropy_boost={boost}")
     table = "tokenizer.quantizer={kind: codebook, size: 8192, dim: 8"
     for name, fields in (("", ""), ("-cosine", ", by: cosine"), ("-indices", ", gradient: indices")):
         yield f"vq8192{name}", (f"{table}{fields}}}", *_CODEBOOK)

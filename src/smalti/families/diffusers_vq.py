@@ -28,7 +28,12 @@ _PUBLISHED = (
     Published("amused/amused-256", licence="openrail++", pixels="unit", preprocessing="256 px, centre crop"),
     Published("amused/amused-512", licence="openrail++", pixels="unit", preprocessing="512 px, centre crop"),
     Published("MeissonFlow/Meissonic", licence="Apache-2.0", pixels="unit", preprocessing="1024 px, centre crop"),
-    Published("Alpha-VLLM/Lumina-DiMOO", licence="Apache-2.0", pixels="unit", preprocessing="multiples of 16 px"),
+    Published(
+        "Alpha-VLLM/Lumina-DiMOO",
+        licence="unknown; its tokenizer is aMUSEd's, openrail++",
+        pixels="unit",
+        preprocessing="multiples of 16 px",
+    ),
 )
 
 

@@ -18,7 +18,9 @@ from smalti.tokenizer import Tokenizer
 
 _ROUNDING = 4
 """Rounding errors of PyTorch itself up to which a margin is a tie: sums in another order have an error of their own."""
-_HALVINGS = 40
+_FARTHEST = 1024.0
+"""Steps between codes beyond which no way out is looked for."""
+_HALVINGS = 50
 
 
 class Agreement:
@@ -112,12 +114,12 @@ def margins(
         one = own.clone()
         one[:, j] = other[:, j]
         way = quantizer.decode(quantizer.ids(one)) - codes
-        near, far = rows.new_zeros(len(rows)), rows.new_ones(len(rows))
+        near, far = rows.new_zeros(len(rows)), rows.new_full((len(rows),), _FARTHEST)
         for _ in range(_HALVINGS):
             middle = (near + far) / 2
             left = quantizer.encode(rows + middle[:, None] * way) != ids[where]
             near, far = near.where(left, middle), middle.where(left, far)
-        distance = (far * way.norm(dim=1)).masked_fill(far == 1, torch.inf)
+        distance = (far * way.norm(dim=1)).masked_fill(far == _FARTHEST, torch.inf)
         found = found.maximum(distance.where(own[:, j] != other[:, j], torch.zeros_like(distance)))
     return found
 

@@ -12,6 +12,7 @@ from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
 from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
+from smalti.recipes.quantizers import with_quantizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
 from smalti.training.fit import fit
@@ -46,21 +47,32 @@ def train(
     set: Sequence[str] = (),
     resume: bool = False,
     tiny: bool = False,
+    quantizer: str | None = None,
     device: str | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train by a recipe's name, a .yaml file or a config, in the run folder `out` (`runs/NAME` if none is given).
 
-    `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form. With
+    `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form.
+    `quantizer` takes another one by name, as `lfq18` or `vq8192`, with losses and weights that fit it. With
     `resume` a stopped run continues from its newest whole checkpoint; its folder alone says its config, `recipe` then.
     SIGTERM and SIGINT save first. Raises SmaltiError.
     """
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file, a config or a run folder"})
     check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
-    config = find_config(recipe, tiny=tiny).override([*set, *([] if seed is None else [f"seed={seed}"])])
-    if isinstance(config, TokenizerTraining) and not any(text.startswith("tokenizer") for text in set):
+    config = find_config(recipe, tiny=tiny)
+    if quantizer is not None:
+        if not isinstance(config, TokenizerTraining):
+            raise ConfigError(f"quantizer: {config.kind} runs have none; their tokens are those of a tokenizer")
+        config = with_quantizer(config, quantizer)
+    config = config.override([*set, *([] if seed is None else [f"seed={seed}"])])
+    if (
+        isinstance(config, TokenizerTraining)
+        and quantizer is None
+        and not any(text.startswith("tokenizer") for text in set)
+    ):
         config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
     folder = default_run(recipe) if out is None else Path(out)
     with join_world(device) as world:

@@ -153,11 +153,12 @@ class Tokenizer(nn.Module):
         return self.source.ids
 
     def __repr__(self) -> str:
+        """One line; `encoder` and `decoder` print their layers."""
         medium = "image" if self.config.time_kernel == 1 else "video"
         sizes = f"{'x'.join(map(str, self.strides))} pixels a token, {self.codebook_size:,} codes"
         parameters = sum(parameter.numel() for parameter in self.parameters())
         where = f"{parameters:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}"
-        return f"{medium} tokenizer: {sizes}, {where}\n{super().__repr__()}"
+        return f"{medium} tokenizer: {sizes}, {where}"
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the folder `config.json` + `model.safetensors` (the hub's layout), whole or not at all."""
@@ -285,6 +286,16 @@ class Tokenizer(nn.Module):
         else:
             video = self._decode(ids, stream, tile, is_last)
         return video if size is None else _crop(video, _whole_numbers("size", size))
+
+    def decode_codes(self, codes: Float[Tensor, "b d *grid"]) -> Float[Tensor, "b 3 *t h w"]:
+        """Decode codes `b d t h w`, of images `b d h w`, or what lies between them, with gradients and not quantized.
+
+        Raises BadTensor for another shape."""
+        if not isinstance(codes, Tensor) or codes.ndim not in (4, 5) or codes.shape[1] != self.quantizer.dim:
+            raise BadTensor(
+                f"codes must be b {self.quantizer.dim} t h w or b {self.quantizer.dim} h w (found {describe(codes)})"
+            )
+        return self._to_video(codes.unsqueeze(2)).squeeze(2) if codes.ndim == 4 else self._to_video(codes)
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a video that comes in chunks of any length (`b 3 t h w` each), equal to those of the whole video.

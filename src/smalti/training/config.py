@@ -190,6 +190,9 @@ class TokenizerTraining(RunConfig):
     init: PathField | None = None
     """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
     instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
+    init_training: bool = False
+    """Whether the run also takes what the training of `init` had, of a file of MagicMaster's trainer: the live weights,
+    the discriminator, the moments of both optimizers. What the file lacks starts anew, and is said."""
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
@@ -233,6 +236,8 @@ class TokenizerTraining(RunConfig):
                 raise ValueError(f"{name} and weights.{name} go together: give both or neither")
         if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
+        if self.init_training and self.init is None:
+            raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:
             self._check_codebook(self.codebook)
         if self.held_out and self.validation is not None:

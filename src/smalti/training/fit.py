@@ -80,11 +80,14 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
         check_equal_ranks(task)
         if world.is_main:
             _show_data(task, out, quiet=resume)
+            if task.state.step < config.steps:
+                say(_opening(task))
+        scores = ""
         with RunLog(out, config, task.state.step) if world.is_main else nullcontext() as log:
             for result in stop_after_skips(task.steps(out)):
                 ended, stop = result.step == config.steps, world.any(bool(signals))
                 if progress is not None:
-                    progress(result.step, config.steps, result.note)
+                    progress(result.step, config.steps, f"{result.note}{scores}")
                 if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
                     log.write({**result.line(), "steps_per_second": log.steps_per_second(result.step)})
                 if ended or stop or result.step % config.save_every == 0:
@@ -95,7 +98,9 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                 if log is not None and (ended or result.step % config.sample_every == 0):
                     log.write_samples(result.step, task.samples())
                 if log is not None and (ended or result.step % config.eval_every == 0):
-                    log.write_scores(result.step, task.validate())
+                    found = task.validate()
+                    log.write_scores(result.step, found)
+                    scores = "".join(f" validation/{name} {value:.4g}" for name, value in [*found.items()][:1])
                 if stop and not ended:
                     # Without a signal of its own, another rank received one.
                     raise Stopped(result.step, signals[0] if signals else signal.SIGTERM)
@@ -110,6 +115,15 @@ def _show_data(task: Task, out: Path, *, quiet: bool) -> None:
     write_json(out / "data.json", dict(task.data_counts))
     for note in () if quiet else task.notes:
         say(f"note: {note}")
+
+
+def _opening(task: Task) -> str:
+    """Return what is about to be trained, where, on how much, and how far."""
+    config, world, step = task.state.config, task.state.world, task.state.step
+    parameters = sum(parameter.numel() for parameter in task.ema.parameters())
+    ranks = f" and {world.size - 1} more ranks" if world.size > 1 else ""
+    what = f"{config.kind} of {parameters:,} parameters on {world.device}{ranks}, {task.data_count:,} samples"
+    return f"{what}, batches of {config.batch_size}, steps {step + 1:,} to {config.steps:,}"
 
 
 def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:

@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 from smalti.discriminators import Discriminator
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import load as load_tokenizer
+from smalti.families.magicmaster_training import read_training
 from smalti.losses import Anchors
 from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
+from smalti.progress import say
 from smalti.quantize import Codebook
 from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
 from smalti.tokenizer.initialise import initialise
@@ -113,7 +115,22 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         discriminator = discriminator.to(world.device).train()
         optimizer = adamw(discriminator, config.gan.optimizer)
         state.gan = GANState(config.gan, discriminator, wrap_ddp(discriminator, world), optimizer)
+    if config.init_training:
+        _take_training(state)
     return state
+
+
+def _take_training(state: TrainState) -> None:
+    """Put what the training of `init` had into a fresh state, whose EMA weights stay those of the checkpoint."""
+    gan, name = state.gan, str(state.config.init)
+    found = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
+    state.tokenizer.load_state_dict(found.live)
+    OptimizerState(state.optimizer, state.tokenizer).load_state_dict(found.moments)
+    if gan is not None and found.discriminator:
+        gan.discriminator.load_state_dict(found.discriminator)
+        OptimizerState(gan.optimizer, gan.discriminator).load_state_dict(found.discriminator_moments)
+    if state.world.is_main and found.lacking:
+        say(f"note: init_training: {name} has no {', no '.join(found.lacking)}: they start anew")
 
 
 def _start_codebook(config: TokenizerTraining, tokenizer: Tokenizer) -> CodebookState | None:

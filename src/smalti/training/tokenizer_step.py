@@ -59,8 +59,10 @@ class TokenizerStep(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The loss and the PSNR."""
-        return f"loss {self.total:.4f} psnr {self.psnr:.2f}" if self.rows else "no file of this step could be read"
+        """The loss and the PSNR, and the number of bad files if there are any."""
+        bad = f" bad files {self.bad_files:,}" if self.bad_files else ""
+        figures = f"loss {self.total:.4f} psnr {self.psnr:.2f}" if self.rows else "no file of this step could be read"
+        return f"{figures}{bad}"
 
     def line(self) -> dict[str, Any]:
         """Return the line for log.jsonl; without losses where there was no row."""

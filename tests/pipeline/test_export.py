@@ -1,0 +1,193 @@
+"""An exported tokenizer gives the ids of the tokenizer, whole and streamed, where there is no smalti."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import smalti
+from smalti.errors import ConfigError, MachineError
+from smalti.files import check_manifest
+from smalti.pipeline.parity import margins
+from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
+from smalti.tokenizer import Tokenizer, TokenizerConfig
+
+ABSENT = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+with_onnx = pytest.mark.skipif(bool(ABSENT), reason="needs the extra `export`")
+SMALL = {"width": 16, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "middle": 0}
+IMAGE = TokenizerConfig(**SMALL, strides=((1, 2),), patch=2, quantizer=LFQConfig(bits=8))
+VIDEO = TokenizerConfig(**SMALL, strides=((2, 2),), patch=2, quantizer=DSQConfig(levels=(5, 4, 3)), time_kernel=3)
+
+
+def saved(config, folder):
+    """A tokenizer whose every weight is random, in a folder."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(config)
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
+            parameter.add_(torch.randn(parameter.shape) / fan**0.5)
+    tokenizer.save(folder)
+    return tokenizer.eval()
+
+
+def exported(config, folder, *options):
+    """(tokenizer, folder of its export), made by the command: checks of annotations are no part of a graph."""
+    tokenizer = saved(config, folder / "tokenizer")
+    command = [
+        sys.executable,
+        "-m",
+        "smalti",
+        "export",
+        str(folder / "tokenizer"),
+        "--out",
+        str(folder / "out"),
+        *options,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert not ended.stderr.strip(), ended.stderr
+    return tokenizer, folder / "out"
+
+
+def programs(folder):
+    """The programs of an export as functions of tensors."""
+    import onnxruntime
+
+    about = json.loads((folder / "config.json").read_text())["programs"]
+
+    def function(name):
+        session = onnxruntime.InferenceSession(folder / about[name]["file"])
+        names = [port.name for port in session.get_inputs()]
+        assert names == list(about[name]["inputs"])
+        assert [port.name for port in session.get_outputs()] == list(about[name]["outputs"])
+        return lambda *x: [
+            torch.from_numpy(y) for y in session.run(None, dict(zip(names, (t.numpy() for t in x), strict=True)))
+        ]
+
+    return {name: function(name) for name in about}
+
+
+@with_onnx
+def test_one_file_serves_images_of_every_size(tmp_path):
+    tokenizer, folder = exported(IMAGE, tmp_path, "--weights", "float16")
+    run = programs(folder)
+    with torch.no_grad():
+        for parameter in (*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()):
+            parameter.copy_(parameter.half())
+        for size in [(1, 3, 1, 1, 1), (1, 3, 1, 4, 4), (2, 3, 1, 33, 18), (1, 3, 3, 7, 40)]:
+            video = torch.rand(size) * 2 - 1
+            ids = tokenizer.encode(video)
+            assert torch.equal(run["encode"](video)[0], ids)
+            assert torch.allclose(run["decode"](ids)[0], tokenizer.decode(ids), rtol=0, atol=1e-5)
+    check_manifest(folder)
+    parity = json.loads((folder / "parity.json").read_text())
+    assert parity["weights"] == "float16"
+    assert parity["programs"]["encode"]["ids"] > 10_000
+    about = json.loads((folder / "config.json").read_text())
+    assert about["tokenizer"]["fingerprint"] == smalti.load(tmp_path / "tokenizer").fingerprint
+    assert about["programs"]["encode"]["inputs"]["video"]["shape"] == ["batch", 3, "frames", "height", "width"]
+    weights = sum(p.numel() for p in tokenizer.encoder.parameters())
+    assert (folder / "encode.onnx").stat().st_size < 3 * weights + 100_000
+    assert str(tmp_path).encode() not in (folder / "encode.onnx").read_bytes()
+    assert b"smalti/tokenizer/tokenizer.py" not in (folder / "encode.onnx").read_bytes()
+
+
+@with_onnx
+@pytest.mark.slow
+def test_a_stream_of_chunks_gives_the_ids_and_pixels_of_the_whole(tmp_path):
+    tokenizer, folder = exported(VIDEO, tmp_path)
+    run = programs(folder)
+    assert set(run) == {"encode", "encode_step", "decode", "decode_step"}
+    with torch.no_grad():
+        for size, chunks in [((1, 3, 7, 16, 20), (1, 2, 4)), ((2, 3, 9, 5, 4), (3, 4, 2)), ((1, 3, 3, 4, 4), (1, 2))]:
+            video = torch.rand(size) * 2 - 1
+            ids = tokenizer.encode(video)
+            assert torch.equal(run["encode"](video)[0], ids)
+            parts, state = [], []
+            for number, chunk in enumerate(video.split(chunks, 2)):
+                y, *state = run["encode_step" if number else "encode"](chunk.contiguous(), *state)
+                parts.append(y)
+            assert torch.equal(torch.cat(parts, 1), ids)
+            parts, state = [], []
+            for number, chunk in enumerate(ids.split(1, 1)):
+                y, *state = run["decode_step" if number else "decode"](chunk.contiguous(), *state)
+                parts.append(y)
+            assert torch.allclose(torch.cat(parts, 2), tokenizer.decode(ids), rtol=0, atol=1e-5)
+    parity = json.loads((folder / "parity.json").read_text())["programs"]
+    assert {name for name, row in parity.items() if "ids" in row} == {"encode", "encode_step"}
+    assert all(row["differing"] == row["ties"] for row in parity.values() if "ids" in row)
+
+
+WITHOUT = """
+import sys
+sys.modules["smalti"] = None  # an import of it fails
+import torch
+x = torch.load(sys.argv[2], weights_only=True)
+for name in ("encode", "decode"):
+    program = torch._inductor.aoti_load_package(sys.argv[1] + f"/{name}.pt2")
+    for number, one in enumerate(x[name]):
+        assert torch.allclose(program(one)[0], x[name + "d"][number], rtol=0, atol=1e-5), one.shape
+"""
+
+
+@pytest.mark.slow
+def test_a_package_runs_in_a_process_without_smalti(tmp_path):
+    tokenizer, folder = exported(IMAGE, tmp_path, "--to", "pt2")
+    with torch.no_grad():
+        videos = [torch.rand(size) * 2 - 1 for size in [(2, 3, 1, 33, 18), (3, 3, 1, 12, 40), (1, 3, 1, 64, 50)]]
+        ids = [tokenizer.encode(video) for video in videos]
+        inputs = {"encode": videos, "encoded": ids, "decode": ids, "decoded": [tokenizer.decode(one) for one in ids]}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    command = [sys.executable, "-I", "-c", WITHOUT, str(folder), str(tmp_path / "inputs.pt")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "config", [LFQConfig(bits=6), FSQConfig(levels=(5, 4)), DSQConfig(levels=(5, 4))], ids=lambda c: c.kind
+)
+def test_the_margin_of_an_id_is_the_way_out_of_its_cell(config):
+    """By definition: just before it the id is the old one, just after it another."""
+    quantizer = config.build()
+    z = torch.randn(1, quantizer.dim, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    ids = quantizer.encode(z)
+    digits = quantizer.digits(ids)
+    digits[:, 0] = (digits[:, 0] + 1) % quantizer.levels[0]
+    others = quantizer.ids(digits)
+    up = quantizer.decode(others)[:, 0] > quantizer.decode(ids)[:, 0]
+    found = margins(quantizer, z, ids, others).view(1, 1, 8, 8)
+    for share, same in ((0.999, True), (1.001, False)):
+        moved = z.clone()
+        moved[:, 0] += torch.where(up, found * share, -found * share)
+        kept = quantizer.encode(moved) == ids
+        assert bool(kept[found.isfinite()].all()) if same else not bool(kept[found.isfinite()].any())
+
+
+def test_the_margin_of_a_row_is_the_distance_to_the_border():
+    quantizer = CodebookConfig(size=16, dim=3).build()
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.randn(16, 3, generator=torch.Generator().manual_seed(1)))
+        z = torch.randn(1, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        distances = (z.movedim(1, -1).unsqueeze(-2) - quantizer.table()).square().sum(-1)
+        near, second = distances.topk(2, largest=False).indices.unbind(-1)
+        rows = quantizer.table()[near], quantizer.table()[second]
+        gap = distances.gather(-1, second[..., None]) - distances.gather(-1, near[..., None])
+        wanted = gap[..., 0] / (2 * (rows[0] - rows[1]).norm(dim=-1))
+        found = margins(quantizer, z, quantizer.encode(z), second)
+    assert torch.allclose(found, wanted.flatten(), rtol=1e-3, atol=1e-6)
+
+
+def test_what_cannot_be_exported_is_refused_first(tmp_path):
+    tokenizer = saved(IMAGE, tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match="already exists; choose another name"):
+        smalti.export(tokenizer, tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=r"^device: is chosen where ONNX is run"):
+        smalti.export(tokenizer, tmp_path / "out", device="cuda")
+    if ABSENT:
+        with pytest.raises(MachineError, match=r"not installed; pip install 'smalti\[export\]'$"):
+            smalti.export(tokenizer, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]

@@ -1,0 +1,42 @@
+"""An exported or compiled tokenizer is one graph for all sizes: it gives what the tokenizer gives, or it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tokenizer.graph_laws import CONFIGS
+
+QUICK = ["video point fsq"]
+"""The one that is traced in the quick suite: causal taps, time strides, patches, adaptive norms, a stream."""
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+
+
+def rows(law, name):
+    """The lines of `graph_laws.py`, run as a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("graph_laws.py")), law, name]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_gives_the_same_at_every_size_or_refuses(name):
+    found = rows("graphs", name)
+    causal = CONFIGS[name].is_causal and CONFIGS[name].time_kernel > 1
+    steps = {f"{run}_step" for run in ("encode", "decode")} if causal else set()
+    assert {row["program"] for row in found} >= {"encode", "decode"} | steps
+    for row in found:
+        assert not row["wrong"], row
+        # Not by refusing all: two sizes at least are none of those that torch sets apart, of one on some axis.
+        assert row["equal"] >= 2, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_encode_decode_and_forward_compile_to_one_graph(name):
+    found = rows("compiled", name)
+    assert [row["compiled"] for row in found] == ["encode", "decode", "forward"]
+    assert all(row["equal"] == 2 for row in found), found
