@@ -282,6 +282,9 @@ def draw(found: Sequence[Point], path: Path) -> None:
                 curve = sorted(
                     (p.bits_per_pixel, getattr(p, name)) for p in found if (p.media, p.codec) == (media, codec)
                 )
+                if codec == "mean colour":  # at nearly no bits: the axis would hold little else
+                    ax.axhline(curve[0][1], ls="--", lw=0.8, color="grey", label=codec)
+                    continue
                 is_ours = codec == "smalti"
                 style = {"color": "black", "marker": "D", "linestyle": "none"} if is_ours else {"marker": "."}
                 ax.plot(*zip(*curve, strict=True), label=codec.removeprefix("lib"), zorder=3 if is_ours else 2, **style)

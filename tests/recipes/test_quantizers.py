@@ -8,9 +8,15 @@ import torch
 import smalti
 from smalti.errors import ConfigError
 from smalti.recipes import find
-from smalti.recipes.quantizers import LEVELS, QUANTIZER_LOSSES, named_quantizer, with_quantizer
+from smalti.recipes.quantizers import QUANTIZER_LOSSES, SCALAR_LEVELS, named_quantizer, with_quantizer
 
-NAMES = [*(f"{kind}{codes}" for kind in ("fsq", "dsq") for codes in LEVELS), "lfq1", "lfq18", "vq8192", "vq16-cosine"]
+NAMES = [
+    *(f"{kind}{codes}" for kind in ("fsq", "dsq") for codes in SCALAR_LEVELS),
+    "lfq1",
+    "lfq18",
+    "vq8192",
+    "vq16-cosine",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,7 +45,7 @@ _BLOCK = {
 
 
 class ForeignTraining(NamedTuple):
-    """What a file has of a training, under our names; moments as `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+    """The training in a file, under our names; moments as `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
 
     live: Mapping[str, Tensor]
     """Live weights of the tokenizer."""

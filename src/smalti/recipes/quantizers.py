@@ -10,7 +10,7 @@ from smalti.quantize.codebook import CodebookLossName, Lookup
 from smalti.quantize.quantizer import LossName
 from smalti.training.config import TokenizerTraining
 
-LEVELS: Mapping[int, tuple[int, ...]] = {
+SCALAR_LEVELS: Mapping[int, tuple[int, ...]] = {
     240: (8, 6, 5),
     1_000: (8, 5, 5, 5),
     4_375: (7, 5, 5, 5, 5),
@@ -19,7 +19,8 @@ LEVELS: Mapping[int, tuple[int, ...]] = {
 }
 """Levels of FSQ and DSQ by the number of codes, those of the FSQ paper (arXiv 2309.15505, section 4.1)."""
 QUANTIZER_LOSSES = frozenset((*get_args(LossName), *get_args(CodebookLossName)))
-FORMS = f"fsqN or dsqN with N of {', '.join(map(str, LEVELS))}; lfqBITS, as lfq18; vqROWS or vqROWS-cosine, as vq8192"
+_COUNTS = ", ".join(map(str, SCALAR_LEVELS))
+_FORMS = f"fsqN or dsqN with N of {_COUNTS}; lfqBITS, as lfq18; vqROWS or vqROWS-cosine, as vq8192"
 
 _ENTROPIES = {"token_entropy": 0.001, "batch_entropy": -0.001, "commitment": 0.01}
 """Beside a pixel loss of weight 1: MAGVIT-v2's, a hundred times as large, cost 2.3 dB (docs/learning.md)."""
@@ -41,15 +42,15 @@ def named_quantizer(name: str) -> NamedQuantizer:
     found = re.fullmatch(r"(fsq|dsq|lfq|vq)([1-9][0-9]{0,7})(-cosine)?", name)
     kind, number, cosine = found.groups() if found else ("", "0", None)
     count = int(number)
-    if kind in ("fsq", "dsq") and count in LEVELS and not cosine:
-        scalar = FSQConfig(levels=LEVELS[count]) if kind == "fsq" else DSQConfig(levels=LEVELS[count])
+    if kind in ("fsq", "dsq") and count in SCALAR_LEVELS and not cosine:
+        scalar = FSQConfig(levels=SCALAR_LEVELS[count]) if kind == "fsq" else DSQConfig(levels=SCALAR_LEVELS[count])
         return NamedQuantizer(scalar, {}, 0.0)
     if kind == "lfq" and count <= 24 and not cosine:
         return NamedQuantizer(LFQConfig(bits=count, temperature=1.0), _ENTROPIES, 19.0)
     if kind == "vq" and 2 <= count <= 1 << 24:
         by: Lookup = "cosine" if cosine else "euclidean"
         return NamedQuantizer(CodebookConfig(size=count, dim=8, by=by), _TABLE, 0.0)
-    raise ConfigError(f"quantizer {name}: no such quantizer; give {FORMS}")
+    raise ConfigError(f"quantizer {name}: no such quantizer; give {_FORMS}")
 
 
 def with_quantizer(config: TokenizerTraining, name: str) -> TokenizerTraining:
