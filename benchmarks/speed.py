@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import smalti
-from benchmarks.measure import fastest
+from benchmarks.measure import CPU, fastest
+from smalti.devices import measure_precisions
 from smalti.nn.stream import Stream
 from smalti.tokenizer import Tokenizer
 
@@ -68,12 +69,12 @@ def passes(tokenizer: Tokenizer, pixels: Tensor, chunk: int | None) -> dict[str,
     return {"encode": encode, "decode": decode}
 
 
-def limit(tokenizer: Tokenizer, positions: int) -> tuple[Callable[[], object], float]:
+def limit(tokenizer: Tokenizer, positions: int, device: torch.device) -> tuple[Callable[[], object], float]:
     """A 3x3 convolution of the widest level at about so many positions, and its GFLOP."""
     channels = tokenizer.encoder.layers[-1].conv2.now.out_channels  # type: ignore[union-attr]
     side = max(16, min(128, round(positions**0.5)))
-    x = torch.randn(1, side, side, channels).permute(0, 3, 1, 2)
-    weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(1, side, side, channels, device=device).permute(0, 3, 1, 2)
+    weight = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     return lambda: F.conv2d(x, weight, padding=1), 2 * 9 * channels**2 * side**2 / 1e9
 
 
@@ -85,25 +86,28 @@ def gflop(call: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
+def measure(device: torch.device = CPU) -> tuple[str, Sequence[Mapping[str, object]]]:
     """One row a workload and direction."""
-    models = {name: smalti.load(name) for name in ("smalti/tiny-image", "smalti/tiny-video")}
-    halved = {name: smalti.load(name).compute_in(torch.bfloat16) for name in models}
+    models = {name: smalti.load(name, device) for name in ("smalti/tiny-image", "smalti/tiny-video")}
+    halved = {name: smalti.load(name, device).compute_in(torch.bfloat16) for name in models}
+    is_fast = fast_bfloat16(device)
     rows: list[dict[str, object]] = []
-    for name, (model, pixels, chunk) in workloads().items():
-        ceiling, operations = limit(models[model], pixels[0, 0, 0].numel() // 16)
+    for name, (model, video_on_cpu, chunk) in workloads().items():
+        pixels = video_on_cpu.to(device)
+        ceiling, operations = limit(models[model], pixels[0, 0, 0].numel() // 16, device)
         float32, bfloat16 = passes(models[model], pixels, chunk), passes(halved[model], pixels, chunk)
-        is_large = pixels.numel() > 3 * 600 * 600
+        is_large = pixels.numel() > 3 * 300 * 300
         for direction, call in float32.items():
             calls = {"float32": call, "limit": ceiling}
-            calls |= {} if is_large and not fast_bfloat16() else {"bfloat16": bfloat16[direction]}
-            best = fastest(calls, rounds=2 if is_large else ROUNDS)
-            speed, most = gflop(call) / best["float32"], operations / best["limit"]
+            calls |= {} if is_large and not is_fast else {"bfloat16": bfloat16[direction]}
+            best = fastest(calls, rounds=2 if is_large else ROUNDS, device=device)
+            work = gflop(call)
+            speed, most = work / best["float32"], operations / best["limit"]
             faster = best["float32"] / best["bfloat16"] if "bfloat16" in best else None
             rows.append(
                 {
                     "what": f"{name}: {direction}",
-                    "gflop": gflop(call),
+                    "gflop": work,
                     "ms": best["float32"] * 1e3,
                     "gflop_s": speed,
                     "limit_gflop_s": most,
@@ -114,9 +118,7 @@ def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
     return "shipped tokenizers, float32, beside a 3x3 convolution of the same run; bfloat16: times as fast", rows
 
 
-def fast_bfloat16() -> bool:
+def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is the faster format here; where it is ten times as slow, large sizes are left out."""
-    from smalti.devices import measure_precisions
-
-    speeds = measure_precisions(torch.device("cpu"))
+    speeds = measure_precisions(device)
     return speeds["bfloat16"] > speeds["float32"]

@@ -135,7 +135,7 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
         for name, value in measured.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * part.share
     means = world.mean(torch.stack([*sums.values()]))
-    return {name: float(value) for name, value in zip(sums, means, strict=True)}, usage
+    return dict(zip(sums, means.tolist(), strict=True)), usage  # one wait for a GPU, not one for each loss
 
 
 def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tuple[dict[str, Tensor], Tensor]:
