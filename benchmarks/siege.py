@@ -222,7 +222,7 @@ def main() -> int:
     print(f"{sum(MIX.values())} requests in {took:.0f} s; wrong or crossed: {len(siege.wrong)} {siege.wrong[:3] or ''}")
     print(f"health: median {p50:.0f} ms, p95 {p95:.0f} ms, longest {health[-1] * 1000:.0f} ms")
     print(f"memory: {before:.0f} MB before, {peak:.0f} MB at the peak, {after:.0f} MB after ({after - before:+.0f})")
-    return bool(siege.wrong) or after - before > 100 or p95 > 500
+    return int(bool(siege.wrong) or after - before > 100 or p95 > 500)
 
 
 if __name__ == "__main__":

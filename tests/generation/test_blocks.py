@@ -180,6 +180,20 @@ def test_one_part_at_a_time_gives_the_logits_of_all_at_once(part_layers):
         assert logits.shape == (7, vocabulary.sizes[g])
 
 
+def test_logits_are_the_formula_of_the_head():
+    """norm(gelu(W f + b)) E_g^T + c_g, over the rows of the table that are no mask."""
+    vocabulary = built(MaskedConfig(**SMALL, grid=(1, 2, 2))).vocabulary
+    features = torch.randn(5, 24, generator=rng(), dtype=torch.float64)
+    hidden = features @ vocabulary.dense.weight.T + vocabulary.dense.bias
+    hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+    norm = vocabulary.norm
+    hidden = torch.nn.functional.layer_norm(hidden, (24,), norm.weight, norm.bias, 1e-5)
+    for g, size in enumerate(vocabulary.sizes):
+        wanted = hidden @ vocabulary.tables[g].weight[:size].T + vocabulary.biases[g]
+        found = vocabulary.logits_at(g, features, torch.zeros(5, g, dtype=torch.int64))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_heads_are_tied_to_tables_and_never_give_the_mask():
     config = MaskedConfig(**SMALL, grid=(1, 2, 2))
     vocabulary = built(config).vocabulary

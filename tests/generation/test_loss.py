@@ -75,7 +75,7 @@ def test_the_loss_is_its_closed_form_over_masked_entries(unit, smoothing, visibl
         assert torch.equal(hidden[..., 0], hidden[..., 1])
     parts = model.factorization.split(ids)
     everywhere = torch.ones(4, 24, dtype=torch.bool)
-    total, nats = 0.0, []
+    total, nats, right = 0.0, [], []
     for g, logits in enumerate(model(seen, parts, everywhere)):
         log_p = logits.log_softmax(1).unflatten(0, (4, 24))
         plain = -log_p.gather(2, parts.flatten(1, 3)[..., g, None])[..., 0]
@@ -83,6 +83,8 @@ def test_the_loss_is_its_closed_form_over_masked_entries(unit, smoothing, visibl
         other = ~hidden[..., g] & ~known.flatten(1)
         total += smooth[hidden[..., g]].sum() + visible * smooth[other].sum()
         nats.append(plain[hidden[..., g]].sum())
+        right.append((log_p.argmax(2) == parts.flatten(1, 3)[..., g])[hidden[..., g]].sum())
+    assert torch.equal(found.right, torch.stack(right))
     assert torch.allclose(found.total, total, rtol=1e-12)
     assert torch.allclose(found.nats, torch.stack(nats), rtol=1e-12)
     assert torch.equal(found.entries, hidden.sum((0, 1)))
@@ -198,6 +200,10 @@ def test_validation_masks_are_exact_fixed_and_nested(unit):
     for share, mask in zip(first, hidden, strict=True):
         assert (mask.flatten(1).sum(1) == share * entries * 48 // entries).all()
     assert all(not (small & ~large).any() for small, large in itertools.pairwise(hidden))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(hidden[1], 2))  # each sample has its own
+    validate(model, ids, prompt, [4, 2, 3, 1])
+    shuffled = passes[5][0].subtokens == torch.tensor(model.factorization.sizes)
+    assert torch.equal(shuffled, hidden[1][[2, 3, 0, 1]])
     torch.manual_seed(5)
     again = validate(model, ids, prompt, [3, 1, 4, 2])
     assert all(torch.equal(first[share].nats, again[share].nats) for share in first)

@@ -38,7 +38,7 @@ class Limits(NamedTuple):
     """Connections at a time; one more is refused at once."""
     arrival: float = 15.0
     """Seconds that a request may take to arrive, and its answer to be taken."""
-    waiting: int = 8
+    waiting: int = 32
     """Pieces of work that wait for their turn."""
     work: float = 120.0
     """Seconds until a piece of work must be done, its waiting included."""

@@ -187,7 +187,7 @@ def _masked(
     rng: torch.Generator | None,
 ) -> TokenLoss:
     subtokens = model.factorization.split(ids)
-    blanks = input_subtokens(model, prompt._replace(known=prompt.known & False))  # masks and hints
+    blanks = input_subtokens(model, prompt)  # masks and hints: no known cell is masked
     tokens = torch.where(masked.view_as(subtokens), blanks, subtokens)
     inputs = masked_input(tokens, masked, prompt, list(range(len(ids))))
     counted = masked if config.visible == 0 else (~prompt.known.flatten(1))[..., None] | masked

@@ -37,7 +37,7 @@ def write_program(program: Program, folder: Path, to: Target, weights: WeightTyp
     """
     path = folder / f"{program.name}.{to}"
     with _quiet():
-        graph = graph_of(program, half=weights == "float16")
+        graph = graph_of(program, half=weights == "float16", one_group=to == "pt2")
         shapes = _write_onnx(program, graph, path) if to == "onnx" else _write_pt2(program, graph, path)
     ports = {
         name: {"type": _type_of(node), "shape": shape}
@@ -103,10 +103,10 @@ def _shapes(program: Program, graph: torch.export.ExportedProgram) -> dict[str, 
     words: dict[str, str] = {}
     for name, axes in program.inputs.items():
         for axis, word in axes.items():
-            symbol = str(ports[name].shape[axis])
+            symbol = str(ports[name].shape[axis])  # a number where the axis is not free after all
             if symbol.isidentifier():
                 words.setdefault(symbol, word if not word.startswith("axis") else f"{name}_{word}")
-    if program.multiple > 1:
+    if program.multiple > 1 and not isinstance(ports[next(iter(program.inputs))].shape[2], int):
         groups = re.sub(r"^\d+\*", "", str(ports[next(iter(program.inputs))].shape[2]))
         words[groups] = "groups"
     return {

@@ -260,7 +260,8 @@ class HybridHalve(nn.Module):
         if self.time is not None:
             first = x[:1] if stream is None or stream.get(self.time) is None else x[:0]
             pairs = x[len(first) :]
-            x = self.time(x, stream) + join_frames((first, (pairs[::2] + pairs[1::2]) / 2))
+            one, two = pairs.unflatten(0, (pairs.shape[0] // 2, 2)).unbind(1)
+            x = self.time(x, stream) + join_frames((first, (one + two) / 2))
         y: Tensor = self.out(x)
         return y
 

@@ -168,7 +168,8 @@ class HalveTime(nn.Module):
             carry = x[:1] if self.conv.start == "copy" else torch.zeros_like(x[:1])
         if stream is not None:
             stream.put(self, x[-1:])
-        before, first, second = join_frames((carry, x[1:-1:2])), x[::2], x[1::2]
+        first, second = x.unflatten(0, (x.shape[0] // 2, 2)).unbind(1)
+        before = join_frames((carry, second[:-1]))
         share = self.mix.sigmoid()
         return share * ((before + first + second) / 3) + (1 - share) * self.conv(x, stream)
 
@@ -199,10 +200,8 @@ class DoubleTime(nn.Module):
         if carry is None:
             parts, x, carry = [_interpolate(x[:alone])], x[alone:], x[:0]
         frames = join_frames((carry, x))
-        if len(frames):
-            y = _interpolate(frames)
-            # What the carried frame gave before it is out already.
-            parts.append(y[len(carry) : None if stream is None or stream.is_ending else -1])
+        # What the carried frame gave before it is out already.
+        parts.append(_interpolate(frames)[len(carry) : None if stream is None or stream.is_ending else -1])
         if stream is not None:
             stream.put(self, frames[-1:])
         return join_frames(parts)
