@@ -304,7 +304,7 @@ def test_names_of_the_hub_are_found_by_the_real_names_of_their_files_and_known_f
     hub(tmp_path / "hub", "somebody/else", showo)
     hub(tmp_path / "hub", "many/files", {"a.ckpt": FOLDER / "ibq_tiny.ckpt", "b.pt": FOLDER / "llamagen_tiny.pt"})
     names = ["showlab/magvitv2", "amused/amused-256@main", "TencentARC/IBQ-Tokenizer-8192", "somebody/else"]
-    names += ["many/files/b.pt", "not/there"]
+    names += ["many/files/b.pt", "not/there", "BAAI/Emu3.5-VisionTokenizer"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     command = [sys.executable, "-W", "error::UserWarning", "-c", HUB, *names]
@@ -320,6 +320,7 @@ def test_names_of_the_hub_are_found_by_the_real_names_of_their_files_and_known_f
     assert kind == "MachineError"
     assert "the hub was not asked, because HF_HUB_OFFLINE is set" in line
     assert "\n" not in line
+    assert "VisionTokenizer (VQGAN named as in taming): no such folder here" in found[names[-1]][1]
 
 
 def test_of_a_model_in_shards_those_with_the_tokenizer_are_read(tmp_path):

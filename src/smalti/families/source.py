@@ -135,7 +135,9 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
         raise InputError(f"{name}: no such folder, and no such repository on the hub; give {FORMS}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         near = nearest(name, (TINY_IMAGE, TINY_VIDEO))
-        raise MachineError(f"{name}: no such folder here, and the hub {hub_fault(error)}; give {FORMS}{near}") from None
+        known = "".join(f" ({family.title})" for family in published_families(hub, families))
+        fault = f"{name}{known}: no such folder here, and the hub {hub_fault(error)}"
+        raise MachineError(f"{fault}; give {FORMS}{near}") from None
     place = folder / hub.inside
     if not place.exists() or not any(path.is_file() for path in [place, *place.rglob("*")]):
         raise InputError(f"{name}: the repository has no file of weights of a known name; {tried}")
