@@ -1,6 +1,6 @@
 """Ids of exported tokenizers against PyTorch's, on images and clips of mixed sizes.
 
-    python -m benchmarks.export_parity MEDIA smalti/tiny-image smalti/tiny-video [--to onnx] [--out FILE]
+    python -m benchmarks.export_parity MEDIA smalti/tiny-image smalti/tiny-video [--out FILE]
 
 MEDIA has `photos` and `clips` or `film` (images and videos anywhere below). Images are cut to sizes of their own, clips
 to sizes and lengths of their own; each is encoded and decoded whole, and in chunks where there is a streaming step.
@@ -54,7 +54,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("media", type=Path)
     parser.add_argument("tokenizers", nargs="+")
-    parser.add_argument("--to", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--out", type=Path)
@@ -65,15 +64,15 @@ def main() -> None:
         tokenizer = smalti.load(name)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "out"
-            export(tokenizer, folder, to=arguments.to)
+            export(tokenizer, folder)
             about = json.loads((folder / "config.json").read_text())["programs"]
-            agreement = Agreement(tokenizer, open_exported(folder, arguments.to, about))
+            agreement = Agreement(tokenizer, open_exported(folder, "onnx", about))
             for title, video in images(arguments.media, arguments.images):
                 agreement.add(title, video)
             for title, video in islice(clips(arguments.media, arguments.clips), arguments.clips):
                 agreement.add(title, video)
-        found[f"{name} {arguments.to}"] = agreement.report()
-        print(json.dumps({name: found[f"{name} {arguments.to}"]}), flush=True)
+        found[name] = agreement.report()
+        print(json.dumps({name: found[name]}), flush=True)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 

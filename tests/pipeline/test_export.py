@@ -122,31 +122,6 @@ def test_a_stream_of_chunks_gives_the_ids_and_pixels_of_the_whole(tmp_path):
     assert all(row["differing"] == row["ties"] for row in parity.values() if "ids" in row)
 
 
-WITHOUT = """
-import sys
-sys.modules["smalti"] = None  # an import of it fails
-import torch
-x = torch.load(sys.argv[2], weights_only=True)
-for name in ("encode", "decode"):
-    program = torch._inductor.aoti_load_package(sys.argv[1] + f"/{name}.pt2")
-    for number, one in enumerate(x[name]):
-        assert torch.allclose(program(one)[0], x[name + "d"][number], rtol=0, atol=1e-5), one.shape
-"""
-
-
-@pytest.mark.slow
-def test_a_package_runs_in_a_process_without_smalti(tmp_path):
-    tokenizer, folder = exported(IMAGE, tmp_path, "--to", "pt2")
-    with torch.no_grad():
-        videos = [torch.rand(size) * 2 - 1 for size in [(2, 3, 1, 33, 18), (3, 3, 1, 12, 40), (1, 3, 1, 64, 50)]]
-        ids = [tokenizer.encode(video) for video in videos]
-        inputs = {"encode": videos, "encoded": ids, "decode": ids, "decoded": [tokenizer.decode(one) for one in ids]}
-    torch.save(inputs, tmp_path / "inputs.pt")
-    command = [sys.executable, "-I", "-c", WITHOUT, str(folder), str(tmp_path / "inputs.pt")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-
-
 @pytest.mark.parametrize(
     "config", [LFQConfig(bits=6), FSQConfig(levels=(5, 4)), DSQConfig(levels=(5, 4))], ids=lambda c: c.kind
 )
@@ -185,8 +160,6 @@ def test_what_cannot_be_exported_is_refused_first(tmp_path):
     tokenizer = saved(IMAGE, tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match="already exists; choose another name"):
         smalti.export(tokenizer, tmp_path / "tokenizer")
-    with pytest.raises(ConfigError, match=r"^device: is chosen where ONNX is run"):
-        smalti.export(tokenizer, tmp_path / "out", device="cuda")
     if ABSENT:
         with pytest.raises(MachineError, match=r"not installed; pip install 'smalti\[export\]'$"):
             smalti.export(tokenizer, tmp_path / "out")

@@ -13,17 +13,16 @@ def export_command(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     to: Annotated[
-        Literal["onnx", "pt2"],
-        typer.Option(help="ONNX Runtime anywhere, or torch without smalti on machines of this kind."),
+        Literal["onnx"],
+        typer.Option(help="Runtime: ONNX Runtime, anywhere."),
     ] = "onnx",
     weights: Annotated[
         Literal["float32", "float16"],
         typer.Option(help="Number type in which the weights are kept; all is computed in float32."),
     ] = "float32",
-    device: Annotated[str, typer.Option(help="Device that pt2 is for: cpu or cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a tokenizer as programs that run without smalti: ONNX, or torch's AOTInductor.
+    """Write a tokenizer as programs of ONNX that run without smalti.
 
     \b
     encode and decode take any batch, length, height and width; a video tokenizer
@@ -34,12 +33,12 @@ def export_command(
     Examples:
       smalti export smalti/tiny-image --out tiny-onnx
       smalti export smalti/tiny-video --weights float16 --out tiny-video-onnx
-      smalti export runs/mine --to pt2 --out mine-pt2
+      smalti export runs/mine --out mine-onnx
     """
     from smalti.pipeline.export import export
 
     with bar("exporting", None) as progress:
-        parity = export(tokenizer, out, to=to, weights=weights, device=device, progress=progress)
+        parity = export(tokenizer, out, to=to, weights=weights, progress=progress)
     if as_json:
         print_json({"out": out, **parity})
         return

@@ -31,7 +31,7 @@ from smalti.cli import (
     zoo,
 )
 from smalti.cli.console import message_line, say
-from smalti.errors import MachineError, SmaltiError
+from smalti.errors import MachineError, PeerFailed, SmaltiError, is_out_of_memory
 from smalti.version import __version__
 
 UNREAD = 1
@@ -92,7 +92,7 @@ app.command("reconstruct", short_help="Encode and decode images and videos.")(re
 app.command("tokenize", short_help="Turn images and videos into a token set.")(tokenize.tokenize_command)
 app.command("decode", short_help="Write rows of a token set as PNG and MP4.")(decode.decode_command)
 app.command("generate", short_help="Sample images and video from a token model.")(generate.generate_command)
-app.command("export", short_help="Write a tokenizer as ONNX or for AOTInductor.")(export.export_command)
+app.command("export", short_help="Write a tokenizer as programs of ONNX.")(export.export_command)
 app.command("compress", short_help="Write an image or a video as a small file.")(compress.compress_command)
 app.command("decompress", short_help="Write the image or video of a compressed file.")(decompress.decompress_command)
 app.command("inflate", short_help="Make a video tokenizer from an image tokenizer.")(inflate.inflate_command)
@@ -134,6 +134,8 @@ def run(arguments: Sequence[str]) -> int:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         failure = explain(error)
+        if isinstance(error, PeerFailed) and not str(error):  # another process tells of it
+            return failure.code
         say(failure.line + (_GO_ON.get(verb[0], "") if failure.code == STOPPED else ""))
         return failure.code
 
@@ -153,7 +155,7 @@ def explain(error: BaseException) -> Failure:
         return Failure(f"error: {message_line(usage)} (see smalti VERB --help)", USAGE)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Failure("stopped", STOPPED)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         remedy = "take smaller images, batches or clips, or another --device"
         return Failure(f"error: out of memory ({message_line(error)[:80]}): {remedy}", MachineError.exit_code)
     if isinstance(error, OSError) and error.errno is not None:
@@ -186,11 +188,3 @@ def _usage_message(error: Any) -> str | None:
     # Where the class lives differs between releases of typer, so it is known by its name.
     is_usage = any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
     return str(error.format_message()) if is_usage else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch is not imported here for the name of its error; on a CPU it raises a RuntimeError that names its allocator.
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
-    )

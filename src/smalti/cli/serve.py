@@ -12,7 +12,7 @@ from smalti.cli.options import TOKENIZER_HELP, DeviceOption
 def serve_command(
     tokenizers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TOKENIZER]...", help=f"{TOKENIZER_HELP} Or the run of a token model."),
+        typer.Argument(metavar="TOKENIZER", help=f"{TOKENIZER_HELP} Or the run of a token model."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the page to this folder, tokenizers inside.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port at 127.0.0.1; 0 for any.")] = 8000,
@@ -22,15 +22,15 @@ def serve_command(
     """Open the page: see the tokens of an image, a clip or the camera, change them, decode them.
 
     \b
-    Served, the tokenizers run here, by torch, for this machine alone. With --save,
-    the page is a folder for any web host, and the browser runs the tokenizers: no
-    pixel leaves it. --save needs the extra `export`.
+    Served, the tokenizers run here, by torch, for this machine alone.
+    With --save, the page is a folder for any web host, and the browser runs
+    the tokenizers: no pixel leaves it. --save needs the extra `export`.
 
     \b
     Examples:
       smalti serve
       smalti serve runs/mine showlab/magvitv2 --port 8080
-      smalti serve runs/clips                       a token model: generate, continue
+      smalti serve runs/clips                a token model: generate, continue
       smalti serve --save page && python3 -m http.server --directory page
       smalti serve runs/mine --save page
     """

@@ -11,7 +11,6 @@ from torch import Tensor
 from smalti.arguments import check_arguments, check_out_folder
 from smalti.data import read_clip, read_image
 from smalti.data.bundled import photos, videos
-from smalti.devices import as_device
 from smalti.errors import ConfigError, MachineError
 from smalti.families import load
 from smalti.files import new_folder, write_json
@@ -35,10 +34,9 @@ def export(
     *,
     to: Target = "onnx",
     weights: WeightType = "float32",
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a tokenizer as programs for ONNX Runtime, or as AOTInductor's packages, and compare their ids with its own.
+    """Write a tokenizer as programs for ONNX Runtime and compare their ids with its own.
 
     `encode.onnx` takes `video`, float32 `batch 3 frames height width` in [-1, 1] of any size, and gives `ids`, int64
     `batch latents rows columns`; `decode.onnx` takes `ids` and gives `video`, which is to be cropped to the size of the
@@ -56,29 +54,24 @@ def export(
     Args:
         tokenizer: a tokenizer or its name, as `smalti.load` takes it.
         out: folder to write; it must not exist.
-        to: `onnx`, for ONNX Runtime anywhere, a browser included, or `pt2`, for torch without smalti on machines of
-            this kind.
+        to: `onnx`, for ONNX Runtime anywhere, a browser included.
         weights: `float16` keeps the weights in half the space, and computes with them in float32.
-        device: device that `pt2` is for.
         progress: called after each program.
 
-    Returns the content of parity.json. Raises ConfigError where `out` is there, MachineError where a package or a
-    compiler is absent, and, with float32 weights, where an id differs by more than rounding: nothing is then written.
+    Returns the content of parity.json. Raises ConfigError where `out` is there, MachineError where a package is
+    absent, and, with float32 weights, where an id differs by more than rounding: nothing is then written.
     """
     check_arguments(export, locals())
     check_out_folder("out", out)
     if Path(out).exists():
         raise ConfigError(f"{out}: already exists; choose another name")
-    if to == "onnx" and device != "cpu":
-        raise ConfigError("device: is chosen where ONNX is run; only pt2 is made for one")
     if not isinstance(tokenizer, Tokenizer) and (Path(tokenizer) / DATASET).is_file():
         raise ConfigError(
             f"{tokenizer}: a token set, no tokenizer; `smalti decode SET --to npy` writes its ids as .npy"
         )
-    place = as_device(device)
     own = copy.deepcopy(tokenizer) if isinstance(tokenizer, Tokenizer) else load(tokenizer)
     check_packages(to)
-    own = own.to(device=place, dtype=torch.float32).eval()
+    own = own.to(device="cpu", dtype=torch.float32).eval()
     with new_folder(Path(out)) as folder:
         parts, about = programs(copy.deepcopy(own)), {}
         for number, program in enumerate(parts, 1):
@@ -87,7 +80,7 @@ def export(
                 progress(number, len(parts), about[program.name]["file"])
         agreement = Agreement(own, open_exported(folder, to, about))
         compare_media(agreement, _media(own))
-        parity = {"weights": weights, "programs": agreement.report(), **_versions(to)}
+        parity = {"weights": weights, "programs": agreement.report(), **_versions()}
         _check(agreement, to, weights)
         write_json(folder / "config.json", _config(own, to, weights, about))
         write_json(folder / "parity.json", parity)
@@ -128,9 +121,7 @@ def _check(agreement: Agreement, to: Target, weights: WeightType) -> None:
         )
 
 
-def _versions(to: Target) -> dict[str, str]:
-    if to == "pt2":
-        return {"torch": torch.__version__}
+def _versions() -> dict[str, str]:
     import onnx
     import onnxruntime
 

@@ -60,15 +60,12 @@ class Agreement:
         return sum(row.get("ties", 0) for row in self.counts.values())
 
     def _stream(self, run: str, x: Tensor, axis: int, stride: int) -> Tensor:
-        """Return the results of a first chunk of one group and a part, and of later ones of two groups each, or of one
-        where a step takes no other."""
+        """Return the results of a first chunk of one group and a part, and of later ones of two groups each."""
         first = 1 + stride if x.shape[axis] > 1 else 1
         start, last = f"{run}_start", f"{run}_last"
         if x.shape[axis] == 1 and last in self.exported.programs:
             return self.exported.run(run, x)[0]
-        about = self.exported.programs[f"{run}_step"]["inputs"]["video" if run == "encode" else "ids"]["shape"]
-        size = about[axis] if isinstance(about[axis], int) else 2 * stride
-        chunks = [x.narrow(axis, 0, first), *x.narrow(axis, first, x.shape[axis] - first).split(size, axis)]
+        chunks = [x.narrow(axis, 0, first), *x.narrow(axis, first, x.shape[axis] - first).split(2 * stride, axis)]
         parts: list[Tensor] = []
         state: Sequence[Tensor] = ()
         for number, chunk in enumerate(chunks):

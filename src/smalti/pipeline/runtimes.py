@@ -1,4 +1,4 @@
-"""Programs of a tokenizer as files of another runtime, ONNX or AOTInductor's packages, and running them."""
+"""Programs of a tokenizer as files of another runtime, ONNX, and running them."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from torch import Tensor
 from smalti.errors import MachineError
 from smalti.tokenizer.graphs import Program, graph_of
 
-Target = Literal["onnx", "pt2"]
+Target = Literal["onnx"]
 WeightType = Literal["float32", "float16"]
 
 _OPSET = 20
@@ -24,21 +24,18 @@ _OPSET = 20
 
 def check_packages(to: Target) -> None:
     """Raise MachineError where a package that the target needs is not installed."""
-    needed = ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ()
+    needed = ("onnx", "onnxscript", "onnxruntime")
     absent = [name for name in needed if find_spec(name) is None]
     if absent:
         raise MachineError(f"{', '.join(absent)}: not installed; pip install 'smalti[export]'")
 
 
 def write_program(program: Program, folder: Path, to: Target, weights: WeightType) -> dict[str, Any]:
-    """Write `NAME.onnx` or `NAME.pt2` and return its description: file, inputs and outputs with type and shape.
-
-    Raises MachineError where a compiler for `pt2` is absent.
-    """
+    """Write `NAME.onnx` and return its description: file, inputs and outputs with type and shape."""
     path = folder / f"{program.name}.{to}"
     with _quiet():
-        graph = graph_of(program, half=weights == "float16", one_group=to == "pt2")
-        shapes = _write_onnx(program, graph, path) if to == "onnx" else _write_pt2(program, graph, path)
+        graph = graph_of(program, half=weights == "float16")
+        shapes = _write_onnx(program, graph, path)
     ports = {
         name: {"type": _type_of(node), "shape": shape}
         for (name, shape), node in zip(shapes.items(), _ports(graph), strict=True)
@@ -72,18 +69,6 @@ def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Pat
             value.metadata_props.clear()
     made.save(path, external_data=False)
     return shapes
-
-
-def _write_pt2(program: Program, graph: torch.export.ExportedProgram, path: Path) -> dict[str, list[int | str]]:
-    from torch._inductor import aoti_compile_and_package
-    from torch._inductor.exc import InductorError, InvalidCxxCompiler
-
-    try:
-        aoti_compile_and_package(graph, package_path=str(path))
-    except (InvalidCxxCompiler, InductorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise MachineError(f"pt2 needs a C++ compiler and torch's compiler for this device ({reason})") from None
-    return _shapes(program, graph)
 
 
 def _ports(graph: torch.export.ExportedProgram) -> list[Tensor]:
@@ -165,17 +150,6 @@ class _Onnx(Exported):
         return [torch.from_numpy(array) for array in program.run(None, arrays)]
 
 
-class _Package(Exported):
-    def _open(self, path: Path) -> Any:
-        from torch._inductor import aoti_load_package
-
-        return aoti_load_package(str(path))
-
-    def _call(self, program: Any, names: Sequence[str], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
-            return program(*inputs)
-
-
 def open_exported(folder: Path, to: Target, programs: Mapping[str, Mapping[str, Any]]) -> Exported:
     """Load the programs of a folder."""
-    return _Onnx(folder, programs) if to == "onnx" else _Package(folder, programs)
+    return _Onnx(folder, programs)

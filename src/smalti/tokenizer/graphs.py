@@ -151,22 +151,17 @@ def _noise(*size: int) -> Tensor:
     return torch.rand(batch, 3, frames, height, width, generator=rng) * 2 - 1
 
 
-def graph_of(program: Program, *, half: bool = False, one_group: bool = False) -> torch.export.ExportedProgram:
+def graph_of(program: Program, *, half: bool = False) -> torch.export.ExportedProgram:
     """Trace a program with all its free axes, with its weights kept in half precision if asked.
 
-    torch sets sizes of one apart: a step for any number of groups refuses one. `one_group` makes a step for one alone.
+    torch sets sizes of one apart: run by torch, the graph of a step for any number of groups refuses one.
     """
     free, module = torch.export.Dim.AUTO, HalfWeights(program.module) if half else program.module
     shapes: list[Any] = [dict.fromkeys(axes, free) for axes in program.inputs.values()]
     if program.multiple > 1:  # of frames
         shapes[0][2] = program.multiple * torch.export.Dim("groups")
-    example = program.example
-    if one_group and isinstance(program.module, _Step):
-        axis, count = (2, program.multiple) if "video" in program.inputs else (1, 1)
-        shapes[0].pop(axis)
-        example = (example[0].narrow(axis, 0, count).contiguous(), *example[1:])
     with torch.no_grad():
-        return torch.export.export(module.eval(), example, dynamic_shapes=(tuple(shapes),), strict=False)
+        return torch.export.export(module.eval(), program.example, dynamic_shapes=(tuple(shapes),), strict=False)
 
 
 class HalfWeights(nn.Module):
