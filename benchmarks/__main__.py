@@ -18,6 +18,7 @@ from benchmarks import (
     sampling,
     speed,
     streaming,
+    survival,
     tokens,
     training_step,
     walk,
@@ -44,6 +45,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "sampling": sampling.measure,
     "rate_distortion": rate_distortion.measure,
     "tokens": tokens.measure,
+    "survival": survival.measure,
     "walk": walk.measure,
 }
 

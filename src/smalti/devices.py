@@ -1,7 +1,10 @@
 """The device of a name, or the best there is: one check and one message for every function that takes one; and what the
 number formats cost on it."""
 
+import os
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +15,26 @@ Precision = Literal["float32", "bfloat16"]
 """Number formats in which networks compute."""
 _PROBED = (1, 128, 32, 32)
 """Images, channels, height and width of the convolution that is timed."""
+_SHARE = 0.8
+"""Share of the memory that is free at the start that work may take."""
+
+
+def usable_memory() -> int | None:
+    """Return the bytes that work of this machine may take: 80 % of what is free now, in the machine and in the control
+    group of this process (a container, a job of Slurm). None where the system does not say."""
+    free = list[int]()
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
+    old = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"
+    for limit, used in (("memory.max", "memory.current"), old):
+        with suppress(OSError, ValueError):  # "max" is no number
+            group = Path("/sys/fs/cgroup")
+            free.append(int((group / limit).read_text("ascii")) - int((group / used).read_text("ascii")))
+    if not free and hasattr(os, "sysconf"):
+        with suppress(OSError, ValueError):
+            free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return int(max(0, min(free)) * _SHARE) if free else None
 
 
 def as_device(device: str | torch.device | None) -> torch.device | None:

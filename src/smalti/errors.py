@@ -34,6 +34,10 @@ class MachineError(SmaltiError):
     exit_code = 5
 
 
+class PeerFailed(MachineError):
+    """Another process of this run has ended or does not answer. Empty where another process tells of it."""
+
+
 class BadTensor(InputError, ValueError):
     """A tensor that cannot be right: its type, shape or device, its range, NaN. Also a ValueError, as torch's own."""
 
@@ -48,9 +52,25 @@ class BadFile(InputError):
         """Short kind of the fault, stable across versions: `truncated`, `empty`, `bomb`, `no-video`, ..."""
         self.message = message
 
+    def bare(self) -> "BadFile":
+        """Return the fault without its traceback, to be kept: the frames there hold images and tensors."""
+        self.__traceback__ = self.__context__ = None
+        return self
+
     def plain(self) -> dict[str, str]:
         """Return path, code and message as plain data."""
         return {"path": self.path, "code": self.code, "message": self.message}
 
     def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str, str]]:
         return type(self), (self.path, self.code, self.message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is no memory left, on a CPU or another device."""
+    # torch is not imported for the name of its error; on a CPU it raises a RuntimeError that names its allocator, and
+    # oneDNN cannot create its primitives.
+    words = ("DefaultCPUAllocator", "could not create a ")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words))
+    )

@@ -4,6 +4,7 @@ A run folder has its finished model in a folder named by its kind (`tokenizer`, 
 checkpoint `step-*`.
 """
 
+import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -134,7 +135,7 @@ def dtype_of(tensors: Mapping[str, Tensor], apart: str | None = None) -> torch.d
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load weights; IntegrityError with counts and first names of those missing, unexpected, of another shape or
-    type."""
+    type, and with the name of one that is not finite."""
     own = model.state_dict()
     faults = {
         "missing": sorted(own.keys() - tensors.keys()),
@@ -145,7 +146,23 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     if any(faults.values()):
         text = "; ".join(f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names)
         raise IntegrityError(f"{path}: does not fit its config: {text}")
+    check_finite(tensors, path)
     model.load_state_dict(dict(tensors))
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise IntegrityError where a tensor has values that are not finite, with its name and their number.
+
+    Without this check, NaN in weights is blamed on each image that is encoded.
+    """
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and tensor.numel()):
+            continue
+        low, high = (float(value) for value in tensor.float().aminmax())  # NaN if there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
+            count = int((~tensor.isfinite()).sum())
+            what = f"{count:,} of {tensor.numel():,} values of {name} are not finite (NaN or infinite)"
+            raise IntegrityError(f"{path}: {what}; take weights from before their training diverged")
 
 
 def upload_model(save: Callable[[Path], None], repository: str, card: str, *, private: bool = False) -> str:

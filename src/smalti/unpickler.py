@@ -18,13 +18,14 @@ from torch import Tensor
 
 from smalti.errors import IntegrityError
 
-READS = 5_000_000
-"""Most reads of one pickle, one or two a step; the largest checkpoint seen, 6 GB with 40 k log entries, has 700 k."""
+READS = 1_500_000
+"""Most reads of one pickle, one to three a step: 1 to 4 s. The largest checkpoint seen, 6 GB with 40 k log entries, has
+700 k."""
 LINE = 1 << 20
 """Bytes of the longest line (a name, a number in digits) of a pickle."""
 KEY_PARTS = 20_000
 """Most parts that the tuples among the keys of one pickle have in all; their hashes can be made to collide."""
-EXPANDED = 1 << 28
+EXPANDED = 1 << 24
 """Values that a tensor may show beyond those stored (strides of 0); more is taken for a bomb."""
 
 _DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -77,13 +78,17 @@ class _Source:
         self.source = source
         self.left = READS
 
-    def read(self, count: int) -> bytes:
+    def _count(self) -> None:
         self.left -= 1
         if self.left < 0:
             raise IntegrityError(f"its pickle takes more than {READS:,} reads")
+
+    def read(self, count: int) -> bytes:
+        self._count()
         return self.source.read(count)  # at most what is there
 
     def readline(self) -> bytes:
+        self._count()
         line = self.source.readline()
         if len(line) > LINE:
             raise IntegrityError(f"its pickle has a line of {len(line):,} bytes")

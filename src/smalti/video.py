@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LARGEST_PIXEL = 1.5
 """Values of a video are in [-1, 1]; a decoder or a filter may exceed that a little, another scale by more than this."""
 _ORIENTATION = 0x0112  # the EXIF tag
+_BAND = 1 << 20
+"""Pixels of an image that are converted to RGB at a time."""
 
 
 class Size(NamedTuple):
@@ -72,7 +74,8 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
     frames = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     while frames.ndim < 5:
         frames = frames[None]
-    return (frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).contiguous()
+    # In place: the float video of an image of 64 million pixels takes 768 MB, and exists once.
+    return frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 class SameSize(NamedTuple):
@@ -123,21 +126,39 @@ def _from_pillow(image: object) -> np.ndarray:
         raise BadTensor(
             f"pixels must be a uint8 tensor or numpy array, an image of Pillow or a list (found {describe(image)})"
         )
-    return np.array(upright_image(image, to_rgb(image)))
+    return rgb_pixels(image)
 
 
-def upright_image(image: "Image.Image", pixels: "Image.Image") -> "Image.Image":
-    """Return the pixels of an image turned as its EXIF orientation says (2 to 8); as they are without one."""
-    from PIL import Image
+def rgb_pixels(image: "Image.Image") -> np.ndarray:
+    """Return the pixels of an image of Pillow, uint8 `h w 3`, as `to_rgb` has them, and turned as its EXIF orientation
+    says (2 to 8).
 
+    They are converted in bands, so that no more than the image and its result is held: at 64 million pixels, and
+    whole, the conversion of 16-bit samples took 1.6 GB. Raises BadTensor as `to_rgb` does.
+    """
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows, columns = max(1, _BAND // width), min(width, _BAND)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            box = (left, top, min(left + columns, width), min(top + rows, height))
+            band = image if box == (0, 0, width, height) else image.crop(box)
+            band.format = image.format
+            pixels[box[1] : box[3], box[0] : box[2]] = np.asarray(to_rgb(band))
+    return _upright(image, pixels)
+
+
+def _upright(image: "Image.Image", pixels: np.ndarray) -> np.ndarray:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF does not touch the pixels
         return pixels
-    turn = Image.Transpose
-    turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE}
-    turns |= {6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}
-    return pixels.transpose(turns[orientation]) if orientation in turns else pixels
+    if orientation not in range(2, 9):
+        return pixels
+    if orientation >= 5:  # the other four are turned over a diagonal before
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":
@@ -221,10 +242,10 @@ def to_uint8(video: Float[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t h w 3"]:
     `to_uint8(to_video(u))` is u exactly. Cutting off instead of rounding, as some projects do, costs half a level of
     bias. A half level goes to the even neighbour. Raises BadTensor on NaN, which has no grey level.
     """
-    levels = (video.detach().float().clamp(-1, 1) + 1) * 127.5
+    levels = video.detach().float().clamp(-1, 1).add_(1).mul_(127.5)
     if torch.isnan(levels).any():
         raise BadTensor("video has NaN values, which are no pixels: look for the step that produced them")
-    return levels.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+    return levels.round_().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int]) -> Size:

@@ -107,12 +107,13 @@ import torch
 from smalti.config import load_yaml
 from smalti.training.fit import save_checkpoint
 from smalti.training.config import TokenizerTraining
+from datetime import timedelta
 from smalti.training.distributed import join_world
 from smalti.training.tokenizer_task import TokenizerTask
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 out = Path(sys.argv[1])
-with join_world("cpu") as world:
+with join_world("cpu", timeout=timedelta(seconds=300)) as world:
     task = TokenizerTask(load_yaml(TokenizerTraining, Path(sys.argv[2])), world)
     for module in (task.state.tokenizer, task.state.ema):
         module.double()

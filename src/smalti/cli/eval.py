@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import bar, end_with_bad_files
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption
 
 Targets = Annotated[
     list[str],
@@ -43,6 +43,7 @@ def eval_command(
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for intervals of distances, with --real.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report.json and sheet.png to this folder.")] = None,
     device: DeviceOption = None,
+    max_bad: MaxBadOption = 1.0,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate tokenizers, compare two folders, or compare generated media with real media.
@@ -89,6 +90,7 @@ def eval_command(
             statistics=statistics,
             bootstrap=bootstrap,
             device=device,
+            max_bad=max_bad,
             progress=progress,
         )
     if result is None:  # the first rank of torchrun prints for all

@@ -31,7 +31,7 @@ from smalti.cli import (
     zoo,
 )
 from smalti.cli.console import message_line, say
-from smalti.errors import MachineError, SmaltiError
+from smalti.errors import MachineError, PeerFailed, SmaltiError, is_out_of_memory
 from smalti.version import __version__
 
 UNREAD = 1
@@ -134,6 +134,8 @@ def run(arguments: Sequence[str]) -> int:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         failure = explain(error)
+        if isinstance(error, PeerFailed) and not str(error):  # another process tells of it
+            return failure.code
         say(failure.line + (_GO_ON.get(verb[0], "") if failure.code == STOPPED else ""))
         return failure.code
 
@@ -153,7 +155,7 @@ def explain(error: BaseException) -> Failure:
         return Failure(f"error: {message_line(usage)} (see smalti VERB --help)", USAGE)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Failure("stopped", STOPPED)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         remedy = "take smaller images, batches or clips, or another --device"
         return Failure(f"error: out of memory ({message_line(error)[:80]}): {remedy}", MachineError.exit_code)
     if isinstance(error, OSError) and error.errno is not None:
@@ -186,11 +188,3 @@ def _usage_message(error: Any) -> str | None:
     # Where the class lives differs between releases of typer, so it is known by its name.
     is_usage = any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
     return str(error.format_message()) if is_usage else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch is not imported here for the name of its error; on a CPU it raises a RuntimeError that names its allocator.
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
-    )

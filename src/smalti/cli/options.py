@@ -16,6 +16,9 @@ PrecisionOption = Annotated[
     typer.Option(help="Number format; default: the file's. bfloat16: 2-5 % other ids, as good; see doctor."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+MaxBadOption = Annotated[
+    float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="End early if more than this share of files is bad.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config; repeatable.")

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smalti.cli.console import bar, end_with_bad_files, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption, PrecisionOption, parse_size
+from smalti.cli.options import (
+    TOKENIZER_HELP,
+    DeviceOption,
+    JsonOption,
+    MaxBadOption,
+    OverwriteOption,
+    PrecisionOption,
+    parse_size,
+)
 from smalti.errors import BadFile, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -36,6 +44,7 @@ def reconstruct_command(
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of video, by time; default: all frames.")] = None,
     device: DeviceOption = None,
+    max_bad: MaxBadOption = 1.0,
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,6 +89,7 @@ def reconstruct_command(
             size=None if size is None else parse_size(size),
             fps=fps,
             device=device,
+            max_bad=max_bad,
             precision=precision,
             progress=progress,
             on_file=on_file,

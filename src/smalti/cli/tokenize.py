@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from smalti.cli.console import bar, is_watched, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, PrecisionOption, parse_size
+from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption, PrecisionOption, parse_size
 from smalti.errors import InputError
 from smalti.progress import Progress
 
@@ -46,10 +46,13 @@ def tokenize_command(
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a Ray task, as 0.25.")] = 0.0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a silent worker counts as hung.")] = 300.0,
-    memory: Annotated[float | None, typer.Option(min=0.1, help="GB that a worker may hold.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GB that a worker may hold; default: from this machine.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the existing plan; do not list DATA.")] = False,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the plan and stop.")] = False,
     device: DeviceOption = None,
+    max_bad: MaxBadOption = 1.0,
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -92,6 +95,7 @@ def tokenize_command(
             resume=resume,
             plan_only=plan_only,
             device=device,
+            max_bad=max_bad,
             precision=precision,
             progress=_LineProgress(advance, quiet=as_json),
         )

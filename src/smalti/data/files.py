@@ -23,6 +23,8 @@ OTHER_FILES = "files of other kinds"
 HIDDEN = "hidden files or folders"
 LINKED_FILES = "links to files that are listed"
 LINKED_FOLDERS = "links to folders that are searched"
+_NAMED = 5
+"""Links and folders that cannot be followed, each named in the counts; more are counted together."""
 
 
 class FileStore(Store):
@@ -205,14 +207,27 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         below = []
-        with os.scandir(root / folder) as entries:
-            ordered = sorted(entries, key=lambda entry: (entry.is_symlink(), os.fsencode(entry.name)))
+        try:
+            with os.scandir(root / folder) as entries:
+                ordered = sorted(entries, key=lambda entry: (entry.is_symlink(), os.fsencode(entry.name)))
+        except OSError as error:
+            if not folder:
+                raise
+            _leave_out(left_out, "folders that cannot be read", folder, error)
+            continue
         for entry in ordered:  # links come last, so that a file keeps its own name
             name = os.path.join(folder, entry.name)  # noqa: PTH118 - names stay text: millions of Paths are slow
             if entry.name.startswith("."):
                 left_out[HIDDEN] += 1
                 continue
-            if entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # a link to itself, for one: with a suffix it is listed, as a broken link is
+                if not suffix_of(name):
+                    _leave_out(left_out, "links that lead nowhere", name, error)
+                    continue
+                is_folder = False
+            if is_folder:
                 below.append(name)
                 continue
             device, inode = status.st_dev, entry.inode()
@@ -229,3 +244,9 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[str]:
             known.add(inode)
             yield name
         folders.extend(reversed(below))
+
+
+def _leave_out(left_out: Counter[str], what: str, name: str, error: OSError) -> None:
+    """Count what cannot be followed, by its name; from `_NAMED` on, without."""
+    named = sum(key.startswith(what) for key in left_out)
+    left_out[what if named >= _NAMED else f"{what}: {printable(name)} ({one_line(error.strerror)})"] += 1

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from smalti.data.containers import HEAD_BYTES, foreign_kind
 from smalti.data.packing import MediaConfig
-from smalti.data.source import MAX_PIXELS, Store, StoreSource, open_media
+from smalti.data.source import MAX_PIXELS, Store, StoreSource, memory_as_bad_file, open_media
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, BadTensor
 from smalti.text import one_line, printable
-from smalti.video import to_rgb, upright_image
+from smalti.video import rgb_pixels
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 """Formats that are read, known by content and not by name. Everything else (EPS, PSD, FITS ...) is never parsed."""
@@ -47,11 +47,11 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
 
 def decode_image(file: BinaryIO | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "h w 3"]:
     """Decode the image in an open file, as `read_image` does; faults name it by `name`."""
-    with warnings.catch_warnings():
+    with memory_as_bad_file(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is common and harmless; damage of the pixels raises
         try:
             return torch.from_numpy(_decode(name, file, max_pixels))
-        except BadFile:
+        except (BadFile, MemoryError):
             raise
         except UnidentifiedImageError:
             file.seek(0)
@@ -87,10 +87,9 @@ def _decode(name: str, file: BinaryIO | BytesIO, max_pixels: int) -> np.ndarray:
                 raise BadFile(name, "format", what) from None
             raise
         try:
-            rgb = to_rgb(image)
+            return rgb_pixels(image)
         except BadTensor as error:
             raise BadFile(name, "sample-format", str(error)) from None
-        return np.array(upright_image(image, rgb))
 
 
 _PHOTOMETRIC = 262

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from smalti.config import Config
 from smalti.data.images import ImagesConfig
-from smalti.data.source import Medium, Order, Source, mix, sample_rng
+from smalti.data.source import Medium, Order, Source, memory_as_bad_file, mix, sample_rng
 from smalti.data.videos import VideosConfig
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import naming_os_errors
@@ -397,12 +397,13 @@ class _Reader(Dataset[_Loaded]):
             mine.copy_(torch.tensor([row.part, row.sample, os.getpid(), int(time.monotonic())]))
             try:
                 self._refuse(row.part, row.sample)
-                clips.append(source.load(row.sample, sample_rng(self.seed, row.epoch, row.sample)))
+                with memory_as_bad_file(source.key(row.sample)):
+                    clips.append(source.load(row.sample, sample_rng(self.seed, row.epoch, row.sample)))
                 keys.append(source.key(row.sample))
                 labels.append(source.label(row.sample))
                 good.append(number)
             except BadFile as error:
-                bad.append(error)
+                bad.append(error.bare())
         mine.fill_(-1)
         fault = _mismatch(clips, keys)
         pixels = torch.stack(clips) if clips and fault is None else None

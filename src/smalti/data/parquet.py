@@ -28,8 +28,74 @@ class _Footer(NamedTuple):
     """Names of the classes as `datasets` stores them; empty where it does not."""
 
 
+HELD = 1 << 28
+"""Bytes of cells of a column that are kept; a single cell may have more."""
+PACKED = 200
+"""Ratio of unpacked to packed bytes of a row group of media above which it is taken for a bomb, if it unpacks to more
+than `HELD`: media are packed already, and blank pixels compress to a thirtieth."""
+LABELS = 1 << 30
+"""Bytes of a column of classes that are read."""
+_ROWS = 4
+"""Rows that are unpacked at a time: a few bytes of a dictionary can stand for any number of large cells."""
+
+
+class _Cells:
+    """The cells of a row group, unpacked in order and a few at a time; the last ones are kept, up to `HELD` bytes."""
+
+    def __init__(self, path: Path, group: int, column: str) -> None:
+        self.path, self.group, self.column = path, group, column
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin at the first row."""
+        self.kept: list[pa.Array] = []
+        self.first = self.bytes = 0
+        self.batches = self._unpack()
+
+    def cell(self, row: int) -> Any:
+        """Return the cell of a row of the group. Raises what pyarrow raises, BadFile for a bomb."""
+        if row < self.first:
+            self.rewind()
+        while row >= self.first + sum(map(len, self.kept)):
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                raise IndexError(f"it ends before its row {row}") from None
+            except BaseException:
+                self.rewind()  # a generator that has raised is at its end, and the next cell must see the fault too
+                raise
+            self.kept.append(batch)
+            self.bytes += batch.nbytes
+            while len(self.kept) > 1 and self.bytes > HELD:
+                self.bytes -= self.kept[0].nbytes
+                self.first += len(self.kept.pop(0))
+        place = row - self.first
+        for batch in self.kept:
+            if place < len(batch):
+                return batch[place].as_py()
+            place -= len(batch)
+        raise IndexError(row)
+
+    def _unpack(self) -> "Iterator[pa.Array]":
+        with _table(self.path) as table:
+            packed, unpacked = _declared_bytes(table, self.group, self.column)
+            if unpacked > max(HELD, PACKED * packed):
+                raise BadFile("", "bomb", f"its row group of {packed:,} bytes declares {unpacked:,} unpacked")
+            options: Any = {"row_groups": [self.group], "columns": [self.column], "use_threads": False}
+            for batch in table.iter_batches(_ROWS, **options):
+                yield batch.column(0)
+
+
+def _declared_bytes(table: "pq.ParquetFile", group: int, column: str) -> tuple[int, int]:
+    """Return the bytes of a column in a row group, packed and unpacked, as the footer declares them."""
+    about = table.metadata.row_group(group)
+    parts = [about.column(i) for i in range(about.num_columns)]
+    own = [part for part in parts if part.path_in_schema.split(".")[0] == column]
+    return sum(part.total_compressed_size for part in own), sum(part.total_uncompressed_size for part in own)
+
+
 class ParquetStore(Store):
-    """The cells of one column of Parquet files; a `Store`. The row group read last is kept."""
+    """The cells of one column of Parquet files; a `Store`. The cells read last are kept."""
 
     def __init__(self, root: Path, files: Sequence[str], column: str, label: str, caption: str | None = None) -> None:
         self.root, self.files, self.column, self.text = root, tuple(files), column, caption
@@ -53,7 +119,7 @@ class ParquetStore(Store):
             raise InputError(f"{where}: the table has no rows")
         self._groups = np.array(groups, np.int64)
         self._starts = np.cumsum(self._groups[:, 2]) - self._groups[:, 2]
-        self._kept: dict[str, tuple[int, pa.ChunkedArray]] = {}
+        self._kept: dict[str, tuple[int, _Cells]] = {}
         labels = [label for footer in footers for label in footer.labels]
         classes, names = number_classes(labels, where=where, name_of=self.key), footers[0].names
         if classes.labels is not None and len(names) >= len(classes.names):
@@ -91,19 +157,23 @@ class ParquetStore(Store):
     def _cell(self, index: int, column: str) -> Any:
         place = self._place(index)
         try:
-            return self._row_group(place, column)[int(index - self._starts[place])].as_py()
-        except BadFile:
-            raise
+            return self._row_group(place, column).cell(int(index - self._starts[place]))
+        except BadFile as bad:
+            raise BadFile(self.where(index), bad.code, bad.message) from None
+        except MemoryError:
+            raise BadFile(self.where(index), "memory", "needs more memory to unpack than there is") from None
         except Exception as error:  # damaged pages raise OSError, ArrowException, UnicodeDecodeError, IndexError, ...
             what = f"its row group cannot be read ({one_line(error)}); copy the file again"
             raise BadFile(self.where(index), "corrupt", what) from None
 
-    def _row_group(self, place: int, column: str) -> "pa.ChunkedArray":
+    def _row_group(self, place: int, column: str) -> _Cells:
         if column not in self._kept or self._kept[column][0] != place:
             file, group, _ = self._groups[place].tolist()
-            with _table(self.root / self.files[file]) as table:
-                self._kept[column] = place, table.read_row_group(group, [column], use_threads=False)[column]
+            self._kept[column] = place, _Cells(self.root / self.files[file], group, column)
         return self._kept[column][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}  # another process opens the files itself
 
     def _place(self, index: int) -> int:
         """Return the row group of a sample, counted over all files."""
@@ -121,14 +191,19 @@ def column_names(path: Path) -> list[str]:
         return list(table.schema_arrow.names)
 
 
-def _table(path: Path) -> "pq.ParquetFile":
-    """Open a Parquet file. Raises BadFile where it has no bytes, MachineError where pyarrow is not installed."""
+def _table(path: Path, texts: Sequence[str] = ()) -> "pq.ParquetFile":
+    """Open a Parquet file; `texts` are columns of which each text is kept once.
+
+    Raises BadFile where it has no bytes, MachineError where pyarrow is not installed.
+    """
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise MachineError("Parquet needs pyarrow, which is not installed: pip install 'smalti[parquet]'") from None
     open_media(path).close()  # the checks that all media share
-    return pq.ParquetFile(path, pre_buffer=False)  # no threads of its own: forked readers would lack them
+    return pq.ParquetFile(
+        path, read_dictionary=list(texts), pre_buffer=False
+    )  # no threads of its own: forked readers would lack them
 
 
 @contextmanager
@@ -153,7 +228,7 @@ def _read_footer(path: Path, column: str, label: str, caption: str | None) -> _F
             raise InputError(f"{where}: no column {label!r} (there are: {_listed(schema.names)}); set `label`")
         if caption is not None and caption not in schema.names:
             raise InputError(f"{where}: no column {caption!r} (there are: {_listed(schema.names)}); set `caption`")
-        labels = _labels(table, label, where)
+        labels = _labels(table, path, label)
         if min(groups, default=0) < 0 or sum(groups) != len(labels):
             raise InputError(
                 f"{where}: has {len(labels):,} rows by one count, {sum(groups):,} by another; write it anew"
@@ -173,18 +248,33 @@ def _check_column(schema: "pa.Schema", column: str, where: str) -> None:
         raise InputError(f"{where}: {what}")
 
 
-def _labels(table: "pq.ParquetFile", label: str, where: str) -> list[str | None]:
+def _labels(table: "pq.ParquetFile", path: Path, label: str) -> list[str | None]:
     """Read the class of each row, None where there is none: no column, an empty cell, or -1 (hidden test sets)."""
     import pyarrow.types as kinds
 
     if label not in table.schema_arrow.names:
         return [None] * table.metadata.num_rows
-    kind = table.schema_arrow.field(label).type
+    kind, where = table.schema_arrow.field(label).type, printable(path)
     inner = kind.value_type if kinds.is_dictionary(kind) else kind
     if not (kinds.is_integer(inner) or kinds.is_string(inner) or kinds.is_large_string(inner)):
         raise InputError(f"{where}: column {label!r} holds {one_line(kind)}, not whole numbers or names; set `label`")
-    cells = table.read([label], use_threads=False)[label].to_pylist()
-    return [None if cell in (None, -1, "") else str(cell) for cell in cells]
+    unpacked = sum(_declared_bytes(table, group, label)[1] for group in range(table.num_row_groups))
+    if unpacked > LABELS:
+        raise InputError(f"{where}: column {label!r} declares {unpacked:,} bytes of classes; set `label`")
+    classes = list[str | None]()
+    with _table(path, [] if kinds.is_integer(inner) else [label]) as texts:
+        parts = texts.read([label], use_threads=False)[label].chunks
+    for part in parts:
+        if kinds.is_dictionary(part.type):  # its texts once, however often they occur
+            names = [_class_of(name) for name in part.dictionary.to_pylist()]
+            classes += [None if place is None else names[place] for place in part.indices.to_pylist()]
+        else:
+            classes += map(_class_of, part.to_pylist())
+    return classes
+
+
+def _class_of(cell: object) -> str | None:
+    return None if cell in (None, -1, "") else str(cell)
 
 
 def _class_names(schema: "pa.Schema", label: str) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from smalti.errors import BadFile, InputError
+from smalti.errors import BadFile, InputError, is_out_of_memory
 from smalti.text import one_line, printable
 
 Medium = Literal["images", "videos"]
@@ -222,6 +223,33 @@ def open_media(path: Path) -> BinaryIO:
 def suffix_of(name: str) -> str:
     """Return the suffix of a file's name in small letters, as `.jpg`; empty where it has none."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - names stay text: millions of Paths are slow
+
+
+FIRST = 100
+"""Files that count as read, before there are so many, where a share of bad ones is limited."""
+
+
+def check_bad_share(bad: int, listed: int, most: float) -> None:
+    """Raise InputError where more than the share `most` of the files so far are bad; the first `FIRST` count as read.
+
+    A run over many files that is mostly bad (another format, a disk that fails) then ends early.
+    """
+    if bad > most * max(listed, FIRST):
+        what = f"{bad:,} of the first {listed:,} files could not be used, more than `max_bad` {most:g}"
+        raise InputError(f"{what}; look at their faults, repair them, or allow more")
+
+
+@contextmanager
+def memory_as_bad_file(name: str) -> Iterator[None]:
+    """Turn a lack of memory within the block into a BadFile of that name, with the code memory."""
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not within `except`: as its context, the error would keep the frames that took the memory, and their tensors.
+    raise BadFile(name, "memory", "needs more memory than there is; take a smaller size, or clips")
 
 
 def raise_listed(where: str, what: str, faults: list[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from smalti.arguments import check_arguments, check_least
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
+from smalti.data.source import memory_as_bad_file
 from smalti.devices import Precision
 from smalti.errors import ConfigError
 from smalti.families.open import as_tokenizer
@@ -45,7 +46,8 @@ def compress(
     if target.suffix.lower() != SUFFIX:
         raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
     opened = as_tokenizer(tokenizer, device, precision)
-    return compress_file(opened, source, target, model=model, group=group, progress=progress)
+    with memory_as_bad_file(printable(source)):
+        return compress_file(opened, source, target, model=model, group=group, progress=progress)
 
 
 def decompress(

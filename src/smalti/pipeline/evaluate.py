@@ -18,6 +18,7 @@ from smalti.data import (
 )
 from smalti.data.files import IMAGE_SUFFIXES
 from smalti.data.loader import evaluation
+from smalti.data.source import check_bad_share
 from smalti.devices import pick_device
 from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.families import load
@@ -108,6 +109,7 @@ def evaluate(
     features: str | Path | None = None,
     statistics: str | Path | None = None,
     bootstrap: int = 0,
+    max_bad: float = 1.0,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation | None:
@@ -129,6 +131,7 @@ def evaluate(
         statistics: Folder that caches the feature statistics of the originals, or a file of them by another project
             (.npz of ADM or pytorch-fid, .pkl of MagicMaster) in their place; `real` takes such a file too.
         bootstrap: Resamples behind an interval of each distance of generated sets; 0 takes none.
+        max_bad: Largest share of the files of `data` that cannot be read; with more, the evaluation ends early.
         device: cpu, cuda, mps, ... (default: that of a `Tokenizer`, else the best).
         progress: Callback after each clip.
 
@@ -138,10 +141,12 @@ def evaluate(
     """
     check_arguments(evaluate, locals())
     check_least({"limit": (limit, 1), "size": (size, 0), "frames": (frames, 1), "bootstrap": (bootstrap, 0)})
+    check_least({"max_bad": (max_bad, 0)})
     lpips, features, statistics, root = (None if p is None else Path(p) for p in (lpips, features, statistics, root))
     if not _is_file_of_statistics(statistics):
         check_out_folder("statistics", statistics)
-    options = EvaluationOptions(protocol, limit, size, frames, root, lpips, features, statistics, device, bootstrap)
+    files = lpips, features, statistics
+    options = EvaluationOptions(protocol, limit, size, frames, root, *files, device, bootstrap, max_bad)
     targets = [target] if isinstance(target, str | Path | Tokenizer) else list(target)
     if real is not None:
         if data is not None or against is not None:
@@ -191,9 +196,12 @@ def _evaluate_tokenizer(
         with _one_error_for_all(world):
             tokenizer, clips, scores, key = _prepare(target, data, options, world.device)
         source, share = clips.source, (world.rank, world.size)
-        pairs = pairs_of_tokenizer(
-            tokenizer, source, share=share, samples=scores.protocol.samples, on_bad=scores.bad.__setitem__
-        )
+
+        def note(number: int, bad: BadFile) -> None:
+            scores.bad[number] = bad
+            check_bad_share(len(scores.bad), number // world.size + 1, options.max_bad)
+
+        pairs = pairs_of_tokenizer(tokenizer, source, share=share, samples=scores.protocol.samples, on_bad=note)
         previews = _score(pairs, scores, len(source), progress if world.is_main else None, world.size)
         images = {f"preview.{number}": torch.stack(pair) for number, pair in previews.items()}
         sent = world.gather(b"" if world.is_main else safetensors.torch.save({**scores.tensors(), **images}))

@@ -27,6 +27,7 @@ class EvaluationOptions(NamedTuple):
     statistics: Path | None = None
     device: str | None = None
     bootstrap: int = 0
+    max_bad: float = 1.0
 
 
 class EvaluationClips(NamedTuple):

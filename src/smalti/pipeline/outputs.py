@@ -1,5 +1,6 @@
 """Files that a command writes: which input becomes which file, what may be replaced, and what came of each."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,9 @@ def check_targets(
 
     `other` is what to give instead, for the message.
     """
-    inputs = {source.resolve() for source in sources}
+    inputs = {os.path.realpath(source) for source in sources}  # `Path.resolve` raises for a link to itself
     for target in targets:
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise ConfigError(f"{target}: is an input and would be written over; give {other}")
         check_out_folder(str(target), target.parent)
         if target.is_dir():

@@ -13,6 +13,7 @@ from torch import Tensor
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
+from smalti.data.source import check_bad_share, memory_as_bad_file
 from smalti.data.video_writer import write_media
 from smalti.data.videos import VideoReader, open_video
 from smalti.data.views import CropResize
@@ -28,6 +29,9 @@ from smalti.text import printable
 from smalti.tokenizer.frames import check_causal, ids_to_image, images_to_ids, reconstruct_frames
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.tokens.config import TokenizeOptions
+
+_BAND = 256
+"""Rows that are compared at a time."""
 
 
 class Reconstructed(NamedTuple):
@@ -98,6 +102,7 @@ def reconstruct(
     side_by_side: bool = True,
     overwrite: bool = False,
     clip: int | None = None,
+    max_bad: float = 1.0,
     frames: tuple[int, int | None] | None = None,
     size: int | tuple[int, int] | None = None,
     fps: float | None = None,
@@ -117,12 +122,13 @@ def reconstruct(
     `precision` None computes in the number format of the tokenizer's file; in bfloat16 some ids are others, as good.
     `progress` hears of every frame, `on_file` of every file: its result, or its fault.
 
-    Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media,
+    Files that cannot be read are left out and in `bad` of the result. Raises InputError where an input has no media or
+    more than the share `max_bad` of the files cannot be read (the first 100 count as read until there are so many),
     ConfigError where a file exists that may not be replaced, or for a video and a tokenizer that is not causal.
     """
     check_arguments(reconstruct, locals())
     check_out_folder("out", out)
-    check_least({"clip": (clip, 1)})
+    check_least({"clip": (clip, 1), "max_bad": (max_bad, 0)})
     view = MediaView.of(frames=frames, size=size, fps=fps)
     jobs = media_jobs([Path(path) for path in inputs], Path(out), overwrite=overwrite)
     kinds = {job.is_video for job in jobs}
@@ -136,21 +142,23 @@ def reconstruct(
         note = f"{job.source.name} ({number} of {len(jobs)})"
         result: Reconstructed | BadFile
         try:
-            result = reconstruct_file(
-                models[job.is_video],
-                job.source,
-                job.target,
-                side_by_side=side_by_side,
-                clip=clip,
-                view=view,
-                progress=None if progress is None else _with_note(progress, note),
-            )
+            with memory_as_bad_file(printable(job.source)):
+                result = reconstruct_file(
+                    models[job.is_video],
+                    job.source,
+                    job.target,
+                    side_by_side=side_by_side,
+                    clip=clip,
+                    view=view,
+                    progress=None if progress is None else _with_note(progress, note),
+                )
             outputs.done.append(result)
         except BadFile as fault:
-            result = fault
-            outputs.bad.append(fault)
+            result = fault.bare()
+            outputs.bad.append(result)
         if on_file is not None:
             on_file(result)
+        check_bad_share(len(outputs.bad), number, max_bad)
     return outputs
 
 
@@ -225,5 +233,7 @@ def _with_note(progress: Progress, file: str) -> Progress:
 
 def _psnr(frame: UInt8[Tensor, "h w 3"], image: UInt8[Tensor, "h w 3"]) -> float:
     # Differences of 8-bit values and their squares are exact in int32 (16 bits are one too few).
-    error = (frame.int() - image.int()).square().double().mean()
-    return capped_psnr(float(error), SMALTI)
+    # In bands: of 64 million pixels they take 768 MB.
+    bands = zip(frame.split(_BAND), image.split(_BAND), strict=True)
+    total = sum(int((a.int() - b.int()).square().sum()) for a, b in bands)
+    return capped_psnr(total / frame.numel(), SMALTI)

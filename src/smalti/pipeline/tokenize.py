@@ -7,7 +7,8 @@ from typing import Literal
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import Config
-from smalti.devices import Precision, pick_device
+from smalti.data.source import check_bad_share
+from smalti.devices import Precision, pick_device, usable_memory
 from smalti.errors import ConfigError
 from smalti.progress import Progress
 from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
@@ -15,7 +16,7 @@ from smalti.tokens.finalize import SetSummary, finish_set, summarize_set
 from smalti.tokens.plan import prepare_set
 from smalti.tokens.pool import PoolLimits, run_pool
 from smalti.tokens.shard import pending_shards
-from smalti.tokens.tokenize import make_shards, report_to
+from smalti.tokens.tokenize import WorkProgress, make_shards, report_to
 
 
 class _TokenizeConfig(Config):
@@ -44,6 +45,7 @@ def tokenize(
     gpus: float = 0.0,
     timeout: float = 300.0,
     memory: float | None = None,
+    max_bad: float = 1.0,
     resume: bool = False,
     plan_only: bool = False,
     device: str | None = None,
@@ -53,7 +55,7 @@ def tokenize(
 
     What goes into which shard is planned first; a run that was stopped continues with the same call, with any number
     of workers or machines, and the files come out the same, byte for byte. Bad files are left out and counted in the
-    summary, whose `is_whole` says whether every shard is done.
+    summary, whose `is_whole` says whether every shard is done; more than the share `max_bad` of them end the work.
 
     Args:
         tokenizer: name of the tokenizer, as `smalti.load` takes it; every worker loads it.
@@ -73,7 +75,8 @@ def tokenize(
         engine: this machine, or a Ray cluster.
         gpus: GPUs of a Ray task.
         timeout: seconds after which a silent worker counts as hung.
-        memory: GB that a worker may hold.
+        memory: GB that a worker may hold; None shares 80 % of the free memory of this machine among its workers.
+        max_bad: largest share of bad files, checked whenever a shard is done.
         resume: take the plan that is there and do not list `data` again.
         plan_only: write the plan and stop.
         device: device of the workers; None takes the best there is.
@@ -86,7 +89,7 @@ def tokenize(
     check_arguments(tokenize, locals(), {"tokenizer": by_name})
     check_out_folder("out", out)
     check_least({"clip": (clip, 1), "overlap": (overlap, 0), "batch": (batch, 1), "workers": (workers, 0)})
-    check_least({"gpus": (gpus, 0), "timeout": (timeout, 0.1), "memory": (memory, 0.1)})
+    check_least({"gpus": (gpus, 0), "timeout": (timeout, 0.1), "memory": (memory, 0.1), "max_bad": (max_bad, 0)})
     part = _part_of(shard)
     given: dict[str, object] = {"size": size, "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
     given["precision"] = precision
@@ -98,8 +101,15 @@ def tokenize(
     if plan_only:
         return summarize_set(plan)._replace(notes=notes)
     shards = pending_shards(plan, part)
-    on_work = report_to(progress, plan, shards)
+    report = report_to(progress, plan, shards)
+
+    def on_work(work: WorkProgress) -> None:
+        report(work)
+        check_bad_share(work.bad, work.items, max_bad)
+
     memory_bytes = None if memory is None else int(memory * 1e9)
+    if memory is None and engine == "local" and (usable := usable_memory()) is not None:
+        memory_bytes = usable // max(1, workers)
     if engine == "local" and not workers:
         make_shards(plan, worker, shards, on_work)
     elif engine == "ray":

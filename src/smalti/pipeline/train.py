@@ -1,6 +1,8 @@
 """`smalti.train`: train a tokenizer or a token model by a recipe or a config, in a run folder."""
 
+import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
@@ -57,7 +59,8 @@ def train(
     `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form.
     `quantizer` takes another one by name, as `lfq18` or `vq8192`, with losses and weights that fit it. With
     `resume` a stopped run continues from its newest whole checkpoint; its folder alone says its config, `recipe` then.
-    SIGTERM and SIGINT save first. Raises SmaltiError.
+    A run that torchrun starts again (`--max-restarts`) resumes by itself. SIGTERM and SIGINT save first. Raises
+    SmaltiError.
     """
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file, a config or a run folder"})
     check_out_folder("out", out)
@@ -75,13 +78,19 @@ def train(
     ):
         config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
     folder = default_run(recipe) if out is None else Path(out)
-    with join_world(device) as world:
+    resume = resume or (_is_restarted() and (folder / _CONFIG).is_file())
+    with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
             task = TokenizerTask(config, world, _previous(TokenizerTraining, folder, resume))
         else:
             task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def _is_restarted() -> bool:
+    """Return whether torchrun has started these processes again after one of them failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
 def _previous(kind: type[_T], folder: Path, resume: bool) -> _T | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smalti.data.images import decode_image
 from smalti.data.parquet import ParquetStore
-from smalti.data.source import Store, open_media
+from smalti.data.source import Store, memory_as_bad_file, open_media
 from smalti.data.tars import TarStore
 from smalti.data.video_reader import VideoReader
 from smalti.data.views import ViewConfig
@@ -396,11 +396,8 @@ def _unchanged(item: Item) -> Iterator[None]:
 def _as_bad_file(item: Item) -> Iterator[None]:
     """Turn what the memory or the network refuses into a fault of the item."""
     try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise BadFile(item.key, "memory", "needs more memory than there is; take a smaller size, or clips") from None
+        with memory_as_bad_file(item.key):
+            yield
     except ValueError as error:
         if "not finite" not in str(error):
             raise

@@ -103,7 +103,8 @@ class RunConfig(Config):
     """The fields of every training run. `batch_size` is global: over all ranks and micro-batches."""
 
     changeable: ClassVar[frozenset[str]] = frozenset(
-        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit", "tracker")
+        ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit")
+        + ("tracker", "rank_timeout")
     )
     """Fields that may differ between a run and its resumption: none of them changes the result."""
 
@@ -125,6 +126,9 @@ class RunConfig(Config):
     """Largest number of clips or rows of `validation` that are scored."""
     workers: int = Field(0, ge=0)
     """Data loading processes per rank."""
+    rank_timeout: float = Field(300.0, ge=1)
+    """Seconds in which each of several processes waits for the others; the run ends where one is dead, stopped or
+    slower. Must exceed what a validation takes, which the first process does alone."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of the log."""
     save_every: int = Field(500, ge=1)

@@ -1,20 +1,27 @@
 """The processes of a run and the values that they exchange; the device of each."""
 
 import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from smalti.devices import pick_device
-from smalti.errors import ConfigError
+from smalti.errors import ConfigError, MachineError, PeerFailed, SmaltiError
+from smalti.text import one_line
 
-RANK_TIMEOUT = timedelta(minutes=5)
-"""The defaults are 10 minutes (NCCL) and 30 (gloo): a dead peer should end the run soon."""
+_FAULT, _TOLD, _ALIVE = "smalti/fault", "smalti/told", "smalti/alive"
+"""Keys of the store that the ranks share: that one has failed, how many wanted to tell why, who is alive after it."""
+_MARKS = 1.5
+"""Seconds in which the other ranks notice a failure and say that they are alive."""
 
 
 class World(NamedTuple):
@@ -100,20 +107,84 @@ class World(NamedTuple):
 
 
 @contextmanager
-def join_world(device: str | None = None, *, timeout: timedelta = RANK_TIMEOUT) -> Iterator[World]:
+def join_world(device: str | None = None, *, timeout: timedelta) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone; a `device` of None takes an accelerator if there is one.
 
-    A rank waits `timeout` for the others wherever all of them meet.
+    A rank waits `timeout` for the others wherever all of them meet. Where one raises, dies, stops or is slower, the
+    others raise PeerFailed; the cause is told by one rank alone.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+    store = _join(chosen, size, timeout)
     try:
         if dist.get_world_size() != size:
             raise ConfigError(f"asked for {size} processes, but {dist.get_world_size()} joined")
         yield World(rank, size, chosen)
+    except Exception as error:
+        with _unhurried():
+            cause = _first_cause(store, rank, size, timeout, error)
+        raise cause from error
+    dist.destroy_process_group()
+
+
+def _join(device: torch.device, size: int, timeout: timedelta) -> Store:
+    """Meet the other ranks; return the store that all of them share."""
+    try:
+        store, rank, _ = next(rendezvous("env://", timeout=timeout))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except (dist.DistError, RuntimeError) as error:
+        seconds = timeout.total_seconds()
+        what = f"the {size} processes of this run did not meet within {seconds:g} s ({one_line(error)[:120]})"
+        raise MachineError(f"{what}; see which is missing, and that each can reach MASTER_ADDR") from None
+    shared: Store = PrefixStore(f"smalti/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return shared
+
+
+@contextmanager
+def _unhurried() -> Iterator[None]:
+    """Pass over the SIGTERM that torchrun sends to the others when one process has ended: they have yet to tell why."""
+    before = None
+    with suppress(ValueError):  # not in the main thread
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
     finally:
-        dist.destroy_process_group()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _first_cause(store: Store, rank: int, size: int, timeout: timedelta, error: Exception) -> Exception:
+    """Return what this rank raises for an error: its own where it is the first cause, else PeerFailed."""
+    if not _is_of_peers(error):
+        with suppress(RuntimeError):
+            store.set(_FAULT, str(rank))
+            if store.add(_TOLD, 1) > 1:  # all ranks found it, and the first to say so was another
+                silent = PeerFailed("")
+                silent.exit_code = error.exit_code if isinstance(error, SmaltiError) else SmaltiError.exit_code
+                return silent
+        return error
+    try:
+        store.set(f"{_ALIVE}/{rank}", "1")
+        end = time.monotonic() + _MARKS
+        others = [other for other in range(size) if other != rank]
+        while time.monotonic() < end and not store.check([_FAULT]):
+            others = [other for other in others if not store.check([f"{_ALIVE}/{other}"])]
+            time.sleep(0.05)
+        if store.check([_FAULT]) or store.add(_TOLD, 1) > 1:
+            return PeerFailed("")
+    except RuntimeError:  # the store went with the process that held it
+        others = []
+    which = f"rank {', '.join(map(str, others))}" if others else "another rank"
+    what = f"{which} of {size} has died or did not answer for {timeout.total_seconds():g} s (rank_timeout)"
+    return PeerFailed(f"{what}; see its own last lines, then start the run again with `resume`")
+
+
+def _is_of_peers(error: Exception) -> bool:
+    """Return whether an error says that another rank is gone: that of a collective of gloo or NCCL."""
+    text = str(error).lower()
+    words = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "timeout")
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(word in text for word in words))

@@ -1,6 +1,8 @@
 """AdamW and its state, EMA weights, and modules that several ranks train together."""
 
 from collections.abc import Mapping
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,11 @@ def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Mod
     # Buffers are tables that never change, or a batch norm's, which stays local as in the peers.
     if world.size == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused)
+    # A new name from torch 2.13 on, where the old one warns.
+    known = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False, "find_unused_parameters": unused}
+    return DistributedDataParallel(module, **options)
 
 
 def kernels(module: nn.Module) -> list[nn.Parameter]:

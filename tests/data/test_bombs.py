@@ -1,0 +1,264 @@
+"""One input cannot take the machine: small files that would unpack to gigabytes, under a lid of 2 GB."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from smalti.data import bundled
+from smalti.data.files import IMAGE_SUFFIXES, LINKED_FOLDERS, list_files
+from smalti.data.parquet import ParquetStore
+from smalti.errors import BadFile, IntegrityError
+from smalti.families.names import TINY_IMAGE
+from smalti.families.open import load
+from smalti.foreign import read_checkpoint
+from smalti.tokenizer import Tokenizer
+from smalti.video import rgb_pixels, to_rgb
+
+pa = pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq  # noqa: E402 - as above
+
+LID, PEAK = 2_000_000_000, 1_500_000_000
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, depth: int, kind: int, *extra: bytes) -> bytes:
+    """A black PNG of these declared and real sizes."""
+    line = b"\0" + bytes((width * depth * {0: 1, 2: 3, 4: 2, 6: 4}[kind] + 7) // 8)
+    packer = zlib.compressobj(9)
+    data = b"".join(packer.compress(line) for _ in range(height)) + packer.flush()
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Bombs of every kind among three photographs."""
+    folder = tmp_path_factory.mktemp("bombs")
+    for photo in sorted(bundled.photos("heldout").glob("*.jpg"))[:3]:
+        (folder / photo.name).write_bytes(photo.read_bytes())
+    for name, form in {"grey": (1, 0), "rgb": (8, 2), "deep": (16, 6)}.items():
+        (folder / f"bomb-{name}.png").write_bytes(png(8_000, 8_000, *form))
+    (folder / "bomb-larger.png").write_bytes(png(30_000, 30_000, 1, 0))
+    note = zlib.compress(bytes(1 << 28), 9)
+    (folder / "bomb-text.png").write_bytes(png(64, 64, 8, 2, chunk(b"zTXt", b"a\0\0" + note)))
+    (folder / "bomb-profile.png").write_bytes(png(64, 64, 8, 2, chunk(b"iCCP", b"a\0\0" + note)))
+    (folder / "bomb-sparse.png").touch()
+    os.truncate(folder / "bomb-sparse.png", 8 << 30)
+    (folder / "bomb-loop.png").symlink_to("bomb-loop.png")
+    (folder / "loop").symlink_to("loop")
+    return folder
+
+
+def under_the_lid(program: str, *arguments: object, lid: int | None = LID) -> tuple[int, str, str, int]:
+    """Run a program in a process that may take 2 GB of addresses; its code, its output, its errors, its peak."""
+    start = "import resource\n"
+    if lid is not None:
+        start += f"resource.setrlimit(resource.RLIMIT_AS, ({lid}, {lid}))\n"
+    end = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    done = subprocess.run(
+        [sys.executable, "-c", start + program + end, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    *said, peak = done.stdout.splitlines() or ["0"]
+    return done.returncode, "\n".join(said), done.stderr, int(peak) * 1024 if peak.isdigit() else 0
+
+
+VERB = "import sys; from smalti.cli.main import run; print(run(sys.argv[1:]))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of addresses that holds")
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["tokenize", "reconstruct"])
+def test_a_folder_of_bombs_is_named_and_its_neighbours_are_done(images, tmp_path, verb):
+    out = tmp_path / "out"
+    options = {"tokenize": ["--workers", 0, "--size", 64], "reconstruct": ["--only"]}[verb]
+    code, said, errors, peak = under_the_lid(VERB, verb, TINY_IMAGE, images, "--out", out, "--json", *options)
+    assert code == 0, errors[-2000:]
+    assert said.splitlines()[-1] == "3", errors[-2000:]
+    report = json.loads("\n".join(said.splitlines()[:-1]))
+    good = report["ok"] if verb == "tokenize" else len(report["done"])
+    assert good >= 3  # the photographs; and the images of 64 million pixels, where they fit
+    for name in ("larger", "text", "profile", "sparse", "loop"):
+        assert f"bomb-{name}.png" in errors, name
+    assert peak < PEAK
+    assert "internal error" not in errors
+
+
+def test_a_link_to_itself_is_named_and_the_rest_is_listed(tmp_path):
+    for name in ("loop", "loop.png"):
+        (tmp_path / name).symlink_to(name)
+    (tmp_path / "good.png").touch()
+    listing = list_files(tmp_path, IMAGE_SUFFIXES)
+    assert listing.files == ("good.png", "loop.png")  # reading names it, as it does a broken link
+    (reason,) = [what for what in listing.left_out if "loop" in what]
+    assert reason.startswith("links that lead nowhere: loop (")
+    assert LINKED_FOLDERS not in listing.left_out
+
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "I;16", "CMYK", "YCbCr")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1_100, 1_000), (1, 1_050_000), (1_050_000, 1)])
+def test_pixels_in_bands_are_those_of_the_whole_image(mode, size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 255)
+    else:
+        image = Image.fromarray(noise).convert("RGBA" if mode in ("LA", "PA") else "RGB").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 7
+    assert np.array_equal(rgb_pixels(image), np.asarray(to_rgb(image)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_an_image_is_turned_as_its_orientation_says(orientation):
+    image = Image.fromarray(np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3))
+    image.getexif()[0x0112] = orientation
+    assert np.array_equal(rgb_pixels(image), np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    photo = sorted(bundled.photos("heldout").glob("*.jpg"))[0].read_bytes()
+    places = pa.array([0] * 100, pa.int32())
+    once: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
+    many = pa.DictionaryArray.from_arrays(places, pa.array([photo + bytes(24_000_000)]))
+    pq.write_table(pa.table({"image": many}), folder / "many.parquet", **once)
+    one = pa.table({"image": pa.array([bytes(600_000_000)], pa.large_binary())})
+    pq.write_table(one, folder / "one.parquet", compression="zstd", use_dictionary=False)
+    label = pa.DictionaryArray.from_arrays(places, pa.array(["x" * 24_000_000]))
+    pq.write_table(pa.table({"image": [photo] * 100, "label": label}), folder / "label.parquet", **once)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    return folder
+
+
+READ = """
+import sys; from pathlib import Path
+from typing import Any
+from smalti.data.parquet import ParquetStore; from smalti.errors import SmaltiError
+for name in ("many", "one", "label"):
+    found = []
+    try:
+        store = ParquetStore(Path(sys.argv[1]), [f"{name}.parquet"], "image", "label")
+        for index in range(len(store)):
+            try:
+                found.append(len(store.media(index)))
+            except SmaltiError as fault:
+                found.append(fault.code)
+    except SmaltiError as fault:
+        found = str(fault)
+    print(name, found)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
+def test_cells_that_unpack_to_gigabytes_are_read_a_few_at_a_time_or_named(tables):
+    code, said, errors, peak = under_the_lid(READ, tables, lid=None)  # pyarrow aborts where addresses end
+    assert code == 0, errors[-2000:]
+    many, one, label = said.splitlines()
+    assert many.count("24") == 100
+    assert one == "one ['bomb']"
+    assert label.startswith("label [")
+    assert peak < PEAK
+
+
+def test_cells_come_in_any_order_and_again(tmp_path):
+    tables = tmp_path
+    photo = sorted(bundled.photos("heldout").glob("*.jpg"))[0].read_bytes()
+    path = tables / "order.parquet"
+    cells = [photo + bytes([number]) for number in range(50)]
+    pq.write_table(pa.table({"image": cells, "label": [str(n % 3) for n in range(50)]}), path, row_group_size=23)
+    store = ParquetStore(tables, [path.name], "image", "label")
+    for index in (49, 0, 22, 23, 5, 5, 4, 30, 29, 48):
+        assert store.media(index) == cells[index]
+        assert store.label(index) == index % 3
+    again = pickle.loads(pickle.dumps(store))
+    assert again.media(7) == cells[7]
+
+
+def test_a_member_larger_than_the_memory_is_named(tmp_path):
+    """Sparse on the disk: the tar is 12 GB of holes."""
+    photo = sorted(bundled.photos("heldout").glob("*.jpg"))[0].read_bytes()
+    path = tmp_path / "a.tar"
+    head = tarfile.TarInfo("big.png")
+    head.size = 12 << 30
+    with path.open("wb") as file:
+        file.write(head.tobuf())
+        file.seek(12 << 30, os.SEEK_CUR)
+        info = tarfile.TarInfo("good.jpg")
+        info.size = len(photo)
+        file.write(info.tobuf() + photo + bytes(-len(photo) % 512) + bytes(1024))
+    program = """
+import sys, torch; from pathlib import Path
+from smalti.data.images import ImagesConfig; from smalti.data import evaluation
+source = ImagesConfig(path=Path(sys.argv[1]), size=32).build(); bad = []
+good = [batch.keys for batch in evaluation(source, on_bad=bad.append)]
+print(good, [(fault.code, fault.path) for fault in bad])
+"""
+    code, said, errors, peak = under_the_lid(program, path)
+    assert code == 0, errors[-2000:]
+    assert "good.jpg" in said
+    assert "('memory', " in said or "('bomb', " in said
+    assert peak < PEAK
+
+
+STEPS = {
+    "names": b"ca\nb\n" * 3_200_000 + b".",
+    "instances": b"(ia\nb\n" * 2_600_000 + b".",
+    "entries": b"}" + b"NNs" * 5_000_000 + b".",
+    "calls": b"ca\nb\n" + b")R" * 8_000_000 + b".",
+    "marks": b"(" * 16_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_pickle_of_16_mb_is_refused_within_a_budget_of_steps(kind, tmp_path):
+    import time
+
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", b"\x80\x02" + STEPS[kind])
+    began = time.process_time()
+    with pytest.raises(IntegrityError, match="takes more than 1,500,000 reads"):
+        read_checkpoint(path)
+    assert time.process_time() - began < 20  # 1 to 5 s
+
+
+def test_weights_that_are_not_finite_are_refused_when_they_are_loaded(tmp_path):
+    tokenizer = load(TINY_IMAGE)
+    with torch.no_grad():
+        next(tokenizer.decoder.parameters()).view(-1)[3] = float("nan")
+    tokenizer.save(tmp_path / "diverged")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: 1 of .* values of decoder\..* are not finite"):
+        Tokenizer.load(tmp_path / "diverged")
+
+
+def test_a_run_that_is_mostly_bad_ends_early(tmp_path):
+    from smalti.data.source import FIRST
+    from smalti.errors import InputError
+    from smalti.pipeline.reconstruct import reconstruct
+
+    folder, seen = tmp_path / "in", list[BadFile]()
+    folder.mkdir()
+    for number in range(2 * FIRST):
+        (folder / f"{number:03}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="51 of the first 51 files could not be used, more than `max_bad`"):
+        reconstruct(TINY_IMAGE, [folder], tmp_path / "out", max_bad=0.5, on_file=seen.append)
+    assert len(seen) == 51
+    assert len(reconstruct(TINY_IMAGE, [folder], tmp_path / "out").bad) == 2 * FIRST
