@@ -31,6 +31,7 @@ def config(*, tiny: bool) -> TokenizerTraining:
     changes: dict[str, object] = {
         "data": full.data.replace({"path": photos("train"), "scale": (0.35, 0.7), "in_memory": 64}),
         "validation": find("tiny").validation,
+        "held_out": 0,
         "steps": STEPS,
         "batch_size": 64,
         "weights": {"l1": 1.0},
