@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smalti.arguments import check_arguments
 from smalti.config import Config
+from smalti.devices import whole_float32
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.layout import to_frames, to_images
@@ -347,7 +348,7 @@ class Tokenizer(nn.Module):
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
     def _latents(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d t2 h2 w2"]:
-        return self._to_latent(self.pad(video))
+        return self._exact_latent(self.pad(video))
 
     def pad(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t2 h2 w2"]:
         """Pad a video to the next legal size, as `encode` does: 1 + s*n frames and whole strides."""
@@ -363,10 +364,10 @@ class Tokenizer(nn.Module):
             size = size._replace(t=video.shape[2])
         video = pad_to(video, size)
         if tile is None:
-            return self.quantizer.encode(self._to_latent(video, stream))
+            return self.quantizer.encode(self._exact_latent(video, stream))
         stride = self._check_tile(tile, stream)
         margin = -(-(self.encoder.reach or 0) // stride) * stride
-        return Tiles(tile, margin, down=stride).compute(lambda x: self.quantizer.encode(self._to_latent(x)), video)
+        return Tiles(tile, margin, down=stride).compute(lambda x: self.quantizer.encode(self._exact_latent(x)), video)
 
     def _decode(
         self,
@@ -405,6 +406,13 @@ class Tokenizer(nn.Module):
             hint = "; in a row and without a batch: decode(ids[None], shape=(t, h, w))" if ids.ndim == 1 else hint
             raise BadTensor(f"ids must be b t h w, or b h w for images (found {describe(ids)}){hint}")
         return ids
+
+    def _exact_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
+        """Return the latents whose ids are the same in any batch, chunk and tile, on a GPU too."""
+        if self.device.type != "cuda" or torch.compiler.is_compiling():
+            return self._to_latent(video, stream)
+        with whole_float32():
+            return self._to_latent(video, stream)
 
     def _to_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         z: Tensor = self.encoder(self._time_first(video), stream)
