@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from smalti.arguments import check_least
+from smalti.arguments import check_arguments, check_least
 from smalti.errors import BadTensor
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class SameSize(NamedTuple):
     """Places of the rows in the list that they came from."""
 
 
-def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize]:
+def batch(
+    images: Sequence[Tensor | np.ndarray | Image.Image | Sequence[object]], *, most: int | None = None
+) -> list[SameSize]:
     """Sort images and clips of any sizes, as `to_video` takes them, into batches of one size and at most `most` rows.
 
     No pixel is added or lost, so each has the ids that it has alone; `places` says which it is:
@@ -98,8 +100,7 @@ def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize
     Batches come in the order of their first rows. Raises BadTensor as `to_video` does, naming the place; ConfigError
     for `most` below 1.
     """
-    if isinstance(images, Tensor | np.ndarray) or not isinstance(images, Sequence) or not images:
-        raise BadTensor(f"images must be a list of images or clips, not empty (found {describe(images)})")
+    check_arguments(batch, locals(), {"images": "give a list of images or clips"})
     check_least({"most": (most, 1)})
     sizes: dict[tuple[int, ...], list[int]] = {}
     videos = []

@@ -144,6 +144,4 @@ def test_device_and_number_type_are_as_asked(home):
     tokenizer = smalti.load("tokenizer", device="cpu", dtype=torch.bfloat16)
     assert (tokenizer.dtype, tokenizer.device.type, tokenizer.training) == (torch.bfloat16, "cpu", False)
     assert smalti.load("tokenizer").dtype == torch.float32
-    first, *modules = repr(tokenizer).splitlines()
-    assert first == "image tokenizer: 1x2x2 pixels a token, 64,000 codes, 6,405 parameters, bfloat16 on cpu"
-    assert modules[0] == "Tokenizer("
+    assert repr(tokenizer) == "image tokenizer: 1x2x2 pixels a token, 64,000 codes, 6,405 parameters, bfloat16 on cpu"

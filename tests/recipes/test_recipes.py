@@ -248,6 +248,6 @@ def test_every_recipe_has_a_small_form_that_is_valid_and_round_trips(name, tmp_p
     full = find(name)
     assert small.tokenizer.quantizer.kind == full.tokenizer.quantizer.kind
     assert math.prod(small.tokenizer.total_strides) == math.prod(tokenizer.strides)
-    if name not in NAMES[:6]:
+    if name not in NAMES[:6] and not name.startswith("finetune"):  # those are smaller runs of their own
         assert small.tokenizer.total_strides == full.tokenizer.total_strides
         assert (small.gan is None) == (full.gan is None)

@@ -61,7 +61,7 @@ def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Pat
         raise MachineError("torch.onnx: gave no program; update torch")
     shapes = _shapes(program, graph)
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):
-        if value.name is not None:
+        if value.name is not None and value.shape is not None:
             value.shape = type(value.shape)(shapes[value.name])
     for node in made.model.graph.all_nodes():  # where torch was when it made them: paths of this machine
         node.metadata_props.clear()
