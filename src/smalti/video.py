@@ -86,9 +86,7 @@ class SameSize(NamedTuple):
     """Places of the rows in the list that they came from."""
 
 
-def batch(
-    images: Sequence[Tensor | np.ndarray | Image.Image | Sequence[object]], *, most: int | None = None
-) -> list[SameSize]:
+def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize]:
     """Sort images and clips of any sizes, as `to_video` takes them, into batches of one size and at most `most` rows.
 
     No pixel is added or lost, so each has the ids that it has alone; `places` says which it is:
@@ -108,9 +106,9 @@ def batch(
         try:
             videos.append(to_video(image))
         except BadTensor as error:
-            raise BadTensor(f"images[{place}]: {error}") from None
+            raise BadTensor(f"images: {place}: {error}") from None
         if len(videos[-1]) != 1:
-            raise BadTensor(f"images[{place}]: is a batch already (found {describe(image)}); give its rows")
+            raise BadTensor(f"images: {place}: is a batch already (found {describe(image)}); give its rows")
         sizes.setdefault(tuple(videos[-1].shape), []).append(place)
     groups = [
         places[i : i + (most or len(places))]
