@@ -4,7 +4,7 @@ number formats cost on it."""
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -102,14 +102,19 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-@contextmanager
-def whole_float32() -> Iterator[None]:
-    """Within it, float32 convolutions on CUDA devices are float32 to the last bit, as on a CPU.
+def whole_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Return a block in which float32 convolutions on a CUDA device are float32 to the last bit, as on a CPU.
 
     By default torch lets them round their inputs to the 11 bits of TF32: on an H200 that moved latents by up to 0.017,
     gave 108 of 21,868 ids of `smalti/tiny-image` another value than the CPU's, and one image other ids in a batch of
     eight than alone. In whole float32 1 of 21,868 differed, and none by the batch (benchmarks/results/tf32.json).
+    Other devices, and a graph that is being compiled, are left alone.
     """
+    return _without_tf32() if device.type == "cuda" and not torch.compiler.is_compiling() else nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

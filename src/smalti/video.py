@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from smalti.arguments import check_arguments, check_least
-from smalti.errors import BadTensor
+from smalti.errors import BadTensor, ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -288,3 +288,10 @@ def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Fl
         raise BadTensor(f"a video of (t, h, w) = {have} cannot be cropped to {tuple(size)}")
     t, h, w = size
     return video[:, :, :t, :h, :w]
+
+
+def whole_numbers(name: str, given: object) -> tuple[int, ...]:
+    """Return the numbers of a size or grid. Raises ConfigError, naming the argument, for what are none."""
+    if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
+        return tuple(given)
+    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")

@@ -27,7 +27,7 @@ from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
-from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of
+from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of, whole_numbers
 
 _Item = TypeVar("_Item")
 
@@ -286,7 +286,7 @@ class Tokenizer(nn.Module):
             video = self._decode(ids.unsqueeze(1), None, tile).squeeze(2)
         else:
             video = self._decode(ids, stream, tile, is_last)
-        return video if size is None else _crop(video, _whole_numbers("size", size))
+        return video if size is None else _crop(video, whole_numbers("size", size))
 
     def decode_codes(self, codes: Float[Tensor, "b d *grid"]) -> Float[Tensor, "b 3 *t h w"]:
         """Decode codes `b d t h w`, of images `b d h w`, or what lies between them, with gradients and not quantized.
@@ -328,7 +328,7 @@ class Tokenizer(nn.Module):
         Raises as `decode` does, and BadTensor for a chunk of another batch, height or width than the first.
         """
         self._check_causal()
-        size = None if size is None else _whole_numbers("size", size)
+        size = None if size is None else whole_numbers("size", size)
         stream, left = Stream(), None if size is None else size[0]
         chunks = (ids for ids in _chunks(chunks, "ids.split(4, 1)") if not _is_no_frames(ids, 1))
         for ids, is_last in mark_last(chunks, waits=self.lookahead > 0):
@@ -395,7 +395,7 @@ class Tokenizer(nn.Module):
         if ids.device != self.device:
             raise BadTensor(f"ids are on {ids.device}, the tokenizer on {self.device}: ids.to(tokenizer.device)")
         if shape is not None:
-            grid = _whole_numbers("shape", shape)
+            grid = whole_numbers("shape", shape)
             if ids.ndim != 2 or len(grid) not in (2, 3) or math.prod(grid) != ids.shape[1]:
                 raise BadTensor(
                     f"shape: {grid} is not the grid (t, h, w) or (h, w) of ids in rows, b n (found {describe(ids)})"
@@ -409,9 +409,7 @@ class Tokenizer(nn.Module):
 
     def _exact_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         """Return the latents whose ids are the same in any batch, chunk and tile, on a GPU too."""
-        if self.device.type != "cuda" or torch.compiler.is_compiling():
-            return self._to_latent(video, stream)
-        with whole_float32():
+        with whole_float32(self.device):
             return self._to_latent(video, stream)
 
     def _to_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
@@ -468,12 +466,6 @@ def _check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
 
 def _is_no_frames(chunk: object, axis: int) -> bool:
     return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]
-
-
-def _whole_numbers(name: str, given: object) -> tuple[int, ...]:
-    if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
-        return tuple(given)
-    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")
 
 
 def _crop(video: Float[Tensor, "b 3 *t h w"], size: tuple[int, ...]) -> Float[Tensor, "b 3 *t2 h2 w2"]:
