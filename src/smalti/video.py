@@ -96,9 +96,9 @@ def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize
                 ...
 
     Batches come in the order of their first rows. Raises BadTensor as `to_video` does, naming the place; ConfigError
-    for `most` below 1.
+    where `images` is no list, or empty, and for `most` below 1.
     """
-    check_arguments(batch, locals(), {"images": "give a list of images or clips"})
+    check_arguments(batch, locals())
     check_least({"most": (most, 1)})
     sizes: dict[tuple[int, ...], list[int]] = {}
     videos = []
