@@ -52,11 +52,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def run_ranks(tmp_path: Path, fault: str, *options: str) -> tuple[int, str, float]:
-    """The code of torchrun, what all said, and the seconds it took."""
+    """The code of torchrun, what all said, and the seconds from the fault to its end."""
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    began = time.monotonic()
     done = subprocess.run(
         [*TORCHRUN, *options, str(script), str(tmp_path / "run"), fault],
         env=environment,
@@ -65,7 +64,8 @@ def run_ranks(tmp_path: Path, fault: str, *options: str) -> tuple[int, str, floa
         timeout=150,
         check=False,
     )
-    return done.returncode, done.stderr, time.monotonic() - began
+    fault_file = tmp_path / "run.pid"
+    return done.returncode, done.stderr, time.time() - fault_file.stat().st_mtime if fault_file.exists() else 0.0
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_bad_rank_ends_the_run_in_time_and_its_cause_is_told_once(tmp_path, fa
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "run.pid").read_text()), 0)
     print(f"{fault}: {seconds:.0f} s")
-    assert seconds < 100  # 60 on a machine that has two cores for it
+    assert seconds < 60
 
 
 def test_torchrun_starts_it_again_and_it_goes_on_exactly(tmp_path):

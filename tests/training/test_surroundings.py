@@ -150,6 +150,16 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_a_run_that_was_killed_while_it_wrote_its_config_begins_with_the_same_command(files, tmp_path):
+    out = tmp_path / "run"
+    fault = {**os.environ, "SMALTI_FAULT": "write_bytes:before-rename"}
+    done = subprocess.run(by_file(files, out), env=fault, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (out / "config.yaml").exists()
+    assert train(recipe(), out).steps == 4
+    assert not list(out.glob(".*.part"))
+
+
 def test_a_folder_with_a_lock_alone_is_new(tmp_path):
     with lock(tmp_path / "run" / LOCK):
         pass

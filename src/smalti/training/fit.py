@@ -146,10 +146,15 @@ def check_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
         if not resume:
             raise ConfigError(f"{out}: holds a run already; give `resume` to go on with it, or another `out`")
         _check_same(load_yaml(type(config), path), config, path)
-    elif out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
+    elif out.exists() and any(entry.name != LOCK and not _is_unfinished(entry) for entry in out.iterdir()):
         raise ConfigError(f"{out}: is there and is not a run; give another `out`")
     elif resume:
         raise ConfigError(f"{out}: there is no run to resume; leave `resume` out to start one")
+
+
+def _is_unfinished(entry: Path) -> bool:
+    """Return whether a file is what a run leaves that was killed while it wrote its config, before anything else."""
+    return entry.name.startswith(".config.yaml.") and entry.suffix == ".part"
 
 
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
