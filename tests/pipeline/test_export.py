@@ -71,6 +71,7 @@ def programs(folder):
     return {name: function(name) for name in about}
 
 
+@pytest.mark.slow
 @with_onnx
 def test_one_file_serves_images_of_every_size(tmp_path):
     tokenizer, folder = exported(IMAGE, tmp_path, "--weights", "float16")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.tokenizer.graph_laws import CONFIGS
 
-QUICK = ["video point fsq"]
-"""The one that is traced in the quick suite: causal taps, time strides, patches, adaptive norms, a stream."""
+QUICK = ["image lfq"]
+"""The one that is traced in the quick suite; one of video takes a minute."""
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 
 

@@ -65,6 +65,7 @@ def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     assert checkpoints(out)
 
 
+@SLOW
 def test_a_signal_that_is_ignored_stays_ignored(files, tmp_path):
     """As under nohup."""
     out = tmp_path / "run"
