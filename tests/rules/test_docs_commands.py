@@ -31,9 +31,10 @@ OUT_OF_REACH = {
     "train-{0000..0146}.tar": "147 tars; tests/tokens",
     "ImageNet": "ImageNet",
     "imagenet": "ImageNet",
-    "k600": "Kinetics",
+    "eval k600": "Kinetics",
     "kinetics600": "Kinetics",
     "ucf101": "UCF-101",
+    "paper-": "ImageNet and Kinetics",
     ".pth": "a published checkpoint",
     ".pt": "a published checkpoint",
     ".ckpt": "a published checkpoint",
@@ -49,25 +50,28 @@ class Page(NamedTuple):
 
     name: str
     runs: tuple[str, ...] = ()
-    first: int = 99
-    """How many of its blocks are run."""
+    sets: tuple[str, ...] = ()
+    """Token sets that it takes for granted."""
+    blocks: slice = slice(None)
+    """The blocks that are run: others take data sets."""
 
 
+SETS = ("video-tokens", "heldout-tokens")
 PAGES = (
     Page("README.md"),
-    Page("docs/training.md", first=4),
+    Page("docs/training.md"),
     Page("docs/tokens.md", ("tiny", "video")),
     Page("docs/codec.md", ("video",)),
-    Page("docs/metrics.md", ("tiny",), 1),
-    Page("docs/generation.md", ("tiny", "tiny-video"), 2),
-    Page("docs/migrating.md"),
+    Page("docs/metrics.md", ("tiny",), blocks=slice(1)),
+    Page("docs/generation.md", ("tiny", "tiny-video"), SETS, slice(2)),
+    Page("docs/migrating.md", blocks=slice(3, 4)),
 )
 
 
 def commands(page):
     """Lines of the blocks of a document that call smalti, without their comments."""
     text = (ROOT / page.name).read_text(encoding="utf-8")
-    for block in FENCE.findall(text)[: page.first]:
+    for block in FENCE.findall(text)[page.blocks]:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith(("smalti ", ".venv/bin/smalti ")):
                 yield re.sub(r"\s+#\s.*", "", line)
@@ -109,7 +113,7 @@ def runs(tmp_path_factory):
         run(folder, shortened(f"smalti train {recipe}"))
     shutil.copytree(folder / "runs/tiny-video", folder / "runs/video")
     media = bundled.videos("train")
-    for name in ("video-tokens", "heldout-tokens"):
+    for name in SETS:
         run(folder, f"smalti tokenize runs/tiny-video {media} --out {name} --size 64 --clip 17")
     return folder
 
@@ -144,7 +148,7 @@ def test_the_commands_of_a_page_run_in_their_order(page, folder, request):
         ready = request.getfixturevalue("runs")
         for name in page.runs:
             shutil.copytree(ready / "runs" / name, folder / "runs" / name)
-        for name in ("video-tokens", "heldout-tokens"):
+        for name in page.sets:
             shutil.copytree(ready / name, folder / name)
     done = 0
     for command in commands(page):
@@ -152,4 +156,4 @@ def test_the_commands_of_a_page_run_in_their_order(page, folder, request):
             continue
         run(folder, shortened(command))
         done += 1
-    assert done >= 3
+    assert done >= 2
