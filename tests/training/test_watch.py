@@ -38,10 +38,11 @@ def recipe(*changes):
 
 
 def run(out, config, progress=None):
-    try:
+    if config.optimizer.lr == 1e30:
+        with pytest.raises(SmaltiError, match="not finite 10 times in a row"):
+            train(config, out, progress=progress)
+    else:
         train(config, out, progress=progress)
-    except SmaltiError as fault:
-        assert "not finite" in str(fault)
 
 
 def faults(out):
@@ -58,7 +59,9 @@ def wait(done, total=None, note=""):
 QUICK = "unlearnable", "slowed"
 
 
-@pytest.mark.parametrize("fault", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS])
+@pytest.mark.parametrize(
+    "fault", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
 def test_rules_fire_on_a_run_with_their_fault_once_and_say_number_and_remedy(tmp_path, capsys, fault):
     settings, rules = FAULTS[fault]
     run(tmp_path / "run", recipe(*settings), wait if fault == "slowed" else None)

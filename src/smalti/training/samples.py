@@ -11,7 +11,6 @@ import torch
 
 from smalti.data.source import mix
 from smalti.files import naming_os_errors
-from smalti.training.distributed import World
 from smalti.training.task import RunState
 
 _BITS = (1 << 48) - 1
@@ -38,7 +37,9 @@ def _digest(name: str, place: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big")
 
 
-def keep_skipped(state: RunState, folder: Path, line: Mapping[str, Any], names: Sequence[str], places: Sequence[int]) -> None:
+def keep_skipped(
+    state: RunState, folder: Path, line: Mapping[str, Any], names: Sequence[str], places: Sequence[int]
+) -> None:
     """Append a row to `skipped.jsonl` of a run folder: {step, seed, not_finite, samples}, for a step that was skipped.
 
     Step and seed are all that is needed to load its batch again (`smalti.data.batches` with `start_step` step - 1);

@@ -199,7 +199,7 @@ def _adaptive_weight(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     if gan is None or not gan.adaptive or now is None or now <= 300 * gan.weight:
         return None
     what = f"gan_weight is {now:,.3g}, more than 300 times gan.weight {gan.weight:g}"
-    return what, "the discriminator gives no gradient: see whether it learns (loss/discriminator); set gan.adaptive=false"
+    return what, "the discriminator gives no gradient: see whether it learns (loss/discriminator)"
 
 
 def _one_sided(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
