@@ -104,7 +104,7 @@ app.command("recipes", short_help="List the recipes, or print one.")(recipes.rec
 app.command("zoo", short_help="List other projects' tokenizers that load by name.")(zoo.zoo_command)
 app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
 app.command("serve", short_help="Open the page: see tokens, change them.")(serve.serve_command)
-app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
+app.command("doctor", short_help="Check this machine, a recipe or a run.")(doctor.doctor_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
