@@ -10,7 +10,7 @@ from smalti.cli.options import JsonOption, OverwriteOption, SeedOption
 
 
 def prior_command(
-    sets: Annotated[list[Path], typer.Argument(metavar="SET...", help="Token sets of one tokenizer.")],
+    sets: Annotated[list[Path], typer.Argument(metavar="SET", help="Token sets of one tokenizer.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     steps: Annotated[int, typer.Option(min=1, help="Steps of 2,048 tokens.")] = 3000,
     seed: SeedOption = 0,
@@ -28,7 +28,7 @@ def prior_command(
     Examples:
       smalti prior photo-tokens --out prior.safetensors
       smalti prior small-tokens large-tokens --out prior.safetensors --steps 6000
-      smalti compress photo.jpg photo.smt --tokenizer runs/image --prior prior.safetensors
+      smalti compress a.jpg a.smt --tokenizer runs/image --prior p.safetensors
     """
     from smalti.pipeline.train_prior import train_prior
 
