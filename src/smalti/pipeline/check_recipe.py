@@ -48,7 +48,7 @@ _PARTS: tuple[tuple[type[SmaltiError], str], ...] = (
     (IntegrityError, "files"),
     (MachineError, "machine"),
 )
-"""What a check is called that an error of this kind has ended."""
+"""Kinds of errors, and the name of the check that one of them has ended."""
 
 
 class _Probe(NamedTuple):
