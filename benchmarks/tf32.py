@@ -37,11 +37,14 @@ def per_second(call: Callable[[], object], count: int, runs: int = 20) -> float:
 
 
 def media(name: str) -> list[Tensor]:
-    """The held-out photographs, or 33 frames of a held-out clip."""
+    """The held-out photographs, or 33 frames of each held-out clip."""
     if name.endswith("image"):
         return [to_video(read_image(path)) for path in sorted(bundled.photos("heldout").glob("*.jpg"))]
-    with open_video(bundled.videos("heldout") / "march.mp4") as reader:
-        return [to_video(torch.stack(list(reader.frames(0, 33))))]
+    clips = []
+    for path in sorted(bundled.videos("heldout").glob("*.mp4")):
+        with open_video(path) as reader:
+            clips.append(to_video(torch.stack(list(reader.frames(0, 33)))))
+    return clips
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from smalti.files import check_manifest
 from smalti.pipeline.parity import margins
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from tests.randomise import randomise
 
 ABSENT = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
 with_onnx = pytest.mark.skipif(bool(ABSENT), reason="needs the extra `export`")
@@ -26,10 +27,7 @@ def saved(config, folder):
     """A tokenizer whose every weight is random, in a folder."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(config)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape) / fan**0.5)
+    randomise(tokenizer)
     tokenizer.save(folder)
     return tokenizer.eval()
 

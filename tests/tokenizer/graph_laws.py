@@ -10,6 +10,7 @@ import torch
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, TokenizerConfig, VidTokConfig, VQGANConfig
 from smalti.tokenizer.graphs import graph_of, programs
+from tests.randomise import randomise
 
 SMALL = {"width": 8, "depth": 1}
 CNN = {**SMALL, "decoder_depth": 1, "middle": 1, "multipliers": (1, 2)}
@@ -57,10 +58,7 @@ def built(config):
     """A tokenizer whose every parameter is random (those that start at zero would hide faults)."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(config)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape) / fan**0.5)
+    randomise(tokenizer)
     return tokenizer.eval()
 
 

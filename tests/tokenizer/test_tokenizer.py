@@ -11,6 +11,7 @@ from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from tests.randomise import randomise
 
 QUANTIZERS = [LFQConfig(bits=18), FSQConfig(), FSQConfig(levels=(8, 8, 5, 4, 4, 3)), DSQConfig()]
 SMALL = {"width": 8, "depth": 1, "decoder_depth": 1, "middle": 1}
@@ -65,10 +66,7 @@ def built(plan="patch", norm="position", quantizer=None, dtype=torch.float64, se
     config = TokenizerConfig(**{**SMALL, **PLANS[plan]}, norm=norm, quantizer=quantizer or FSQConfig())
     tokenizer = Tokenizer(config)
     rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape, generator=rng) / fan**0.5)
+    randomise(tokenizer, rng)
     return tokenizer.to(dtype).eval()
 
 

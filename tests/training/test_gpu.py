@@ -14,6 +14,7 @@ from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
+from tests.randomise import randomise
 
 pytestmark = pytest.mark.gpu
 SMALL = {
@@ -35,10 +36,7 @@ PLANS = {
 def built(plan, dtype=torch.float64):
     """A tokenizer whose every parameter is random."""
     tokenizer, rng = Tokenizer(PLANS[plan]), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape, generator=rng) / fan**0.5)
+    randomise(tokenizer, rng)
     return tokenizer.to(dtype).eval()
 
 

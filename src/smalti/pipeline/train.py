@@ -14,7 +14,7 @@ from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
 from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
-from smalti.recipes.quantizers import with_quantizer
+from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, QUANTIZER_LOSSES, with_quantizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
 from smalti.training.fit import fit
@@ -127,10 +127,10 @@ def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool =
 
 def _fitting_weights(weights: Mapping[str, float], given: Sequence[str]) -> dict[str, float]:
     """Return weights without those of losses that only other quantizers than that of the losses `given` have."""
-    others = {*get_args(LossName), *get_args(CodebookLossName)} - {*given}
+    others = QUANTIZER_LOSSES - {*given}
     fitting = {name: weight for name, weight in weights.items() if name not in others}
     if "codebook" in given and not fitting.keys() & {*given}:
-        fitting |= {"codebook": 1.0, "commitment": 0.25}
+        fitting |= CODEBOOK_WEIGHTS
     return fitting
 
 

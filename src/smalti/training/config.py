@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from smalti.config import Config, PathField, Tuple, Two
 from smalti.data import JointConfig, OneKindConfig, SourceConfig
+from smalti.devices import Precision
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
 from smalti.losses.logits import LogitsConfig
@@ -136,7 +137,7 @@ class RunConfig(Config):
     """Optimizer of the model."""
     ema: float = Field(0.999, ge=0, lt=1)
     """Decay of the EMA weights, which are evaluated, sampled from and exported; 0 uses the weights themselves."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Data type of convolutions and matrix products; parameters, norms, quantizer and losses stay float32."""
     validation_limit: int = Field(32, ge=1)
     """Largest number of clips or rows of `validation` that are scored."""

@@ -32,8 +32,9 @@ from smalti.files import (
 from smalti.model_folder import WEIGHTS, checkpoints
 from smalti.progress import Progress, say
 from smalti.training.config import RunConfig
-from smalti.training.task import Samples, Savable, StepResult, Task
+from smalti.training.task import RunState, Samples, Savable, StepResult, Task
 from smalti.training.tracker import Tracker
+from smalti.training.watch import RunWatch
 from smalti.version import __version__
 
 L = TypeVar("L", bound="RunLog")
@@ -89,7 +90,7 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                 if progress is not None:
                     progress(result.step, config.steps, f"{result.note}{scores}")
                 if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
-                    log.write({**result.line(), "steps_per_second": log.steps_per_second(result.step)})
+                    log.write_step(result, task.state)
                 if ended or stop or result.step % config.save_every == 0:
                     if world.is_main:
                         save_checkpoint(task, out)
@@ -214,6 +215,9 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.since = time.monotonic()
         _truncate(self.path, step)
+        self.watch = RunWatch(config)
+        for _, text in logged_lines(self.path):
+            self.watch.add(json.loads(text))
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
@@ -241,6 +245,16 @@ class RunLog:
         if self.tracker is not None:
             self.tracker.write(numbers, step)
 
+    def write_step(self, result: StepResult, state: RunState) -> None:
+        """Write the line of a step, and warn on stderr of the faults that it shows first."""
+        seconds = time.monotonic() - self.since
+        samples = {} if state.samples is None else {"samples": f"{state.samples:016x}"}
+        speed = {"steps_per_second": (result.step - self.first) / max(1e-9, seconds), "seconds": seconds}
+        line = {**result.line(), **samples, **speed}
+        self.write(line)
+        for fault in self.watch.add(line):
+            say(f"warning: {fault}")
+
     def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write a line of validation scores, if there are any."""
         if scores:
@@ -257,10 +271,6 @@ class RunLog:
             self.events.add_image("samples", np.asarray(samples.image), step, dataformats="HWC")
             if self.tracker is not None:
                 self.tracker.show("samples", samples.image, step)
-
-    def steps_per_second(self, step: int) -> float:
-        """Return the rate since the run was started or resumed."""
-        return (step - self.first) / max(1e-9, time.monotonic() - self.since)
 
 
 def _truncate(path: Path, last_step: int) -> None:
@@ -294,7 +304,8 @@ def write_state(task: Savable, folder: Path) -> None:
         if tensors := source.state_dict():
             save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
     about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
-    write_json(folder / "state.json", about | {"step": task.state.step, "updates": task.state.updates})
+    state = task.state
+    write_json(folder / "state.json", about | {"step": state.step, "updates": state.updates, "samples": state.samples})
 
 
 def load_checkpoint(task: Task, folder: Path) -> dict[str, Any]:
@@ -316,7 +327,7 @@ def read_state(task: Savable, folder: Path) -> dict[str, Any]:
         if step is not None and step != str(about.get("step")):
             raise IntegrityError(f"{path}: is of step {step}, its checkpoint of step {about.get('step')}; restore it")
         target.load_state_dict(tensors)
-    task.state.step, task.state.updates = about["step"], about["updates"]
+    task.state.step, task.state.updates, task.state.samples = about["step"], about["updates"], about.get("samples")
     return about
 
 

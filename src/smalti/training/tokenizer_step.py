@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.losses import Anchors, widen
-from smalti.metrics.codebook import Usage
+from smalti.metrics.codebook import CodebookUse, Usage
 from smalti.training.codebook import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.optimizer import clip_gradient, set_lr, update_ema
@@ -75,6 +75,7 @@ class TokenizerStep(NamedTuple):
             **{f"loss/{name}": value for name, value in self.losses.items()},
             **{"lr": self.lr, "grad_norm": self.grad_norm, "gan_weight": self.gan_weight},
             **{"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens},
+            "dead_digits": dead_digits(use),
             **({} if self.restarted is None else {"restarted": self.restarted}),
             **{"skipped": self.skipped, **counts},
         }
@@ -84,6 +85,11 @@ class TokenizerStep(NamedTuple):
         """Return the figures of a step without a row."""
         nan, usage = math.nan, Usage(state.tokenizer.levels)
         return cls(state.step, {}, nan, lr, 0.0, 0.0, nan, usage, skipped=False, rows=0)
+
+
+def dead_digits(use: CodebookUse) -> int:
+    """Count the digits that have one value in at least 99.9 % of the tokens: they carry less than 0.02 bits."""
+    return sum(max(counts) >= 0.999 * sum(counts) > 0 for counts in use.digits)
 
 
 def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) -> TokenizerStep:
