@@ -197,7 +197,7 @@ def test_a_norm_over_time_is_not_causal_indeed():
     tokenizer, video = built(norm="clip"), clip(9)
     changed = video.clone()
     changed[:, :, 5:] = 0
-    assert not torch.equal(tokenizer.latents(video)[:, :, 0], tokenizer._to_latent(changed)[:, :, 0])
+    assert not torch.equal(tokenizer.latents(video)[:, :, 0], tokenizer.latents(changed)[:, :, 0])
 
 
 def test_two_videos_can_be_in_flight_and_a_stream_can_be_forked():

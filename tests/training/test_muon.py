@@ -81,7 +81,7 @@ def test_a_kernel_is_the_matrix_of_its_outputs_and_the_rest_is_adamws():
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-video-conditional"])
 def test_a_run_resumes_bit_for_bit(tmp_path, name):
-    """Momentum is part of a checkpoint, as is the past of no clip: a step begins and ends with its clips."""
+    """Momentum is part of a checkpoint; the past of a clip is not, for a step begins and ends with its clips."""
     small = ["batch_size=2", "save_every=2", "eval_every=9", "sample_every=9", "validation=null"]
     small += ["optimizer.muon={turns: 3}", "optimizer.schedule=constant"]
     joint = name != "tiny"
