@@ -65,18 +65,8 @@ def train(
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file, a config or a run folder"})
     check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
-    config = find_config(recipe, tiny=tiny)
-    if quantizer is not None:
-        if not isinstance(config, TokenizerTraining):
-            raise ConfigError(f"quantizer: {config.kind} runs have none; their tokens are those of a tokenizer")
-        config = with_quantizer(config, quantizer)
-    config = config.override([*set, *([] if seed is None else [f"seed={seed}"])])
-    if (
-        isinstance(config, TokenizerTraining)
-        and quantizer is None
-        and not any(text.startswith("tokenizer") for text in set)
-    ):
-        config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
+    seeds = [] if seed is None else [f"seed={seed}"]
+    config = settle_config(find_config(recipe, tiny=tiny), [*set, *seeds], quantizer)
     folder = default_run(recipe) if out is None else Path(out)
     resume = resume or (_is_restarted() and (folder / _CONFIG).is_file())
     with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
@@ -86,6 +76,23 @@ def train(
         else:
             task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def settle_config(config: AnyTraining, set: Sequence[str], quantizer: str | None) -> AnyTraining:
+    """Return the config with another quantizer if one is named, assignments to its fields, and the architecture of
+    `init`, as `train` runs it. Raises ConfigError, and InputError where there is no `init` of that name."""
+    if quantizer is not None:
+        if not isinstance(config, TokenizerTraining):
+            raise ConfigError(f"quantizer: {config.kind} runs have none; their tokens are those of a tokenizer")
+        config = with_quantizer(config, quantizer)
+    config = config.override(set)
+    if (
+        isinstance(config, TokenizerTraining)
+        and quantizer is None
+        and not any(text.startswith("tokenizer") for text in set)
+    ):
+        config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
+    return config
 
 
 def _is_restarted() -> bool:
