@@ -94,7 +94,7 @@ def _probe(dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Conv2d, t
     convolution = torch.nn.Conv2d(_PROBED[1], _PROBED[1], 3, padding=1, device=device, dtype=dtype)
     x = torch.zeros(_PROBED, device=device, dtype=dtype)
     order = torch.channels_last
-    return convolution.to(memory_format=order), x.to(memory_format=order)  # type: ignore[call-overload]
+    return convolution.to(memory_format=order), x.to(memory_format=order)  # type: ignore[call-overload, unused-ignore]
 
 
 def _synchronize(device: torch.device) -> None:

@@ -66,6 +66,7 @@ def write_torchscript(tensors, path):
         part.register_buffer(steps[-1], tensor)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15's name for it
         torch.jit.save(torch.jit.script(root), path)
 
 

@@ -76,8 +76,8 @@ class RunWatch:
 
     def add(self, line: Mapping[str, Any]) -> list[Warned]:
         """Take a line of log.jsonl into account; return the faults that it shows first."""
-        if not isinstance(line.get("step"), int) or "skipped" not in line:
-            return []  # validation and samples
+        if not (isinstance(line.get("step"), int) and isinstance(line.get("lr"), int | float) and "skipped" in line):
+            return []  # validation and samples, and runs of version 0.1.0, which had other names
         self._count(line)
         found = []
         for rule, check in _RULES.items():
