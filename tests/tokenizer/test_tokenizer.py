@@ -148,7 +148,7 @@ def test_the_contract_holds_for_every_quantizer_in_float32_and_under_bf16(quanti
 
 def near_thresholds(tokenizer, video, margin=1e-5):
     """How many positions have a latent within `margin` of another digit."""
-    z = tokenizer._to_latent(video)
+    z = tokenizer.latents(video)
     around = [tokenizer.quantizer.encode(z + e) for e in (-margin, margin)]
     return int((around[0] != around[1]).sum())
 
@@ -197,7 +197,7 @@ def test_a_norm_over_time_is_not_causal_indeed():
     tokenizer, video = built(norm="clip"), clip(9)
     changed = video.clone()
     changed[:, :, 5:] = 0
-    assert not torch.equal(tokenizer._to_latent(video)[:, :, 0], tokenizer._to_latent(changed)[:, :, 0])
+    assert not torch.equal(tokenizer.latents(video)[:, :, 0], tokenizer.latents(changed)[:, :, 0])
 
 
 def test_two_videos_can_be_in_flight_and_a_stream_can_be_forked():

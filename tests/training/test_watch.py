@@ -16,8 +16,11 @@ SETTINGS = ["batch_size=2", "save_every=100000", "eval_every=100000", "sample_ev
             "data.size=32", "validation=null", "tokenizer.width=8", "weights={l2: 1.0, batch_entropy: -0.001}",
             "gan={discriminator: {kind: patch, width: 8}, adaptive: true, weight: 0.1}"]  # fmt: skip
 COLLAPSE = ("gan=null", "weights={l2: 1.0, batch_entropy: 10.0}", "log_every=8", "steps=208", "tokenizer.patch=4")
-BLIND = ("gan.discriminator={kind: patch, width: 8, norm: none}", "gan.optimizer.weight_decay=999",
-         "gan.optimizer.lr=1e-3", "gan.start=2", "log_every=10", "steps=220")  # fmt: skip
+BLIND = (
+    "weights={l2: 10.0, batch_entropy: -0.001}",
+    "gan.discriminator={kind: patch, width: 8, norm: none}",
+    *("gan.optimizer.weight_decay=999", "gan.optimizer.lr=1e-3", "gan.start=2", "log_every=10", "steps=220"),
+)
 """A weight decay that takes all of the discriminator at each step."""
 STRONG = "gan.optimizer.lr=1e-2", "optimizer.lr=1e-9", "gan.weight=0", "log_every=10", "steps=210"
 FAULTS = {

@@ -21,7 +21,7 @@ from smalti.training.fit import fit
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_task import GeneratorTask
 from smalti.training.task import Task
-from smalti.training.tokenizer_state import architecture
+from smalti.training.tokenizer_state import architecture, is_image_part
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
@@ -121,14 +121,14 @@ def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool =
         own = load(str(config.init)).config
     except InputError as error:
         raise InputError(f"init: {error}") from None
-    if architecture(own) == architecture(config.tokenizer):
+    if architecture(own) == architecture(config.tokenizer) or is_image_part(own, config.tokenizer):
         return config
     if own.time_kernel == 1 < config.tokenizer.time_kernel:
         raise ConfigError(f"init: {config.init} is an image tokenizer and this run's one of video; use smalti inflate")
     given = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
     weights = config.weights if keep_weights else _fitting_weights(config.weights, given)
     losses = tuple(name for name in weights if name in given)
-    tokenizer = own.replace({"quantizer": own.quantizer.replace({"losses": losses})})
+    tokenizer = own.with_quantizer(own.quantizer.replace({"losses": losses}))
     return config.replace({"tokenizer": tokenizer, "weights": weights})
 
 

@@ -29,7 +29,7 @@ from smalti.files import (
     write_bytes,
     write_json,
 )
-from smalti.model_folder import WEIGHTS, checkpoints
+from smalti.model_folder import WEIGHTS, checkpoints, load_strictly
 from smalti.progress import Progress, say
 from smalti.training.config import RunConfig
 from smalti.training.task import RunState, Samples, Savable, StepResult, Task
@@ -300,12 +300,15 @@ def save_checkpoint(task: Task, out: Path) -> Path:
 def write_state(task: Savable, folder: Path) -> None:
     """Write all that the next step depends on into a folder that exists."""
     task.export(folder / task.state.config.kind)
+    counts = {}
     for name, source in task.tensors().items():
         if tensors := source.state_dict():
+            counts[name] = len(tensors)
             save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
     about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
     state = task.state
-    write_json(folder / "state.json", about | {"step": state.step, "updates": state.updates, "samples": state.samples})
+    place = {"step": state.step, "updates": state.updates, "samples": state.samples}
+    write_json(folder / "state.json", about | place | {"tensors": counts})
 
 
 def load_checkpoint(task: Task, folder: Path) -> dict[str, Any]:
@@ -319,10 +322,16 @@ def read_state(task: Savable, folder: Path) -> dict[str, Any]:
     about = dict(read_json(folder / "state.json"))
     if about.get("format") != _FORMAT:
         raise IntegrityError(f"{folder}: format {about.get('format')} by smalti {about.get('smalti')}, not {_FORMAT}")
-    task.ema.load_state_dict(load_tensors(folder / task.state.config.kind / WEIGHTS))
+    if missing := {"data", "step", "updates"} - about.keys():
+        raise IntegrityError(f"{folder / 'state.json'}: has no {', '.join(sorted(missing))}; restore it")
+    averaged = folder / task.state.config.kind / WEIGHTS
+    load_strictly(task.ema, load_tensors(averaged), averaged)
     for name, target in task.tensors().items():
         path = folder / f"{name}.safetensors"
         tensors = load_tensors(path) if path.is_file() else {}
+        wanted = about.get("tensors", {}).get(name, 0) if "tensors" in about else len(tensors)
+        if len(tensors) != wanted:
+            raise IntegrityError(f"{path}: has {len(tensors)} tensors, and {wanted} were written; restore it")
         step = read_notes(path).get("step") if tensors else None
         if step is not None and step != str(about.get("step")):
             raise IntegrityError(f"{path}: is of step {step}, its checkpoint of step {about.get('step')}; restore it")

@@ -190,13 +190,15 @@ def _few_codes(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
 def _adaptive_weight(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     """Fire where the adversarial gradient is a 300th of that of the other losses, and the weight makes up for it.
 
-    At 10,000 times it is cut off. With discriminators of the recipes it is below 10 times, with a fresh one without
-    norms 100 times.
+    At 10,000 times it is cut off. With discriminators of the recipes it is below 10 times; with fresh ones up to 1,000
+    times, for some steps.
     """
     config = watch.config
     gan = config.gan if isinstance(config, TokenizerTraining) else None
     now = watch.now("gan_weight")
-    if gan is None or not gan.adaptive or now is None or now <= 300 * gan.weight:
+    if gan is None or not gan.adaptive or now is None or line["step"] < gan.start + _SETTLED:
+        return None
+    if now <= 300 * gan.weight:
         return None
     what = f"gan_weight is {now:,.3g}, more than 300 times gan.weight {gan.weight:g}"
     return what, "the discriminator gives no gradient: see whether it learns (loss/discriminator)"
