@@ -15,13 +15,15 @@ from torch import Tensor
 
 import smalti
 from smalti.data import bundled, open_video, read_image
+from smalti.nn.layout import time_first
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_video
 
 
 def ids(tokenizer: Tokenizer, video: Tensor) -> Tensor:
     """The ids, with TF32 as it is set."""
-    return tokenizer.quantizer.encode(tokenizer._to_latent(tokenizer.pad(video)))
+    z = tokenizer.encoder(time_first(tokenizer.pad(video), tokenizer.dtype))
+    return tokenizer.quantizer.encode(z.permute(1, 2, 0, 3, 4))
 
 
 def per_second(call: Callable[[], object], count: int, runs: int = 20) -> float:

@@ -269,6 +269,14 @@ class TokenizerTraining(RunConfig):
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:
             self._check_codebook(self.codebook)
+        if (
+            self.data.kind != "videos"
+            and self.still_frames == 1
+            and {"encoder.image", "decoder.image"} <= {*self.frozen}
+        ):
+            raise ValueError(
+                "still_frames: images train the networks of a first frame alone, which `frozen` keeps; set 2+"
+            )
         if self.held_out and self.validation is not None:
             own, shown = ((part.kind, part.path) for part in (self.split_data, self.validation))
             if own != shown:
