@@ -102,7 +102,7 @@ def check_forward(peer, tolerance=5e-5):
     tokenizer, golden = peer.tokenizer, peer.golden
     video, numbers = pixels_of(golden), golden.tensors
     with torch.inference_mode():
-        z = tokenizer._to_latent(video)
+        z = tokenizer.latents(video)
         ids = tokenizer.encode(video)
         wanted = numbers["ids"].reshape(ids.shape).long()
         made = tokenizer.decode(wanted)
