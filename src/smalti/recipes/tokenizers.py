@@ -158,18 +158,8 @@ def tiny_video(steps: int = 200) -> TokenizerTraining:
 
 def conditional_video_tokenizer() -> ConditionalConfig:
     """Return the networks of smalti/tiny-image, which make the first frame, and those of the groups of 4 after it."""
-    return ConditionalConfig(
-        image=TokenizerConfig(
-            quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5), temperature=0.1, losses=("batch_entropy",)),
-            patch=4,
-            width=96,
-            multipliers=(1, 2),
-            strides=((1, 2),),
-            depth=1,
-            decoder_depth=1,
-            middle=0,
-        )
-    )
+    image = small_image_tokenizer().replace({"patch": 4, "multipliers": (1, 2), "strides": ((1, 2),)})
+    return ConditionalConfig(image=image)
 
 
 def tiny_video_conditional(steps: int = 400) -> TokenizerTraining:

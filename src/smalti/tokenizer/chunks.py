@@ -19,6 +19,12 @@ def check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
         raise BadTensor(f"a chunk of a stream is {wanted}: {remedy}")
 
 
+def check_stream(stream: object, option: str) -> None:
+    """Raise BadTensor for what is no stream: the value of an `option` that was given without its name."""
+    if stream is not None and not isinstance(stream, Stream):
+        raise BadTensor(f"the second argument is a Stream, and others are named, as {option}={stream}")
+
+
 def is_no_frames(chunk: object, axis: int) -> bool:
     """Return whether a chunk is a tensor without frames in `axis`."""
     return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]

@@ -19,7 +19,7 @@ from smalti.nn.layout import time_first
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
-from smalti.tokenizer.chunks import check_whole, crop, is_no_frames, mark_last, several
+from smalti.tokenizer.chunks import check_stream, check_whole, crop, is_no_frames, mark_last, several
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.conditional import ConditionalConfig, ConditionalDecoder, ConditionalEncoder, Loop, closed_loop
 from smalti.tokenizer.cosmos import CosmosConfig
@@ -241,6 +241,7 @@ class Tokenizer(nn.Module):
         ConfigError for a stream of a tokenizer that is not causal, and for tiles of one that is not tile-exact.
         """
         check_video(video, self.device)
+        check_stream(stream, "tile")
         if video.ndim == 4:
             check_whole(stream, "video.unsqueeze(2)", "b 3 t h w")
             return self._encode(video.unsqueeze(2), None, tile).squeeze(1)
@@ -282,6 +283,7 @@ class Tokenizer(nn.Module):
         Values may exceed [-1, 1] by a little: clamp at the end.
         """
         ids = self._grid(ids, shape)
+        check_stream(stream, "size")
         if ids.ndim == 3:
             check_whole(stream, "ids.unsqueeze(1)", "b t h w")
             video = self._decode(ids.unsqueeze(1), None, tile).squeeze(2)
