@@ -13,8 +13,8 @@ from smalti.errors import ConfigError, MachineError
 from smalti.files import check_manifest
 from smalti.pipeline.parity import margins
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import Tokenizer, TokenizerConfig
-from tests.randomise import randomise
+from smalti.tokenizer import TokenizerConfig
+from tests.randomise import random_tokenizer
 
 ABSENT = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
 with_onnx = pytest.mark.skipif(bool(ABSENT), reason="needs the extra `export`")
@@ -25,11 +25,9 @@ VIDEO = TokenizerConfig(**SMALL, strides=((2, 2),), patch=2, quantizer=DSQConfig
 
 def saved(config, folder):
     """A tokenizer whose every weight is random, in a folder."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(config)
-    randomise(tokenizer)
+    tokenizer = random_tokenizer(config)
     tokenizer.save(folder)
-    return tokenizer.eval()
+    return tokenizer
 
 
 def exported(config, folder, *options):

@@ -9,6 +9,7 @@ from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, Tokenizer, TokenizerConfig, inflate, start_conditional
+from tests.randomise import random_tokenizer
 
 IMAGES = {
     "two levels": {"patch": 4, "multipliers": (1, 2), "strides": ((1, 2),)},
@@ -26,12 +27,7 @@ def image_config(name="two levels", quantizer=None):
 def built(name="two levels", quantizer=None, dtype=torch.float64, seed=0, **fields):
     """A conditional tokenizer whose every parameter is random: zeros at the ends of its networks would hide faults."""
     config = ConditionalConfig(image=image_config(name, quantizer), **{"width": 8, **fields})
-    tokenizer, rng = Tokenizer(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape, generator=rng) / fan**0.5)
-    return tokenizer.to(dtype).eval()
+    return random_tokenizer(config, seed).to(dtype)
 
 
 def clip(frames, height=16, width=24, batch=1, dtype=torch.float64, seed=1):

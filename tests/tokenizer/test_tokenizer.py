@@ -11,7 +11,7 @@ from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
-from tests.randomise import randomise
+from tests.randomise import random_tokenizer
 
 QUANTIZERS = [LFQConfig(bits=18), FSQConfig(), FSQConfig(levels=(8, 8, 5, 4, 4, 3)), DSQConfig()]
 SMALL = {"width": 8, "depth": 1, "decoder_depth": 1, "middle": 1}
@@ -64,10 +64,7 @@ PLANS = {
 def built(plan="patch", norm="position", quantizer=None, dtype=torch.float64, seed=0):
     """A tokenizer whose every parameter is random (past taps and biases start at zero and would hide faults)."""
     config = TokenizerConfig(**{**SMALL, **PLANS[plan]}, norm=norm, quantizer=quantizer or FSQConfig())
-    tokenizer = Tokenizer(config)
-    rng = torch.Generator().manual_seed(seed)
-    randomise(tokenizer, rng)
-    return tokenizer.to(dtype).eval()
+    return random_tokenizer(config, seed).to(dtype)
 
 
 def clip(frames, height=16, width=24, batch=1, dtype=torch.float64, seed=1):

@@ -9,12 +9,12 @@ from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import Magvit3DConfig, StyleGAN2Config
 from smalti.nn.stream import Stream
-from smalti.tokenizer import Tokenizer, TokenizerConfig
+from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
-from tests.randomise import randomise
+from tests.randomise import random_tokenizer
 
 pytestmark = pytest.mark.gpu
 SMALL = {
@@ -35,9 +35,7 @@ PLANS = {
 
 def built(plan, dtype=torch.float64):
     """A tokenizer whose every parameter is random."""
-    tokenizer, rng = Tokenizer(PLANS[plan]), torch.Generator().manual_seed(0)
-    randomise(tokenizer, rng)
-    return tokenizer.to(dtype).eval()
+    return random_tokenizer(PLANS[plan]).to(dtype)
 
 
 def clip(frames, dtype=torch.float64):
