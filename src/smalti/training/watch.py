@@ -16,6 +16,8 @@ WINDOW = 5
 """Lines of the log over which a figure is a median: one odd batch is no fault."""
 _PAST = 40
 """Lines from which on the speed of the last is compared with that of the first."""
+_SPAN = 10
+"""Lines over which seconds are medians."""
 _LONG = 200
 """Lines from which on quarters of a run are compared: of fewer, their means differ by chance."""
 _ENOUGH = 1_000
@@ -40,27 +42,46 @@ class Warned(NamedTuple):
         return f"step {self.step:,}: {self.rule}: {self.what}; {self.remedy}"
 
 
-class _Series(NamedTuple):
-    """A figure of the log."""
+class _Series:
+    """A figure of the log: what the rules need of it, so that a line costs the same however long the run is."""
 
-    recent: deque[float]
-    """Its values in the last `WINDOW` lines."""
-    medians: list[float]
-    """Their median after each line, from `WINDOW` lines on."""
-    jumps: deque[float]
-    """Differences between neighbours among the last 100 lines."""
+    def __init__(self) -> None:
+        self.recent = deque[float](maxlen=WINDOW)
+        """Its values in the last `WINDOW` lines."""
+        self.jumps = deque[float](maxlen=100)
+        """Differences between neighbours among the last lines."""
+        self.now: float | None = None
+        """The median of the last `WINDOW` lines; None where there are too few."""
+        self.lowest, self.highest = math.inf, -math.inf
+        """Of these medians."""
+        self._sums = [0]
+        """Sums of the medians so far, in units of 2^-20: whole numbers, so that equal means are equal."""
 
     def add(self, value: float) -> None:
         if self.recent:
             self.jumps.append(abs(value - self.recent[-1]))
         self.recent.append(value)
         if len(self.recent) == WINDOW:
-            self.medians.append(median(self.recent))
+            self.now = median(self.recent)
+            self.lowest, self.highest = min(self.lowest, self.now), max(self.highest, self.now)
+            self._sums.append(self._sums[-1] + round(self.now * (1 << 20)))
 
     @property
-    def now(self) -> float | None:
-        """The median of the last lines; None where there are too few."""
-        return self.medians[-1] if self.medians else None
+    def count(self) -> int:
+        """Number of medians."""
+        return len(self._sums) - 1
+
+    @property
+    def last_quarters(self) -> tuple[float, float]:
+        """Means of the medians over the last quarter but one, and over the last."""
+        size = self.count // 4
+        ends = [self._sums[self.count - part * size] for part in (2, 1, 0)]
+        return (ends[1] - ends[0]) / (size << 20), (ends[2] - ends[1]) / (size << 20)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation from line to line; robust: of normal ones, the median difference of two is 0.954 of it."""
+        return median(self.jumps) / 0.954 if self.jumps else 0.0
 
 
 class RunWatch:
@@ -68,9 +89,11 @@ class RunWatch:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._series: dict[str, _Series] = defaultdict(lambda: _Series(deque(maxlen=WINDOW), [], deque(maxlen=100)))
-        self._lines: list[tuple[int, float]] = []
-        """(step, seconds per step since the line before) of lines that have both."""
+        self.figures: dict[str, _Series] = defaultdict(_Series)
+        """Figures of the log by their names, and bits of a token by their tasks, too."""
+        self.times, self.first_times, self.latest_times = 0, list[float](), deque[float](maxlen=_SPAN)
+        """Lines that say how long a step took, and these seconds in the first and the last of them; where there is a
+        discriminator, of lines with its part, which makes steps longer."""
         self._last: tuple[int, float] | None = None
         self._fired: set[str] = set()
 
@@ -93,40 +116,22 @@ class RunWatch:
         for name, known in names.items():
             value = line.get(name)
             if isinstance(value, int | float) and math.isfinite(value):
-                self._series[known].add(float(value))
+                self.figures[known].add(float(value))
         self._time(line)
 
     def _time(self, line: Mapping[str, Any]) -> None:
         seconds, step = line.get("seconds"), line["step"]
         if not isinstance(seconds, int | float):
             return
-        if self._last is not None and step > self._last[0] and seconds > self._last[1]:  # less: it was resumed
-            self._lines.append((step, (seconds - self._last[1]) / (step - self._last[0])))
+        gan = self.config.gan if isinstance(self.config, TokenizerTraining) else None
+        is_later = self._last is not None and step > self._last[0] and seconds > self._last[1]  # else it was resumed
+        if self._last is not None and is_later and (gan is None or step > gan.start):
+            each = (seconds - self._last[1]) / (step - self._last[0])
+            self.times += 1
+            self.latest_times.append(each)
+            if len(self.first_times) < _SPAN:
+                self.first_times.append(each)
         self._last = (step, seconds)
-
-    def now(self, name: str) -> float | None:
-        """Return the median of a figure over the last lines; None where there are too few."""
-        return self._series[name].now
-
-    def deviation(self, name: str) -> float:
-        """Return the standard deviation of a figure from line to line; robust: of normal ones, the median difference
-        of two is 0.954 of it."""
-        jumps = self._series[name].jumps
-        return median(jumps) / 0.954 if jumps else 0.0
-
-    def recent(self, name: str) -> list[float]:
-        """Return a figure in the last `WINDOW` lines that have it."""
-        return [*self._series[name].recent]
-
-    def medians(self, name: str) -> list[float]:
-        """Return the medians of a figure after each line, from the first that has enough before it."""
-        return self._series[name].medians
-
-    def times(self) -> list[tuple[int, float]]:
-        """Return (step, seconds per step) of each line with the discriminator's part, which makes steps longer."""
-        config = self.config
-        gan = config.gan if isinstance(config, TokenizerTraining) else None
-        return [(step, seconds) for step, seconds in self._lines if gan is None or step > gan.start]
 
 
 _Fault = tuple[str, str]
@@ -150,14 +155,14 @@ def _diverging(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     lr = f"lower optimizer.lr ({line['lr']:.2g} now) or warm up longer, and go on from before"
     if "task" in line:
         name = f"bits_per_token {line['task']}"
-        now, least = watch.now(name), min(watch.medians(name), default=math.inf)
-        if now is not None and now > 1.25 * least:
-            return f"{name} is {now:.2f}, more than 1.25 times its best {least:.2f}", lr
+        bits = watch.figures[name]
+        if bits.now is not None and bits.now > 1.25 * bits.lowest:
+            return f"{name} is {bits.now:.2f}, more than 1.25 times its best {bits.lowest:.2f}", lr
         return None
-    now, best = watch.now("psnr"), max(watch.medians("psnr"), default=-math.inf)
-    limit = max(3.0, 4 * watch.deviation("psnr"))
-    if now is not None and now < best - limit:
-        return f"psnr is {now:.2f} dB, more than {limit:.2g} dB below its best {best:.2f}", lr
+    psnr = watch.figures["psnr"]
+    limit = max(3.0, 4 * psnr.deviation)
+    if psnr.now is not None and psnr.now < psnr.highest - limit:
+        return f"psnr is {psnr.now:.2f} dB, more than {limit:.2g} dB below its best {psnr.highest:.2f}", lr
     return None
 
 
@@ -166,7 +171,7 @@ _SPREAD = "spread the codes: a larger weight of batch_entropy (more negative), o
 
 def _dead_digits(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     """Fire where a digit has one value in 99.9 % of the tokens, line after line."""
-    dead = watch.now("dead_digits")
+    dead = watch.figures["dead_digits"].now
     if not dead or line["step"] < _SETTLED or line.get("tokens", 0) < _ENOUGH:
         return None
     return f"{dead:.0f} digits have one value in 99.9 % of the tokens, and 0 should", _SPREAD
@@ -177,7 +182,8 @@ def _few_codes(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
 
     A healthy video tokenizer lost a third of them in its first 35 steps, and had seven times as many in the end.
     """
-    now, most = watch.now("perplexity"), max(watch.medians("perplexity"), default=0.0)
+    perplexity = watch.figures["perplexity"]
+    now, most = perplexity.now, perplexity.highest
     if now is None or line["step"] < _SETTLED or line.get("tokens", 0) < _ENOUGH:
         return None
     if now < 4:
@@ -195,7 +201,7 @@ def _adaptive_weight(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     """
     config = watch.config
     gan = config.gan if isinstance(config, TokenizerTraining) else None
-    now = watch.now("gan_weight")
+    now = watch.figures["gan_weight"].now
     if gan is None or not gan.adaptive or now is None or line["step"] < gan.start + _SETTLED:
         return None
     if now <= 300 * gan.weight:
@@ -211,11 +217,12 @@ def _one_sided(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     """
     config = watch.config
     gan = config.gan if isinstance(config, TokenizerTraining) else None
-    now = watch.now("loss/discriminator")
+    loss = watch.figures["loss/discriminator"]
+    now = loss.now
     if gan is None or now is None or line["step"] < gan.start + _SETTLED:
         return None
     coin = chance_loss(gan.losses[1])
-    if all(abs(value - coin) < 1e-4 * coin for value in watch.recent("loss/discriminator")):
+    if all(abs(value - coin) < 1e-4 * coin for value in loss.recent):
         what = f"loss/discriminator stays at {now:.4g}, that of a coin ({coin:.4g}): it tells nothing apart"
         return what, "see gan.optimizer (lr, weight_decay), or take another gan.discriminator"
     if now < 0.02 * coin:
@@ -237,11 +244,10 @@ def _plateau(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
     At less than half of it, a cosine is about to end the run.
     """
     name, sign = ("psnr", 1.0) if "task" not in line else (f"bits_per_token {line['task']}", -1.0)
-    medians = watch.medians(name)
-    quarter = len(medians) // 4
-    if len(medians) < _LONG or line["lr"] < watch.config.optimizer.lr / 2:
+    figure = watch.figures[name]
+    if figure.count < _LONG or line["lr"] < watch.config.optimizer.lr / 2:
         return None
-    before, last = (sum(part) / quarter for part in (medians[-2 * quarter : -quarter], medians[-quarter:]))
+    before, last = figure.last_quarters
     if sign * (last - before) > 0:
         return None
     what = f"{name} is {last:.3f} over the last quarter of the run so far, no better than {before:.3f} before"
@@ -249,11 +255,10 @@ def _plateau(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
 
 
 def _slower(watch: RunWatch, line: Mapping[str, Any]) -> _Fault | None:
-    """Fire where steps take three times as long as at first: medians of 10 lines."""
-    times = [seconds for _, seconds in watch.times()]
-    if len(times) < _PAST:
+    """Fire where steps take three times as long as at first: medians of `_SPAN` lines."""
+    if watch.times < _PAST:
         return None
-    first, now = median(times[:10]), median(times[-10:])
+    first, now = median(watch.first_times), median(watch.latest_times)
     if now <= 3 * first:
         return None
     what = f"a step takes {now:.3g} s, more than 3 times the {first:.3g} s of the first lines"
