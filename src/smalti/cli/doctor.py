@@ -43,7 +43,8 @@ def doctor_command(
       torchrun --nproc-per-node 8 -m smalti doctor image --set data.path=photos
       smalti doctor --json
     """
-    from smalti.pipeline.check_run import check_run, is_run
+    from smalti.pipeline.check_run import check_run
+    from smalti.pipeline.train import is_run
 
     given = {"set": assignments, "out": out, "tiny": tiny, "quantizer": quantizer, "device": device}
     if target is None or is_run(target):

@@ -10,7 +10,7 @@ probabilities are powers of two from a table of integer roots.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,7 +165,7 @@ class Canvas:
         self.cells[self.at[at]] = np.stack([*cells, np.full(at.size, ONE)], -1)
 
 
-@cache
+@lru_cache(maxsize=8)  # of the sizes of neighbouring blocks: 8 bytes a token each
 def fronts(shape: tuple[int, int, int]) -> tuple[Integers, ...]:
     """Return all flat positions of a block `t h w`, in groups whose neighbours are all in the groups before."""
     order = sum(step * axis for step, axis in zip(_FRONT, np.indices(shape), strict=True)).reshape(-1)

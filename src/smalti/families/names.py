@@ -14,7 +14,6 @@ from smalti.text import nearest
 TINY_IMAGE, TINY_VIDEO = "smalti/tiny-image", "smalti/tiny-video"
 TINY_VIDEO_CONDITIONAL = "smalti/tiny-video-conditional"
 SHIPPED_NAMES = (TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL)
-"""Tokenizers that ship with the package."""
 """Names of the trained tokenizers that ship with the package."""
 
 FORMS = (

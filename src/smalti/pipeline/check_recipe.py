@@ -19,6 +19,7 @@ from smalti.errors import BadFile, ConfigError, InputError, IntegrityError, Mach
 from smalti.pipeline.doctor import Check, check_disk
 from smalti.pipeline.train import default_run, find_config, settle_config
 from smalti.recipes import AnyTraining
+from smalti.text import counts_text
 from smalti.tokens.dataset import TokenBatch, token_batches
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World, join_world
@@ -122,8 +123,7 @@ def _tokenizer(config: TokenizerTraining, world: World) -> tuple[list[Check], _P
     gan = None if config.gan is None else config.gan.replace({"start": 0, "ramp": 0})
     task = TokenizerTask(config.replace({"gan": gan, "accumulate": 1}), world)
     checks, clips = _read(task.source)
-    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in task.data_counts.items() if count)
-    checks = [Check("data", "ok", counts), *checks]
+    checks = [Check("data", "ok", _counts(task)), *checks]
     if not clips:
         raise InputError(f"none of the first samples can be read: {checks[-1].result}")
     largest = max(clip.numel() for clip in clips)
@@ -137,6 +137,10 @@ def _tokenizer(config: TokenizerTraining, world: World) -> tuple[list[Check], _P
     frozen = [network for network in (state.lpips, state.logits) if network is not None]
     trained: list[nn.Module] = [state.tokenizer, *([state.gan.discriminator] if state.gan is not None else [])]
     return checks, _Probe(task, trained, frozen, train)
+
+
+def _counts(task: TokenizerTask | GeneratorTask) -> str:
+    return counts_text({name.replace("_", " "): count for name, count in task.data_counts.items() if count})
 
 
 def _read(source: Source) -> tuple[list[Check], list[Tensor]]:
@@ -185,8 +189,7 @@ def _tokens(config: AnyTraining, world: World) -> tuple[list[Check], _Probe]:
     """Read the token set; return what it shows, and the run."""
     assert not isinstance(config, TokenizerTraining)
     task = GeneratorTask(config, world)
-    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in task.data_counts.items() if count)
-    result = f"{counts}; ids below {math.prod(config.generator.levels):,}, all read and checked"
+    result = f"{_counts(task)}; ids below {math.prod(config.generator.levels):,}, all read and checked"
     batch = next(
         token_batches(task.rows, batch_size=config.batch_size, seed=config.seed, part=(world.rank, world.size))
     )

@@ -1,30 +1,20 @@
 """The checks of a run folder (`smalti doctor RUN`): what its log shows, samples of skipped steps, bad files,
 checkpoints and disk. They read and change nothing."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
-from smalti.config import load_yaml
 from smalti.errors import InputError, IntegrityError, SmaltiError
-from smalti.files import check_manifest
+from smalti.files import check_manifest, read_rows
 from smalti.model_folder import checkpoints
 from smalti.pipeline.doctor import Check, check_disk
-from smalti.pipeline.train import read_kind
+from smalti.pipeline.train import find_config, is_run
 from smalti.recipes import AnyTraining
-from smalti.training.config import TokenizerTraining
-from smalti.training.fit import logged_lines
-from smalti.training.generator_config import GeneratorTraining
 from smalti.training.samples import skipped_steps
 from smalti.training.watch import RunWatch
 
 _NAMED = 3
 """Steps, and samples of each, that are named."""
-
-
-def is_run(path: str | Path) -> bool:
-    """Return whether a path is a run folder, and not a recipe's name or a file."""
-    return (Path(path) / "config.yaml").is_file()
 
 
 def check_run(run: str | Path) -> list[Check]:
@@ -33,17 +23,14 @@ def check_run(run: str | Path) -> list[Check]:
     folder = Path(run)
     if not is_run(folder):
         raise InputError(f"{folder}: no run folder; one has config.yaml and log.jsonl")
-    path = folder / "config.yaml"
-    is_generator = read_kind(path) == "generator"
-    config = load_yaml(GeneratorTraining, path) if is_generator else load_yaml(TokenizerTraining, path)
+    config = find_config(folder)
     return [*_log(folder, config), *_skipped(folder), _bad_files(folder), *_checkpoints(folder, config)]
 
 
 def _log(folder: Path, config: AnyTraining) -> list[Check]:
     """Return how far the run is, and the faults that the rules find in its log."""
     watch, faults, last = RunWatch(config), [], dict[str, object]()
-    for _, text in logged_lines(folder / "log.jsonl"):
-        line = json.loads(text)
+    for line in read_rows(folder / "log.jsonl", "step"):
         faults += watch.add(line)
         last = line if "skipped" in line else last
     if not last:
@@ -79,12 +66,7 @@ def _some(names: list[str]) -> str:
 def _bad_files(folder: Path) -> Check:
     named = dict[str, str]()
     for path in sorted(folder.glob("bad_files*.jsonl")):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(text)
-                named[str(row["path"])] = str(row["code"])
-            except (ValueError, KeyError, TypeError):
-                continue  # the last row of a killed run may be cut
+        named |= {str(row["path"]): str(row["code"]) for row in read_rows(path, "path", "code")}
     if not named:
         return Check("bad files", "ok", "none")
     kinds = ", ".join(f"{count} {code}" for code, count in Counter(named.values()).most_common())
@@ -102,7 +84,7 @@ def _checkpoints(folder: Path, config: AnyTraining) -> list[Check]:
     if not found:
         return [Check("checkpoints", "note", "none yet", f"one is written every {config.save_every:,} steps")]
     steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in found]
-    last = max((step for step, _ in logged_lines(folder / "log.jsonl")), default=0)
+    last = max((row["step"] for row in read_rows(folder / "log.jsonl", "step")), default=0)
     behind = f"{len(found)}, newest of step {steps[-1]:,}, {max(0, last - steps[-1]):,} steps behind the log"
     size = max(sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) for one in found)
     check = Check("checkpoints", "ok", f"{behind}, all whole")

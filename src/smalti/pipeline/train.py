@@ -68,7 +68,7 @@ def train(
     seeds = [] if seed is None else [f"seed={seed}"]
     config = settle_config(find_config(recipe, tiny=tiny), [*set, *seeds], quantizer)
     folder = default_run(recipe) if out is None else Path(out)
-    resume = resume or (_is_restarted() and (folder / _CONFIG).is_file())
+    resume = resume or (_is_restarted() and is_run(folder))
     with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
@@ -141,12 +141,17 @@ def _fitting_weights(weights: Mapping[str, float], given: Sequence[str]) -> dict
     return fitting
 
 
+def is_run(path: str | Path) -> bool:
+    """Return whether a path is a run folder, and not a recipe's name or a file."""
+    return (Path(path) / _CONFIG).is_file()
+
+
 def default_run(recipe: str | Path | AnyTraining) -> Path:
     """Return the run folder of a recipe or a .yaml file, `runs/NAME`, or the folder itself. Raises ConfigError for a
     config."""
     if not isinstance(recipe, str | Path):
         raise ConfigError("a config has no name: give the run folder `out`")
-    if (Path(recipe) / _CONFIG).is_file():
+    if is_run(recipe):
         return Path(recipe)
     return Path("runs") / (Path(recipe).stem if str(recipe).endswith(_YAML) else str(recipe))
 
@@ -154,7 +159,7 @@ def default_run(recipe: str | Path | AnyTraining) -> Path:
 def find_config(recipe: str | Path | AnyTraining, *, tiny: bool = False) -> AnyTraining:
     """Return the config of a recipe's name, of a .yaml file or of a run folder, or the config itself. Raises
     ConfigError."""
-    if isinstance(recipe, str | Path) and (Path(recipe) / _CONFIG).is_file():
+    if isinstance(recipe, str | Path) and is_run(recipe):
         recipe = Path(recipe) / _CONFIG
     if isinstance(recipe, str | Path) and not str(recipe).endswith(_YAML):
         return find(str(recipe), tiny=tiny)

@@ -24,6 +24,7 @@ from smalti.files import (
     new_folder,
     read_json,
     read_notes,
+    read_rows,
     remove_leftovers,
     save_tensors,
     write_bytes,
@@ -216,8 +217,8 @@ class RunLog:
         self.since = time.monotonic()
         _truncate(self.path, step)
         self.watch = RunWatch(config)
-        for _, text in logged_lines(self.path):
-            self.watch.add(json.loads(text))
+        for line in read_rows(self.path, "step"):
+            self.watch.add(line)
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)

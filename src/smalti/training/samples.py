@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from smalti.data.source import mix
-from smalti.files import naming_os_errors
+from smalti.files import naming_os_errors, read_rows
 from smalti.training.task import RunState
 
 _BITS = (1 << 48) - 1
@@ -25,10 +25,11 @@ def count_samples(state: RunState, names: Sequence[str], places: Sequence[int]) 
     The digest of a step is the sum over its samples, so that it does not depend on which rank has which; that of a run
     is chained from step to step. Runs that have seen the same samples at every step have the same one.
     """
-    mine = sum(map(_digest, names, places)) & _BITS
-    total = state.world.sum(torch.tensor(mine, device=state.world.device))
+    total = sum(map(_digest, names, places)) & _BITS
+    if state.world.size > 1:  # alone, a step must not wait for its device
+        total = int(state.world.sum(torch.tensor(total, device=state.world.device))) & _BITS
     if state.samples is not None:
-        state.samples = mix(state.samples, int(total) & _BITS) >> 1
+        state.samples = mix(state.samples, total) >> 1
 
 
 def _digest(name: str, place: int) -> int:
@@ -58,12 +59,5 @@ def keep_skipped(
 
 def skipped_steps(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of `skipped.jsonl`, each step once: a run that went on from before it wrote it again."""
-    path = folder / SKIPPED
-    rows: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(text)
-            rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
-            continue  # the last row of a killed run may be cut
+    rows = {row["step"]: row for row in read_rows(folder / SKIPPED, "step", "samples")}
     return [rows[step] for step in sorted(rows)]

@@ -71,13 +71,21 @@ class TokenizerStep(NamedTuple):
             return {"step": self.step, "lr": self.lr, "skipped": self.skipped, **counts}
         use = self.usage.summary(pixels=1)
         return {
-            **{"step": self.step, "total": self.total, "psnr": self.psnr},
+            "step": self.step,
+            "total": self.total,
+            "psnr": self.psnr,
             **{f"loss/{name}": value for name, value in self.losses.items()},
-            **{"lr": self.lr, "grad_norm": self.grad_norm, "gan_weight": self.gan_weight},
-            **{"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens},
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            "gan_weight": self.gan_weight,
+            "usage": use.share,
+            "distinct": use.distinct,
+            "perplexity": use.perplexity,
+            "tokens": use.tokens,
             "dead_digits": dead_digits(use),
             **({} if self.restarted is None else {"restarted": self.restarted}),
-            **{"skipped": self.skipped, **counts},
+            "skipped": self.skipped,
+            **counts,
         }
 
     @classmethod
