@@ -20,7 +20,7 @@ import smalti
 from smalti.data import read_clip, read_image
 from smalti.pipeline.export import export
 from smalti.pipeline.parity import Agreement
-from smalti.pipeline.runtimes import open_exported
+from smalti.pipeline.runtimes import Exported
 from smalti.video import to_video
 
 STEP = 7
@@ -66,12 +66,12 @@ def main() -> None:
             folder = Path(scratch) / "out"
             export(tokenizer, folder)
             about = json.loads((folder / "config.json").read_text())["programs"]
-            agreement = Agreement(tokenizer, open_exported(folder, "onnx", about))
+            agreement = Agreement(tokenizer, Exported(folder, about))
             for title, video in images(arguments.media, arguments.images):
                 agreement.add(title, video)
             for title, video in islice(clips(arguments.media, arguments.clips), arguments.clips):
                 agreement.add(title, video)
-        found[name] = agreement.report()
+        found[name] = agreement.counts
         print(json.dumps({name: found[name]}), flush=True)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n")

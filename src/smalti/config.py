@@ -149,6 +149,8 @@ for _name, _rule, _first in _SCALARS:
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_rule), _first)
 
 _LARGEST_YAML = 1 << 20
+_LONG_LIST = 100
+"""Characters of the names that a message lists."""
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -208,13 +210,19 @@ def _assign(data: Any, path: list[str], value: Any, assignment: str) -> None:
 
 
 def _nearest_of(name: str, allowed: Iterable[str]) -> str:
+    """Return the nearest of some names, and all of them if they are few; some of many only where none is near."""
     allowed = sorted(allowed)
-    return nearest(name, allowed) + (f" (there are: {', '.join(allowed)})" if allowed else "")
+    near, names = nearest(name, allowed), ", ".join(allowed)
+    if len(names) > _LONG_LIST:
+        some = names[:_LONG_LIST].split(", ")[:-1]
+        names = "" if near else f"{', '.join(some)} and {len(allowed) - len(some)} more"
+    return near + (f" (there are: {names})" if names else "")
 
 
 def _explain(cls: type[Config], data: object, error: ValidationError) -> str:
-    """The first error as one line, and how many there are in all."""
-    first = error.errors(include_url=False)[0]
+    """The first error as one line, and how many there are in all; a wrong name before the field that it leaves out."""
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     kind, details = first["type"], first.get("ctx", {})
     path = _dotted(cls, data, first["loc"], missing=kind == "missing")
     if kind == "extra_forbidden":

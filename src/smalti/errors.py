@@ -69,7 +69,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that there is no memory left, on a CPU or another device."""
     # torch is not imported for the name of its error; on a CPU it raises a RuntimeError that names its allocator, and
     # oneDNN cannot create its primitives.
-    words = ("DefaultCPUAllocator", "could not create a ")
+    words = ("DefaultCPUAllocator", "could not create a ", "out of memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words))

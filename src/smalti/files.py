@@ -96,6 +96,18 @@ def read_json(path: Path) -> Any:
         raise IntegrityError(f"{path}: not valid JSON ({error}); the file is damaged or of another program") from None
 
 
+def read_rows(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .jsonl file, none where there is no file. A line that a kill cut short is passed over, and a
+    row without one of `fields`."""
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() >= {*fields}:
+            yield row
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Open a folder that appears at `path` whole, with its manifest, when the block ends without an error.

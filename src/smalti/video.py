@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from smalti.arguments import check_least
-from smalti.errors import BadTensor
+from smalti.arguments import check_arguments, check_least
+from smalti.errors import BadTensor, ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,10 +96,9 @@ def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize
                 ...
 
     Batches come in the order of their first rows. Raises BadTensor as `to_video` does, naming the place; ConfigError
-    for `most` below 1.
+    where `images` is no list, or empty, and for `most` below 1.
     """
-    if isinstance(images, Tensor | np.ndarray) or not isinstance(images, Sequence) or not images:
-        raise BadTensor(f"images must be a list of images or clips, not empty (found {describe(images)})")
+    check_arguments(batch, locals())
     check_least({"most": (most, 1)})
     sizes: dict[tuple[int, ...], list[int]] = {}
     videos = []
@@ -107,9 +106,9 @@ def batch(images: Sequence[object], *, most: int | None = None) -> list[SameSize
         try:
             videos.append(to_video(image))
         except BadTensor as error:
-            raise BadTensor(f"images[{place}]: {error}") from None
+            raise BadTensor(f"images: {place}: {error}") from None
         if len(videos[-1]) != 1:
-            raise BadTensor(f"images[{place}]: is a batch already (found {describe(image)}); give its rows")
+            raise BadTensor(f"images: {place}: is a batch already (found {describe(image)}); give its rows")
         sizes.setdefault(tuple(videos[-1].shape), []).append(place)
     groups = [
         places[i : i + (most or len(places))]
@@ -289,3 +288,10 @@ def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Fl
         raise BadTensor(f"a video of (t, h, w) = {have} cannot be cropped to {tuple(size)}")
     t, h, w = size
     return video[:, :, :t, :h, :w]
+
+
+def whole_numbers(name: str, given: object) -> tuple[int, ...]:
+    """Return the numbers of a size or grid. Raises ConfigError, naming the argument, for what are none."""
+    if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
+        return tuple(given)
+    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")

@@ -502,7 +502,7 @@ def test_a_changed_old_file_gives_a_tree_or_is_refused(tmp_path):
     assert 30 < count < 350
 
 
-@pytest.mark.parametrize("file", ["small", "mm_envelope_fullkeys_3d.pth"])
+@pytest.mark.parametrize("file", ["small", pytest.param("mm_envelope_fullkeys_3d.pth", marks=pytest.mark.slow)])
 def test_a_changed_pickle_with_the_right_checksum_gives_a_tree_or_is_refused(file, tmp_path):
     """Mutations that no checksum tells: an attacker writes the checksum too."""
     path = tmp_path / "a.pth"

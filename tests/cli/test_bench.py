@@ -47,6 +47,7 @@ def test_film_takes_part_too(smalti, tmp_path):
     assert point.tokens == 2 * 2 * 4 * 4
 
 
+@pytest.mark.slow
 def test_a_bench_goes_on_with_more_seeds_and_contenders_but_not_with_fewer(smalti, tmp_path):
     def bench(out, seeds, *names, more=()):
         chosen = [part for name in names for part in ("--variant", name)]

@@ -16,6 +16,7 @@ from smalti.codec import codec
 from smalti.codec.codec import compress_file, decompress_file, read_frames, read_info, stream_frames
 from smalti.codec.entropy import encode_ids
 from smalti.codec.format import Reader, Writer
+from smalti.codec.prior import Prior, shipped_prior
 from smalti.data import open_video, read_image, write_video
 from smalti.data.bundled import photos
 from smalti.errors import IntegrityError, SmaltiError
@@ -256,12 +257,13 @@ def damaged(data, rng):
     return kind, data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
 
 
-@pytest.mark.parametrize("kind", ["picture", "video"])
+@pytest.mark.parametrize("kind", ["picture", "video", "prior"])
 def test_every_flipped_bit_cut_or_swap_in_200_trials_is_refused_with_the_files_name(
     kind, image_tokenizer, video_tokenizer, film, tmp_path, small_blocks
 ):
-    tokenizer, path = load(image_tokenizer if kind == "picture" else video_tokenizer), tmp_path / "a.smt"
-    if kind == "picture":
+    names = {"picture": image_tokenizer, "video": video_tokenizer, "prior": "smalti/tiny-image"}
+    tokenizer, path = load(names[kind]), tmp_path / "a.smt"
+    if kind != "video":
         Image.fromarray(moving(1, 40, 50)[0]).save(tmp_path / "a.png")
         compress_file(tokenizer, tmp_path / "a.png", path)
     else:
@@ -301,6 +303,54 @@ def test_a_kill_while_writing_leaves_the_old_file_or_none(video_tokenizer, film,
     assert not target.exists()
     compress_file(load(video_tokenizer), film, target)  # clears away what the dead one left
     assert [p.name for p in target.parent.iterdir()] == ["new.smt"]
+
+
+@pytest.fixture
+def own_prior(smalti, image_tokenizer, tmp_path):
+    """A prior for the image tokenizer, from a token set, by the command line."""
+    out = tmp_path / "own.safetensors"
+    assert smalti("tokenize", image_tokenizer, photos("heldout"), "--out", tmp_path / "set", "--size", "32").code == 0
+    ended = smalti("prior", tmp_path / "set", "--out", out, "--steps", "3", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["tokenizer"] == load(image_tokenizer).fingerprint
+    return out
+
+
+def test_a_file_that_names_a_prior_needs_it(smalti, image_tokenizer, video_tokenizer, own_prior, tmp_path):
+    owl, path, back = photos("heldout") / "owl.jpg", tmp_path / "a.smt", tmp_path / "a.png"
+    how = ("--tokenizer", image_tokenizer)
+    assert smalti("compress", owl, path, *how, "--prior", own_prior).code == 0
+    digest = Prior.load(own_prior).digest
+    assert f"prior {digest}" in " ".join(smalti("info", path).out.split())
+    assert_one_line(smalti("decompress", path, back, *how), 4, path, digest, "none is given")
+    assert not back.exists()
+    assert smalti("decompress", path, back, *how, "--prior", own_prior).code == 0
+    assert smalti("compress", owl, tmp_path / "b.smt", *how).code == 0  # without: as ever, the same pixels
+    assert smalti("decompress", tmp_path / "b.smt", tmp_path / "b.png", *how).code == 0
+    assert torch.equal(read_image(back), read_image(tmp_path / "b.png"))
+    other = ("compress", owl, tmp_path / "c.smt", "--tokenizer")
+    assert_one_line(smalti(*other, image_tokenizer, "--model", "prior"), 2, "smalti prior")
+    assert_one_line(smalti(*other, image_tokenizer, "--model", "static", "--prior", own_prior), 2, "static")
+    assert_one_line(smalti(*other, video_tokenizer, "--prior", own_prior), 2, "another", "smalti prior")
+    assert_one_line(smalti(*other, image_tokenizer, "--prior", owl), 4, owl)
+    assert_one_line(smalti("prior", tmp_path / "set", "--out", own_prior), 2, own_prior, "--overwrite")
+    assert_one_line(smalti("prior", tmp_path / "set", "--out", tmp_path / "a.zip"), 2, ".safetensors")
+
+
+@pytest.mark.parametrize("name", ["smalti/tiny-image", "smalti/tiny-video"])
+def test_a_shipped_tokenizer_codes_with_its_prior(name, film, tmp_path):
+    tokenizer, path = load(name), tmp_path / "a.smt"
+    done = compress_file(tokenizer, film, path)
+    old = compress_file(tokenizer, film, tmp_path / "old.smt", model="adaptive")
+    prior = shipped_prior(tokenizer.fingerprint)
+    assert (read_info(path).head.prior, read_info(tmp_path / "old.smt").head.prior) == (prior.digest, None)
+    assert done.bytes < old.bytes - 100
+    assert torch.equal(all_of(tokenizer, path), all_of(tokenizer, tmp_path / "old.smt"))
+    with path.open("rb") as file:
+        assert torch.equal(torch.stack(list(stream_frames(tokenizer, file, "pipe"))), all_of(tokenizer, path))
+    rewritten(path, {"prior": "0" * 16})
+    with pytest.raises(IntegrityError, match=r"a\.smt: coded with the prior 0000"):
+        all_of(tokenizer, path)
 
 
 def test_a_bad_source_leaves_nothing(smalti, video_tokenizer, film, tmp_path):

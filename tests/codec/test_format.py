@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.codec.format import MAGIC, SMT_FORMAT, Head, Reader, Writer
+from smalti.codec.format import MAGIC, SMT_FORMAT, Head, Reader, Writer, pack_head, unpack_head
 from smalti.errors import ConfigError, IntegrityError
 
 NAME = "film.smt"
@@ -25,6 +25,9 @@ HEAD = Head(
     group=0,
     smalti="0.1.0",
 )
+COMPACT = HEAD.replace({"tokenizer": "0123456789abcdef" * 2, "prior": "fedcba9876543210"})
+"""A head of format 2."""
+IMAGES = [h.replace({"kind": "picture", "rate": None, "block": 1}) for h in (HEAD, COMPACT)]
 
 
 def frames_of(head, count):
@@ -99,9 +102,11 @@ def refused(data, reader):
     return False
 
 
+@pytest.mark.parametrize(("head", "count"), [(HEAD, 18), (COMPACT, 6), *((head, 1) for head in IMAGES)])
 @pytest.mark.parametrize("reader", [streamed, sought])
-def test_every_flipped_bit_and_every_cut_of_a_small_file_is_refused(reader):
-    data = written(HEAD, 18)
+def test_every_flipped_bit_and_every_cut_of_a_small_file_is_refused(reader, head, count):
+    data = written(head, count)
+    assert streamed(data) == sought(data)
     for i in range(len(data)):
         for bit in range(8) if reader is streamed else (i % 8,):
             changed = bytearray(data)
@@ -142,7 +147,7 @@ def resealed(start, head_text):
     return data + hashlib.blake2b(data, digest_size=8).digest()
 
 
-def start(version=SMT_FORMAT, length=0, magic=MAGIC):
+def start(version=1, length=0, magic=MAGIC):
     return struct.pack("<8sHI", magic, version, length)
 
 
@@ -150,7 +155,7 @@ def test_a_newer_format_says_so():
     data = written(HEAD, 5)
     newer = data[:8] + struct.pack("<H", SMT_FORMAT + 1) + data[10:]
     with pytest.raises(
-        IntegrityError, match=rf"film\.smt: format {SMT_FORMAT + 1}; .* reads format {SMT_FORMAT}: update smalti"
+        IntegrityError, match=rf"film\.smt: format {SMT_FORMAT + 1}; .* reads formats up to {SMT_FORMAT}: update smalti"
     ):
         streamed(newer)
 
@@ -185,6 +190,8 @@ def test_a_head_that_smalti_does_not_write_is_refused(text, part):
         {"rate": (0, 1)},
         {"group": -1},
         {"tokenizer": "abc"},
+        {"tokenizer": "0" * 48},
+        {"prior": "abc"},
         {"kind": "sound"},
     ],
 )
@@ -213,8 +220,52 @@ def test_blocks_that_are_not_where_the_head_wants_them_are_refused(spans):
     assert refused(file.getvalue(), sought)
 
 
-def test_a_picture_has_one_frame():
-    head = HEAD.replace({"kind": "picture", "rate": None, "block": 1})
+@given(
+    levels=st.lists(st.integers(2, 2**40) | st.sampled_from([127, 128, 16_384]), min_size=1, max_size=1)
+    | st.lists(st.integers(2, 3), min_size=1, max_size=40),
+    strides=st.tuples(*[st.integers(1, 300)] * 3),
+    size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    rate=st.none() | st.tuples(st.integers(1, 2**60), st.integers(1, 2**31)),
+    aspect=st.none() | st.tuples(st.integers(1, 999), st.integers(1, 999)),
+    group=st.integers(0, 10**9),
+    version=st.text(max_size=9),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_head_of_format_2_is_what_was_packed(levels, strides, size, rate, aspect, group, version):
+    kind = "picture" if rate is None else "video"
+    fields = {"kind": kind, "rate": rate, "pixel_aspect": aspect, "group": group, "smalti": version}
+    fields |= {"levels": tuple(levels), "strides": strides, "height": size[0], "width": size[1]}
+    head = COMPACT.replace({**fields, "block": 1})
+    assert unpack_head(pack_head(head)) == head
+    assert head.format == 2
+    longer = head.replace({"tokenizer": "0123456789abcdef" * 4})
+    assert pack_head(longer) == pack_head(head)
+
+
+@given(data=st.binary(max_size=90))
+@settings(max_examples=300, deadline=None)
+def test_foreign_bytes_are_no_head_of_format_2(data):
+    try:
+        head = unpack_head(data)
+    except (ValueError, IndexError, ConfigError):
+        return
+    assert pack_head(head) == data
+
+
+def test_a_head_without_a_prior_is_of_format_1_and_the_same_bytes_as_ever():
+    assert HEAD.format == 1
+    digest = hashlib.sha256(written(HEAD, 18)).hexdigest()
+    assert digest[:16] == "e5b174b46aa21cde"
+    assert b"prior" not in written(HEAD, 18)
+
+
+def test_an_image_of_format_2_has_a_third_of_the_overhead():
+    long, short = (len(written(head.replace({"levels": (8, 8, 8, 5, 5, 5)}), 1)) for head in IMAGES)
+    assert short < 0.36 * long
+
+
+@pytest.mark.parametrize("head", IMAGES)
+def test_a_picture_has_one_frame(head):
     file = io.BytesIO()
     writer = Writer(file, head)
     writer.add(1, b"x")

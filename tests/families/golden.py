@@ -66,6 +66,7 @@ def write_torchscript(tensors, path):
         part.register_buffer(steps[-1], tensor)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15's name for it
         torch.jit.save(torch.jit.script(root), path)
 
 
@@ -101,7 +102,7 @@ def check_forward(peer, tolerance=5e-5):
     tokenizer, golden = peer.tokenizer, peer.golden
     video, numbers = pixels_of(golden), golden.tensors
     with torch.inference_mode():
-        z = tokenizer._to_latent(video)
+        z = tokenizer.latents(video)
         ids = tokenizer.encode(video)
         wanted = numbers["ids"].reshape(ids.shape).long()
         made = tokenizer.decode(wanted)

@@ -89,8 +89,8 @@ def test_every_door_gives_one_answer_for_a_name(home, monkeypatch):
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     answers = json.loads(ended.stdout)
-    fingerprints = {
-        name: {answer for answer in doors.values() if isinstance(answer, str)} for name, doors in answers.items()
+    fingerprints = {  # a compressed file has the first half
+        name: {answer[:32] for answer in doors.values() if isinstance(answer, str)} for name, doors in answers.items()
     }
     assert {name: len(answers) for name, answers in fingerprints.items()} == dict.fromkeys(NAMES, 1)
     by_folder = {
@@ -99,9 +99,9 @@ def test_every_door_gives_one_answer_for_a_name(home, monkeypatch):
         "owner/name": home / "cache" / "models--owner--name" / "snapshots" / "c0",
     }
     for name, folder in by_folder.items():
-        assert fingerprints[name] == {Tokenizer.load(folder).fingerprint}
-    assert fingerprints[FOREIGN] == {smalti.load(FOREIGN).fingerprint}
-    assert fingerprints[TINY_IMAGE] == {smalti.load(TINY_IMAGE).fingerprint}
+        assert fingerprints[name] == {Tokenizer.load(folder).fingerprint[:32]}
+    assert fingerprints[FOREIGN] == {smalti.load(FOREIGN).fingerprint[:32]}
+    assert fingerprints[TINY_IMAGE] == {smalti.load(TINY_IMAGE).fingerprint[:32]}
 
 
 def test_a_finished_tokenizer_comes_before_checkpoints_and_a_folder_before_the_hub(home):
@@ -144,6 +144,4 @@ def test_device_and_number_type_are_as_asked(home):
     tokenizer = smalti.load("tokenizer", device="cpu", dtype=torch.bfloat16)
     assert (tokenizer.dtype, tokenizer.device.type, tokenizer.training) == (torch.bfloat16, "cpu", False)
     assert smalti.load("tokenizer").dtype == torch.float32
-    first, *modules = repr(tokenizer).splitlines()
-    assert first == "image tokenizer: 1x2x2 pixels a token, 64,000 codes, 6,405 parameters, bfloat16 on cpu"
-    assert modules[0] == "Tokenizer("
+    assert repr(tokenizer) == "image tokenizer: 1x2x2 pixels a token, 64,000 codes, 6,405 parameters, bfloat16 on cpu"

@@ -13,7 +13,8 @@ from smalti.errors import ConfigError, MachineError
 from smalti.files import check_manifest
 from smalti.pipeline.parity import margins
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import Tokenizer, TokenizerConfig
+from smalti.tokenizer import TokenizerConfig
+from tests.randomise import random_tokenizer
 
 ABSENT = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
 with_onnx = pytest.mark.skipif(bool(ABSENT), reason="needs the extra `export`")
@@ -24,14 +25,9 @@ VIDEO = TokenizerConfig(**SMALL, strides=((2, 2),), patch=2, quantizer=DSQConfig
 
 def saved(config, folder):
     """A tokenizer whose every weight is random, in a folder."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(config)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape) / fan**0.5)
+    tokenizer = random_tokenizer(config)
     tokenizer.save(folder)
-    return tokenizer.eval()
+    return tokenizer
 
 
 def exported(config, folder, *options):
@@ -71,6 +67,7 @@ def programs(folder):
     return {name: function(name) for name in about}
 
 
+@pytest.mark.slow
 @with_onnx
 def test_one_file_serves_images_of_every_size(tmp_path):
     tokenizer, folder = exported(IMAGE, tmp_path, "--weights", "float16")

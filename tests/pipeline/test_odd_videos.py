@@ -30,6 +30,7 @@ def test_a_folder_of_odd_videos_is_reconstructed_but_for_the_one_that_shows_noth
     assert {Path(bad.path).name: bad.code for bad in outputs.bad} == {
         "03_all_packets_discarded.mp4": "no-frames",
         "07_cut.jpg": "truncated",
+        "cover_art.mp4": "no-video",
     }
     for result in done.values():
         with open_video(result.path) as reader:

@@ -50,7 +50,15 @@ def test_another_name_is_one_line_with_the_forms(name):
 
 
 def test_the_command_trains_it(tmp_path):
-    settings = ("steps=2", "batch_size=2", "data.size=32", "validation=null", "sample_every=9", "tokenizer.width=8")
+    settings = (
+        "steps=2",
+        "batch_size=2",
+        "data.size=32",
+        "validation=null",
+        "sample_every=9",
+        "tokenizer.width=8",
+        "workers=0",
+    )
     result = smalti.train("tiny", tmp_path / "run", set=settings, quantizer="lfq10", tiny=True)
     assert smalti.load(result.trained).codebook_size == 2**10
     with pytest.raises(ConfigError, match="quantizer"):

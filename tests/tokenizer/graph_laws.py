@@ -8,8 +8,9 @@ import time
 import torch
 
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, TokenizerConfig, VidTokConfig, VQGANConfig
+from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, TokenizerConfig, VidTokConfig, VQGANConfig
 from smalti.tokenizer.graphs import graph_of, programs
+from tests.randomise import random_tokenizer
 
 SMALL = {"width": 8, "depth": 1}
 CNN = {**SMALL, "decoder_depth": 1, "middle": 1, "multipliers": (1, 2)}
@@ -53,17 +54,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def built(config):
-    """A tokenizer whose every parameter is random (those that start at zero would hide faults)."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(config)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape) / fan**0.5)
-    return tokenizer.eval()
-
-
 def sizes(strides):
     """(batch, groups, height, width) of other sizes than those of the trace, one of each axis among them."""
     _, h, w = strides
@@ -89,7 +79,7 @@ def run(graph, inputs):
 @torch.no_grad()
 def graphs(name, config):
     """Compare each program of a tokenizer with the tokenizer, at all sizes: (equal, refused, largest difference)."""
-    tokenizer = built(config)
+    tokenizer = random_tokenizer(config)
     for program in programs(tokenizer):
         start = time.process_time()
         graph = graph_of(program).module()
@@ -127,7 +117,7 @@ def inputs_of(tokenizer, program, size):
 
 def compiled(name, config):
     """Compile encode, decode and forward as one graph each, and compare them at several sizes."""
-    tokenizer = built(config)
+    tokenizer = random_tokenizer(config)
     for call in ("encode", "decode", "forward"):
         start = time.process_time()
         graph = torch.compile(getattr(tokenizer, call), fullgraph=True, backend="eager", dynamic=True)

@@ -179,6 +179,7 @@ WRONG_IDS = {
     "a tile that is no number": (IDS, {"tile": "8"}, "tile: must be a multiple of 8 pixels"),
     "a tile of a stream": (IDS, {"tile": 8, "stream": Stream()}, "tile: a stream has"),
     "images in a stream": (IDS[:, 0], {"stream": Stream()}, "ids.unsqueeze(1)"),
+    "a size without its name": (IDS, {"stream": (5, 24, 32)}, "the second argument is a Stream, and others are named"),
 }
 
 
@@ -205,6 +206,7 @@ def test_chunks_of_a_stream_belong_together():
         (lambda: list(tokenizer.encode_stream([video, video.expand(2, -1, -1, -1, -1)])), "found (2, 16, 24)"),
         (lambda: list(tokenizer.decode_stream([ids, ids[..., :1]])), "as the first one"),
         (lambda: list(tokenizer.encode_stream(video)), "video.split(16, 2)"),
+        (lambda: tokenizer.encode(video, 8), "as tile=8"),
         (lambda: list(tokenizer.encode_stream(None)), "found NoneType"),
         (lambda: list(tokenizer.decode_stream(ids)), "ids.split(4, 1)"),
         (lambda: list(tokenizer.encode_stream([video[:, :, 0]])), "chunk.unsqueeze(2)"),

@@ -11,6 +11,7 @@ from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from tests.randomise import random_tokenizer
 
 QUANTIZERS = [LFQConfig(bits=18), FSQConfig(), FSQConfig(levels=(8, 8, 5, 4, 4, 3)), DSQConfig()]
 SMALL = {"width": 8, "depth": 1, "decoder_depth": 1, "middle": 1}
@@ -63,13 +64,7 @@ PLANS = {
 def built(plan="patch", norm="position", quantizer=None, dtype=torch.float64, seed=0):
     """A tokenizer whose every parameter is random (past taps and biases start at zero and would hide faults)."""
     config = TokenizerConfig(**{**SMALL, **PLANS[plan]}, norm=norm, quantizer=quantizer or FSQConfig())
-    tokenizer = Tokenizer(config)
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape, generator=rng) / fan**0.5)
-    return tokenizer.to(dtype).eval()
+    return random_tokenizer(config, seed).to(dtype)
 
 
 def clip(frames, height=16, width=24, batch=1, dtype=torch.float64, seed=1):
@@ -150,7 +145,7 @@ def test_the_contract_holds_for_every_quantizer_in_float32_and_under_bf16(quanti
 
 def near_thresholds(tokenizer, video, margin=1e-5):
     """How many positions have a latent within `margin` of another digit."""
-    z = tokenizer._to_latent(video)
+    z = tokenizer.latents(video)
     around = [tokenizer.quantizer.encode(z + e) for e in (-margin, margin)]
     return int((around[0] != around[1]).sum())
 
@@ -199,7 +194,7 @@ def test_a_norm_over_time_is_not_causal_indeed():
     tokenizer, video = built(norm="clip"), clip(9)
     changed = video.clone()
     changed[:, :, 5:] = 0
-    assert not torch.equal(tokenizer._to_latent(video)[:, :, 0], tokenizer._to_latent(changed)[:, :, 0])
+    assert not torch.equal(tokenizer.latents(video)[:, :, 0], tokenizer.latents(changed)[:, :, 0])
 
 
 def test_two_videos_can_be_in_flight_and_a_stream_can_be_forked():

@@ -12,6 +12,7 @@ from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, VidTokC
 from smalti.tokenizer.frames import reconstruct_frames
 from smalti.tokenizer.tokenizer import _ConfigFile
 from smalti.video import to_uint8
+from tests.randomise import random_tokenizer
 
 BITS = LFQConfig(bits=10, losses=())
 SMALL = {"width": 8, "depth": 1}
@@ -42,13 +43,7 @@ ALL = {**CAUSAL, **NOT_CAUSAL}
 
 def built(config, dtype=torch.float64, seed=0):
     """A tokenizer whose every parameter is random (those that start at zero would hide faults)."""
-    tokenizer = Tokenizer(config)
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            fan = max(1, parameter[0].numel()) if parameter.dim() > 1 else 25
-            parameter.add_(torch.randn(parameter.shape, generator=rng) / fan**0.5)
-    return tokenizer.to(dtype).eval()
+    return random_tokenizer(config, seed).to(dtype)
 
 
 def clip(frames, height=16, width=16, dtype=torch.float64, seed=1):

@@ -73,7 +73,14 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("point", ["new_folder:before-manifest", "new_folder:before-rename", "new_folder:after-rename"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "new_folder:before-rename",
+        pytest.param("new_folder:before-manifest", marks=pytest.mark.slow),
+        pytest.param("new_folder:after-rename", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_while_it_saves_ends_with_the_same_bits(tmp_path, undisturbed, point):
     out = tmp_path / "run"
     code, said = child(out, "start", *PAPER, name="paper-video-128", SMALTI_FAULT=point)

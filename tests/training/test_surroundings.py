@@ -49,7 +49,7 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", *(pytest.param(n, marks=SLOW) for n in ("SIGTERM", "SIGUSR1"))])
+@pytest.mark.parametrize("name", ["SIGHUP", *(pytest.param(n, marks=SLOW) for n in ("SIGINT", "SIGTERM", "SIGUSR1"))])
 def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     out, number = tmp_path / "run", getattr(signal, name)
     process = subprocess.Popen(
@@ -65,6 +65,7 @@ def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     assert checkpoints(out)
 
 
+@SLOW
 def test_a_signal_that_is_ignored_stays_ignored(files, tmp_path):
     """As under nohup."""
     out = tmp_path / "run"

@@ -9,7 +9,7 @@ from smalti.generation import AutoregressiveConfig, MaskedConfig
 from smalti.quantize import DSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 from smalti.training.config import OptimizerConfig
-from smalti.training.optimizer import adamw
+from smalti.training.optimizer import make_optimizer
 
 SMALL = {"grid": (2, 4, 4), "width": 16, "depth": 2, "heads": 2, "classes": 3}
 MODULES = {
@@ -46,7 +46,7 @@ def test_a_step_without_gradient_shrinks_kernels_and_moves_nothing_else(name):
         for i, parameter in enumerate(module.parameters()):
             parameter.copy_(1 + torch.rand(parameter.shape, generator=torch.Generator().manual_seed(i)))
     before = {key: p.detach().clone() for key, p in module.named_parameters()}
-    optimizer = adamw(module, OptimizerConfig(lr=0.5, weight_decay=0.25))
+    optimizer = make_optimizer(module, OptimizerConfig(lr=0.5, weight_decay=0.25))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -97,8 +97,11 @@ def compare(
     parts = load_parts(data)
     evaluator, absent = Evaluator.with_weights(parts.heldout, where)
     about = {
-        **{"terms": budget.plain(), "data": parts.about, "absent": absent},
-        **{"protocol": evaluator.protocol.plain(), "machine": describe_machine(where)},
+        "terms": budget.plain(),
+        "data": parts.about,
+        "absent": absent,
+        "protocol": evaluator.protocol.plain(),
+        "machine": describe_machine(where),
     }
     network = next((config.lpips.build() for config in trainings.values() if config.lpips is not None), None)
 

@@ -21,8 +21,13 @@ from smalti.version import __version__
 
 _HERE = Path(__file__).parent
 _TYPES = {
-    **{".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"},
-    **{".svg": "image/svg+xml", ".jpg": "image/jpeg", ".mp4": "video/mp4", ".md": "text/plain; charset=utf-8"},
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
+    ".mp4": "video/mp4",
+    ".md": "text/plain; charset=utf-8",
 }
 RUNTIME = {
     "ort.js": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
@@ -30,8 +35,12 @@ RUNTIME = {
 }
 """Files of onnxruntime-web 1.30.0 -> their sha256."""
 _EXAMPLES = {
-    **{"owl.jpg": "of an owl", "kingfisher.jpg": "of a kingfisher", "hawa_mahal.jpg": "of the Hawa Mahal"},
-    **{"astronaut.jpg": "of an astronaut", "march.mp4": "of a march", "flight.mp4": "of a flight"},
+    "owl.jpg": "of an owl",
+    "kingfisher.jpg": "of a kingfisher",
+    "hawa_mahal.jpg": "of the Hawa Mahal",
+    "astronaut.jpg": "of an astronaut",
+    "march.mp4": "of a march",
+    "flight.mp4": "of a flight",
 }
 """Shipped media that the page shows to begin with."""
 
@@ -66,8 +75,11 @@ def page_facts(tokenizers: Sequence[Mapping[str, Any]], models: Sequence[Mapping
     runtime = " It runs tokenizers by onnxruntime-web 1.30.0 of Microsoft (MIT licence)." if in_browser else ""
     about = f"smalti {__version__}.{runtime} The authors of the examples are in examples/ATTRIBUTION.md."
     return {
-        **{"smalti": __version__, "about": about, "tokenizers": list(tokenizers)},
-        **{"models": list(models), "samples": examples},
+        "smalti": __version__,
+        "about": about,
+        "tokenizers": list(tokenizers),
+        "models": list(models),
+        "samples": examples,
     }
 
 

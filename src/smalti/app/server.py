@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from smalti.app.page_files import PageFile
 from smalti.app.service import Answer, Busy, Line
-from smalti.errors import SmaltiError
+from smalti.errors import SmaltiError, is_out_of_memory
 from smalti.progress import say
 from smalti.version import __version__
 
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             pass  # the client is gone
         except Exception as error:
-            if isinstance(error, MemoryError) or "out of memory" in str(error) or "DefaultCPUAllocator" in str(error):
+            if is_out_of_memory(error):
                 self._refuse(503, "out of memory: take a smaller image or a shorter clip")
                 return
             line = (
@@ -279,9 +279,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(self.server.limits.arrival)
         self.send_response(status)
         fixed = {
-            **{"Content-Type": kind, "Content-Length": str(len(content)), "Connection": "close"},
-            **{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"},
-            **{"Content-Security-Policy": _POLICY, "Cross-Origin-Resource-Policy": "same-origin"},
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            "Connection": "close",
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Content-Security-Policy": _POLICY,
+            "Cross-Origin-Resource-Policy": "same-origin",
         }
         for name, value in {**fixed, **headers}.items():
             self.send_header(name, value)

@@ -17,8 +17,12 @@ def compress_command(
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .smt file to write.")],
     tokenizer: TokenizerOption,
     model: Annotated[
-        Literal["adaptive", "static", "uniform"], typer.Option(help="How ids are coded; see docs/codec.md.")
-    ] = "adaptive",
+        Literal["prior", "adaptive", "static", "uniform"] | None,
+        typer.Option(help="How ids are coded; default: prior where there is one, else adaptive."),
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="A file of smalti prior; default: the one that ships for TOKENIZER.")
+    ] = None,
     group: Annotated[
         int | None,
         typer.Option(min=1, help="Start a new group every N frames, where decoding can start."),
@@ -48,6 +52,7 @@ def compress_command(
             target,
             tokenizer,
             model=model,
+            prior=prior,
             group=group,
             overwrite=overwrite,
             device=device,

@@ -17,6 +17,9 @@ def decompress_command(
     frames: Annotated[
         str | None, typer.Option(metavar="A:B", help="Only frames A to B - 1 of a video, as 100:200, 100: or :50.")
     ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="The prior that it was coded with, if that is a file of your own.")
+    ] = None,
     overwrite: OverwriteOption = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -36,7 +39,16 @@ def decompress_command(
 
     part = None if frames is None else _frame_range(frames)
     with bar(message_line(source.name), None) as progress:
-        file = decompress(source, target, tokenizer, frames=part, overwrite=overwrite, device=device, progress=progress)
+        file = decompress(
+            source,
+            target,
+            tokenizer,
+            frames=part,
+            prior=prior,
+            overwrite=overwrite,
+            device=device,
+            progress=progress,
+        )
     if as_json:
         print_json(file._asdict())
         return

@@ -1,30 +1,73 @@
 """`smalti doctor`."""
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from smalti.cli.console import print_json
-from smalti.cli.options import JsonOption
-from smalti.errors import MachineError
+from smalti.cli.console import message_line, print_json
+from smalti.cli.options import DeviceOption, JsonOption, SettingsOption
+from smalti.errors import ConfigError
 from smalti.version import __version__
 
+if TYPE_CHECKING:
+    from smalti.pipeline.doctor import Check
 
-def doctor_command(as_json: JsonOption = False) -> None:
-    """Check this machine: packages, device, threads, weights of metrics, disk, encoder.
+
+def doctor_command(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE|RUN]", help="A recipe, a .yaml file or a run folder; this machine without."),
+    ] = None,
+    assignments: SettingsOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder that the recipe would have.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The recipe's small form.")] = False,
+    quantizer: Annotated[str | None, typer.Option(help="Another quantizer, as `smalti train` takes it.")] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine, a recipe before it is trained, or a run.
+
+    \b
+    Of a recipe: its data, learning rates, memory, speed, both networks at the
+    start, disk. Of a run: what its log shows, bad files, checkpoints. Nothing is
+    written.
 
     \b
     Examples:
       smalti doctor
+      smalti doctor image --set data.path=photos
+      smalti doctor runs/image
+      torchrun --nproc-per-node 8 -m smalti doctor image --set data.path=photos
       smalti doctor --json
     """
-    from smalti.pipeline.doctor import check_machine
+    from smalti.pipeline.check_run import check_run
+    from smalti.pipeline.train import is_run
 
-    checks = check_machine()
+    given = {"set": assignments, "out": out, "tiny": tiny, "quantizer": quantizer, "device": device}
+    if target is None or is_run(target):
+        if wrong := [name for name, value in given.items() if value]:
+            raise ConfigError(f"`{wrong[0]}` is of a recipe; {'name one' if target is None else f'{target} is a run'}")
+        from smalti.pipeline.doctor import check_machine
+
+        checks = check_machine() if target is None else check_run(target)
+    else:
+        from smalti.pipeline.check_recipe import check_recipe
+
+        checks = check_recipe(target, out, set=assignments or (), tiny=tiny, quantizer=quantizer, device=device)
+    if os.environ.get("RANK", "0") == "0":
+        _show(checks, as_json=as_json)
+    if broken := [check for check in checks if check.state == "broken"]:
+        raise typer.Exit(broken[0].exit_code)
+
+
+def _show(checks: "Sequence[Check]", *, as_json: bool) -> None:
     if as_json:
         print_json({"smalti": __version__, "checks": [check._asdict() for check in checks]})
-    else:
-        for check in checks:
-            print(f"{check.state:<7} {check.name:<20} {check.result}")
-            if check.remedy:
-                print(f"{'':<28} -> {check.remedy}")
-    if any(check.state == "broken" for check in checks):
-        raise typer.Exit(MachineError.exit_code)
+        return
+    for check in checks:
+        print(f"{check.state:<7} {check.name:<20} {message_line(check.result)}")
+        if check.remedy:
+            print(f"{'':<28} -> {message_line(check.remedy)}")

@@ -23,6 +23,7 @@ from smalti.cli import (
     import_,
     inflate,
     info,
+    prior,
     recipes,
     reconstruct,
     serve,
@@ -95,6 +96,7 @@ app.command("generate", short_help="Sample images and video from a token model."
 app.command("export", short_help="Write a tokenizer as programs of ONNX.")(export.export_command)
 app.command("compress", short_help="Write an image or a video as a small file.")(compress.compress_command)
 app.command("decompress", short_help="Write the image or video of a compressed file.")(decompress.decompress_command)
+app.command("prior", short_help="Train a prior, for smaller compressed files.")(prior.prior_command)
 app.command("inflate", short_help="Make a video tokenizer from an image tokenizer.")(inflate.inflate_command)
 app.command("import", short_help="Convert another project's checkpoint.")(import_.import_command)
 app.command("info", short_help="Show what a tokenizer, run, token set or file is.")(info.info_command)
@@ -102,7 +104,7 @@ app.command("recipes", short_help="List the recipes, or print one.")(recipes.rec
 app.command("zoo", short_help="List other projects' tokenizers that load by name.")(zoo.zoo_command)
 app.command("compare", short_help="Train several configs side by side.")(compare.compare_command)
 app.command("serve", short_help="Open the page: see tokens, change them.")(serve.serve_command)
-app.command("doctor", short_help="Check this machine.")(doctor.doctor_command)
+app.command("doctor", short_help="Check this machine, a recipe or a run.")(doctor.doctor_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

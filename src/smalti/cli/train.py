@@ -41,7 +41,7 @@ def train_command(
       smalti train image --set data.path=photos --set batch_size=64
       smalti train tiny --quantizer lfq18 --out runs/lfq18
       smalti train runs/image --resume
-      smalti train finetune-image --set init=showlab/magvitv2 --set data.path=photos
+      smalti train finetune-image --set init=showlab/magvitv2
       smalti train my-run.yaml --out runs/second --seed 2 --device cuda
       smalti train tiny-generate --set data=video-tokens
       torchrun --nproc-per-node 8 -m smalti train image --set data.path=photos

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smalti.codec.entropy import Model, decode_ids, encode_ids
 from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
+from smalti.codec.prior import Prior, shipped_prior
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
@@ -104,11 +105,15 @@ def compress_file(
     source: Path,
     target: Path,
     *,
-    model: Model = "adaptive",
+    model: Model | None = None,
+    prior: Prior | None = None,
     group: int | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Write an image, or a video by its suffix, as `.smt`, whole or not at all.
+
+    `model` None is `prior` with the given one, or with the one that ships with the package for this tokenizer, and
+    where there is none `adaptive`.
 
     Frames are coded as they are read; sound and pauses are left out, a varying frame rate becomes its mean. With
     `group`, every so many frames of a video are encoded without those before: decoding can start at each, and a
@@ -117,12 +122,15 @@ def compress_file(
     without `group`, and for an image with `group`.
     """
     begin = time.perf_counter()
+    chosen = _choose_prior(tokenizer, model, prior)
+    model = model or ("prior" if chosen else "adaptive")
     if source.suffix.lower() not in VIDEO_SUFFIXES:
         if group is not None:
             raise ConfigError(f"{printable(source)}: `group` cuts videos, and this is an image")
         frame = read_image(source)
-        head = _head(tokenizer, (frame.shape[0], frame.shape[1]), None)
-        return _compress(source, target, head, [(1, images_to_ids(tokenizer, frame[None]))], model, begin)
+        head = _head(tokenizer, (frame.shape[0], frame.shape[1]), None, prior=chosen)
+        blocks = [(1, images_to_ids(tokenizer, frame[None]))]
+        return _compress(source, target, head, blocks, (model, chosen), begin)
     check_causal(tokenizer, group, "`group` 17")
     with open_video(source) as reader:
 
@@ -134,8 +142,8 @@ def compress_file(
 
         rate = Fraction(reader.fps).limit_denominator(100_000)
         aspect = None if reader.pixel_aspect == 1 else reader.pixel_aspect.as_integer_ratio()
-        head = _head(tokenizer, reader.size, rate, group or 0).replace({"pixel_aspect": aspect})
-        written = _compress(source, target, head, _blocks_of(tokenizer, frames(), head), model, begin)
+        head = _head(tokenizer, reader.size, rate, group or 0, chosen).replace({"pixel_aspect": aspect})
+        written = _compress(source, target, head, _blocks_of(tokenizer, frames(), head), (model, chosen), begin)
         return written._replace(notes=reader.notes)
 
 
@@ -145,57 +153,67 @@ def decompress_file(
     target: Path,
     *,
     frames: tuple[int, int | None] | None = None,
+    prior: Prior | None = None,
     progress: Progress | None = None,
 ) -> Decompressed:
     """Write what a `.smt` file holds: an image as PNG, a video as MP4, MKV or MOV, whole or not at all.
 
+    `prior` is the one that ids were coded with, where that is not one that ships with the package.
     With `frames` = (first, end), the frames first to end - 1 of a video alone. Raises as `read_frames` does, and
     ConfigError where `target` does not suit.
     """
     begin, head = time.perf_counter(), read_info(source).head
     fps = None if head.rate is None else float(head.fps)
     first, end = frames or (0, None)
-    decoded = read_frames(tokenizer, source, first, end, progress=progress)
+    decoded = read_frames(tokenizer, source, first, end, prior=prior, progress=progress)
     written = write_media(target, decoded, fps, None if head.pixel_aspect is None else Fraction(*head.pixel_aspect))
     return Decompressed(source, target, head.height, head.width, first, written, fps, time.perf_counter() - begin)
 
 
 def read_frames(
-    tokenizer: Tokenizer, path: Path, first: int = 0, end: int | None = None, *, progress: Progress | None = None
+    tokenizer: Tokenizer,
+    path: Path,
+    first: int = 0,
+    end: int | None = None,
+    *,
+    prior: Prior | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode the frames first to end - 1 of a `.smt` file, one after the other; all of them unless said otherwise.
 
     The head and the seek table are checked first, then each block as it is read; those before the group of `first` and
     those after `end` are not. Frames are computed in pieces that depend on the file alone, so a part has the bits of
     the whole on the same machine. Raises InputError where there is no file, IntegrityError for one that is damaged or
-    of another tokenizer, ConfigError for frames that are not in it.
+    of another tokenizer or prior, ConfigError for frames that are not in it.
     """
     name = printable(path)
     with _opened(path) as reader:
         head, entries = reader.head, reader.table()
-        head.info.check(tokenizer.info, name)
+        prior = _check_maker(head, tokenizer, prior, name)
         total = entries[-1].start + entries[-1].frames
         last = total if end is None else end
         if not 0 <= first < last <= total:
             raise ConfigError(f"{name}: has frames 0:{total}; {first}:{last} are not among them")
         start = head.group_start(first)
         blocks = (reader.block(entry) for entry in entries if start <= entry.start < last)
-        for number, frame in enumerate(_decode_blocks(tokenizer, blocks, head, name), start=start):
+        for number, frame in enumerate(_decode_blocks(tokenizer, blocks, head, prior, name), start=start):
             if first <= number < last:
                 yield frame
                 if progress is not None:
                     progress(number + 1 - first, last - first)
 
 
-def stream_frames(tokenizer: Tokenizer, file: BinaryIO | BytesIO, name: str) -> Iterator[UInt8[Tensor, "h w 3"]]:
+def stream_frames(
+    tokenizer: Tokenizer, file: BinaryIO | BytesIO, name: str, prior: Prior | None = None
+) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode all frames of a file that is read once, from its beginning: a pipe, or one that is still being written.
 
     Frames come before the end was seen, so only a stream that ends without an error was whole. `name` is what errors
     call the file. Raises as `read_frames` does.
     """
     reader = Reader(file, name)
-    reader.head.info.check(tokenizer.info, name)
-    yield from _decode_blocks(tokenizer, reader.blocks(), reader.head, name)
+    prior = _check_maker(reader.head, tokenizer, prior, name)
+    yield from _decode_blocks(tokenizer, reader.blocks(), reader.head, prior, name)
 
 
 def read_info(path: Path) -> CompressedInfo:
@@ -214,7 +232,41 @@ def _opened(path: Path) -> Iterator[Reader]:
         yield Reader(file, printable(path))
 
 
-def _head(tokenizer: Tokenizer, size: tuple[int, int], rate: Fraction | None, group: int = 0) -> Head:
+def _choose_prior(tokenizer: Tokenizer, model: Model | None, prior: Prior | None) -> Prior | None:
+    """Return the prior that a new file may be coded with. Raises ConfigError for one that does not suit."""
+    if model not in (None, "prior"):
+        if prior is not None:
+            raise ConfigError(f"`prior` is for the model 'prior'; `model` is {model!r}")
+        return None
+    prior = prior or shipped_prior(tokenizer.fingerprint)
+    if prior is None and model == "prior":
+        raise ConfigError("the model 'prior' needs one for this tokenizer; train it with `smalti prior`, give `prior`")
+    if prior is not None and prior.tokenizer != tokenizer.fingerprint:
+        raise ConfigError(
+            f"`prior` is one for the ids of the tokenizer {prior.tokenizer[:16]}..., this one is "
+            f"{tokenizer.fingerprint[:16]}...; train another with `smalti prior`"
+        )
+    return prior
+
+
+def _check_maker(head: Head, tokenizer: Tokenizer, prior: Prior | None, name: str) -> Prior | None:
+    """Return the prior of a file, the given one or a shipped one. Raises IntegrityError where tokenizer or prior is
+    another than that of the file."""
+    info = tokenizer.info
+    is_mine = info.fingerprint.startswith(head.tokenizer)  # format 2 has the first half
+    head.info.replace({"fingerprint": info.fingerprint if is_mine else head.tokenizer}).check(info, name)
+    if head.prior is None:
+        return None
+    found = prior or shipped_prior(info.fingerprint)
+    if found is None or found.digest != head.prior:
+        other = "none is given" if found is None else f"this one is {found.digest}"
+        raise IntegrityError(f"{name}: coded with the prior {head.prior}, {other}: give the one that it was coded with")
+    return found
+
+
+def _head(
+    tokenizer: Tokenizer, size: tuple[int, int], rate: Fraction | None, group: int = 0, prior: Prior | None = None
+) -> Head:
     """Make the head of a new file of frames of `size` = (height, width); an image has no `rate`."""
     head = Head(
         kind=IMAGE_KIND if rate is None else "video",
@@ -226,6 +278,7 @@ def _head(tokenizer: Tokenizer, size: tuple[int, int], rate: Fraction | None, gr
         rate=None if rate is None else (rate.numerator, rate.denominator),
         block=1,
         group=group,
+        prior=prior.digest if prior else None,
     )
     return head if rate is None else head.replace({"block": max(1, BLOCK_TOKENS // math.prod(head.grid))})
 
@@ -247,15 +300,20 @@ def _blocks_of(tokenizer: Tokenizer, frames: Iterable[Tensor], head: Head) -> It
 
 
 def _compress(
-    source: Path, target: Path, head: Head, blocks: Iterable[tuple[int, Tensor]], model: Model, begin: float
+    source: Path,
+    target: Path,
+    head: Head,
+    blocks: Iterable[tuple[int, Tensor]],
+    model: tuple[Model, Prior | None],
+    begin: float,
 ) -> Compressed:
-    """Write (frames, ids `1 t h w`) of all blocks to a new file."""
+    """Write (frames, ids `1 t h w`) of all blocks to a new file, coded by a model and its prior."""
     remove_leftovers(target.parent)
     tokens, bits = 0, 0.0
     with new_file(target) as file:
         writer = Writer(file, head)
         for frames, ids in blocks:
-            coded = encode_ids(ids[0].cpu().numpy().astype(np.int64), head.levels, model)
+            coded = encode_ids(ids[0].cpu().numpy().astype(np.int64), head.levels, *model)
             writer.add(frames, coded.data)
             tokens, bits = tokens + ids.numel(), bits + coded.bits
         writer.close()
@@ -277,21 +335,21 @@ def _compress(
 
 
 def _decode_blocks(
-    tokenizer: Tokenizer, blocks: Iterable[CodedBlock], head: Head, name: str
+    tokenizer: Tokenizer, blocks: Iterable[CodedBlock], head: Head, prior: Prior | None, name: str
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode the frames of blocks that follow each other, the first of which starts a group."""
     size = head.height, head.width
     for _, group in groupby(blocks, lambda block: head.group_start(block.start)):
-        pieces = ((block.frames, _ids_of(block, head, name)) for block in group)
+        pieces = ((block.frames, _ids_of(block, head, prior, name)) for block in group)
         if head.is_image:
             yield from (ids_to_image(tokenizer, ids, size) for _, ids in pieces)
         else:
             yield from ids_to_frames(tokenizer, pieces, size)
 
 
-def _ids_of(block: CodedBlock, head: Head, name: str) -> Int[Tensor, "1 t h w"]:
+def _ids_of(block: CodedBlock, head: Head, prior: Prior | None, name: str) -> Int[Tensor, "1 t h w"]:
     shape = (head.latents(block.start, block.frames), *head.grid)
     try:
-        return torch.from_numpy(decode_ids(block.data, shape, head.levels))[None]
+        return torch.from_numpy(decode_ids(block.data, shape, head.levels, prior))[None]
     except ValueError as error:
         raise IntegrityError(f"{name}: the block of frame {block.start} cannot be decoded: {error}") from None

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from smalti.codec.contexts import Contexts, Integers, Visit, visits
+from smalti.codec.prior import Canvas, Prior, fronts
 from smalti.errors import MachineError
 
-Model = Literal["uniform", "static", "adaptive"]
+Model = Literal["uniform", "static", "adaptive", "prior"]
 """`uniform`: all values of a digit alike. `static`: a table for each digit, measured over the block and stored in it.
-`adaptive`: counts in contexts, learnt on the way by both sides."""
+`adaptive`: counts in contexts, learnt on the way by both sides. `prior`: a network trained for the tokenizer."""
 
 PRECISION = 24
 """Bits of a probability."""
@@ -35,21 +36,24 @@ class Coded(NamedTuple):
     """Model that was used: `uniform` where the requested one would be larger."""
 
 
-def encode_ids(ids: Integers, levels: Sequence[int], model: Model) -> Coded:
-    """Encode ids `t h w` as bytes. Never more bytes than under `uniform`. Raises ValueError for an id out of range."""
+def encode_ids(ids: Integers, levels: Sequence[int], model: Model, prior: Prior | None = None) -> Coded:
+    """Encode ids `t h w` as bytes. Never more bytes than under `uniform`, and with a `prior`, which that model needs,
+    than under `adaptive`. Raises ValueError for an id out of range."""
     planes = split(ids, levels)
-    coded = [_encode(planes, alphabets(levels), name) for name in dict.fromkeys((model, "uniform"))]
+    others: tuple[Model, ...] = ("adaptive", "uniform") if model == "prior" else ("uniform",)
+    coded = [_encode(planes, alphabets(levels), name, prior) for name in dict.fromkeys((model, *others))]
     return min(coded, key=lambda one: len(one.data))  # the first of equals
 
 
-def decode_ids(data: bytes, shape: tuple[int, int, int], levels: Sequence[int]) -> Integers:
-    """Decode the ids `t h w` that `encode_ids` encoded. Raises ValueError for bytes that it cannot have written."""
+def decode_ids(data: bytes, shape: tuple[int, int, int], levels: Sequence[int], prior: Prior | None = None) -> Integers:
+    """Decode the ids `t h w` that `encode_ids` encoded with the same `prior`. Raises ValueError for bytes that it
+    cannot have written."""
     names: tuple[Model, ...] = get_args(Model)
     if not data or data[0] >= len(names) or len(data) % 4 != 1:
         raise ValueError("it is not a block of coded ids")
     alphabet_sizes = alphabets(levels)
     planes, decoder = np.zeros((len(alphabet_sizes), *shape), np.int64), _Decoder(data[1:])
-    _walk(planes, alphabet_sizes, names[data[0]], decoder)
+    _walk(planes, alphabet_sizes, names[data[0]], decoder, prior)
     if not decoder.is_exhausted:
         raise ValueError("it has more bytes than ids")
     return join(planes, levels)
@@ -163,14 +167,21 @@ class _Decoder:
         return self._coder
 
 
-def _encode(planes: Integers, sizes: Sequence[int], model: Model) -> Coded:
+def _encode(planes: Integers, sizes: Sequence[int], model: Model, prior: Prior | None) -> Coded:
     encoder = _Encoder()
-    _walk(planes, sizes, model, encoder)
+    _walk(planes, sizes, model, encoder, prior)
     return Coded(bytes([get_args(Model).index(model)]) + encoder.finish(), encoder.bits, model)
 
 
-def _walk(planes: Integers, sizes: Sequence[int], model: Model, coder: _Encoder | _Decoder) -> None:
+def _walk(
+    planes: Integers, sizes: Sequence[int], model: Model, coder: _Encoder | _Decoder, prior: Prior | None
+) -> None:
     """Code all symbols `k t h w`, in the order that both sides follow; the decoder's come into `planes`."""
+    if model == "prior":
+        if prior is None or prior.sizes != tuple(sizes):
+            raise ValueError("it was coded with a prior, which is not given")
+        _walk_prior(planes, prior, coder)
+        return
     if model == "adaptive":
         _walk_adaptive(planes, sizes, coder)
         return
@@ -194,6 +205,19 @@ def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Encoder | _De
                 rows = known.rows(plane, before, visit)
                 plane[visit.at] = coder.code(plane[visit.at], known.weights(), rows)
                 known.learn(rows, plane[visit.at])
+
+
+def _walk_prior(planes: Integers, prior: Prior, coder: _Encoder | _Decoder) -> None:
+    """Front by front through space and time at once; in a front digit by digit, each given those before."""
+    _, frames, height, width = planes.shape
+    shape = (frames, height, width)
+    canvas, flat = Canvas(shape, prior.sizes), planes.reshape(len(planes), -1)
+    for at in fronts(shape):
+        state, rows = prior.heads(canvas.context(at)), np.arange(at.size)
+        for number, plane in enumerate(flat):
+            plane[at] = coder.code(plane[at], prior.weights(state, number), rows)
+            state = prior.learn(state, number, plane[at])
+        canvas.write(at, flat[:, at])
 
 
 def _measured(plane: Integers, size: int) -> Integers:

@@ -4,6 +4,9 @@
     block  "B" | frames u32 | length u32 | coded ids | digest 8           as many as there are
     foot   "F" | blocks u32 | (frames u32, length u32, digest 8) for each block | blocks u32 | digest 8
 
+In format 1 the text of the head is JSON. Format 2, of files that name a prior, has it in bytes (`pack_head`), and an
+image ends after its block, without a foot: its overhead is a third.
+
 Numbers are little-endian. A digest is BLAKE2b of 8 bytes over the digest before it and all bytes since. So a block is
 known to be the one that was written here, in this order; whoever reads the foot alone knows every block by its digest.
 """
@@ -28,7 +31,8 @@ from smalti.tokenizer_info import TokenizerInfo
 from smalti.version import __version__
 from smalti.video import legal_size
 
-SMT_FORMAT = 1
+SMT_FORMAT = 2
+"""Newest format that is read and written."""
 MAGIC = b"\x93SMT\r\n\x1a\n"
 """As in PNG: not text, and changed by whatever changes line ends."""
 IMAGE_KIND: Literal["picture"] = "picture"
@@ -53,8 +57,8 @@ class Head(Config):
 
     kind: Literal["picture", "video"]
     """`picture` for an image, as the first files of this format say."""
-    tokenizer: str = Field(pattern="^[0-9a-f]{64}$")
-    """The fingerprint of the tokenizer, without which ids mean nothing."""
+    tokenizer: str = Field(pattern="^[0-9a-f]{32}([0-9a-f]{32})?$")
+    """The fingerprint of the tokenizer, without which ids mean nothing; its first half in format 2."""
     levels: Tuple[int]
     """Values of each digit; digit 0 is the least significant of an id."""
     strides: Triple[int]
@@ -69,7 +73,9 @@ class Head(Config):
     """Frames that are a video of their own, encoded and decoded without those before; 0 is all of them."""
     pixel_aspect: Rate | None = None
     """Width of a pixel over its height, as a fraction; null for square pixels, and then not written."""
-    smalti: str = __version__
+    prior: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+    """Digest of the prior that ids may be coded with; null for none, and then not written."""
+    smalti: str = Field(default=__version__, max_length=99)
     """The version that wrote the file."""
 
     @model_validator(mode="after")
@@ -87,6 +93,16 @@ class Head(Config):
         if self.pixel_aspect is not None and min(self.pixel_aspect) < 1:
             raise ValueError(f"pixel_aspect {self.pixel_aspect} is no shape of a pixel")
         return self
+
+    @property
+    def format(self) -> int:
+        """Format of the file: the oldest that can say all this."""
+        return 1 if self.prior is None else 2
+
+    @property
+    def has_foot(self) -> bool:
+        """Whether the file ends with a seek table."""
+        return self.format == 1 or not self.is_image
 
     @property
     def is_image(self) -> bool:
@@ -156,13 +172,10 @@ class Writer:
     """Writes a file block by block; it is whole when `close` has been called."""
 
     def __init__(self, file: BinaryIO | BytesIO, head: Head) -> None:
-        fields = head.plain()
-        if head.pixel_aspect is None:
-            del fields["pixel_aspect"]  # readers before 0.2 know no such field
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        text = pack_head(head) if head.format > 1 else _json_head(head)
         self._file, self._chain, self._table = file, b"", list[bytes]()
         self.head, self.frames, self.bytes = head, 0, 0
-        self._write(_START.pack(MAGIC, SMT_FORMAT, len(text)) + text)
+        self._write(_START.pack(MAGIC, head.format, len(text)) + text)
 
     def add(self, frames: int, data: bytes) -> None:
         """Write the coded ids of the next frames."""
@@ -172,9 +185,10 @@ class Writer:
         failpoint("codec:after-block")
 
     def close(self) -> None:
-        """Write the foot."""
+        """Write the foot, where there is one."""
         count = len(self._table)
-        self._write(_FOOT.pack(b"F", count) + b"".join(self._table) + struct.pack("<I", count))
+        if self.head.has_foot:
+            self._write(_FOOT.pack(b"F", count) + b"".join(self._table) + struct.pack("<I", count))
 
     def _write(self, data: bytes) -> None:
         self._chain = _digest(self._chain, data)
@@ -194,16 +208,18 @@ class Reader:
         magic, version, length = _START.unpack(start)
         if magic != MAGIC:
             raise IntegrityError(f"{name}: not a file of smalti compress; give a .smt file")
-        if version != SMT_FORMAT:
+        if not 1 <= version <= SMT_FORMAT:
             raise IntegrityError(
-                f"{name}: format {version}; this is smalti {__version__}, which reads format {SMT_FORMAT}: "
+                f"{name}: format {version}; this is smalti {__version__}, which reads formats up to {SMT_FORMAT}: "
                 "update smalti"
             )
         if length > LARGEST_HEAD:
             raise self._damaged("its head is too long")
         text = self._read(length)
         self._check(start + text, "its head")
-        self.head = self._parsed(text)
+        self.head = self._parsed(text) if version == 1 else self._unpacked(text)
+        if self.head.format != version:
+            raise self._damaged(f"its head is not one of format {version}")
         self._begun = _START.size + length + _DIGEST, self._chain
 
     def blocks(self) -> Iterator[CodedBlock]:
@@ -217,6 +233,12 @@ class Reader:
             table.append(_ENTRY.pack(frames, length, self._chain))
             yield CodedBlock(start, frames, data)
             start, full = start + frames, frames == self.head.room(start)
+            if not self.head.has_foot:
+                break
+        if not self.head.has_foot:
+            if not table or mark != b"B" or self._file.read(1):
+                raise self._damaged("it is not one block")
+            return
         foot = self._read(_FOOT.size - 1 + _ENTRY.size * len(table) + 4)
         count = struct.pack("<I", len(table))
         self._check(mark + foot, "its foot")
@@ -229,6 +251,8 @@ class Reader:
         """Read the seek table from the end of the file, without the blocks. Raises IntegrityError."""
         offset, chain = self._begun
         end = self._file.seek(0, 2)
+        if not self.head.has_foot:
+            return [self._only_entry(offset, chain, end)]
         if end < offset + _FOOT.size + _END.size:
             raise self._damaged("it is cut")
         self._file.seek(end - _END.size)
@@ -252,6 +276,15 @@ class Reader:
             full = entry.frames == self.head.room(entry.start)
         return entries
 
+    def _only_entry(self, offset: int, chain: bytes, end: int) -> Entry:
+        """The block of an image without a foot: all that is left."""
+        length = end - offset - _BLOCK.size - _DIGEST
+        self._file.seek(offset)
+        if length < 0 or self._read(_BLOCK.size) != _BLOCK.pack(b"B", 1, length):
+            raise self._damaged("it is not one block")
+        self._file.seek(end - _DIGEST)
+        return Entry(0, 1, offset, length, chain, self._read(_DIGEST))
+
     def block(self, entry: Entry) -> CodedBlock:
         """Read one block by the seek table. Raises IntegrityError."""
         self._file.seek(entry.offset)
@@ -269,6 +302,12 @@ class Reader:
             raise self._damaged("its head is no JSON") from None
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a head that smalti {__version__} has written") from None
+
+    def _unpacked(self, text: bytes) -> Head:
+        try:
+            return unpack_head(text)
+        except (ValueError, IndexError, ConfigError):
+            raise self._damaged(f"its head is none that smalti {__version__} has written") from None
 
     def _check_frames(self, start: int, frames: int, follows: bool) -> None:
         """A block has as many frames as there is room for, or fewer and is the last; an image has one frame."""
@@ -294,6 +333,64 @@ class Reader:
 
     def _damaged(self, what: str) -> IntegrityError:
         return IntegrityError(f"{self._name}: {what}; {_FIX}")
+
+
+def pack_head(head: Head) -> bytes:
+    """Return a head of format 2: half the tokenizer's fingerprint, the prior's digest, whole numbers of seven bits a
+    byte, the version."""
+    rate, aspect = head.rate or (0, 0), head.pixel_aspect or (0, 0)
+    numbers = (head.height, head.width, *rate, *aspect, head.block, head.group, *head.strides)
+    counted = b"".join(map(_number_bytes, (*numbers, len(head.levels), *head.levels)))
+    return bytes.fromhex(head.tokenizer)[:16] + bytes.fromhex(head.prior or "") + counted + head.smalti.encode()
+
+
+def unpack_head(text: bytes) -> Head:
+    """Read what `pack_head` wrote. Raises ValueError, IndexError or ConfigError for anything else."""
+    at = 24
+
+    def number() -> int:
+        nonlocal at
+        value, place = 0, 0
+        while True:
+            value += (text[at] & 127) << place
+            at, place = at + 1, place + 7
+            if text[at - 1] < 128:
+                return value
+            if place > 62:
+                raise ValueError("a number is too long")
+
+    height, width, *rest = (number() for _ in range(11))
+    levels = tuple(number() for _ in range(min(number(), 64)))
+    fields = {
+        "kind": "video" if rest[0] else IMAGE_KIND,
+        "tokenizer": text[:16].hex(),
+        "prior": text[16:24].hex(),
+        "height": height,
+        "width": width,
+        "rate": rest[0:2] if rest[0] else None,
+        "pixel_aspect": rest[2:4] if rest[2] else None,
+        "block": rest[4],
+        "group": rest[5],
+        "strides": rest[6:9],
+        "levels": levels,
+        "smalti": text[at:].decode(),
+    }
+    head = Head.parse(fields)
+    if pack_head(head) != text:
+        raise ValueError("it has another form")
+    return head
+
+
+def _number_bytes(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; all bytes but the last have bit 7."""
+    high = value >> 7
+    return bytes([value & 127 | (128 if high else 0)]) + (_number_bytes(high) if high else b"")
+
+
+def _json_head(head: Head) -> bytes:
+    absent = {name for name in ("pixel_aspect", "prior") if getattr(head, name) is None}
+    fields = {name: value for name, value in head.plain().items() if name not in absent}  # older readers know no such
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _digest(before: bytes, data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from smalti.config import Config, Tuple
 from smalti.data.source import Medium
 from smalti.errors import ConfigError
 from smalti.recipes import catalogue, find
-from smalti.recipes.quantizers import named_quantizer
+from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, named_quantizer
 from smalti.text import nearest
 from smalti.training.config import TokenizerTraining
 
@@ -94,7 +94,7 @@ def variant_groups(medium: Medium, steps: int) -> Groups:
 
 _Members = Iterator[tuple[str, tuple[str, ...]]]
 
-_CODEBOOK = ("weights={l2: 1.0, codebook: 1.0, commitment: 0.25}", "entropy_boost=0.0")
+_CODEBOOK = (f"weights={json.dumps({'l2': 1.0, **CODEBOOK_WEIGHTS})}", "entropy_boost=0.0")
 _PAPER = ("weights={l2: 1.0, token_entropy: 0.1, batch_entropy: -0.1, commitment: 0.25}", "entropy_boost=2.0")
 
 

@@ -1,6 +1,7 @@
 """Parquet tables of images or videos, as `datasets` writes them: local files, or a data set of the hub."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,14 +50,16 @@ class _Cells:
     def rewind(self) -> None:
         """Begin at the first row."""
         self.kept: list[pa.Array] = []
-        self.first = self.bytes = 0
+        self.starts: list[int] = []
+        """First row of each that is kept."""
+        self.end = self.bytes = 0
         self.batches = self._unpack()
 
     def cell(self, row: int) -> Any:
         """Return the cell of a row of the group. Raises what pyarrow raises, BadFile for a bomb."""
-        if row < self.first:
+        if self.starts and row < self.starts[0]:
             self.rewind()
-        while row >= self.first + sum(map(len, self.kept)):
+        while row >= self.end:
             try:
                 batch = next(self.batches)
             except StopIteration:
@@ -65,16 +68,14 @@ class _Cells:
                 self.rewind()  # a generator that has raised is at its end, and the next cell must see the fault too
                 raise
             self.kept.append(batch)
+            self.starts.append(self.end)
+            self.end += len(batch)
             self.bytes += batch.nbytes
             while len(self.kept) > 1 and self.bytes > HELD:
-                self.bytes -= self.kept[0].nbytes
-                self.first += len(self.kept.pop(0))
-        place = row - self.first
-        for batch in self.kept:
-            if place < len(batch):
-                return batch[place].as_py()
-            place -= len(batch)
-        raise IndexError(row)
+                self.bytes -= self.kept.pop(0).nbytes
+                del self.starts[0]
+        place = bisect_right(self.starts, row) - 1
+        return self.kept[place][row - self.starts[place]].as_py()
 
     def _unpack(self) -> "Iterator[pa.Array]":
         with _table(self.path) as table:

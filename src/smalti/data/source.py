@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -25,7 +24,7 @@ MAX_PIXELS = 64_000_000
 """Largest number of pixels of an image or frame (192 MB of RGB), compared with the header before decoding."""
 LARGEST_CLASS = 1_000_000
 
-NOTHING_LEFT_OUT: Mapping[str, int] = MappingProxyType({})
+NOTHING_LEFT_OUT: Mapping[str, int] = {}
 """Counts of what is there and is not listed, by the reason: none."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"

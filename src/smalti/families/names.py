@@ -12,6 +12,8 @@ from smalti.model_folder import CONFIG, WEIGHTS, find_model
 from smalti.text import nearest
 
 TINY_IMAGE, TINY_VIDEO = "smalti/tiny-image", "smalti/tiny-video"
+TINY_VIDEO_CONDITIONAL = "smalti/tiny-video-conditional"
+SHIPPED_NAMES = (TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL)
 """Names of the trained tokenizers that ship with the package."""
 
 FORMS = (
@@ -91,7 +93,7 @@ def find_tokenizer(name: str | Path) -> Path | HubName:
         return path
     local = isinstance(name, Path) or path.is_absolute() or text.startswith((".", "~"))
     what = "no such file or folder" if local else "neither a file, a folder nor the name of a hub repository"
-    raise InputError(f"{name}: {what}; give {FORMS}{nearest(text, (TINY_IMAGE, TINY_VIDEO))}")
+    raise InputError(f"{name}: {what}; give {FORMS}{nearest(text, SHIPPED_NAMES)}")
 
 
 def is_foreign(path: Path) -> bool:
@@ -126,7 +128,7 @@ def shipped_folder(name: str) -> Path | None:
     Its file holds half precision, of which `load` makes float32.
     """
     folder = Path(__file__).parents[1] / "weights" / name.removeprefix("smalti/")
-    return folder if name in (TINY_IMAGE, TINY_VIDEO) else None
+    return folder if name in SHIPPED_NAMES else None
 
 
 def has_weights(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from smalti.config import parse_yaml
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.families.family import Checkpoint, Family
-from smalti.families.names import FORMS, HUB, SUFFIXES, TINY_IMAGE, TINY_VIDEO, HubName
+from smalti.families.names import FORMS, HUB, SHIPPED_NAMES, SUFFIXES, HubName
 from smalti.files import MANIFEST, read_json, sha256
 from smalti.foreign import naming_file, read_checkpoint, tensors
 from smalti.hub import hub_fault
@@ -134,7 +134,7 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise InputError(f"{name}: no such folder, and no such repository on the hub; give {FORMS}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        near = nearest(name, (TINY_IMAGE, TINY_VIDEO))
+        near = nearest(name, SHIPPED_NAMES)
         known = "".join(f" ({family.title})" for family in published_families(hub, families))
         fault = f"{name}{known}: no such folder here, and the hub {hub_fault(error)}"
         raise MachineError(f"{fault}; give {FORMS}{near}") from None

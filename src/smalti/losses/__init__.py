@@ -22,6 +22,7 @@ from smalti.losses.functions import (
     select_frames,
     update_lecam_ema,
     weigh,
+    weigh_frames,
     widen,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "select_frames",
     "update_lecam_ema",
     "weigh",
+    "weigh_frames",
     "widen",
 ]

@@ -19,14 +19,34 @@ Frames = Literal["random", "all"]
 """`random`: one frame per clip, chosen by the caller's index (MagicMaster); `all`: every frame as a sample."""
 
 
-def l1(recon: Float[Tensor, "b 3 t h w"], video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, ""]:
-    """mean |recon - video|."""
-    return (widen(recon) - widen(video)).abs().mean()
+def l1(
+    recon: Float[Tensor, "b 3 t h w"],
+    video: Float[Tensor, "b 3 t h w"],
+    frame_weights: Float[Tensor, "t 1 1"] | None = None,
+) -> Float[Tensor, ""]:
+    """mean |recon - video|, each frame times its weight if there are weights."""
+    return _mean((widen(recon) - widen(video)).abs(), frame_weights)
 
 
-def l2(recon: Float[Tensor, "b 3 t h w"], video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, ""]:
-    """mean (recon - video)^2."""
-    return (widen(recon) - widen(video)).square().mean()
+def l2(
+    recon: Float[Tensor, "b 3 t h w"],
+    video: Float[Tensor, "b 3 t h w"],
+    frame_weights: Float[Tensor, "t 1 1"] | None = None,
+) -> Float[Tensor, ""]:
+    """mean (recon - video)^2, each frame times its weight if there are weights."""
+    return _mean((widen(recon) - widen(video)).square(), frame_weights)
+
+
+def _mean(errors: Tensor, frame_weights: Tensor | None) -> Tensor:
+    return errors.mean() if frame_weights is None else (errors * frame_weights).mean()
+
+
+def weigh_frames(video: Float[Tensor, "b 3 t h w"], stride: int, last: float) -> Float[Tensor, "t 1 1"]:
+    """Return a weight for each frame: `last` to 1 for the first frame and the last of every `stride` after it. Their
+    mean is 1."""
+    frames = torch.arange(video.shape[2], device=video.device)
+    weights = torch.where(frames % stride == 0, last, 1.0).to(widen(video).dtype)
+    return (weights / weights.mean()).view(-1, 1, 1)
 
 
 def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -13,6 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def time_first(
+    x: Float[Tensor, "b c t h w"], dtype: torch.dtype, *, contiguous: bool = False
+) -> Float[Tensor, "t b c h w"]:
+    """Return a video, latents or codes with time first, in a number type, with the channels last in memory or, if
+    `contiguous`, apart: whatever the order of x, always the same, so that equal numbers give equal bits."""
+    frames = x.permute(2, 0, 1, 3, 4)
+    order = torch.contiguous_format if contiguous else torch.channels_last
+    return to_frames(to_images(frames).to(dtype, memory_format=order), frames.shape[:2])
+
+
 def channels_to_end(x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b h w c"]:
     """Return a view with the channels in the last place."""
     return x.permute(0, 1, 3, 4, 2)

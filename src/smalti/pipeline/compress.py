@@ -5,6 +5,7 @@ from pathlib import Path
 from smalti.arguments import check_arguments, check_least
 from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
 from smalti.codec.entropy import Model
+from smalti.codec.prior import Prior
 from smalti.data.source import memory_as_bad_file
 from smalti.devices import Precision
 from smalti.errors import ConfigError
@@ -22,7 +23,8 @@ def compress(
     target: Path | str,
     tokenizer: Tokenizer | str | Path,
     *,
-    model: Model = "adaptive",
+    model: Model | None = None,
+    prior: Prior | Path | str | None = None,
     group: int | None = None,
     overwrite: bool = False,
     device: str | None = None,
@@ -32,9 +34,10 @@ def compress(
     """Write an image or a video as a `.smt` file of entropy-coded tokens, whole or not at all.
 
     `tokenizer` is one, or a name as `smalti.load` takes it; reading the file needs the same one. `model` says how ids
-    are coded (docs/codec.md). With `group`, every so many frames of a video are a video of their own, at which decoding
-    can start. `device` None is the best there is,
-    `precision` None the number format of the tokenizer's file; in bfloat16 some ids are others, and as good.
+    are coded (docs/codec.md), `prior` is a file of `smalti prior`, which reading needs, too. None of both is the prior
+    that ships with the package for this tokenizer, or else `adaptive`. With `group`, every so many frames of a video
+    are a video of their own, at which decoding can start. `device` None is the best there is, `precision` None the
+    number format of the tokenizer's file; in bfloat16 some ids are others, and as good.
 
     Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
     source or has another suffix, and for a video and a tokenizer that is not causal without `group`.
@@ -47,7 +50,7 @@ def compress(
         raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
     opened = as_tokenizer(tokenizer, device, precision)
     with memory_as_bad_file(printable(source)):
-        return compress_file(opened, source, target, model=model, group=group, progress=progress)
+        return compress_file(opened, source, target, model=model, prior=_opened(prior), group=group, progress=progress)
 
 
 def decompress(
@@ -56,6 +59,7 @@ def decompress(
     tokenizer: Tokenizer | str | Path,
     *,
     frames: tuple[int, int | None] | None = None,
+    prior: Prior | Path | str | None = None,
     overwrite: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
@@ -63,7 +67,8 @@ def decompress(
     """Write the image or the video that a `.smt` file holds: PNG, or H.264 at the frame rate of its source.
 
     `tokenizer` is the one that made the file, or its name as `smalti.load` takes it. `frames` = (first, end) takes the
-    frames first to end - 1 of a video alone; an end of None is the last. `device` None is the best there is.
+    frames first to end - 1 of a video alone; an end of None is the last. `prior` is the file of the one that it was
+    coded with, where that does not ship with the package. `device` None is the best there is.
 
     Raises InputError where there is no file, IntegrityError for one that is damaged or of another tokenizer,
     ConfigError for frames that are not in it and where `target` exists and may not be replaced or does not suit.
@@ -71,4 +76,9 @@ def decompress(
     check_arguments(decompress, locals())
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
-    return decompress_file(as_tokenizer(tokenizer, device), source, target, frames=frames, progress=progress)
+    opened = as_tokenizer(tokenizer, device)
+    return decompress_file(opened, source, target, frames=frames, prior=_opened(prior), progress=progress)
+
+
+def _opened(prior: Prior | Path | str | None) -> Prior | None:
+    return prior if prior is None or isinstance(prior, Prior) else Prior.load(Path(prior))

@@ -1,4 +1,4 @@
-"""The checks of `smalti doctor`: what this machine has, what is missing, and how to get it."""
+"""The checks of a machine (`smalti doctor`): what it has, what is missing, and how to get it."""
 
 import os
 import platform
@@ -24,6 +24,8 @@ class Check(NamedTuple):
     """Version, path or number that the check has read."""
     remedy: str = ""
     """How to get what is missing; empty for `ok`."""
+    exit_code: int = 0
+    """Exit code of the command for `broken`."""
 
 
 def check_machine() -> list[Check]:
@@ -32,14 +34,14 @@ def check_machine() -> list[Check]:
     checks += [_package(name) for name in NEEDED]
     if all(check.state == "ok" for check in checks):
         checks += [_device(), _precision(), _threads(), _lpips("vgg"), _lpips("alex"), *_features(), _encoder()]
-    return [*checks, _disk(Path.cwd())]
+    return [*checks, check_disk(Path.cwd(), LITTLE_SPACE)]
 
 
 def _package(name: str) -> Check:
     try:
         return Check(name, "ok", metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Check(name, "broken", "not installed", f"pip install {name}")
+        return Check(name, "broken", "not installed", f"pip install {name}", MachineError.exit_code)
 
 
 def _device() -> Check:
@@ -120,11 +122,13 @@ def _encoder() -> Check:
     )
 
 
-def _disk(folder: Path) -> Check:
+def check_disk(folder: Path, needed: int) -> Check:
+    """Compare the free space of a folder that may not exist yet with the bytes that are needed there."""
+    folder = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(folder).free
-    result = f"{free / (1 << 30):,.1f} GiB free in {folder}"
+    result = f"{free / (1 << 30):,.1f} GiB free in {folder}, {needed / (1 << 30):,.2f} GiB are wanted"
     if not os.access(folder, os.W_OK):
         return Check("disk", "note", f"{folder} cannot be written", "go to another folder, or give `out`")
-    if free < LITTLE_SPACE:
+    if free < needed:
         return Check("disk", "note", result, "a checkpoint takes about four times the weights: free some space")
     return Check("disk", "ok", result)

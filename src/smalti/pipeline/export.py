@@ -14,8 +14,8 @@ from smalti.data.bundled import photos, videos
 from smalti.errors import ConfigError, MachineError
 from smalti.families import load
 from smalti.files import new_folder, write_json
-from smalti.pipeline.parity import Agreement, compare_media
-from smalti.pipeline.runtimes import Target, WeightType, check_packages, open_exported, write_program
+from smalti.pipeline.parity import Agreement
+from smalti.pipeline.runtimes import Exported, Target, WeightType, check_packages, write_program
 from smalti.progress import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.graphs import programs
@@ -70,17 +70,18 @@ def export(
             f"{tokenizer}: a token set, no tokenizer; `smalti decode SET --to npy` writes its ids as .npy"
         )
     own = copy.deepcopy(tokenizer) if isinstance(tokenizer, Tokenizer) else load(tokenizer)
-    check_packages(to)
+    check_packages()
     own = own.to(device="cpu", dtype=torch.float32).eval()
     with new_folder(Path(out)) as folder:
         parts, about = programs(copy.deepcopy(own)), {}
         for number, program in enumerate(parts, 1):
-            about[program.name] = write_program(program, folder, to, weights)
+            about[program.name] = write_program(program, folder, weights)
             if progress is not None:
                 progress(number, len(parts), about[program.name]["file"])
-        agreement = Agreement(own, open_exported(folder, to, about))
-        compare_media(agreement, _media(own))
-        parity = {"weights": weights, "programs": agreement.report(), **_versions()}
+        agreement = Agreement(own, Exported(folder, about))
+        for name, video in _media(own):
+            agreement.add(name, video)
+        parity = {"weights": weights, "programs": agreement.counts, **_versions()}
         _check(agreement, to, weights)
         write_json(folder / "config.json", _config(own, to, weights, about))
         write_json(folder / "parity.json", parity)

@@ -5,7 +5,7 @@ known by its margin: how far the latent would have to move, against how far floa
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Agreement:
         self.tokenizer, self.exported = tokenizer, exported
         self._exact: Tokenizer | None = None
         self.counts: dict[str, dict[str, Any]] = {}
+        """Counts by program."""
 
     @torch.no_grad()
     def add(self, name: str, video: Float[Tensor, "b 3 t h w"]) -> None:
@@ -43,10 +44,6 @@ class Agreement:
             whole = self.tokenizer.pad(video)
             self._ids("encode_step", name, whole, ids, self._stream("encode", whole, 2, self.tokenizer.strides[0]))
             self._pixels("decode_step", name, pixels, self._stream("decode", ids, 1, 1))
-
-    def report(self) -> dict[str, dict[str, Any]]:
-        """Return the counts by program."""
-        return self.counts
 
     @property
     def differing(self) -> tuple[int, int]:
@@ -122,9 +119,3 @@ def margins(
         distance = (far * way.norm(dim=1)).masked_fill(far == _FARTHEST, torch.inf)
         found = found.maximum(distance.where(own[:, j] != other[:, j], torch.zeros_like(distance)))
     return found
-
-
-def compare_media(agreement: Agreement, media: Iterable[tuple[str, Tensor]]) -> None:
-    """Add each of some (name, video)."""
-    for name, video in media:
-        agreement.add(name, video)

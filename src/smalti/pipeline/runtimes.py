@@ -3,7 +3,6 @@
 import logging
 import re
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,17 +21,17 @@ WeightType = Literal["float32", "float16"]
 _OPSET = 20
 
 
-def check_packages(to: Target) -> None:
-    """Raise MachineError where a package that the target needs is not installed."""
+def check_packages() -> None:
+    """Raise MachineError where a package of the extra `export` is not installed."""
     needed = ("onnx", "onnxscript", "onnxruntime")
     absent = [name for name in needed if find_spec(name) is None]
     if absent:
         raise MachineError(f"{', '.join(absent)}: not installed; pip install 'smalti[export]'")
 
 
-def write_program(program: Program, folder: Path, to: Target, weights: WeightType) -> dict[str, Any]:
+def write_program(program: Program, folder: Path, weights: WeightType) -> dict[str, Any]:
     """Write `NAME.onnx` and return its description: file, inputs and outputs with type and shape."""
-    path = folder / f"{program.name}.{to}"
+    path = folder / f"{program.name}.onnx"
     with _quiet():
         graph = graph_of(program, half=weights == "float16")
         shapes = _write_onnx(program, graph, path)
@@ -61,7 +60,7 @@ def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Pat
         raise MachineError("torch.onnx: gave no program; update torch")
     shapes = _shapes(program, graph)
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):
-        if value.name is not None:
+        if value.name is not None and value.shape is not None:
             value.shape = type(value.shape)(shapes[value.name])
     for node in made.model.graph.all_nodes():  # where torch was when it made them: paths of this machine
         node.metadata_props.clear()
@@ -118,38 +117,23 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class Exported(ABC):
-    """The programs in a folder, to be run on tensors."""
+class Exported:
+    """The programs in a folder, to be run on tensors by ONNX Runtime."""
 
     def __init__(self, folder: Path, programs: Mapping[str, Mapping[str, Any]]) -> None:
-        self.programs = programs
-        self.loaded = {name: self._open(folder / about["file"]) for name, about in programs.items()}
-
-    def run(self, name: str, *inputs: Tensor) -> Sequence[Tensor]:
-        """Run a program on its inputs, in their order."""
-        return self._call(self.loaded[name], list(self.programs[name]["inputs"]), inputs)
-
-    @abstractmethod
-    def _open(self, path: Path) -> Any: ...
-
-    @abstractmethod
-    def _call(self, program: Any, names: Sequence[str], inputs: Sequence[Tensor]) -> Sequence[Tensor]: ...
-
-
-class _Onnx(Exported):
-    def _open(self, path: Path) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.programs = programs
+        self._sessions = {
+            name: onnxruntime.InferenceSession(folder / about["file"], options, providers=["CPUExecutionProvider"])
+            for name, about in programs.items()
+        }
 
-    def _call(self, program: Any, names: Sequence[str], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in program.run(None, arrays)]
-
-
-def open_exported(folder: Path, to: Target, programs: Mapping[str, Mapping[str, Any]]) -> Exported:
-    """Load the programs of a folder."""
-    return _Onnx(folder, programs)
+    def run(self, name: str, *inputs: Tensor) -> Sequence[Tensor]:
+        """Run a program on its inputs, in their order."""
+        names = self.programs[name]["inputs"]
+        arrays = {port: tensor.cpu().numpy() for port, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in self._sessions[name].run(None, arrays)]

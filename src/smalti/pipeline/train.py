@@ -14,14 +14,14 @@ from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
 from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
-from smalti.recipes.quantizers import with_quantizer
+from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, QUANTIZER_LOSSES, with_quantizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
 from smalti.training.fit import fit
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_task import GeneratorTask
 from smalti.training.task import Task
-from smalti.training.tokenizer_state import architecture
+from smalti.training.tokenizer_state import architecture, is_image_part
 from smalti.training.tokenizer_task import TokenizerTask
 
 _YAML = (".yaml", ".yml")
@@ -65,20 +65,10 @@ def train(
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file, a config or a run folder"})
     check_out_folder("out", out)
     check_least({"seed": (seed, 0)})
-    config = find_config(recipe, tiny=tiny)
-    if quantizer is not None:
-        if not isinstance(config, TokenizerTraining):
-            raise ConfigError(f"quantizer: {config.kind} runs have none; their tokens are those of a tokenizer")
-        config = with_quantizer(config, quantizer)
-    config = config.override([*set, *([] if seed is None else [f"seed={seed}"])])
-    if (
-        isinstance(config, TokenizerTraining)
-        and quantizer is None
-        and not any(text.startswith("tokenizer") for text in set)
-    ):
-        config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
+    seeds = [] if seed is None else [f"seed={seed}"]
+    config = settle_config(find_config(recipe, tiny=tiny), [*set, *seeds], quantizer)
     folder = default_run(recipe) if out is None else Path(out)
-    resume = resume or (_is_restarted() and (folder / _CONFIG).is_file())
+    resume = resume or (_is_restarted() and is_run(folder))
     with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
@@ -86,6 +76,23 @@ def train(
         else:
             task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
+
+
+def settle_config(config: AnyTraining, set: Sequence[str], quantizer: str | None) -> AnyTraining:
+    """Return the config with another quantizer if one is named, assignments to its fields, and the architecture of
+    `init`, as `train` runs it. Raises ConfigError, and InputError where there is no `init` of that name."""
+    if quantizer is not None:
+        if not isinstance(config, TokenizerTraining):
+            raise ConfigError(f"quantizer: {config.kind} runs have none; their tokens are those of a tokenizer")
+        config = with_quantizer(config, quantizer)
+    config = config.override(set)
+    if (
+        isinstance(config, TokenizerTraining)
+        and quantizer is None
+        and not any(text.startswith("tokenizer") for text in set)
+    ):
+        config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
+    return config
 
 
 def _is_restarted() -> bool:
@@ -114,24 +121,29 @@ def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool =
         own = load(str(config.init)).config
     except InputError as error:
         raise InputError(f"init: {error}") from None
-    if architecture(own) == architecture(config.tokenizer):
+    if architecture(own) == architecture(config.tokenizer) or is_image_part(own, config.tokenizer):
         return config
     if own.time_kernel == 1 < config.tokenizer.time_kernel:
         raise ConfigError(f"init: {config.init} is an image tokenizer and this run's one of video; use smalti inflate")
     given = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
     weights = config.weights if keep_weights else _fitting_weights(config.weights, given)
     losses = tuple(name for name in weights if name in given)
-    tokenizer = own.replace({"quantizer": own.quantizer.replace({"losses": losses})})
+    tokenizer = own.with_quantizer(own.quantizer.replace({"losses": losses}))
     return config.replace({"tokenizer": tokenizer, "weights": weights})
 
 
 def _fitting_weights(weights: Mapping[str, float], given: Sequence[str]) -> dict[str, float]:
     """Return weights without those of losses that only other quantizers than that of the losses `given` have."""
-    others = {*get_args(LossName), *get_args(CodebookLossName)} - {*given}
+    others = QUANTIZER_LOSSES - {*given}
     fitting = {name: weight for name, weight in weights.items() if name not in others}
     if "codebook" in given and not fitting.keys() & {*given}:
-        fitting |= {"codebook": 1.0, "commitment": 0.25}
+        fitting |= CODEBOOK_WEIGHTS
     return fitting
+
+
+def is_run(path: str | Path) -> bool:
+    """Return whether a path is a run folder, and not a recipe's name or a file."""
+    return (Path(path) / _CONFIG).is_file()
 
 
 def default_run(recipe: str | Path | AnyTraining) -> Path:
@@ -139,7 +151,7 @@ def default_run(recipe: str | Path | AnyTraining) -> Path:
     config."""
     if not isinstance(recipe, str | Path):
         raise ConfigError("a config has no name: give the run folder `out`")
-    if (Path(recipe) / _CONFIG).is_file():
+    if is_run(recipe):
         return Path(recipe)
     return Path("runs") / (Path(recipe).stem if str(recipe).endswith(_YAML) else str(recipe))
 
@@ -147,7 +159,7 @@ def default_run(recipe: str | Path | AnyTraining) -> Path:
 def find_config(recipe: str | Path | AnyTraining, *, tiny: bool = False) -> AnyTraining:
     """Return the config of a recipe's name, of a .yaml file or of a run folder, or the config itself. Raises
     ConfigError."""
-    if isinstance(recipe, str | Path) and (Path(recipe) / _CONFIG).is_file():
+    if isinstance(recipe, str | Path) and is_run(recipe):
         recipe = Path(recipe) / _CONFIG
     if isinstance(recipe, str | Path) and not str(recipe).endswith(_YAML):
         return find(str(recipe), tiny=tiny)

@@ -107,7 +107,7 @@ class Codebook(Quantizer):
             return straight_through(latent, rows.detach()), losses
         table = self.table()
         inputs = (latent, table, self._bias(table), digits[:, 0])
-        through: Tensor = _ThroughIndices.apply(*inputs)  # type: ignore[no-untyped-call]
+        through: Tensor = _ThroughIndices.apply(*inputs)  # type: ignore[no-untyped-call, unused-ignore]
         return through, losses
 
     def recognise(self, codes: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n 1"], Float[Tensor, " n"]]:

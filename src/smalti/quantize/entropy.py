@@ -69,14 +69,14 @@ def mean_code(log_p: Float[Tensor, "n d l"], levels: Sequence[int]) -> Float[Ten
     """The mean distribution over all codes, a matrix over the two parts of the channels; over ranks, differentiable."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return _mean_of_joints(log_p, levels)
-    total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call, unused-ignore]
     count = torch.tensor(float(log_p.shape[0]), dtype=total.dtype, device=total.device)
-    total, count = (_SumOverRanks.apply(x) for x in (total, count))  # type: ignore[no-untyped-call]
+    total, count = (_SumOverRanks.apply(x) for x in (total, count))  # type: ignore[no-untyped-call, unused-ignore]
     return total / count
 
 
 def _mean_of_joints(log_p: Tensor, levels: Sequence[int]) -> Tensor:
-    total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call, unused-ignore]
     return total / torch.tensor(float(log_p.shape[0]), dtype=total.dtype, device=total.device)
 
 

@@ -184,7 +184,7 @@ class Quantizer(nn.Module, ABC):
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
-        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call, unused-ignore]
         for name, exact in self._constants.items():
             moved = self.get_buffer(name)
             self.register_buffer(name, exact.to(moved.device, moved.dtype), persistent=False)
@@ -194,7 +194,7 @@ class Quantizer(nn.Module, ABC):
 def straight_through(surrogate: Tensor, values: Tensor) -> Tensor:
     """Return the values untouched, with the gradient of the surrogate; adding and subtracting it would move them by an
     ulp. Both have one shape."""
-    through: Tensor = _StraightThrough.apply(surrogate, values)  # type: ignore[no-untyped-call]
+    through: Tensor = _StraightThrough.apply(surrogate, values)  # type: ignore[no-untyped-call, unused-ignore]
     return through
 
 

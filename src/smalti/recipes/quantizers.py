@@ -24,7 +24,8 @@ _FORMS = f"fsqN or dsqN with N of {_COUNTS}; lfqBITS, as lfq18; vqROWS or vqROWS
 
 _ENTROPIES = {"token_entropy": 0.001, "batch_entropy": -0.001, "commitment": 0.01}
 """Beside a pixel loss of weight 1: MAGVIT-v2's, a hundred times as large, cost 2.3 dB (docs/learning.md)."""
-_TABLE = {"codebook": 1.0, "commitment": 0.25}
+CODEBOOK_WEIGHTS: Mapping[str, float] = {"codebook": 1.0, "commitment": 0.25}
+"""Weights of a codebook quantizer's losses beside a pixel loss of weight 1, those of VQ-VAE (arXiv 1711.00937)."""
 
 
 class NamedQuantizer(NamedTuple):
@@ -49,7 +50,7 @@ def named_quantizer(name: str) -> NamedQuantizer:
         return NamedQuantizer(LFQConfig(bits=count, temperature=1.0), _ENTROPIES, 19.0)
     if kind == "vq" and 2 <= count <= 1 << 24:
         by: Lookup = "cosine" if cosine else "euclidean"
-        return NamedQuantizer(CodebookConfig(size=count, dim=8, by=by), _TABLE, 0.0)
+        return NamedQuantizer(CodebookConfig(size=count, dim=8, by=by), CODEBOOK_WEIGHTS, 0.0)
     raise ConfigError(f"quantizer {name}: no such quantizer; give {_FORMS}")
 
 

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from smalti.data import ImagesConfig, VideosConfig, bundled
+from smalti.data import ImagesConfig, JointConfig, VideosConfig, bundled
 from smalti.discriminators import Magvit2DConfig, Magvit3DConfig, PatchConfig
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.losses.logits import LogitsConfig
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.recipes.recipe import FOLDER, IMAGENET, KINETICS_600, START, Recipe
-from smalti.tokenizer import TokenizerConfig
-from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
+from smalti.tokenizer import ConditionalConfig, TokenizerConfig
+from smalti.training.config import GANConfig, MuonConfig, OptimizerConfig, TokenizerTraining
 
 DEMO_STEPS = (2300, 320)
 """Image and video steps of `smalti demo`: within its six minutes on two cores."""
@@ -23,6 +23,8 @@ def own_recipes() -> Iterator[Recipe]:
     yield Recipe("tiny", "images, in a minute on a CPU, on the photos that ship with smalti", tiny, small=tiny)
     about = "video, in minutes on a CPU, on the videos that ship with smalti"
     yield Recipe("tiny-video", about, tiny_video, small=tiny_video)
+    about = "video whose tokens say what is new, from smalti/tiny-image, on the media that ship with smalti"
+    yield Recipe("tiny-video-conditional", about, tiny_video_conditional, small=partial(tiny_video_conditional, 40))
     for name, steps, config in zip(("image", "video"), DEMO_STEPS, (tiny, tiny_video), strict=True):
         about = f"the {name} part of `smalti demo`"
         yield Recipe(f"demo-{name}", about, partial(config, steps), small=partial(config, 8))
@@ -150,6 +152,37 @@ def tiny_video(steps: int = 200) -> TokenizerTraining:
             "entropy_boost": 0.0,
             "optimizer": OptimizerConfig(lr=2e-3, warmup=min(30, steps)),
             "eval_every": max(1, steps // 2),
+        }
+    )
+
+
+def conditional_video_tokenizer() -> ConditionalConfig:
+    """Return the networks of smalti/tiny-image, which make the first frame, and those of the groups of 4 after it."""
+    image = small_image_tokenizer().replace({"patch": 4, "multipliers": (1, 2), "strides": ((1, 2),)})
+    return ConditionalConfig(image=image)
+
+
+def tiny_video_conditional(steps: int = 400) -> TokenizerTraining:
+    """Train conditional tokens with Muon on the videos that smalti ships, and on its photos as clips that stand still;
+    the first frame is smalti/tiny-image's, whose weights stay."""
+    base = tiny_video(steps)
+    assert isinstance(base.data, VideosConfig)
+    return base.replace(
+        {
+            "tokenizer": conditional_video_tokenizer(),
+            "init": Path(TINY_IMAGE),
+            "frozen": ("encoder.image", "decoder.image"),
+            "data": JointConfig(
+                images=ImagesConfig(path=bundled.photos("train"), size=64, scale=(0.35, 0.7), in_memory=64),
+                videos=base.data.replace({"frames": 17}),
+                share=0.1,
+            ),
+            "still_frames": 17,
+            "last_frame_weight": 2.0,
+            "batch_size": 3,
+            "entropy_boost": 9.0,
+            "entropy_boost_steps": max(1, steps // 2),
+            "optimizer": OptimizerConfig(lr=2e-3, warmup=min(30, steps), muon=MuonConfig(turns=3)),
         }
     )
 

@@ -1,6 +1,7 @@
 """The common part of the configs of tokenizers: what is true of a network unless its own config says other."""
 
-from smalti.config import Config
+from smalti.config import C, Config
+from smalti.quantize import QuantizerConfig
 
 
 class AutoencoderConfig(Config):
@@ -27,3 +28,7 @@ class AutoencoderConfig(Config):
         """Whether the memory of a CPU should hold the channels apart: no where attention, or norms over channels, are
         faster with the channels last."""
         return False
+
+    def with_quantizer(self: C, quantizer: QuantizerConfig) -> C:
+        """Return the same networks around another quantizer."""
+        return self.replace({"quantizer": quantizer})

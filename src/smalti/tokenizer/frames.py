@@ -21,7 +21,8 @@ from smalti.errors import BadFile, ConfigError
 from smalti.metrics import Features, Pair, Perceptual, Protocol, Report, Scores
 from smalti.metrics.evaluate import OnScores
 from smalti.nn.stream import Stream
-from smalti.tokenizer.tokenizer import Tokenizer, mark_last
+from smalti.tokenizer.chunks import mark_last
+from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, size_of, to_uint8, to_video
 
 TILED_ABOVE = 4_000_000

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
+from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.tokenizer import Tokenizer
 
 _Axes = Mapping[int, str]
@@ -78,7 +80,13 @@ class _Step(nn.Module):
 
 
 def programs(tokenizer: Tokenizer) -> list[Program]:
-    """Return the programs of a tokenizer, whose results are those of `encode`, `decode` and their streams."""
+    """Return the programs of a tokenizer, whose results are those of `encode`, `decode` and their streams.
+
+    Raises ConfigError for a conditional tokenizer, whose groups come one after the other: no graph of a fixed number of
+    steps has a video of any length.
+    """
+    if isinstance(tokenizer.config, ConditionalConfig):
+        raise ConfigError("a tokenizer of conditional tokens loops over the groups of a video: it has no export yet")
     s, h, w = tokenizer.strides
     sizes = (2, 1 + 2 * s, 5 * h - 1, 7 * w), (3, 1 + 3 * s, 6 * h, 9 * w - 1), (2, 2 * s, 5 * h - 1, 7 * w)
     with torch.no_grad():

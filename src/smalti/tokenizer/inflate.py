@@ -6,6 +6,7 @@ from smalti.errors import ConfigError
 from smalti.nn.blocks import NormKind
 from smalti.nn.causal import PastKernel
 from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.tokenizer import Tokenizer
 
 
@@ -55,3 +56,27 @@ def inflate(
             # A time upsampler has its channels once per time phase, phase first: every phase starts as the image's.
             target.copy_(weight.repeat(target.shape[0] // weight.shape[0], *[1] * (weight.dim() - 1)))
     return video
+
+
+def start_conditional(image: Tokenizer, group: int = 4, *, width: int = 96) -> Tokenizer:
+    """Make a conditional video tokenizer with the weights of `image`, of so many frames a token and channels.
+
+    Laws: the first token frame of a video is that of the image tokenizer, and until it is trained all frames after the
+    first are the first, held. Weights of the networks after the first frame are random, from torch's global rng.
+
+    Raises ConfigError for what is no image tokenizer of kind causal-cnn.
+    """
+    old = image.config
+    if not isinstance(old, TokenizerConfig):
+        raise ConfigError(f"conditional tokens start from an image tokenizer of kind causal-cnn (found {old.kind!r})")
+    config = ConditionalConfig.parse({"image": old.plain(), "group": group, "width": width}, where="conditional")
+    video = Tokenizer(config).to(image.dtype)
+    take_image_part(video, image)
+    return video
+
+
+def take_image_part(video: Tokenizer, image: Tokenizer) -> None:
+    """Copy the weights of an image tokenizer into the part of a conditional one that makes the first frame."""
+    video.encoder.get_submodule("image").load_state_dict(image.encoder.state_dict())
+    video.decoder.get_submodule("image").load_state_dict(image.decoder.state_dict())
+    video.quantizer.load_state_dict(image.quantizer.state_dict())

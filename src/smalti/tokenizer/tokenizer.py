@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from smalti.arguments import check_arguments
 from smalti.config import Config
+from smalti.devices import whole_float32
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
-from smalti.nn.layout import to_frames, to_images
+from smalti.nn.layout import time_first
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
+from smalti.tokenizer.chunks import check_stream, check_whole, crop, is_no_frames, mark_last, several
 from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.conditional import ConditionalConfig, ConditionalDecoder, ConditionalEncoder, Loop, closed_loop
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tiles import Tiles
@@ -26,12 +29,11 @@ from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
-from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of
-
-_Item = TypeVar("_Item")
+from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of, whole_numbers
 
 AnyTokenizerConfig = Annotated[
-    TokenizerConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig, Field(discriminator="kind")
+    TokenizerConfig | ConditionalConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -192,8 +194,8 @@ class Tokenizer(nn.Module):
         """Let the networks compute in another number type, in place, for inference; returns the tokenizer.
 
         The quantizer stays float32 and the fingerprint what it was: the ids mean the same. In bfloat16 the shipped
-        tokenizers give 2 to 5 % other ids, and reconstructions as near to their source, within 0.003 dB; whether that
-        is faster, `smalti doctor` says.
+        tokenizers give 2 to 5 % other ids, and reconstructions as near to their source (by 0.01 dB on average); whether
+        that is faster, `smalti doctor` says.
         """
         self._written = self.fingerprint
         return self.to(dtype).eval().requires_grad_(False)
@@ -239,8 +241,9 @@ class Tokenizer(nn.Module):
         ConfigError for a stream of a tokenizer that is not causal, and for tiles of one that is not tile-exact.
         """
         check_video(video, self.device)
+        check_stream(stream, "tile")
         if video.ndim == 4:
-            _check_whole(stream, "video.unsqueeze(2)", "b 3 t h w")
+            check_whole(stream, "video.unsqueeze(2)", "b 3 t h w")
             return self._encode(video.unsqueeze(2), None, tile).squeeze(1)
         return self._encode(video, stream, tile)
 
@@ -280,12 +283,13 @@ class Tokenizer(nn.Module):
         Values may exceed [-1, 1] by a little: clamp at the end.
         """
         ids = self._grid(ids, shape)
+        check_stream(stream, "size")
         if ids.ndim == 3:
-            _check_whole(stream, "ids.unsqueeze(1)", "b t h w")
+            check_whole(stream, "ids.unsqueeze(1)", "b t h w")
             video = self._decode(ids.unsqueeze(1), None, tile).squeeze(2)
         else:
             video = self._decode(ids, stream, tile, is_last)
-        return video if size is None else _crop(video, _whole_numbers("size", size))
+        return video if size is None else crop(video, whole_numbers("size", size))
 
     def decode_codes(self, codes: Float[Tensor, "b d *grid"]) -> Float[Tensor, "b 3 *t h w"]:
         """Decode codes `b d t h w`, of images `b d h w`, or what lies between them, with gradients and not quantized.
@@ -305,12 +309,12 @@ class Tokenizer(nn.Module):
         """
         self._check_causal()
         stream, waiting, s = Stream(), None, self.strides[0]
-        for chunk in _chunks(chunks, "video.split(16, 2)"):
-            if _is_no_frames(chunk, 2):
+        for chunk in several(chunks, "video.split(16, 2)"):
+            if is_no_frames(chunk, 2):
                 continue
             check_video(chunk, self.device, "chunk")
             if chunk.ndim == 4:
-                _check_whole(stream, "chunk.unsqueeze(2)", "b 3 t h w")
+                check_whole(stream, "chunk.unsqueeze(2)", "b 3 t h w")
             stream.check_size(self.encoder, (chunk.shape[0], *chunk.shape[3:]))
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], 2)
             first = 0 if stream.started else 1
@@ -327,9 +331,9 @@ class Tokenizer(nn.Module):
         Raises as `decode` does, and BadTensor for a chunk of another batch, height or width than the first.
         """
         self._check_causal()
-        size = None if size is None else _whole_numbers("size", size)
+        size = None if size is None else whole_numbers("size", size)
         stream, left = Stream(), None if size is None else size[0]
-        chunks = (ids for ids in _chunks(chunks, "ids.split(4, 1)") if not _is_no_frames(ids, 1))
+        chunks = (ids for ids in several(chunks, "ids.split(4, 1)") if not is_no_frames(ids, 1))
         for ids, is_last in mark_last(chunks, waits=self.lookahead > 0):
             if left == 0:
                 continue
@@ -337,17 +341,21 @@ class Tokenizer(nn.Module):
             if not video.shape[2]:
                 continue
             if size is not None and left is not None:
-                video = _crop(video, (min(left, video.shape[2]), *size[1:]))
+                video = crop(video, (min(left, video.shape[2]), *size[1:]))
                 left -= video.shape[2]
             yield video
 
     def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None) -> Reconstruction:
-        quantized = self.quantizer(self._latents(video), whole)
-        pixels = self._to_video(quantized.codes)
+        padded = self.pad(video)
+        loop = self._closed_loop(padded)
+        quantized = self.quantizer(self._open_latent(padded) if loop is None else loop.z, whole)
+        pixels = self._to_video(quantized.codes, pasts=None if loop is None else loop.pasts)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
     def _latents(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d t2 h2 w2"]:
-        return self._to_latent(self.pad(video))
+        padded = self.pad(video)
+        loop = self._closed_loop(padded)
+        return self._open_latent(padded) if loop is None else loop.z
 
     def pad(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t2 h2 w2"]:
         """Pad a video to the next legal size, as `encode` does: 1 + s*n frames and whole strides."""
@@ -363,10 +371,10 @@ class Tokenizer(nn.Module):
             size = size._replace(t=video.shape[2])
         video = pad_to(video, size)
         if tile is None:
-            return self.quantizer.encode(self._to_latent(video, stream))
+            return self._ids(video, stream)
         stride = self._check_tile(tile, stream)
         margin = -(-(self.encoder.reach or 0) // stride) * stride
-        return Tiles(tile, margin, down=stride).compute(lambda x: self.quantizer.encode(self._to_latent(x)), video)
+        return Tiles(tile, margin, down=stride).compute(self._ids, video)
 
     def _decode(
         self,
@@ -394,7 +402,7 @@ class Tokenizer(nn.Module):
         if ids.device != self.device:
             raise BadTensor(f"ids are on {ids.device}, the tokenizer on {self.device}: ids.to(tokenizer.device)")
         if shape is not None:
-            grid = _whole_numbers("shape", shape)
+            grid = whole_numbers("shape", shape)
             if ids.ndim != 2 or len(grid) not in (2, 3) or math.prod(grid) != ids.shape[1]:
                 raise BadTensor(
                     f"shape: {grid} is not the grid (t, h, w) or (h, w) of ids in rows, b n (found {describe(ids)})"
@@ -406,24 +414,40 @@ class Tokenizer(nn.Module):
             raise BadTensor(f"ids must be b t h w, or b h w for images (found {describe(ids)}){hint}")
         return ids
 
-    def _to_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
-        z: Tensor = self.encoder(self._time_first(video), stream)
-        return z.permute(1, 2, 0, 3, 4)
+    def _ids(self, video: Tensor, stream: Stream | None = None) -> Tensor:
+        loop = self._closed_loop(video, stream)
+        return self.quantizer.encode(self._open_latent(video, stream)) if loop is None else loop.ids
 
-    def _to_video(self, codes: Tensor, stream: Stream | None = None) -> Tensor:
-        frames: Tensor = self.decoder(self._time_first(codes), stream)
+    def _closed_loop(self, video: Tensor, stream: Stream | None = None) -> Loop | None:
+        """Encode with conditional tokens, where each group of frames follows what was decoded before it; None for a
+        tokenizer of another kind."""
+        if not (isinstance(self.encoder, ConditionalEncoder) and isinstance(self.decoder, ConditionalDecoder)):
+            return None
+        with whole_float32(self.device):
+            return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream)
+
+    def _open_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
+        """Return the latents whose ids are the same in any batch, chunk and tile, on a GPU too; of conditional tokens
+        `_closed_loop` has them."""
+        with whole_float32(self.device):
+            z: Tensor = self.encoder(self._time_first(video), stream)
+            return z.permute(1, 2, 0, 3, 4)
+
+    def _to_video(self, codes: Tensor, stream: Stream | None = None, pasts: Tensor | None = None) -> Tensor:
+        if isinstance(self.decoder, ConditionalDecoder) and pasts is not None:
+            frames: Tensor = self.decoder.given(self._time_first(codes), pasts)
+        else:
+            frames = self.decoder(self._time_first(codes), stream)
         return frames.permute(1, 2, 0, 3, 4)
 
     def _time_first(self, x: Tensor) -> Tensor:
         """Return `b c t h w` as `t b c h w` in the type of the weights, with the channels last in memory.
 
-        That is up to 1.2 times as fast on a CPU, what a GPU's matrix units want, and always the same order in memory,
-        so that equal codes give equal bits. Some image models are faster with contiguous memory on a CPU.
+        That is up to 1.2 times as fast on a CPU, and what a GPU's matrix units want. Some image models are faster with
+        contiguous memory on a CPU.
         """
-        frames = x.permute(2, 0, 1, 3, 4)
         contiguous = self.config.is_contiguous_on_cpu and x.device.type == "cpu"
-        order = torch.contiguous_format if contiguous else torch.channels_last
-        return to_frames(to_images(frames).to(self.dtype, memory_format=order), frames.shape[:2])
+        return time_first(x, self.dtype, contiguous=contiguous)
 
     def _check_causal(self) -> None:
         if not self.is_causal:
@@ -445,55 +469,11 @@ class Tokenizer(nn.Module):
         """Return the spatial stride. Raises ConfigError where tiles would change tokens."""
         stride = self.strides[2]
         if not self.is_tile_exact:
-            raise ConfigError("tile: a tokenizer whose norms or attention see more than one position is not tile-exact")
+            raise ConfigError(
+                "tile: a tokenizer whose norms, attention or past see more than one position is not tile-exact"
+            )
         if stream is not None:
             raise ConfigError("tile: a stream has its own past for every tile; give a tile or a stream, not both")
         if not isinstance(tile, int) or tile < 1 or tile % stride:
             raise ConfigError(f"tile: must be a multiple of {stride} pixels, the spatial stride (found {tile!r})")
         return stride
-
-
-def _check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
-    if stream is not None:
-        raise BadTensor(f"a chunk of a stream is {wanted}: {remedy}")
-
-
-def _is_no_frames(chunk: object, axis: int) -> bool:
-    return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]
-
-
-def _whole_numbers(name: str, given: object) -> tuple[int, ...]:
-    if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
-        return tuple(given)
-    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")
-
-
-def _crop(video: Float[Tensor, "b 3 *t h w"], size: tuple[int, ...]) -> Float[Tensor, "b 3 *t2 h2 w2"]:
-    have = tuple(video.shape[2:])
-    if len(size) != len(have) or any(not 1 <= wanted <= most for wanted, most in zip(size, have, strict=True)):
-        axes = "(frames, height, width)" if len(have) == 3 else "(height, width)"
-        raise BadTensor(f"size: {size} is not within {axes} = {have}, which these ids give")
-    if len(size) == 3:
-        return crop_to(video, (size[0], size[1], size[2]))
-    return video[..., : size[0], : size[1]]
-
-
-def _chunks(chunks: Iterable[Tensor], remedy: str) -> Iterable[Tensor]:
-    if isinstance(chunks, Tensor) or not isinstance(chunks, Iterable):
-        raise BadTensor(f"chunks must be several tensors, as {remedy} (found {describe(chunks)})")
-    return chunks
-
-
-def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:
-    """Yield each item, and whether it is the last one; unless it `waits` for the next to know, each at once as if it
-    was not."""
-    waiting: list[_Item] = []
-    for item in items:
-        if waits:
-            waiting.append(item)
-            if len(waiting) == 1:
-                continue
-            item = waiting.pop(0)
-        yield item, False
-    for item in waiting:
-        yield item, True

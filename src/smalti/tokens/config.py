@@ -73,7 +73,7 @@ class TokenizeOptions(Config):
     """Threads per worker; with another number, sums may differ in their last bit."""
     precision: Precision | None = None
     """Number format of the networks; null is that of the tokenizer's file. In `bfloat16`, the shipped tokenizers give 2
-    to 5 % other ids, whose images are as near to their source, within 0.003 dB. `--precision`"""
+    to 5 % other ids, whose images are as near to their source, by 0.01 dB on average. `--precision`"""
     encoding: Encoding = "plain"
     """Storage of the columns: `plain`, which every reader of Parquet knows, or `split`, which puts the high bytes of
     ids apart from the low ones, takes a sixth less, and needs pyarrow 16, Polars 1.20 or DuckDB 2."""

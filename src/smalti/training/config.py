@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from smalti.config import Config, PathField, Two
+from smalti.config import Config, PathField, Tuple, Two
 from smalti.data import JointConfig, OneKindConfig, SourceConfig
+from smalti.devices import Precision
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
 from smalti.losses.logits import LogitsConfig
@@ -19,11 +20,27 @@ from smalti.training.codebook import CodebookTraining
 from smalti.training.tracker import TrackerName
 
 
+class MuonConfig(Config):
+    """Muon (Jordan et al. 2024): for a matrix of weights the nearest orthogonal one to its momentum is the update."""
+
+    lr: float = Field(0.01, gt=0)
+    """Peak learning rate of Muon, in place of AdamW's; it rises and falls as that does."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of the momentum, which is Nesterov's."""
+    turns: int = Field(5, ge=1)
+    """Turns of the Newton-Schulz iteration towards an orthogonal matrix; 3 are faster and nearly as good."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Data type of that iteration: bfloat16, as published, is faster on a GPU and on a CPU that multiplies it, and many
+    times slower on one that does not."""
+
+
 class OptimizerConfig(Config):
     """AdamW, a linear warm-up, then cosine or constant. Weight decay is on convolutions and linear layers only."""
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+    muon: MuonConfig | None = None
+    """Muon for the weights of convolutions and linear layers, AdamW for the rest; null is AdamW for all."""
     betas: Two[float] = (0.9, 0.99)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
@@ -120,7 +137,7 @@ class RunConfig(Config):
     """Optimizer of the model."""
     ema: float = Field(0.999, ge=0, lt=1)
     """Decay of the EMA weights, which are evaluated, sampled from and exported; 0 uses the weights themselves."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Data type of convolutions and matrix products; parameters, norms, quantizer and losses stay float32."""
     validation_limit: int = Field(32, ge=1)
     """Largest number of clips or rows of `validation` that are scored."""
@@ -200,6 +217,11 @@ class TokenizerTraining(RunConfig):
     initialisation: Initialisation = "smalti"
     """Rule of the first weights, where `init` gives none: smalti's own, with zeros at the end of every residual block,
     or that of `torch` (mindone), `magicmaster` or `flax` (MAGVIT)."""
+    frozen: Tuple[str] = ()
+    """Parts of the tokenizer that keep their first weights, by the beginning of their names: `encoder.image`,
+    `decoder.image`."""
+    still_frames: int = Field(1, ge=1)
+    """Frames of a clip that stands still, as which images of `data` are learnt from; 1 takes them as images."""
     accumulate: int = Field(1, ge=1)
     """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`. The gradients are those of the
     whole batch, but a discriminator that compares samples (batch norm, minibatch deviation) may see one micro-batch."""
@@ -213,6 +235,9 @@ class TokenizerTraining(RunConfig):
     """Boost b of the entropies' weights, annealed linearly from (1 + b) times to 1 times their value (MAGVIT-v2: 2)."""
     entropy_boost_steps: int = Field(2000, ge=1)
     """Steps over which the entropies' weights are annealed."""
+    last_frame_weight: float = Field(1.0, gt=0)
+    """Weight in `l1` and `l2` of the last frame of each token, against 1 for its other frames: of a conditional
+    tokenizer, the next token builds on it."""
     lpips: LPIPSConfig | None = None
     """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""
     lpips_frames: Frames = "all"
@@ -244,6 +269,14 @@ class TokenizerTraining(RunConfig):
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:
             self._check_codebook(self.codebook)
+        if (
+            self.data.kind != "videos"
+            and self.still_frames == 1
+            and {"encoder.image", "decoder.image"} <= {*self.frozen}
+        ):
+            raise ValueError(
+                "still_frames: images train the networks of a first frame alone, which `frozen` keeps; set 2+"
+            )
         if self.held_out and self.validation is not None:
             own, shown = ((part.kind, part.path) for part in (self.split_data, self.validation))
             if own != shown:

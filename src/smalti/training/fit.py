@@ -24,16 +24,18 @@ from smalti.files import (
     new_folder,
     read_json,
     read_notes,
+    read_rows,
     remove_leftovers,
     save_tensors,
     write_bytes,
     write_json,
 )
-from smalti.model_folder import WEIGHTS, checkpoints
+from smalti.model_folder import WEIGHTS, checkpoints, load_strictly
 from smalti.progress import Progress, say
 from smalti.training.config import RunConfig
-from smalti.training.task import Samples, Savable, StepResult, Task
+from smalti.training.task import RunState, Samples, Savable, StepResult, Task
 from smalti.training.tracker import Tracker
+from smalti.training.watch import RunWatch
 from smalti.version import __version__
 
 L = TypeVar("L", bound="RunLog")
@@ -89,7 +91,7 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                 if progress is not None:
                     progress(result.step, config.steps, f"{result.note}{scores}")
                 if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
-                    log.write({**result.line(), "steps_per_second": log.steps_per_second(result.step)})
+                    log.write_step(result, task.state)
                 if ended or stop or result.step % config.save_every == 0:
                     if world.is_main:
                         save_checkpoint(task, out)
@@ -214,6 +216,9 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.since = time.monotonic()
         _truncate(self.path, step)
+        self.watch = RunWatch(config)
+        for line in read_rows(self.path, "step"):
+            self.watch.add(line)
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.events: Any = SummaryWriter(str(folder / "events"), purge_step=step)
@@ -241,6 +246,16 @@ class RunLog:
         if self.tracker is not None:
             self.tracker.write(numbers, step)
 
+    def write_step(self, result: StepResult, state: RunState) -> None:
+        """Write the line of a step, and warn on stderr of the faults that it shows first."""
+        seconds = time.monotonic() - self.since
+        samples = {} if state.samples is None else {"samples": f"{state.samples:016x}"}
+        speed = {"steps_per_second": (result.step - self.first) / max(1e-9, seconds), "seconds": seconds}
+        line = {**result.line(), **samples, **speed}
+        self.write(line)
+        for fault in self.watch.add(line):
+            say(f"warning: {fault}")
+
     def write_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write a line of validation scores, if there are any."""
         if scores:
@@ -257,10 +272,6 @@ class RunLog:
             self.events.add_image("samples", np.asarray(samples.image), step, dataformats="HWC")
             if self.tracker is not None:
                 self.tracker.show("samples", samples.image, step)
-
-    def steps_per_second(self, step: int) -> float:
-        """Return the rate since the run was started or resumed."""
-        return (step - self.first) / max(1e-9, time.monotonic() - self.since)
 
 
 def _truncate(path: Path, last_step: int) -> None:
@@ -290,11 +301,15 @@ def save_checkpoint(task: Task, out: Path) -> Path:
 def write_state(task: Savable, folder: Path) -> None:
     """Write all that the next step depends on into a folder that exists."""
     task.export(folder / task.state.config.kind)
+    counts = {}
     for name, source in task.tensors().items():
         if tensors := source.state_dict():
+            counts[name] = len(tensors)
             save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
     about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
-    write_json(folder / "state.json", about | {"step": task.state.step, "updates": task.state.updates})
+    state = task.state
+    place = {"step": state.step, "updates": state.updates, "samples": state.samples}
+    write_json(folder / "state.json", about | place | {"tensors": counts})
 
 
 def load_checkpoint(task: Task, folder: Path) -> dict[str, Any]:
@@ -308,15 +323,21 @@ def read_state(task: Savable, folder: Path) -> dict[str, Any]:
     about = dict(read_json(folder / "state.json"))
     if about.get("format") != _FORMAT:
         raise IntegrityError(f"{folder}: format {about.get('format')} by smalti {about.get('smalti')}, not {_FORMAT}")
-    task.ema.load_state_dict(load_tensors(folder / task.state.config.kind / WEIGHTS))
+    if missing := {"data", "step", "updates"} - about.keys():
+        raise IntegrityError(f"{folder / 'state.json'}: has no {', '.join(sorted(missing))}; restore it")
+    averaged = folder / task.state.config.kind / WEIGHTS
+    load_strictly(task.ema, load_tensors(averaged), averaged)
     for name, target in task.tensors().items():
         path = folder / f"{name}.safetensors"
         tensors = load_tensors(path) if path.is_file() else {}
+        wanted = about.get("tensors", {}).get(name, 0) if "tensors" in about else len(tensors)
+        if len(tensors) != wanted:
+            raise IntegrityError(f"{path}: has {len(tensors)} tensors, and {wanted} were written; restore it")
         step = read_notes(path).get("step") if tensors else None
         if step is not None and step != str(about.get("step")):
             raise IntegrityError(f"{path}: is of step {step}, its checkpoint of step {about.get('step')}; restore it")
         target.load_state_dict(tensors)
-    task.state.step, task.state.updates = about["step"], about["updates"]
+    task.state.step, task.state.updates, task.state.samples = about["step"], about["updates"], about.get("samples")
     return about
 
 

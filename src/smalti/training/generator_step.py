@@ -31,7 +31,7 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokens.dataset import TokenBatch
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.optimizer import adamw, clip_gradient, update_ema, wrap_ddp
+from smalti.training.optimizer import clip_gradient, make_optimizer, set_lr, update_ema, wrap_ddp
 from smalti.training.task import RunState
 from smalti.training.token_data import GridRows
 from smalti.video import limit_pixels
@@ -91,7 +91,7 @@ def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> 
         model=model,
         objective=wrap_ddp(Objective(model, config), world, unused=unused),
         ema=Generator(copy.deepcopy(model).requires_grad_(False).eval(), origin),
-        optimizer=adamw(model, config.optimizer),
+        optimizer=make_optimizer(model, config.optimizer),
         tokenizer=tokenizer,
     )
 
@@ -157,8 +157,7 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     prompt = prompt_of(state, task, ids, batch.labels.to(world.device))
     rng, chances = _noise(state, len(ids))
     lr = config.optimizer.lr_at(state.step, config.steps)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(state.optimizer, config.optimizer, lr)
     losses: TokenLoss = state.objective(ids, prompt, rng, chances)
     entries = world.mean(losses.entries.double())
     loss = losses.total * (len(entries) / entries.sum())  # ranks then add up to the mean over all entries

@@ -16,6 +16,7 @@ from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_step import GeneratorState, GeneratorStep, generator_step, prompt_of, start_generator
 from smalti.training.optimizer import OptimizerState
+from smalti.training.samples import count_samples, keep_skipped
 from smalti.training.task import Samples, Stateful, Task
 from smalti.training.token_data import GridRows, settle_classes
 from smalti.video import to_uint8
@@ -45,7 +46,7 @@ class GeneratorTask(Task):
             self.notes += ("no validation: set validation to a token set of other media",)
 
     def steps(self, folder: Path) -> Iterator[GeneratorStep]:
-        """Train to the last step; a token set has no files that cannot be read, so `folder` stays as it is."""
+        """Train to the last step; a token set has no files that cannot be read."""
         config, world = self.state.config, self.state.world
         stream = token_batches(
             self.rows,
@@ -56,7 +57,14 @@ class GeneratorTask(Task):
             workers=config.workers,
         )
         for _ in range(self.state.step, config.steps):
-            yield generator_step(self.state, next(stream))
+            batch = next(stream)
+            result = generator_step(self.state, batch)
+            names = [str(row) for row in batch.rows.tolist()]
+            places = range(world.rank, config.batch_size, world.size)
+            count_samples(self.state, names, places)
+            if result.skipped:
+                keep_skipped(self.state, folder, result.line(), names, places)
+            yield result
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and the optimizer's tensors."""

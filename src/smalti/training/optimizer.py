@@ -1,4 +1,4 @@
-"""AdamW and its state, EMA weights, and modules that several ranks train together."""
+"""AdamW or Muon and its state, EMA weights, and modules that several ranks train together."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from smalti.training.config import OptimizerConfig
 from smalti.training.distributed import World
+from smalti.training.muon import Muon
 
 
 def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Module:
@@ -36,15 +37,35 @@ def kernels(module: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in named if name in ("weight", "weight_orig") and p.dim() > 1]
 
 
-def adamw(module: nn.Module, config: OptimizerConfig) -> AdamW:
-    """Return AdamW over what is trained; weight decay is on `kernels` alone."""
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Return the optimizer of what is trained: AdamW, or with `muon` Muon for `kernels` and AdamW for the rest.
+
+    Weight decay is on `kernels` alone. `set_lr` sets the rates of a step.
+    """
     decayed = set(kernels(module))
     parameters = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p in decayed]
+    others = [p for p in parameters if p not in decayed]
+    muon = config.muon
     groups = [
-        {"params": [p for p in parameters if p in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
+        {"params": [] if muon else matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
-    return AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    groups = [g for g in groups if g["params"]]
+    if muon is None or not matrices:
+        return AdamW(groups, lr=config.lr, betas=config.betas)
+    own = {"params": matrices, "weight_decay": config.weight_decay, "lr": muon.lr}
+    # AdamW refuses to have no parameters.
+    rest = groups or [{"params": [torch.zeros(())], "weight_decay": 0.0}]
+    adamw = AdamW(rest, lr=config.lr, betas=config.betas)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[muon.precision]
+    return Muon([own], adamw, momentum=muon.momentum, turns=muon.turns, dtype=dtype)
+
+
+def set_lr(optimizer: Optimizer, config: OptimizerConfig, lr: float) -> None:
+    """Set the learning rate of every group; Muon's has the same course as AdamW's, from a peak of its own."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * config.muon.lr / config.lr if config.muon is not None and "turns" in group else lr
 
 
 def clip_gradient(module: nn.Module, limit: float | None) -> Tensor:
@@ -77,7 +98,7 @@ class OptimizerState:
     def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> None:
         """Put them back."""
         for name, parameter in self.module.named_parameters():
-            for kind in ("step", "exp_avg", "exp_avg_sq"):
+            for kind in ("step", "exp_avg", "exp_avg_sq", "momentum"):
                 if f"{kind}/{name}" in tensors:
                     value = tensors[f"{kind}/{name}"]
                     # AdamW counts its steps on the CPU.

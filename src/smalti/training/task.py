@@ -53,6 +53,8 @@ class RunState:
     """Steps so far, skipped ones included."""
     updates: int = 0
     """Steps that changed the weights."""
+    samples: int | None = 0
+    """Digest of the samples of all steps so far (`count_samples`); None in runs of versions without it."""
 
 
 class Samples(NamedTuple):

@@ -1,7 +1,7 @@
 """The state of a tokenizer's run: tokenizer, discriminator, EMA weights, optimizers, the step."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,14 @@ from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
 from smalti.progress import say
 from smalti.quantize import Codebook
-from smalti.tokenizer import AnyTokenizerConfig, Tokenizer
+from smalti.text import nearest
+from smalti.tokenizer import AnyTokenizerConfig, ConditionalConfig, Tokenizer
+from smalti.tokenizer.inflate import take_image_part
 from smalti.tokenizer.initialise import initialise
 from smalti.training.codebook import CodebookState
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.optimizer import OptimizerState, adamw, wrap_ddp
+from smalti.training.optimizer import OptimizerState, make_optimizer, wrap_ddp
 from smalti.training.task import RunState, Stateful
 
 
@@ -82,7 +84,27 @@ class TrainState(RunState):
 
 def architecture(config: AnyTokenizerConfig) -> AnyTokenizerConfig:
     """Return a config without the losses of its quantizer, which belong to a run."""
-    return config.replace({"quantizer": config.quantizer.replace({"losses": ()})})
+    return config.with_quantizer(config.quantizer.replace({"losses": ()}))
+
+
+def is_image_part(image: AnyTokenizerConfig, config: AnyTokenizerConfig) -> bool:
+    """Return whether a conditional tokenizer of `config` has `image` for its first frame."""
+    return isinstance(config, ConditionalConfig) and architecture(image) == architecture(config.image)
+
+
+def freeze(tokenizer: Tokenizer, parts: Sequence[str]) -> None:
+    """Keep weights whose names begin with one of these parts. Raises ConfigError for a part that has none, and where
+    nothing is left to train."""
+    named = dict(tokenizer.named_parameters())
+    for part in parts:
+        own = [p for name, p in named.items() if name == part or name.startswith(f"{part}.")]
+        if not own:
+            known = sorted({".".join(name.split(".")[:2]) for name in named})
+            raise ConfigError(f"frozen: no weights begin with {part!r}{nearest(part, known)}")
+        for parameter in own:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in named.values()):
+        raise ConfigError("frozen: nothing is left to train")
 
 
 def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
@@ -94,26 +116,31 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         discriminator = None if config.gan is None else config.gan.discriminator.build()
     if config.init is not None:
         initial = load_tokenizer(str(config.init))
-        if architecture(initial.config) != architecture(config.tokenizer):
+        if architecture(initial.config) == architecture(config.tokenizer):
+            tokenizer.load_state_dict(initial.state_dict())
+        elif is_image_part(initial.config, config.tokenizer):
+            take_image_part(tokenizer, initial)
+        else:
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
-        tokenizer.load_state_dict(initial.state_dict())
         tokenizer.source = initial.source
     tokenizer.to(world.device).train()
+    freeze(tokenizer, config.frozen)
     codebook = _start_codebook(config, tokenizer)  # before the optimizer: rows that are averages are not trained by it
     state = TrainState(
         config=config,
         world=world,
         tokenizer=tokenizer,
-        ddp=wrap_ddp(tokenizer, world),
+        # A step on images leaves the networks of later frames out.
+        ddp=wrap_ddp(tokenizer, world, unused=isinstance(config.tokenizer, ConditionalConfig)),
         ema=copy.deepcopy(tokenizer).requires_grad_(False).eval(),
-        optimizer=adamw(tokenizer, config.optimizer),
+        optimizer=make_optimizer(tokenizer, config.optimizer),
         codebook=codebook,
         lpips=None if config.lpips is None else config.lpips.build().to(world.device),
         logits=None if config.logits is None else config.logits.build().to(world.device),
     )
     if discriminator is not None and config.gan is not None:
         discriminator = discriminator.to(world.device).train()
-        optimizer = adamw(discriminator, config.gan.optimizer)
+        optimizer = make_optimizer(discriminator, config.gan.optimizer)
         state.gan = GANState(config.gan, discriminator, wrap_ddp(discriminator, world), optimizer)
     if config.init_training:
         _take_training(state)

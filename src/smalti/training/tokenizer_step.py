@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.losses import Anchors, widen
-from smalti.metrics.codebook import Usage
+from smalti.metrics.codebook import CodebookUse, Usage
 from smalti.training.codebook import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
-from smalti.training.optimizer import clip_gradient, update_ema
+from smalti.training.optimizer import clip_gradient, set_lr, update_ema
 from smalti.training.parts import Part, Whole, cut
 from smalti.training.tokenizer_state import GANState, TrainState
 
@@ -71,12 +71,21 @@ class TokenizerStep(NamedTuple):
             return {"step": self.step, "lr": self.lr, "skipped": self.skipped, **counts}
         use = self.usage.summary(pixels=1)
         return {
-            **{"step": self.step, "total": self.total, "psnr": self.psnr},
+            "step": self.step,
+            "total": self.total,
+            "psnr": self.psnr,
             **{f"loss/{name}": value for name, value in self.losses.items()},
-            **{"lr": self.lr, "grad_norm": self.grad_norm, "gan_weight": self.gan_weight},
-            **{"usage": use.share, "distinct": use.distinct, "perplexity": use.perplexity, "tokens": use.tokens},
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            "gan_weight": self.gan_weight,
+            "usage": use.share,
+            "distinct": use.distinct,
+            "perplexity": use.perplexity,
+            "tokens": use.tokens,
+            "dead_digits": dead_digits(use),
             **({} if self.restarted is None else {"restarted": self.restarted}),
-            **{"skipped": self.skipped, **counts},
+            "skipped": self.skipped,
+            **counts,
         }
 
     @classmethod
@@ -84,6 +93,11 @@ class TokenizerStep(NamedTuple):
         """Return the figures of a step without a row."""
         nan, usage = math.nan, Usage(state.tokenizer.levels)
         return cls(state.step, {}, nan, lr, 0.0, 0.0, nan, usage, skipped=False, rows=0)
+
+
+def dead_digits(use: CodebookUse) -> int:
+    """Count the digits that have one value in at least 99.9 % of the tokens: they carry less than 0.02 bits."""
+    return sum(max(counts) >= 0.999 * sum(counts) > 0 for counts in use.digits)
 
 
 def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) -> TokenizerStep:
@@ -94,6 +108,8 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
     learnt, and `rows` of the result is 0.
     """
     lr = _set_lrs(state)
+    if video.shape[2] == 1 and state.config.still_frames > 1:
+        video = video.expand(-1, -1, state.config.still_frames, -1, -1)
     parts = cut(state, video, places)
     if not parts:
         state.step += 1
@@ -240,8 +256,10 @@ def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[
 def _pixel_losses(state: TrainState, pixels: Tensor, part: Part) -> dict[str, Tensor]:
     """Return the losses between pixels: l1 and l2 if they are weighted, lpips and logits if they are configured."""
     functions = {"l1": loss.l1, "l2": loss.l2}
+    stride, last = state.tokenizer.strides[0], state.config.last_frame_weight
+    each = None if last == 1 else loss.weigh_frames(part.video, stride, last)
     losses = {
-        name: function(pixels, part.video) for name, function in functions.items() if name in state.config.weights
+        name: function(pixels, part.video, each) for name, function in functions.items() if name in state.config.weights
     }
     if state.lpips is not None:
         frames = part.frames if state.config.lpips_frames == "random" else None
@@ -404,8 +422,7 @@ def _set_lrs(state: TrainState) -> float:
     if (gan := state.gan) is not None:
         optimizers.append((gan.optimizer, gan.config.optimizer))
     for optimizer, settings in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr_at(state.step, state.config.steps)
+        set_lr(optimizer, settings, settings.lr_at(state.step, state.config.steps))
     return state.config.optimizer.lr_at(state.step, state.config.steps)
 
 

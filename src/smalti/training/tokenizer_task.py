@@ -16,6 +16,7 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.samples import count_samples, keep_skipped
 from smalti.training.split import settle_validation, split_data
 from smalti.training.task import Samples, Stateful, Task
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
@@ -94,6 +95,9 @@ class TokenizerTask(Task):
         for _ in range(self.state.step, config.steps):
             batch = next(stream)
             result = step(self.state, batch.video, batch.places)
+            count_samples(self.state, batch.keys, batch.places)
+            if result.skipped:
+                keep_skipped(self.state, folder, result.line(), batch.keys, batch.places)
             usage, empty = usage.merge(result.usage), empty + (not result.rows)
             recent.add(batch.listed, batch.listed - result.rows)
             if recent.too_many or (result.step == empty == config.steps):

@@ -1,0 +1,78 @@
+"""PSNR of video tokenizers by the motion of the clips, frame by frame, and over long clips.
+
+    python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
+    python -m benchmarks.by_motion datasets smalti/tiny-video smalti/tiny-video-conditional
+
+Of each held-out clip the 17 middle frames at 128 x 128, in three groups by the PSNR of neighbouring frames; then the
+first 97 frames of the first seven clips that have so many, in means over 16 frames.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from smalti.data import VideosConfig
+from smalti.errors import BadFile
+from smalti.families import load
+from smalti.metrics.pixel import psnr
+from smalti.tokenizer import Tokenizer
+from smalti.video import to_uint8, to_video
+
+LONG, CLIPS, WINDOW = 97, 7, 16
+STILL, MOVING = 35.0, 25.0
+"""Decibels between neighbouring frames from which on a clip counts as still, and below which as moving."""
+
+
+def clips(data: Path, frames: int, sampling: Literal["center", "first"]) -> Iterator[Tensor]:
+    """The held-out clips, uint8 `t h w 3`; shorter ones are left out."""
+    folder = data / "ucf101"
+    view = {"size": 128, "frames": frames, "crop": "center", "flip": False, "sampling": sampling, "short": "skip"}
+    source = VideosConfig(path=folder / "testlist01.txt", root=folder / "UCF-101").replace(view).build()
+    for index in range(len(source)):
+        try:
+            clip = source.load(index, torch.Generator())
+        except BadFile:
+            continue
+        if len(clip) == frames:
+            yield clip
+
+
+def by_frame(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
+    """PSNR of each frame in dB, of 8-bit pixels."""
+    video = to_video(clip)
+    made = to_uint8(tokenizer.decode(tokenizer.encode(video), size=video.shape[2:]))[0]
+    return psnr((made.float() - clip.float()).square().flatten(1).mean(1), 255)
+
+
+def dbs(values: Tensor) -> str:
+    """Values in two decimals."""
+    return " ".join(f"{value:.2f}" for value in values.tolist())
+
+
+@torch.inference_mode()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.by_motion")
+    parser.add_argument("data", type=Path, help="what benchmarks.media wrote")
+    parser.add_argument("tokenizers", nargs="+", help="as for smalti.load")
+    asked = parser.parse_args(arguments)
+    middle = list(clips(asked.data, 17, "center"))
+    alike = torch.stack([psnr((c[1:].float() - c[:-1].float()).square().mean(), 255) for c in middle])
+    groups = {"still": alike >= STILL, "between": (alike >= MOVING) & (alike < STILL), "moving": alike < MOVING}
+    long = [clip for clip, _ in zip(clips(asked.data, LONG, "first"), range(CLIPS), strict=False)]
+    for name in asked.tokenizers:
+        tokenizer = load(name)
+        rows = torch.stack([by_frame(tokenizer, clip) for clip in middle])
+        parts = ", ".join(f"{group} ({int(mine.sum())}) {rows[mine].mean():.2f}" for group, mine in groups.items())
+        print(f"{name}: {len(rows)} clips {rows.mean():.2f} dB; {parts}")
+        print(f"  frames 0 4 8 12 16 of clips above 40 dB: {dbs(rows[alike >= 40].mean(0)[::4])}")
+        windows = torch.stack([by_frame(tokenizer, clip)[1:].view(-1, WINDOW).mean(1) for clip in long])
+        print(f"  means over {WINDOW} frames of {len(long)} clips of {LONG}: {dbs(windows.mean(0))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

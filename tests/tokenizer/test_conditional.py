@@ -1,0 +1,229 @@
+"""Conditional tokens: the token contract in a closed loop, what an untrained one does, and where gradients stop."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smalti.errors import ConfigError
+from smalti.nn.stream import Stream
+from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
+from smalti.tokenizer import ConditionalConfig, Tokenizer, TokenizerConfig, inflate, start_conditional
+from tests.randomise import random_tokenizer
+
+IMAGES = {
+    "two levels": {"patch": 4, "multipliers": (1, 2), "strides": ((1, 2),)},
+    "one level": {"patch": 4, "multipliers": (1,), "strides": ()},
+    "frame norms": {"patch": 1, "multipliers": (1, 2, 2), "strides": ((1, 2), (1, 2)), "norm": "frame", "groups": 2},
+}
+QUANTIZERS = [LFQConfig(bits=10), FSQConfig(levels=(8, 5, 4)), DSQConfig(levels=(8, 5)), CodebookConfig(size=64, dim=4)]
+
+
+def image_config(name="two levels", quantizer=None):
+    small = {"width": 8, "depth": 1, "decoder_depth": 1, "middle": 0}
+    return TokenizerConfig(**small, **IMAGES[name], quantizer=quantizer or FSQConfig(levels=(8, 5, 4)))
+
+
+def built(name="two levels", quantizer=None, dtype=torch.float64, seed=0, **fields):
+    """A conditional tokenizer whose every parameter is random: zeros at the ends of its networks would hide faults."""
+    config = ConditionalConfig(image=image_config(name, quantizer), **{"width": 8, **fields})
+    return random_tokenizer(config, seed).to(dtype)
+
+
+def clip(frames, height=16, width=24, batch=1, dtype=torch.float64, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, frames, height, width, generator=rng, dtype=torch.float64).to(dtype) * 2 - 1
+
+
+each = pytest.mark.parametrize("name", IMAGES)
+some = pytest.mark.parametrize(("name", "group"), [("two levels", 4), ("one level", 1), ("frame norms", 3)])
+
+
+@some
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_future_never_reaches_the_past(name, group, dtype):
+    tokenizer, video = built(name, dtype=dtype, group=group), clip(10, dtype=dtype)
+    with torch.no_grad():
+        ids = tokenizer.encode(video)
+        pixels = tokenizer.decode(ids)
+        for first in (1, 4, 5, 9):
+            changed = video.clone()
+            changed[:, :, first:] = clip(10 - first, dtype=dtype, seed=7)
+            other = tokenizer.encode(changed)
+            whole = 1 + (first - 1) // group
+            assert torch.equal(ids[:, :whole], other[:, :whole])
+            end = 1 + (whole - 1) * group
+            assert torch.equal(pixels[:, :, :end], tokenizer.decode(other)[:, :, :end])
+
+
+@each
+def test_an_image_has_the_ids_and_pixels_of_a_videos_first_frame_and_of_the_image_tokenizer(name):
+    tokenizer, video = built(name), clip(9)
+    image = Tokenizer(tokenizer.config.image).double().eval()
+    image.encoder.load_state_dict(tokenizer.encoder.image.state_dict())
+    image.decoder.load_state_dict(tokenizer.decoder.image.state_dict())
+    with torch.no_grad():
+        ids = tokenizer.encode(video)
+        assert torch.equal(tokenizer.encode(video[:, :, 0]), ids[:, 0])
+        assert torch.equal(image.encode(video[:, :, 0]), ids[:, 0])
+        assert torch.allclose(tokenizer.decode(ids)[:, :, 0], image.decode(ids[:, 0]), rtol=0, atol=1e-12)
+
+
+@some
+@settings(max_examples=2, deadline=None)
+@example(cuts=[3, 1, 5, 4, 6], at_once=1)
+@given(cuts=st.lists(st.integers(1, 7), min_size=1, max_size=5), at_once=st.integers(1, 3))
+def test_any_chunking_gives_the_ids_and_pixels_of_the_whole(name, group, cuts, at_once):
+    tokenizer, video = built(name, group=group), clip(sum(cuts), 8, 8)
+    with torch.no_grad():
+        ids = tokenizer.encode(video)
+        assert torch.equal(torch.cat(list(tokenizer.encode_stream(video.split(cuts, 2))), 1), ids)
+        size = (sum(cuts), 8, 8)
+        parts = list(tokenizer.decode_stream(ids.split(at_once, 1), size=size))
+        assert torch.equal(torch.cat(parts, 2), tokenizer.decode(ids, size=size))
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ids_alone_give_the_past_that_the_encoder_knew(name, dtype):
+    """The encoder and the decoder keep the same frame, bit for bit, after every group."""
+    tokenizer, encoding, decoding = built(name, dtype=dtype), Stream(), Stream()
+    with torch.no_grad():
+        for number, frames in enumerate((1, 4, 8, 4)):
+            ids = tokenizer.encode(clip(frames, seed=number, dtype=torch.float32), encoding)
+            tokenizer.decode(ids, decoding)
+            known, made = encoding.carries[tokenizer.encoder], decoding.carries[tokenizer.decoder]
+            assert torch.equal(known, made)
+            assert known.shape == (1, 1, 3, 16, 24)
+            assert known.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: q.kind)
+def test_a_forward_pass_has_the_ids_of_encode_and_the_pixels_of_decode(quantizer):
+    tokenizer, video = built(quantizer=quantizer), clip(9, batch=3)
+    made = tokenizer(video)
+    ids = tokenizer.encode(video)
+    assert torch.equal(made.ids, ids)
+    assert torch.allclose(made.video, tokenizer.decode(ids), rtol=0, atol=1e-12)
+    rows = [tokenizer.encode(row) for row in video.split(1)]
+    assert torch.equal(torch.cat(rows), ids)
+    assert torch.equal(tokenizer.quantizer.encode(tokenizer.latents(video)), ids)
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    group=st.integers(1, 5),
+    frames=st.integers(1, 11),
+    height=st.integers(1, 37),
+    width=st.integers(1, 37),
+    batch=st.integers(1, 2),
+)
+def test_any_size_round_trips_to_the_same_shape(group, frames, height, width, batch):
+    tokenizer, video = built(dtype=torch.float32, group=group), clip(frames, height, width, batch, torch.float32)
+    with torch.no_grad():
+        made = tokenizer(video)
+        assert made.video.shape == video.shape
+        assert made.ids.shape == (batch, 1 + -(-(frames - 1) // group), -(-height // 8), -(-width // 8))
+        assert tokenizer.decode(made.ids, size=(frames, height, width)).shape == video.shape
+
+
+def test_a_stream_holds_no_graph_and_does_not_grow():
+    tokenizer, stream, sizes = built(dtype=torch.float32), Stream(), set()
+    for frames in (5, 4, 8, 12, 4):
+        tokenizer.encode(clip(frames, dtype=torch.float32), stream)
+        sizes.add(stream.nbytes)
+        assert not any(carry.requires_grad for carry in stream.carries.values())
+    assert sizes == {3 * 16 * 24 * 4}
+
+
+def test_tiles_are_refused_and_so_is_a_chunk_of_a_wrong_length():
+    tokenizer = built()
+    assert not tokenizer.is_tile_exact
+    with pytest.raises(ConfigError, match="tile"):
+        tokenizer.encode(clip(5), tile=16)
+    with pytest.raises(ValueError, match="a chunk of a stream"):
+        tokenizer.encode(clip(4), Stream())
+
+
+def test_a_fresh_tokenizer_holds_the_frame_of_the_image_tokenizer_that_it_starts_from():
+    image = Tokenizer(image_config()).double().eval()
+    fresh, video = start_conditional(image, 3, width=8).eval(), clip(8)
+    with torch.no_grad():
+        frame = image(video[:, :, 0]).video
+        assert torch.equal(fresh.encode(video)[:, 0], image.encode(video[:, :, 0]))
+        made = fresh(video).video
+    assert torch.equal(made[:, :, 0], frame)
+    assert torch.equal(made[:, :, 1:], frame.clamp(-1, 1)[:, :, None].expand(-1, -1, 7, -1, -1))
+    assert fresh.dtype == image.dtype
+    with pytest.raises(ConfigError, match="image tokenizer"):
+        start_conditional(fresh)
+    with pytest.raises(ConfigError, match="no video form"):
+        inflate(fresh, (1,))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_are_those_of_each_group_alone_given_its_past(autocast):
+    """Detached streams: the loss of a group moves no earlier group, and every parameter learns, in bfloat16 too."""
+    tokenizer, video = built(dtype=torch.float32 if autocast else torch.float64), clip(13, batch=2)
+    video = video.to(tokenizer.dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        (tokenizer(video).video.float() if autocast else tokenizer(video).video).square().mean().backward()
+    ours = {name: p.grad.clone() for name, p in tokenizer.named_parameters()}
+    assert all(g.abs().sum() > 0 for g in ours.values())
+    tokenizer.zero_grad()
+    with torch.no_grad():
+        made = tokenizer.decode(tokenizer.encode(video))
+    first = tokenizer(video[:, :, :1]).video
+    total = first.square().sum()
+    for start in (1, 5, 9):
+        frames, past = video[:, :, start : start + 4], made[:, :, start - 1].clamp(-1, 1)
+        group = torch.cat(list(frames.unbind(2)), 1)[None]
+        z = tokenizer.encoder(group, past[None])
+        codes = tokenizer.quantizer(z.permute(1, 2, 0, 3, 4)).codes
+        total = total + tokenizer.decoder.groups(codes.permute(2, 0, 1, 3, 4), past[None]).square().sum()
+    (total / video.numel()).backward()
+    for name, parameter in tokenizer.named_parameters():
+        if autocast:
+            assert torch.nn.functional.cosine_similarity(ours[name].ravel(), parameter.grad.ravel(), 0) > 0.9, name
+        else:
+            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-7, atol=1e-12, msg=name)
+
+
+def test_the_gradient_of_codes_runs_through_all_that_follows():
+    tokenizer = built(group=1)
+    codes = torch.randn(1, 3, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert torch.autograd.gradcheck(tokenizer.decode_codes, codes.requires_grad_())
+
+
+def test_numbers_that_are_not_finite_show_in_the_pixels_of_a_step():
+    tokenizer, video = built(dtype=torch.float32), clip(9, dtype=torch.float32)
+    with torch.no_grad():
+        tokenizer.encoder.to_latent.now.bias.fill_(torch.nan)
+    made = tokenizer(video).video
+    assert made[:, :, :1].isfinite().all()
+    assert made[:, :, 1:].isnan().all()
+    with torch.no_grad(), pytest.raises(ValueError, match="not finite"):
+        tokenizer.encode(video)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"time_kernel": 3}, "image tokenizer"),
+        ({"norm": "clip"}, "clip"),
+        ({"patch": 1, "multipliers": (1,), "strides": ()}, "even number of pixels"),
+    ],
+)
+def test_an_image_part_that_does_not_fit_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        ConditionalConfig.parse({"image": {**image_config().plain(), **fields}})
+
+
+def test_a_saved_tokenizer_is_read_back(tmp_path):
+    tokenizer, video = built(), clip(9)
+    tokenizer.save(tmp_path / "t")
+    again = Tokenizer.load(tmp_path / "t")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.config == tokenizer.config
+    with torch.no_grad():
+        assert torch.equal(again.encode(video), tokenizer.encode(video))
