@@ -173,6 +173,9 @@ class ParquetStore(Store):
             self._kept[column] = place, _Cells(self.root / self.files[file], group, column)
         return self._kept[column][1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}  # another process opens the files itself
+
     def _place(self, index: int) -> int:
         """Return the row group of a sample, counted over all files."""
         return int(np.searchsorted(self._starts, index, "right")) - 1
