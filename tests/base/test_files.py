@@ -85,6 +85,20 @@ def one_line(fault: pytest.ExceptionInfo[SmaltiError], path: Path) -> str:
     return message
 
 
+def test_a_failpoint_kills_the_first_time_or_the_nth(tmp_path):
+    def write() -> None:
+        for number in range(5):
+            write_bytes(tmp_path / f"{number}", b"new")
+
+    for point, left in {"": {"0"}, "@1": {"0"}, "@3": {"0", "1", "2"}}.items():
+        assert in_child(write, f"write_bytes:before-rename{point}") == KILLED
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == left - {max(left)}
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert in_child(write, "write_bytes:before-rename@6") == 0
+
+
 FOLDER_POINTS = ["before-manifest", "before-rename", "after-rename"]
 
 
