@@ -39,8 +39,8 @@ _REMEDIES = {
 
 
 def failpoint(name: str) -> None:
-    """Die here by SIGKILL if SMALTI_FAULT asks for it, by NAME, or by NAME@N for the N-th time that a process comes here;
-    the fault tests kill at exact places this way."""
+    """Die here by SIGKILL if SMALTI_FAULT asks for it: NAME, or NAME@N for the N-th time that a process comes here. The
+    fault tests kill at exact places this way."""
     wanted, _, times = os.environ.get("SMALTI_FAULT", "").partition("@")
     if wanted == name:
         if times in ("", "1"):
