@@ -324,7 +324,7 @@ def _array(record: Foreign) -> np.ndarray | None:
         case _:
             return None
     raw = data.encode("latin-1") if isinstance(data, str) else data
-    if not re.fullmatch("[biufc][0-9]{1,2}", code) or not isinstance(raw, bytes) or not are_sizes(shape):
+    if not re.fullmatch("b1|[iu][1248]|f[248]|c8|c16", code) or not isinstance(raw, bytes) or not are_sizes(shape):
         return None
     kind = np.dtype(f"<{code}")
     if prod(shape) * kind.itemsize != len(raw):

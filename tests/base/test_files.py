@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smalti import files
-from smalti.errors import ConfigError, InputError, MachineError, SmaltiError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.files import (
     check_manifest,
     lock,
@@ -349,3 +349,10 @@ def test_a_lock_has_one_holder_and_ends_with_it(tmp_path):
         assert in_child(lambda: lock(path).__enter__()) == ConfigError.exit_code
     with lock(path):
         pass
+
+
+def test_a_message_stays_on_one_line_whatever_a_file_calls_its_parts():
+    for kind in (SmaltiError, InputError, IntegrityError, MachineError):
+        said = str(kind("a.pth: no array 'mu' (there are: a\nb\x1b[2J\u2028c)"))
+        assert said == r"a.pth: no array 'mu' (there are: a\x0ab\x1b[2J\u{2028}c)"
+    assert str(SmaltiError()) == ""
