@@ -109,7 +109,7 @@ def programs(tokenizer: Tokenizer, *, one_group: bool = False) -> list[Program]:
 
 
 class _Fixed(NamedTuple):
-    """Which chunks of a stream have a number of frames of their own, and not any."""
+    """Chunks of a stream that have a number of frames of their own, and not any."""
 
     start: bool
     step: bool
