@@ -27,6 +27,10 @@ VIDEO: dict[str, tuple[str, Callable[[Any], Any]]] = {
         lambda shapes: open_magvit2.open_magvit2_network(shapes, "here"),
     ),
     "VidTok 1.0": ("vidtok_v10_fsq488_w32_t9_32px", lambda shapes: vidtok.vidtok_network(shapes, "1.0", "here")),
+    "VidTok 1.0, not causal": (
+        "vidtok_v10_noncausal488_w32_t8_32px",
+        lambda shapes: vidtok.vidtok_network(shapes, "1.0", "here"),
+    ),
     "VidTok 1.1": ("vidtok_v10_fsq488_w32_t9_32px", lambda shapes: vidtok.vidtok_network(shapes, "1.1", "here")),
     "VidTok 1.1, 8x8x8": (
         "vidtok_v11_fsq888_w16_t9_32px",
@@ -52,6 +56,7 @@ VIDEO: dict[str, tuple[str, Callable[[Any], Any]]] = {
 """Name -> the listing of its tensors in the goldens, and what makes its network of that."""
 CLAIMS = {
     "Open-MAGVIT2 video": "causal 3-D convolutions",
+    "VidTok 1.0, not causal": "not causal",
     "VidTok": "causal",
     "Cosmos DV": "causal",
     "MagicMaster 3-D": "causal 3-D convolutions",
@@ -96,18 +101,19 @@ def main() -> None:
     for name, build in networks().items():
         tokenizer = build()
         ids, others, image = (tokenizer.encode(x) for x in (video, changed, video[:, :, :1]))
-        latents = 1 + 4 // tokenizer.strides[0]  # of the 5 frames before the change, those that see no later one
+        first = tokenizer.first_frames
+        latents = 1 + (5 - first) // tokenizer.strides[0]  # of the 5 frames before the change, without later ones
         early = ids[:, :latents] != others[:, :latents]
-        seen = 1 + (latents - 1 - tokenizer.lookahead) * tokenizer.strides[0]
+        seen = first + (latents - 1 - tokenizer.lookahead) * tokenizer.strides[0]
         moved = (tokenizer.decode(ids) - tokenizer.decode(others))[:, :, : max(0, seen)]
-        first = image != ids[:, :1]
+        alone = image != ids[:, :1]
         label = "causal" if tokenizer.is_causal else "not causal"
         label += ", lookahead 1" if tokenizer.lookahead else ""
         claim = next((words for start, words in CLAIMS.items() if name.startswith(start)), "–")
         change = f"{moved.abs().max():.1e}" if moved.numel() else "–"
         print(
             f"| {name} | {claim} | {label} | {int(early.sum())} of {early.numel()} | {change} |"
-            f" {int(first.sum())} of {first.numel()} |",
+            f" {int(alone.sum())} of {alone.numel()} |",
             flush=True,
         )
 

@@ -29,10 +29,11 @@ import smalti
 from smalti.config import Config
 from smalti.errors import ConfigError
 from smalti.families import zoo
+from smalti.families.checkpoint import FAMILIES
 
 DOCS = Path(__file__).resolve().parent
-MARKER = re.compile(r"(<!-- (fields|floors|zoo):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|end)\b.*-->")
+MARKER = re.compile(r"(<!-- (fields|floors|zoo|licences):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|licences|end)\b.*-->")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 COMMANDS = ("smalti.cli", "smalti.app")
 """Packages behind the command line and its pages, which nobody imports."""
@@ -159,7 +160,19 @@ def zoo_table() -> str:
     return "".join([*lines, "\n| `smalti.load(NAME)` | golden |\n|---|---|\n", *held])
 
 
-TABLES = {"floors": floors_table, "zoo": zoo_table}
+def licences_table() -> str:
+    """Make the table of the licences of published weights, and of the places where they are stated."""
+    lines = ["| repositories | licence | stated by |\n", "|---|---|---|\n"]
+    places: dict[tuple[str, str], list[str]] = {}
+    for family in FAMILIES:
+        for row in family.published:
+            places.setdefault((row.licence, row.licence_source), []).append(f"`{row.repository}`")
+    for (licence, source), names in places.items():
+        lines.append(f"| {', '.join(names)} | {licence} | {source} |\n")
+    return "".join(lines)
+
+
+TABLES = {"floors": floors_table, "zoo": zoo_table, "licences": licences_table}
 
 Definition = ast.FunctionDef | ast.ClassDef
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from smalti.config import Config, Triple, Tuple
 from smalti.errors import InputError, IntegrityError
 
+WHOLE_GROUPS = "the last column, row and frame repeat up to s*n frames and whole strides"
+"""`padding` where the first latent holds a whole group of frames."""
+
 PixelRange = Literal["signed", "unit"]
 """[-1, 1], or [0, 1]."""
 
@@ -61,7 +64,9 @@ class TokenizerSource(Config):
     weights: Literal["average", "live", "bare"]
     """EMA weights, live ones, or those of a file with one copy."""
     licence: str
-    """Licence of the weights, as their project publishes them."""
+    """Licence of the weights, as their project publishes them; `not stated` where it does not say."""
+    licence_source: str | None = None
+    """Place where that licence is stated."""
     pixels: PixelRange = "signed"
     """Range of the pixels there; ours is always [-1, 1]."""
     preprocessing: str
@@ -88,13 +93,18 @@ class TokenizerInfo(Config):
     """Frames, height and width in pixels of one token."""
     digit_order: str = "id = sum of digit[j] * levels[0] * ... * levels[j - 1]: digit 0 is the least significant"
     padding: str = "the last column, row and frame repeat up to 1 + s*n frames and whole strides"
+    first_frames: int = 1
+    """Frames of the first latent: 1, or a whole group (VidTok's networks that are not causal)."""
     source_ids: SourceIds | None = None
     """Form of the ids in the project that the tokenizer is from; null for one of ours."""
 
     def plain(self) -> dict[str, Any]:
-        """Return plain data, without `source_ids` where there are none: as it was before there were such tokenizers."""
+        """Return plain data, without `source_ids` where there are none and `first_frames` where it is 1: as it was
+        before there were such tokenizers."""
         plain = super().plain()
-        return {name: value for name, value in plain.items() if name != "source_ids" or value is not None}
+        absent = {"source_ids"} if self.source_ids is None else set()
+        absent |= {"first_frames"} if self.first_frames == 1 else set()
+        return {name: value for name, value in plain.items() if name not in absent}
 
     def check(self, tokenizer: "TokenizerInfo", where: object) -> None:
         """Raise IntegrityError, naming `where`, unless `tokenizer` is the tokenizer with these facts."""

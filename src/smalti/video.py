@@ -247,17 +247,25 @@ def to_uint8(video: Float[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t h w 3"]:
     return levels.round_().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
 
 
-def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int]) -> Size:
-    """Return the smallest legal (t, h, w) that holds `size`: t' = 1 + s_t n frames, h' = s_h n and w' = s_w n.
+def legal_size(size: tuple[int, int, int], strides: tuple[int, int, int], first: int = 1) -> Size:
+    """Return the smallest legal (t, h, w) that holds `size`: t' = first + s_t n frames, h' = s_h n and w' = s_w n.
 
-    The first frame stands alone (an image is a video of one frame), then whole groups of s_t frames follow. Legal
-    sizes map to themselves. Raises ValueError unless every number is at least 1.
+    The first frame stands alone (an image is a video of one frame), then whole groups of s_t frames follow; with
+    `first` = s_t, the first group is whole too. Legal sizes map to themselves. Raises ValueError unless every number is
+    at least 1.
     """
     if not torch.compiler.is_compiling() and min(*size, *strides) < 1:
         raise ValueError(f"size {tuple(size)} and strides {tuple(strides)} must be at least 1 on every axis")
+    leads = (first if first < strides[0] or strides[0] == 1 else 0, 0, 0)
     # Of numbers from 0 on alone: ONNX divides towards zero.
-    t, h, w = ((n - lead + s - 1) // s * s + lead for n, s, lead in zip(size, strides, (1, 0, 0), strict=True))
+    t, h, w = ((n - lead + s - 1) // s * s + lead for n, s, lead in zip(size, strides, leads, strict=True))
     return Size(t, h, w)
+
+
+def latent_frames(frames: int, stride: int, first: int = 1) -> int:
+    """Return how many latents hold so many frames (1 or more), of which the first latent holds `first` and each other
+    one `stride`: for 1 + s*n frames, 1 + n."""
+    return 1 - min(0, first - frames) // stride
 
 
 def pad_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 t2 h2 w2"]:

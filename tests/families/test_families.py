@@ -22,7 +22,7 @@ from smalti.files import save_tensors
 from smalti.foreign import read_checkpoint, tensors
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.reader import TokenSet
-from tests.families.golden import golden_model, listed, read_shapes
+from tests.families.golden import golden_model, listed, read_shapes, write_torchscript
 from tests.goldens.rule import FOLDER, load
 
 CLOSE = {"rtol": 1e-5, "atol": 5e-5}
@@ -234,8 +234,16 @@ print(json.dumps(seen))
 """
 
 
-def test_no_code_of_a_file_is_run_or_imported():
-    files = json.dumps([(str(FOLDER / file.name), dict(file.options)) for file in FILES])
+def test_no_code_of_a_file_is_run_or_imported(tmp_path):
+    """Of each family one container: pickles of three ages, safetensors, TorchScript with its program."""
+    files = [(str(FOLDER / file.name), dict(file.options)) for file in FILES]
+    files += [(str(FOLDER / name), {}) for name in ("om2_tiny_lightning.ckpt", "mm_envelope_tiny2d.pth")]
+    zeros = {key: torch.zeros(shape) for key, shape in listed("cosmos_di8x8_w32_64px").items()}
+    write_torchscript(zeros, tmp_path / "autoencoder.jit")
+    around = listed("vidtok_v10_noncausal41616_w16_t8_32px")
+    torch.save({"state_dict": {key: torch.zeros(shape) for key, shape in around.items()}}, tmp_path / "vidtok.ckpt")
+    files += [(str(tmp_path / name), {}) for name in ("autoencoder.jit", "vidtok.ckpt")]
+    files = json.dumps(files)
     ended = subprocess.run([sys.executable, "-c", WATCHED, files], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == []
@@ -287,7 +295,8 @@ found = {}
 for name in sys.argv[1:]:
     try:
         tokenizer = smalti.load(name)
-        found[name] = [tokenizer.source.family, tokenizer.source.revision, tokenizer.source.licence,
+        source = tokenizer.source
+        found[name] = [source.family, source.revision, source.licence, source.licence_source,
                        str(getattr(tokenizer.config.quantizer, "by", "")), tokenizer.config.pixels]
     except SmaltiError as error:
         found[name] = [type(error).__name__, str(error)]
@@ -311,10 +320,12 @@ def test_names_of_the_hub_are_found_by_the_real_names_of_their_files_and_known_f
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
-    licence = "MIT (as showlab/magvitv2 is published)"
-    assert found["showlab/magvitv2"] == found["somebody/else"] == ["showo", "c0ffee", licence, "", "signed"]
-    assert found["amused/amused-256@main"] == ["diffusers-vq", "c0ffee", "openrail++", "euclidean", "unit"]
-    assert found["TencentARC/IBQ-Tokenizer-8192"] == ["taming", "c0ffee", "Apache-2.0", "inner", "signed"]
+    tag = "the tag of its repository on the hub"
+    assert found["showlab/magvitv2"] == ["showo", "c0ffee", "MIT", tag, "", "signed"]
+    other = found["somebody/else"]
+    assert other == ["showo", "c0ffee", "MIT", "that of Show-o's published weights; this file names none", "", "signed"]
+    assert found["amused/amused-256@main"] == ["diffusers-vq", "c0ffee", "openrail++", tag, "euclidean", "unit"]
+    assert found["TencentARC/IBQ-Tokenizer-8192"] == ["taming", "c0ffee", "Apache-2.0", tag, "inner", "signed"]
     assert found["many/files/b.pt"][:2] == ["llamagen", "c0ffee"]
     kind, line = found["not/there"]
     assert kind == "MachineError"
@@ -352,6 +363,18 @@ def test_other_autoencoders_are_refused_by_what_they_lack(tmp_path):
     torch.save({"text_model.layers.0.weight": torch.zeros(2, 2)}, tmp_path / "clip.pt")
     with pytest.raises(IntegrityError, match=r"has text_model; tried magicmaster, showo"):
         import_checkpoint(tmp_path / "clip.pt")
+
+
+def test_what_a_name_or_a_config_says_is_not_read_from_the_cache_of_another(monkeypatch, tmp_path):
+    """One file under two names, and beside two configs: the law and the name are those of the call."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copy(FOLDER / "taming_tiny.ckpt", tmp_path / "model.ckpt")
+    for text, law in (("src.IBQ.models.ibqgan.IBQ", "inner"), ("taming.models.vqgan.VQModel", "euclidean")):
+        (tmp_path / "config.yaml").write_text(f"model:\n  target: {text}\n")
+        assert smalti.load(tmp_path / "model.ckpt").config.quantizer.by == law
+    shutil.copy(FOLDER / "maskbit_tiny.bin", tmp_path / "mine.bin")
+    for path in (FOLDER / "maskbit_tiny.bin", tmp_path / "mine.bin", FOLDER / "maskbit_tiny.bin"):
+        assert smalti.load(path).source.name == str(path)
 
 
 def test_a_damaged_cache_is_made_anew(monkeypatch, tmp_path):

@@ -35,7 +35,7 @@ FULL = {
         {"config": {"_class_name": "VQModel", "norm_num_groups": 32}, "pixels": "unit"},
     ),
     "fun-research/TiTok": ("maskgit_vqgan_1024_full", {}),
-    "maskbit_tokenizer_14bit.bin": ("maskbit_14bit_full", {}),
+    "markweber/maskbit_tokenizer_14bit": ("maskbit_14bit_full", {}),
 }
 """Listings of the tensors of published files, and options of their import."""
 
@@ -48,6 +48,10 @@ def config_of(row):
     if "IBQ" in row.name:
         shapes = {**listed("ibq_262144_full"), "quantize.embedding.weight": (row.codes, 256)}
         return read_shapes(shapes, lookup="inner")[1].config
+    if row.family == "maskbit":
+        bits = row.codes.bit_length() - 1
+        shapes = {name: tuple(bits if n == 14 else n for n in s) for name, s in listed("maskbit_14bit_full").items()}
+        return read_shapes({**shapes, "quantize.codebook": (1 << bits, bits)})[1].config
     if row.family == "magicmaster":
         shapes = listed("magicmaster_3d" if row.strides[0] > 1 else "magicmaster_2d")
         return magicmaster.recognise_generator(shapes, (8, 8, 8, 5, 5, 5), "here").config
@@ -61,6 +65,7 @@ def config_of(row):
         changes = {(4, 16, 16): {"multipliers": (1, 2, 4, 4, 4), "time_down": (2, 3)}}
         changes |= {(8, 8, 8): {"time_down": (0, 1, 2), "time_up": (1, 2, 3)}}
         later = {"start": "repeat", "interpolation": "linear"} if "v1_1" in row.name else {}
+        later |= {"start": "around"} if "noncausal" in row.name else {}
         quantizer = FSQConfig(levels=(8,) * channels)
         return VidTokConfig(quantizer=quantizer, **changes.get(row.strides, {}), **later)
     if row.family == "cosmos":

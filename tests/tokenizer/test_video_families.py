@@ -11,7 +11,7 @@ from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, VidTokConfig
 from smalti.tokenizer.frames import reconstruct_frames
 from smalti.tokenizer.tokenizer import _ConfigFile
-from smalti.video import to_uint8
+from smalti.video import latent_frames, to_uint8
 from tests.randomise import random_tokenizer
 
 BITS = LFQConfig(bits=10, losses=())
@@ -37,6 +37,7 @@ NOT_CAUSAL = {
     "open-magvit2 video": OpenMagvit2Config(
         **SMALL, quantizer=BITS, multipliers=(1, 2, 2), time_kernel=3, time_strides=(1, 2)
     ),
+    "vidtok, not causal": VidTokConfig(**VIDTOK, start="around", time_down=(0, 1), time_up=(1, 2)),
 }
 ALL = {**CAUSAL, **NOT_CAUSAL}
 
@@ -60,7 +61,7 @@ def changes(tokenizer, first, frames=13):
     video, s = clip(frames), tokenizer.strides[0]
     changed = video.clone()
     changed[:, :, first:] = clip(frames - first, seed=7)
-    whole = 1 + (first - 1) // s  # latents whose frames all lie before the change
+    whole = 1 + (first - tokenizer.first_frames) // s  # latents whose frames all lie before the change
     ids, others = tokenizer.encode(video), tokenizer.encode(changed)
     seen = max(1, whole - tokenizer.lookahead)  # latents whose pixels depend on those alone; an image needs no other
     pixels = tokenizer.decode(ids)[:, :, : 1 + (seen - 1) * s] - tokenizer.decode(others)[:, :, : 1 + (seen - 1) * s]
@@ -148,7 +149,8 @@ def test_any_size_round_trips_to_the_same_shape(name, frames, height, width):
         reconstruction = tokenizer(video)
         s, p, _ = tokenizer.strides
         assert reconstruction.video.shape == video.shape
-        assert reconstruction.ids.shape == (1, 1 + -(-(frames - 1) // s), -(-height // p), -(-width // p))
+        latents = latent_frames(frames, s, tokenizer.first_frames)
+        assert reconstruction.ids.shape == (1, latents, -(-height // p), -(-width // p))
         assert torch.isfinite(reconstruction.video).all()
 
 

@@ -132,6 +132,11 @@ def compress_file(
         blocks = [(1, images_to_ids(tokenizer, frame[None]))]
         return _compress(source, target, head, blocks, (model, chosen), begin)
     check_causal(tokenizer, group, "`group` 17")
+    if tokenizer.first_frames > 1:
+        raise ConfigError(
+            f"{printable(source)}: a video, and a tokenizer whose first latent holds {tokenizer.first_frames} frames: a"
+            " .smt file has no place for that; `smalti tokenize` has"
+        )
     with open_video(source) as reader:
 
         def frames() -> Iterator[Tensor]:

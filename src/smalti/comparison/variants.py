@@ -101,14 +101,16 @@ _PAPER = ("weights={l2: 1.0, token_entropy: 0.1, batch_entropy: -0.1, commitment
 def _quantizers() -> _Members:
     """The base has FSQ 64,000 with a little batch entropy. The entropies of `lfq` weigh as much as that one's;
     MAGVIT-v2's, in `lfq18-paper`, a hundred times as much. `vq8192` are tables of codes: the rows found by distance or
-    cosine; learning by their loss, by index back-propagation or as moving averages; with dead rows beginning anew."""
+    cosine, or, as IBQ does, by inner product; learning by their loss, by index back-propagation or as moving averages;
+    with dead rows beginning anew."""
     for name in ("fsq64000", "dsq64000", "fsq15360", "dsq15360", "lfq14", "lfq18"):
         quantizer, weights, boost = named_quantizer(name)
         whole = json.dumps({"l2": 1.0, **weights})
         text = json.dumps(quantizer.plain())
         yield name, (f"tokenizer.quantizer={text}", f"weights={whole}", f"entropy_boost={boost}")
     table = "tokenizer.quantizer={kind: codebook, size: 8192, dim: 8"
-    for name, fields in (("", ""), ("-cosine", ", by: cosine"), ("-indices", ", gradient: indices")):
+    laws = {"": "", "-cosine": ", by: cosine", "-indices": ", gradient: indices"}
+    for name, fields in {**laws, "-inner": ", by: inner, gradient: indices"}.items():
         yield f"vq8192{name}", (f"{table}{fields}}}", *_CODEBOOK)
     for name, share in (("", 0), ("-restart", 0.1)):
         codebook = f"codebook={{rows: averages, restart: {share}}}"

@@ -23,13 +23,14 @@ from smalti.families.maskbit import MASKBIT, MASKGIT
 from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
 from smalti.families.open_magvit2 import OPEN_MAGVIT2_FAMILY
 from smalti.families.showo import SHOWO
-from smalti.families.source import SourceFiles, fetch_from_hub, files_of, published_families, read_source
+from smalti.families.source import SourceFiles, config_beside, fetch_from_hub, files_of, published_families, read_source
 from smalti.families.taming import TAMING
 from smalti.families.vidtok import VIDTOK
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
 from smalti.text import one_line, shorten
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.autoencoder import NOT_CAUSAL
 from smalti.tokenizer_info import PixelRange, TokenizerSource
 from smalti.version import __version__
 
@@ -140,15 +141,20 @@ def source_at(place: Path | HubName) -> SourceFiles:
 def load_converted(source: SourceFiles, options: ImportOptions) -> Tokenizer:
     """Load a foreign checkpoint from the cache of converted tokenizers, or convert it and put it there.
 
-    The cache knows it by the digest of the files, the options and the version of smalti. Where the cache cannot be
-    written, the checkpoint is converted each time.
+    The cache knows it by the digest of the files, their name and the config beside them, which may say what they do
+    not, the options and the version of smalti. Where the cache cannot be written, the checkpoint is converted each
+    time.
     """
     digest = source.digest()
-    facts = [digest, source.repository, options.essence(), __version__]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    config = config_beside(source.paths[0])
+    facts = [digest, source.where, source.repository, config, options.essence(), __version__]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
     folder = cache_folder() / "tokenizers" / key
     try:
-        return Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.source is not None:  # the same file in a newer commit
+            tokenizer.source = tokenizer.source.replace({"revision": source.revision})
+        return tokenizer
     except SmaltiError:  # not there, or damaged
         tokenizer = convert_source(source, options, digest).tokenizer
     with suppress(SmaltiError):
@@ -185,6 +191,7 @@ def convert_source(source: SourceFiles, options: ImportOptions, digest: str | No
         raise IntegrityError(f"{where}: {len(bad)} tensors have NaN or infinite numbers ({', '.join(bad[:3])})")
     ignored = _leftovers(checkpoint, family, model, where)
     tokenizer.load_state_dict(state)
+    row = family.row(source.repository)
     tokenizer.source = TokenizerSource(
         family=family.name,
         network=model.kind,
@@ -193,13 +200,16 @@ def convert_source(source: SourceFiles, options: ImportOptions, digest: str | No
         sha256=digest,
         weights=model.copy,
         licence=model.licence,
+        licence_source=row.licence_source
+        if row
+        else f"that of {family.title}'s published weights; this file names none",
         pixels=model.pixels,
         preprocessing=model.preprocessing,
         ids=model.ids,
     )
     notes = [*model.notes]
     if not tokenizer.is_causal:
-        notes.append("not causal: its norms and its modulation see the whole clip, so it cannot be streamed")
+        notes.append(f"{NOT_CAUSAL}, so it cannot be streamed")
     report = ImportReport(
         source=source.where if source.repository else checkpoint.file_name,
         sha256=digest,

@@ -30,9 +30,10 @@ _PUBLISHED = (
     Published("MeissonFlow/Meissonic", licence="Apache-2.0", pixels="unit", preprocessing="1024 px, centre crop"),
     Published(
         "Alpha-VLLM/Lumina-DiMOO",
-        licence="unknown; its tokenizer is aMUSEd's, openrail++",
+        licence="not stated (its code: Apache-2.0)",
         pixels="unit",
         preprocessing="multiples of 16 px",
+        licence_source="no tag on its page on the hub; LICENSE of github.com/Alpha-VLLM/Lumina-DiMOO",
     ),
 )
 
@@ -109,7 +110,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
         names=network.names,
         copy=network.copy,
         lookup="euclidean",
-        licence="unknown; that of its pipeline" if row is None else row.licence,
+        licence="not stated in the file; that of its pipeline" if row is None else row.licence,
         pixels=pixels,
         preprocessing="that of its pipeline" if row is None else row.preprocessing,
     )

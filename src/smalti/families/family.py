@@ -51,6 +51,7 @@ class Published(NamedTuple):
 
     repository: str
     licence: str
+    """Licence of the weights, as its project states it; `not stated` where it does not."""
     files: tuple[str, ...] = ()
     """Names of the files that make one tokenizer, where they are not those of the family."""
     lookup: Lookup | None = None
@@ -58,6 +59,8 @@ class Published(NamedTuple):
     preprocessing: str = ""
     version: str | None = None
     strides: tuple[int, int, int] | None = None
+    licence_source: str = "the tag of its repository on the hub"
+    """Place where the licence is stated, or was looked for."""
 
 
 class Family(NamedTuple):

@@ -61,7 +61,7 @@ class ForeignModel(NamedTuple):
     """Law of its codebook; None for a quantizer without one."""
     version: str | None = None
     """Version of the network, where its project has several with the same tensors."""
-    licence: str = "unknown"
+    licence: str = "not stated"
     """Licence of the weights, as published."""
     pixels: PixelRange = "signed"
     """Range of the pixels there."""

@@ -22,9 +22,14 @@ _PREPROCESSING = {False: "256 px (or 384, 512), short side resized, centre crop"
 _PUBLISHED = (
     Published("FoundationVision/LlamaGen", licence="MIT", files=("vq_ds16_c2i.pt",)),
     Published("peizesun/llamagen_t2i", licence="MIT", files=("vq_ds16_t2i.pt",)),
-    Published("deepseek-ai/Janus-1.3B", licence=_LICENCES[True]),
-    Published("deepseek-ai/Janus-Pro-1B", licence=_LICENCES[True]),
-    Published("deepseek-ai/Janus-Pro-7B", licence=_LICENCES[True]),
+    *(
+        Published(
+            f"deepseek-ai/{name}",
+            licence=_LICENCES[True],
+            licence_source="README and LICENSE-MODEL of github.com/deepseek-ai/Janus",
+        )
+        for name in ("Janus-1.3B", "Janus-Pro-1B", "Janus-Pro-7B")
+    ),
 )
 
 

@@ -23,6 +23,20 @@ from smalti.quantize import CodebookConfig, LFQConfig
 
 _SIGN = "encoder.conv_in.weight"
 _MASKGIT = Published("fun-research/TiTok", licence="Apache-2.0", files=("maskgit-vqgan-imagenet-f16-256.bin",))
+_MASKBIT = tuple(
+    Published(
+        f"markweber/{name}",
+        licence="Apache-2.0",
+        files=("*.bin",),
+        licence_source="the tag of its repository on the hub; README of MaskBit: for research purposes only",
+    )
+    for name in (
+        *(f"maskbit_tokenizer_{bits}bit" for bits in (10, 12, 14, 16, 18)),
+        "vqgan_plus_paper",
+        "vqgan_plus_12bit",
+        "maskgit_tokenizer",
+    )
+)
 _BLOCKS = {"maskgit": "block", "maskbit": "res_blocks"}
 
 
@@ -123,4 +137,5 @@ MASKBIT = Family(
     sign="encoder.down.0.res_blocks",
     recognises=_recognises_maskbit,
     read=_read_maskbit,
+    published=_MASKBIT,
 )

@@ -103,6 +103,8 @@ def is_foreign(path: Path) -> bool:
         return True
     if (path / MANIFEST).is_file():
         return False
+    if not (path / CONFIG).is_file():
+        return has_weights(path)
     try:
         facts = read_json(path / CONFIG)
     except SmaltiError:

@@ -50,8 +50,10 @@ _VOKEN = "README of SEED-Voken"
 _OM2 = "TencentARC/Open-MAGVIT2-Tokenizer"
 _VIDTOK = "microsoft/VidTok/checkpoints"
 _VIDTOK_SCORE = "README of VidTok, MCL-JCV, 17 frames of 256 px"
+_AROUND_SCORE = "README of VidTok, MCL-JCV, 16 frames of 256 px"
 _COSMOS_SCORE = "README of TokenBench, HD videos"
 _NVIDIA = "NVIDIA Open Model License"
+_F16 = (1, 16, 16)
 _WHOLE = "no: in clips"
 _STREAMED = "yes"
 _LATE = "yes; frames come one latent late"
@@ -83,6 +85,15 @@ def _vidtok(file: str, strides: tuple[int, int, int], codes: int, parameters: in
     return row._replace(streams=_LATE if later else _STREAMED)
 
 
+def _vidtok_around(strides: tuple[int, int, int], parameters: int, score: str) -> ZooRow:
+    file = "".join(map(str, strides))
+    name, width = f"{_VIDTOK}/vidtok_fsq_noncausal_{file}_262144.ckpt", 32 if strides[1] == 8 else 16
+    golden = f"vidtok_v10_noncausal{file}_w{width}_t8_32px"
+    model = "video, 1.0, not causal"
+    row = ZooRow("vidtok", model, name, strides, 1 << 18, parameters, "MIT", score, _AROUND_SCORE, golden)
+    return row._replace(is_causal=False, streams=_WHOLE)
+
+
 def _cosmos(name: str, strides: tuple[int, int, int], parameters: int, score: str, source: str) -> ZooRow:
     video = "DV" in name
     size = "48" if strides == (4, 8, 8) else "32"
@@ -107,6 +118,14 @@ def _ibq(size: int, score: str, *, pretrained: bool = False) -> ZooRow:
     )
 
 
+def _maskbit(bits: int, score: float) -> ZooRow:
+    name, parameters = f"markweber/maskbit_tokenizer_{bits}bit", 54_417_795 + 5121 * bits
+    row = ZooRow("maskbit", f"{bits} bits, ImageNet", name, _F16, 1 << bits, parameters, "Apache-2.0", "", "", "")
+    return row._replace(
+        score=f"rFID {score}, ImageNet 256 px", source="README of MaskBit", golden="maskbit_lfq10_w32_64x96"
+    )
+
+
 def _magicmaster(model: str, name: str, codes: int, parameters: int, score: str) -> ZooRow:
     video = "k600" in name
     golden = "mm3d_fsq64000_w32_t9_32px" if video else "mm2d_fsq64000_w32_64px"
@@ -116,7 +135,6 @@ def _magicmaster(model: str, name: str, codes: int, parameters: int, score: str)
     return row._replace(is_causal=False, streams=_WHOLE) if video else row
 
 
-_F16 = (1, 16, 16)
 _ROWS = (
     ZooRow(
         *("showo", "Show-o, MMaDA: images", "showlab/magvitv2", _F16, 8192, 95_387_004, "MIT"),
@@ -134,7 +152,8 @@ _ROWS = (
     _ibq(16384, "rFID 2.06, ImageNet 256 px", pretrained=True),
     _ibq(262144, "rFID 1.53, ImageNet 256 px", pretrained=True),
     ZooRow(
-        *("taming", "Emu3.5: images", "BAAI/Emu3.5-VisionTokenizer", _F16, 131_072, 455_336_963, "Apache-2.0"),
+        *("taming", "Emu3.5: images", "BAAI/Emu3.5-VisionTokenizer", _F16, 131_072, 455_336_963),
+        "not stated (its code: MIT)",
         *("", "", "ibq_w32_64x96"),
     ),
     ZooRow(
@@ -169,10 +188,11 @@ _ROWS = (
         *("maskgit", "MaskGIT-VQGAN: RAR, TiTok", "fun-research/TiTok", _F16, 1024, 54_515_587, "Apache-2.0"),
         *("rFID 2.28, ImageNet 256 px", "an issue of 1d-tokenizer", "maskgit_vqgan_w32_64x96"),
     ),
-    ZooRow(
-        *("maskbit", "14 bits, ImageNet", "maskbit_tokenizer_14bit.bin", _F16, 1 << 14, 54_489_489, "Apache-2.0"),
-        *("rFID 1.37, ImageNet 256 px", "README of MaskBit", "maskbit_lfq10_w32_64x96"),
-    ),
+    _maskbit(10, 1.76),
+    _maskbit(12, 1.52),
+    _maskbit(14, 1.37),
+    _maskbit(16, 1.29),
+    _maskbit(18, 1.16),
     _cosmos("0.1-Tokenizer-DI8x8", (1, 8, 8), 79_004_342, "", ""),
     _cosmos("0.1-Tokenizer-DI16x16", _F16, 83_723_958, "rFID 4.57, ImageNet 256 px", _VOKEN),
     _cosmos("0.1-Tokenizer-DV4x8x8", (4, 8, 8), 104_669_558, "rFVD 19.7", _COSMOS_SCORE),
@@ -182,6 +202,8 @@ _ROWS = (
     _vidtok("488_32768", (4, 8, 8), 1 << 15, 157_424_012, "rFVD 196.9"),
     _vidtok("488_262144", (4, 8, 8), 1 << 18, 157_451_661, "rFVD 160.1"),
     _vidtok("41616_262144", (4, 16, 16), 1 << 18, 198_967_949, "rFVD 430.1"),
+    _vidtok_around((4, 8, 8), 157_451_661, "rFVD 132.1"),
+    _vidtok_around((4, 16, 16), 198_967_949, "rFVD 357.0"),
     _vidtok("488_32768_v1_1", (4, 8, 8), 1 << 15, 157_424_012, "rFVD 168.5"),
     _vidtok("888_32768_v1_1", (8, 8, 8), 1 << 15, 164_944_910, "rFVD 293.2"),
     _vidtok("41616_262144_v1_1", (4, 16, 16), 1 << 18, 198_967_949, ""),

@@ -48,7 +48,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
         names=network.names,
         copy=network.copy,
         constants={"quantize.embedding": _codes(bits), "quantize.power_vals": 2 ** torch.arange(bits - 1, -1, -1)},
-        licence=f"{_SHOWLAB.licence} (as {_SHOWLAB.repository} is published)",
+        licence=_SHOWLAB.licence,
         preprocessing=_SHOWLAB.preprocessing,
     )
 

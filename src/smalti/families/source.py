@@ -82,7 +82,10 @@ def read_source(source: SourceFiles) -> Checkpoint:
     found: dict[str, Tensor] = {}
     trees = []
     for path in source.paths:
-        tree = read_checkpoint(path)
+        try:
+            tree = read_checkpoint(path)
+        except IntegrityError as error:
+            raise IntegrityError(f"{source.where}: {error}" if source.repository else str(error)) from None
         with naming_file(path):
             own = tensors(tree["state_dict"] if isinstance(tree, dict) and "state_dict" in tree else tree)
         if twice := sorted(own.keys() & found.keys()):
@@ -96,7 +99,7 @@ def read_source(source: SourceFiles) -> Checkpoint:
         tensors=found,
         shapes={name: tuple(tensor.shape) for name, tensor in found.items()},
         tree=trees[0],
-        config=_config_beside(source.paths[0]),
+        config=config_beside(source.paths[0]),
         repository=source.repository,
     )
 
@@ -130,8 +133,12 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
         raise InputError(f"{name}: neither a folder nor the name of a hub repository; give {FORMS}") from None
     except GatedRepoError:
         address = f"https://huggingface.co/{hub.repository}"
-        raise MachineError(f"{name}: accept its licence at {address}, then log in with `hf auth login`") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError):
+        row = next((family.row(hub.repository) for family in published_families(hub, families)), None)
+        licence = f"its licence ({row.licence})" if row else "its licence"
+        raise MachineError(f"{name}: accept {licence} at {address}, then log in with `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise InputError(f"{name}: the repository has no revision {hub.revision}; see its page on the hub") from None
+    except RepositoryNotFoundError:
         raise InputError(f"{name}: no such folder, and no such repository on the hub; give {FORMS}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         near = nearest(name, SHIPPED_NAMES)
@@ -163,9 +170,10 @@ def _wanted(hub: HubName, families: tuple[Family, ...]) -> list[str]:
     return sorted(set(patterns))
 
 
-def _config_beside(path: Path) -> Mapping[str, Any]:
-    """Read config.json, config.yaml or a YAML file of the same name beside a file of weights; empty where none can be
-    read, because whatever lies there need not be a config of it."""
+def config_beside(path: Path) -> Mapping[str, Any]:
+    """Read config.json, config.yaml or a YAML file of the same name beside a file of weights.
+
+    Returns its content, empty where none can be read, because whatever lies there need not be a config of it."""
     for beside in (*(path.with_name(name) for name in _CONFIGS), path.with_suffix(".yaml")):
         try:
             if not beside.is_file() or beside.stat().st_size > _LARGEST_CONFIG:

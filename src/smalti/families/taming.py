@@ -38,10 +38,11 @@ _PUBLISHED = (
     *_IBQ,
     Published(
         _EMU,
-        licence="Apache-2.0",
+        licence="not stated (its code: MIT)",
         files=("model.ckpt",),
         lookup="inner",
         preprocessing="bicubic resize to an area of 512^2 to 1024^2 px, aspect kept, sides multiples of 16",
+        licence_source="LICENSE of github.com/baaivision/Emu3.5; the card of the weights was not at hand",
     ),
 )
 _CLASSES: dict[str, Lookup] = {"taming.models.vqgan": "euclidean", "ibqgan": "inner"}
@@ -75,7 +76,7 @@ def _read(checkpoint: Checkpoint, options: ImportOptions) -> ForeignModel:
     if "l2_normalize" in _text(checkpoint):
         notes.append("l2_normalize in its config changes nothing: its model never passes it on")
     words = SourceIds(word="<|visual token {:06d}|>") if row is not None and row.repository == _EMU else SourceIds()
-    unknown = "unknown; taming-transformers is MIT, SEED-Voken Apache-2.0, Chameleon for research only"
+    unknown = "not stated in the file; taming-transformers is MIT, SEED-Voken Apache-2.0, Chameleon for research only"
     return ForeignModel(
         kind="Emu3.5" if words.word else "IBQ" if lookup == "inner" else "VQGAN",
         config=config,

@@ -1,4 +1,5 @@
-"""The only layers that mix time: an output frame depends on its own and on earlier input frames alone.
+"""The only layers that mix time: an output frame depends on its own and on earlier input frames alone, unless a window
+lies `around` its frame.
 
 With stride s, 1 + s*n frames become 1 + n, and 1 + n become 1 + s*n: a video starts with one frame of its own, so an
 image is a video of one frame. A chunk that continues a stream gives s*n -> n and n -> s*n.
@@ -15,7 +16,7 @@ from smalti.nn.layout import channels_from_end, channels_to_end, join_frames, re
 from smalti.nn.stream import Stream
 
 PastKernel = Literal["full", "point"]
-Start = Literal["repeat", "zero", "grey", "copy"]
+Start = Literal["repeat", "zero", "grey", "copy", "around"]
 
 _LEAST = 20_480
 """Rows in all channels and frames: of fewer, torch computes a 3-D convolution without oneDNN, several times slower."""
@@ -34,12 +35,14 @@ class Window(NamedTuple):
     start: Start = "repeat"
     """Frames before the first one: copies of it, or zeros. With `grey`, a video comes with frames of its own in front
     that complete its first group (see `smalti.tokenizer.cnn`): groups are whole from the start, s*n -> n, and zeros
-    stand before them (MagicMaster, mindone). `copy` is the same with copies of the first of them (VidTok 1.1)."""
+    stand before them (MagicMaster, mindone). `copy` is the same with copies of the first of them (VidTok 1.1).
+    `around` is not causal: groups are whole, and the window lies around its frame, or group, with one frame more after
+    it than before where it cannot lie in the middle; zeros stand on both sides of the video (VidTok's non-causal)."""
 
     @property
     def is_whole(self) -> bool:
         """Whether groups are whole from the start."""
-        return self.start in ("grey", "copy")
+        return self.start in ("grey", "copy", "around")
 
 
 class CausalConv(nn.Module):
@@ -79,7 +82,7 @@ class CausalConv(nn.Module):
             nn.init.zeros_(tap.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c2 h2 w2"]:
-        """`t` is 1 + s*n at the start of a video and s*n after it; with `start="grey"` or "copy" always s*n."""
+        """`t` is 1 + s*n at the start of a video and s*n after it; where groups are whole (`Window`) always s*n."""
         frames = self._with_past(x, stream) if self.past else x
         count = (frames.shape[0] - len(self.past) - 1) // self.time_stride + 1
         whole = self.past and self.kernels == "full" and _is_large(frames)
@@ -100,6 +103,10 @@ class CausalConv(nn.Module):
         return y
 
     def _with_past(self, x: Tensor, stream: Stream | None) -> Tensor:
+        if self.start == "around":
+            outside = len(self.past) + 1 - self.time_stride
+            zero = torch.zeros_like(x[:1])
+            return join_frames((*[zero] * (outside // 2), x, *[zero] * (outside - outside // 2)))
         carry = None if stream is None else stream.get(self)
         if carry is None:
             first = x[:1] if self.start in ("repeat", "copy") else torch.zeros_like(x[:1])

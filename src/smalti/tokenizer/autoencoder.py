@@ -3,6 +3,9 @@
 from smalti.config import C, Config
 from smalti.quantize import QuantizerConfig
 
+NOT_CAUSAL = "not causal (norms or convolutions let a frame see those after it)"
+"""Reason for which a tokenizer has no streams, for messages."""
+
 
 class AutoencoderConfig(Config):
     """The networks of a tokenizer. By default they are causal, see the whole frame and no later latent."""
@@ -16,6 +19,12 @@ class AutoencoderConfig(Config):
     def lookahead(self) -> int:
         """Latents after a frame's own on which its pixels depend; ids depend on none."""
         return 0
+
+    @property
+    def first_frames(self) -> int:
+        """Frames of the first latent: 1, so that an image is a video of one frame, or as many as those of each other
+        one where groups are whole from the start."""
+        return 1
 
     @property
     def is_tile_exact(self) -> bool:

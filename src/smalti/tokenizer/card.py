@@ -48,7 +48,8 @@ def model_card(
     if source is not None:
         revision = f" at {source['revision']}" if "revision" in source else ""
         origin = f"Imported from {source['name']}{revision}, the network {source['network']} of {source['family']}"
-        parts.append(f"{origin}; licence of the weights: {source['licence']}.")
+        stated = f" (stated by: {source['licence_source']})" if "licence_source" in source else ""
+        parts.append(f"{origin}; licence of the weights: {source['licence']}{stated}.")
     parts.append(_USE.format(repository=repository, samples="images" if medium == "image" else "clips"))
     if report is not None:
         scores = [text.format(report[name]) for name, text in _SCORES.items() if report.get(name) is not None]

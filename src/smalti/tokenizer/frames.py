@@ -21,6 +21,7 @@ from smalti.errors import BadFile, ConfigError
 from smalti.metrics import Features, Pair, Perceptual, Protocol, Report, Scores
 from smalti.metrics.evaluate import OnScores
 from smalti.nn.stream import Stream
+from smalti.tokenizer.autoencoder import NOT_CAUSAL
 from smalti.tokenizer.chunks import mark_last
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, size_of, to_uint8, to_video
@@ -36,8 +37,8 @@ def check_causal(tokenizer: Tokenizer, clip: int | None, option: str = "`clip` 1
     """Raise ConfigError for a tokenizer that is not causal, unless videos are cut into clips."""
     if not tokenizer.is_causal and clip is None:
         raise ConfigError(
-            "this tokenizer is not causal (its norms see the whole clip), so it cannot stream a video; cut it into "
-            f"clips with {option}, or use a tokenizer with norm 'position' or 'frame'"
+            f"this tokenizer is {NOT_CAUSAL}, so it cannot stream a video; cut it into clips with {option}, or use a"
+            " tokenizer that is causal"
         )
 
 

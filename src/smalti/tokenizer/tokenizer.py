@@ -18,6 +18,7 @@ from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_mod
 from smalti.nn.layout import time_first
 from smalti.nn.stream import Stream
 from smalti.quantize.entropy import WholeCode
+from smalti.tokenizer.autoencoder import NOT_CAUSAL
 from smalti.tokenizer.card import model_card, read_evaluation
 from smalti.tokenizer.chunks import check_stream, check_whole, crop, is_no_frames, mark_last, several
 from smalti.tokenizer.cnn import TokenizerConfig
@@ -27,7 +28,7 @@ from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tiles import Tiles
 from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
-from smalti.tokenizer_info import SourceIds, TokenizerInfo, TokenizerSource
+from smalti.tokenizer_info import WHOLE_GROUPS, SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
 from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of, whole_numbers
 
@@ -57,7 +58,8 @@ class Tokenizer(nn.Module):
     """An encoder, a scalar quantizer and a decoder. A video is `b 3 t h w` in [-1, 1]; an image has t = 1.
 
     Any height, width and length is taken: a video is padded at the right, the bottom and the end by repeating its last
-    column, row and frame up to the next legal size (1 + s*n frames, multiples of the strides), and cropped again.
+    column, row and frame up to the next legal size (1 + s*n frames, or s*n where `first_frames` is s, and multiples of
+    the strides), and cropped again.
     """
 
     def __init__(self, config: AnyTokenizerConfig, source: TokenizerSource | None = None) -> None:
@@ -73,6 +75,8 @@ class Tokenizer(nn.Module):
         """Frames, height and width in pixels of one token."""
         self.levels = self.quantizer.levels
         self.codebook_size = self.quantizer.codebook_size
+        self.first_frames = config.first_frames
+        """Frames of the first latent: 1, or a whole group."""
         self.is_causal = config.is_causal
         """Whether ids and pixels up to a frame are independent of what comes after it."""
         self.lookahead = config.lookahead
@@ -100,13 +104,15 @@ class Tokenizer(nn.Module):
     @property
     def info(self) -> TokenizerInfo:
         """Facts that give the ids their meaning, the fingerprint among them."""
-        return TokenizerInfo(
+        info = TokenizerInfo(
             fingerprint=self.fingerprint,
             levels=tuple(self.levels),
             codebook_size=self.codebook_size,
             strides=self.strides,
             source_ids=None if self.source is None else self.source.ids,
         )
+        first = self.first_frames
+        return info if first == 1 else info.replace({"first_frames": first, "padding": WHOLE_GROUPS})
 
     def facts(self) -> dict[str, Any]:
         """Return what there is to say about the tokenizer as plain data, as `smalti info --json` prints it."""
@@ -127,6 +133,7 @@ class Tokenizer(nn.Module):
             "is_tile_exact": self.is_tile_exact,
             "is_streamable": self.is_causal,
             "lookahead": self.lookahead,
+            "first_frames": self.first_frames,
             "pixels": "[-1, 1]",
             "reach": {"encoder_pixels": self.encoder.reach, "decoder_tokens": self.decoder.reach},
             "fingerprint": self.fingerprint,
@@ -358,13 +365,13 @@ class Tokenizer(nn.Module):
         return self._open_latent(padded) if loop is None else loop.z
 
     def pad(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t2 h2 w2"]:
-        """Pad a video to the next legal size, as `encode` does: 1 + s*n frames and whole strides."""
-        return pad_to(video, legal_size(size_of(video), self.strides))
+        """Pad a video to the next legal size, as `encode` does: `first_frames` + s*n frames and whole strides."""
+        return pad_to(video, legal_size(size_of(video), self.strides, self.first_frames))
 
     def _encode(
         self, video: Float[Tensor, "b 3 t h w"], stream: Stream | None = None, tile: int | None = None
     ) -> Int[Tensor, "b t2 h2 w2"]:
-        size = legal_size(size_of(video), self.strides)
+        size = legal_size(size_of(video), self.strides, self.first_frames)
         if stream is not None:
             self._check_chunk(video.shape[2], stream)
             stream.check_size(self.encoder, (video.shape[0], *video.shape[3:]))
@@ -451,7 +458,9 @@ class Tokenizer(nn.Module):
 
     def _check_causal(self) -> None:
         if not self.is_causal:
-            raise ConfigError("a tokenizer with norms over the whole clip is not causal and cannot be streamed")
+            raise ConfigError(
+                f"this tokenizer is {NOT_CAUSAL}, so it cannot be streamed; encode and decode whole clips"
+            )
 
     def _check_chunk(self, frames: int, stream: Stream) -> None:
         self._check_causal()

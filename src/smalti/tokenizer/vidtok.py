@@ -1,8 +1,11 @@
-"""The causal video autoencoder of VidTok (Tang et al. 2024, arXiv 2412.13061): space by 2-D, time by 1-D convolutions.
+"""The video autoencoder of VidTok (Tang et al. 2024, arXiv 2412.13061): space by 2-D, time by 1-D convolutions.
 
 A video begins with copies of its first frame that complete its first group, so groups are whole from the start. Version
 1.0 has zeros before them and repeats frames where it doubles time; 1.1 has copies there and interpolates: the last
 frames of a group then depend on the next latent (`lookahead`).
+
+Its models that are not causal have windows around each frame, and zeros around the video; groups are whole without any
+copies, so s*n frames become n.
 """
 
 from typing import Literal
@@ -24,8 +27,8 @@ from smalti.tokenizer.vqgan import Double, Halve
 
 
 class VidTokConfig(AutoencoderConfig):
-    """The causal autoencoder of VidTok. Norms see one position, attention in the middle one frame: causal, not
-    tile-exact."""
+    """The autoencoder of VidTok. Norms see one position, attention in the middle one frame: causal, unless `start` is
+    `around`, and not tile-exact."""
 
     kind: Literal["vidtok"] = "vidtok"
     quantizer: QuantizerConfig = FSQConfig(levels=(8, 8, 8, 8, 8))
@@ -40,8 +43,9 @@ class VidTokConfig(AutoencoderConfig):
     """Levels of the encoder, counted from the pixels, after which time is halved too."""
     time_up: Tuple[int] = (1, 2)
     """Levels of the decoder, counted from the pixels, after which time is doubled too."""
-    start: Literal["zero", "repeat"] = "zero"
-    """Frames before the copies of the first one: zeros (1.0) or more copies (1.1)."""
+    start: Literal["zero", "repeat", "around"] = "zero"
+    """Frames before the copies of the first one: zeros (1.0) or more copies (1.1). `around` is the network that is not
+    causal: no copies, zeros before and after the video, and windows around each frame."""
     interpolation: Literal["nearest", "linear"] = "nearest"
     """Doubling of time: each frame twice (1.0), or between the frames (1.1), where one latent of the future is seen."""
 
@@ -56,6 +60,8 @@ class VidTokConfig(AutoencoderConfig):
                 raise ValueError(f"{name} names levels {there}, each once (found {list(levels)})")
         if len(self.time_down) != len(self.time_up):
             raise ValueError("time_down and time_up must have as many levels, so that time comes back as it was")
+        if self.start == "around" and self.interpolation != "nearest":
+            raise ValueError("start around goes with interpolation nearest: VidTok has no other such network")
         return self
 
     @property
@@ -70,6 +76,21 @@ class VidTokConfig(AutoencoderConfig):
         return 2 ** len(self.time_down), space, space
 
     @property
+    def is_causal(self) -> bool:
+        """Whether ids and pixels up to a frame are independent of what comes after it, but for `lookahead`."""
+        return self.start != "around"
+
+    @property
+    def first_frames(self) -> int:
+        """Frames of the first latent: a whole group where nothing stands in for the frames before the first one."""
+        return 1 if self.is_causal else self.total_strides[0]
+
+    @property
+    def copies(self) -> int:
+        """Copies of the first frame that complete its group."""
+        return self.total_strides[0] - self.first_frames
+
+    @property
     def lookahead(self) -> int:
         """Latents after a frame's own on which its pixels depend; ids depend on none."""
         return int(self.interpolation == "linear" and bool(self.time_up))
@@ -77,8 +98,8 @@ class VidTokConfig(AutoencoderConfig):
     @property
     def window(self) -> Window:
         """Frames that the convolutions in time see, and how."""
-        start: Start = "copy" if self.start == "repeat" else "grey"
-        return Window(3, start=start)
+        starts: dict[str, Start] = {"zero": "grey", "repeat": "copy", "around": "around"}
+        return Window(3, start=starts[self.start])
 
     def networks(self, dim: int) -> "tuple[VidTokEncoder, VidTokDecoder]":
         """Build the encoder and the decoder around a quantizer of `dim` channels."""
@@ -92,7 +113,7 @@ class VidTokEncoder(nn.Module):
     def __init__(self, config: VidTokConfig, dim: int) -> None:
         super().__init__()
         widths, window = [config.width * m for m in config.multipliers], config.window
-        self.copies = config.total_strides[0] - 1
+        self.copies = config.copies
         self.stem = CausalConv(3, widths[0], window)
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
@@ -107,7 +128,7 @@ class VidTokEncoder(nn.Module):
 
     def forward(self, video: Float[Tensor, "t b 3 h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b d h2 w2"]:
         """Encode a video (time first) of legal size, or the next chunk of one, to latents."""
-        if stream is None or stream.get(self.stem) is None:
+        if self.copies and (stream is None or stream.get(self.stem) is None):
             video = join_frames((video[:1].expand(self.copies, *video.shape[1:]), video))
         x: Tensor = self.stem(video, stream)
         for layer in self.layers:
@@ -123,7 +144,7 @@ class VidTokDecoder(nn.Module):
     def __init__(self, config: VidTokConfig, dim: int) -> None:
         super().__init__()
         widths, window = [config.width * m for m in config.multipliers][::-1], config.window
-        self.copies = config.total_strides[0] - 1
+        self.copies = config.copies
         self.stem = CausalConv(dim, widths[0], window)
         layers, alone = _middle(widths[0], window), 1
         for i, width in enumerate(widths):
@@ -163,15 +184,18 @@ class HalveTime(nn.Module):
 
     def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b c h w"]:
         """Halve an even number of frames."""
-        carry = None if stream is None else stream.get(self)
-        if carry is None:
-            carry = x[:1] if self.conv.start == "copy" else torch.zeros_like(x[:1])
+        first, second = x.unflatten(0, (x.shape[0] // 2, 2)).unbind(1)
+        if self.conv.start == "around":
+            third = join_frames((first[1:], torch.zeros_like(x[:1])))
+        else:
+            carry = None if stream is None else stream.get(self)
+            if carry is None:
+                carry = x[:1] if self.conv.start == "copy" else torch.zeros_like(x[:1])
+            third = join_frames((carry, second[:-1]))
         if stream is not None:
             stream.put(self, x[-1:])
-        first, second = x.unflatten(0, (x.shape[0] // 2, 2)).unbind(1)
-        before = join_frames((carry, second[:-1]))
         share = self.mix.sigmoid()
-        return share * ((before + first + second) / 3) + (1 - share) * self.conv(x, stream)
+        return share * ((third + first + second) / 3) + (1 - share) * self.conv(x, stream)
 
 
 class DoubleTime(nn.Module):

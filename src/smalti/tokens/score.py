@@ -16,7 +16,7 @@ from smalti.tokens.plan import load_plan
 from smalti.tokens.reader import TokenSet, decode_row
 from smalti.tokens.shard import TokenRow
 from smalti.tokens.tokenize import Item, apply_view, items_of, media_digest, open_medium
-from smalti.video import to_video
+from smalti.video import latent_frames, to_video
 
 
 def pairs_of_token_set(
@@ -34,12 +34,12 @@ def pairs_of_token_set(
     encoded is passed to `on_bad`. Raises IntegrityError for another tokenizer than the set's.
     """
     tokens.check(tokenizer)
-    time = tokens.tokenizer_info.strides[0]
+    info = tokens.tokenizer_info
     originals = _originals(tokens, root, frames, on_bad or (lambda bad: None))
     for number, (row, original) in enumerate(islice(originals, rows)):
         count = len(original)
         decoded = torch.stack(list(islice(decode_row(tokenizer, row), count)))
-        ids = row.tensor()[None, : 1 + -(-(count - 1) // time)]
+        ids = row.tensor()[None, : latent_frames(count, info.strides[0], info.first_frames)]
         yield Pair(row.key, to_video(original), to_video(decoded), ids, number)
 
 

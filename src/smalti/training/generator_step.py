@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.data.source import mix, sample_rng
+from smalti.errors import ConfigError
 from smalti.families import load as load_tokenizer
 from smalti.generation import (
     Condition,
@@ -83,6 +84,11 @@ def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> 
     classes = rows.classes if config.generator.classes else ()
     fps = next((row.fps for row in tokens), None)
     info = tokens.tokenizer_info
+    if info.first_frames > 1:
+        raise ConfigError(
+            f"data: the tokenizer of this token set puts {info.first_frames} frames into the first latent; token models"
+            " are of videos whose first frame stands alone"
+        )
     origin = Origin(tokenizer=info.fingerprint, strides=info.strides, classes=classes, fps=fps)
     unused = isinstance(model, MaskedTransformer) and model.config.hints
     return GeneratorState(
