@@ -1,6 +1,7 @@
 """An exported tokenizer gives the ids of the tokenizer, whole and streamed, where there is no smalti."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,13 +14,14 @@ from smalti.errors import ConfigError, MachineError
 from smalti.files import check_manifest
 from smalti.pipeline.parity import margins
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import TokenizerConfig
+from smalti.tokenizer import ConditionalConfig, TokenizerConfig
 from tests.randomise import random_tokenizer
 
 ABSENT = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
 with_onnx = pytest.mark.skipif(bool(ABSENT), reason="needs the extra `export`")
 SMALL = {"width": 16, "multipliers": (1, 2), "depth": 1, "decoder_depth": 1, "middle": 0}
 IMAGE = TokenizerConfig(**SMALL, strides=((1, 2),), patch=2, quantizer=LFQConfig(bits=8))
+CONDITIONAL = ConditionalConfig(image=IMAGE, group=2, width=8)
 VIDEO = TokenizerConfig(**SMALL, strides=((2, 2),), patch=2, quantizer=DSQConfig(levels=(5, 4, 3)), time_kernel=3)
 
 
@@ -117,6 +119,87 @@ def test_a_stream_of_chunks_gives_the_ids_and_pixels_of_the_whole(tmp_path):
     parity = json.loads((folder / "parity.json").read_text())["programs"]
     assert {name for name, row in parity.items() if "ids" in row} == {"encode", "encode_step"}
     assert all(row["differing"] == row["ties"] for row in parity.values() if "ids" in row)
+
+
+WITHOUT = """
+import json, pathlib, sys
+sys.modules["smalti"] = None  # an import of it fails
+import torch
+
+folder, cases = pathlib.Path(sys.argv[1]), torch.load(sys.argv[2], weights_only=True)
+about = json.loads((folder / "config.json").read_text())["programs"]
+run = {name: torch._inductor.aoti_load_package(str(folder / one["file"])) for name, one in about.items()}
+
+def same(found, wanted):
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-5 * found.is_floating_point()), found.shape
+
+for case in cases:
+    for kind, axis in (("encode", 2), ("decode", 1)):
+        x, y, sizes = case[kind]
+        if not sizes or case["whole"]:
+            same(run[kind](x)[0], y)
+        parts, state = [], []
+        for number, chunk in enumerate(x.split(sizes, axis) if sizes else ()):
+            found, *state = run[f"{kind}_step" if number else kind](chunk.contiguous(), *state)
+            parts.append(found)
+        if parts:
+            same(torch.cat(parts, 3 - axis), y)
+print(len(cases), sorted(run))
+"""
+
+
+def case(tokenizer, size, chunks=(), whole=True):
+    """Inputs and results of a tokenizer, and the lengths of the chunks of its video and of its ids."""
+    video = torch.rand(size) * 2 - 1
+    with torch.no_grad():
+        ids = tokenizer.encode(video)
+        pixels = tokenizer.decode(ids)
+    tokens = [1] * ids.shape[1] if chunks else []
+    return {"encode": (video, ids, list(chunks)), "decode": (ids, pixels, tokens), "whole": whole}
+
+
+SIZES = ((1, 3, 1, 4, 4), (2, 3, 1, 33, 18), (3, 3, 1, 12, 40), (1, 3, 3, 7, 50))
+CLIPS = (((1, 3, 7, 16, 20), (1, 2, 2, 2)), ((2, 3, 9, 5, 4), (3, 2, 2, 2)), ((1, 3, 3, 4, 4), (1, 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "halves", "video", "conditional"])
+def test_a_package_runs_in_a_process_without_smalti(tmp_path, kind):
+    config = {"video": VIDEO, "conditional": CONDITIONAL}.get(kind, IMAGE)
+    weights = ("--weights", "float16") if kind == "halves" else ()
+    tokenizer, folder = exported(config, tmp_path, "--to", "pt2", *weights)
+    if weights:
+        with torch.no_grad():
+            for parameter in (*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()):
+                parameter.copy_(parameter.half())
+    if config is IMAGE:
+        cases = [case(tokenizer, size) for size in SIZES]
+    elif config is VIDEO:
+        cases = [case(tokenizer, size, chunks) for size, chunks in CLIPS]
+    else:
+        cases = [case(tokenizer, size, (1, 2, 2), whole=False) for size in [(1, 3, 5, 8, 12), (2, 3, 5, 12, 4)]]
+    torch.save(cases, tmp_path / "cases.pt")
+    command = [sys.executable, "-I", "-c", WITHOUT, str(folder), str(tmp_path / "cases.pt")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    steps = ["decode", "decode_step", "encode", "encode_step"]
+    assert ended.stdout.strip() == f"{len(cases)} {steps if config is not IMAGE else ['decode', 'encode']}"
+    check_manifest(folder)
+    parity = json.loads((folder / "parity.json").read_text())
+    rows = [row for row in parity["programs"].values() if "ids" in row]
+    assert weights or all(row["differing"] == row["ties"] for row in rows)
+    assert sum(row["ids"] for row in rows) > 1_000
+
+
+def test_a_package_needs_a_compiler(tmp_path):
+    saved(IMAGE, tmp_path / "tokenizer")
+    command = [*(sys.executable, "-m", "smalti", "export", "tokenizer", "--to", "pt2", "--out", "out")]
+    environment = {**os.environ, "CXX": "/bin/none"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == MachineError.exit_code
+    assert ended.stderr.strip() == "error: pt2: no C++ compiler found; install g++, or name one by the variable CXX"
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ import time
 import torch
 
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, TokenizerConfig, VidTokConfig, VQGANConfig
+from smalti.tokenizer import (
+    ConditionalConfig,
+    CosmosConfig,
+    OpenMagvit2Config,
+    TokenizerConfig,
+    VidTokConfig,
+    VQGANConfig,
+)
 from smalti.tokenizer.graphs import graph_of, programs
 from tests.randomise import random_tokenizer
 
@@ -49,6 +56,9 @@ CONFIGS = {
     ),
     "vidtok 1.0": VidTokConfig(**VIDTOK, time_down=(0, 1), time_up=(1, 2)),
     "vidtok 1.1": VidTokConfig(**VIDTOK | LATER, time_down=(1, 2), time_up=(1, 2)),
+    "conditional": ConditionalConfig(
+        image=TokenizerConfig(**CNN, quantizer=BITS, strides=((1, 2),)), group=3, width=8, decoder_depth=(1, 1)
+    ),
     "cosmos image": CosmosConfig(**COSMOS, strides=((1, 2), (1, 1)), patch=2),
     "cosmos video": CosmosConfig(**COSMOS, time_kernel=3, patch=4),
 }  # fmt: skip
@@ -99,20 +109,28 @@ def graphs(name, config):
 def inputs_of(tokenizer, program, size):
     """The inputs of a program for a video of some size, its past by running what comes before."""
     batch, groups, height, width = size
-    s = tokenizer.strides[0]
-    step = program.name.endswith(("_step", "_last"))
-    first = torch.rand(batch, 3, 1 + groups * s, height, width) * 2 - 1
     run = program.name.partition("_")[0]
-    if run == "decode":
-        first = tokenizer.encode(first)
-    if not step:
-        return (first,)
-    stream_inputs = {p.name: p for p in programs(tokenizer)}
-    start = stream_inputs.get(f"{run}_start", stream_inputs[run])
-    chunk = torch.rand(batch, 3, max(1, groups) * s, height, width) * 2 - 1
-    if run == "decode":
-        chunk = tokenizer.encode(torch.rand(batch, 3, 1 + max(1, groups) * s, height, width))[:, 1:]
-    return (chunk, *start.module(first)[1:])
+    if not program.name.endswith(("_step", "_last")):
+        return (input_of(tokenizer, run, (batch, 0 if is_fixed(program) else groups, height, width)),)
+    before = {p.name: p for p in programs(tokenizer)}
+    start = before.get(f"{run}_start", before[run])
+    first = input_of(tokenizer, run, (batch, 0 if is_fixed(start) else groups, height, width))
+    later = input_of(tokenizer, run, (batch, 1 if is_fixed(program) else max(1, groups), height, width))
+    chunk = later[:, :, 1:] if run == "encode" else later[:, 1:]
+    return (chunk.contiguous(), *start.module(first)[1:])
+
+
+def is_fixed(program):
+    """Whether a program takes one number of frames alone."""
+    (name, axes), *_ = program.inputs.items()
+    return (2 if name == "video" else 1) not in axes
+
+
+def input_of(tokenizer, run, size):
+    """A video of a first frame and some groups, or its ids."""
+    batch, groups, height, width = size
+    video = torch.rand(batch, 3, 1 + groups * tokenizer.strides[0], height, width) * 2 - 1
+    return tokenizer.encode(video) if run == "decode" else video
 
 
 def compiled(name, config):

@@ -129,7 +129,9 @@ def _put_programs(name: str, folder: Path, place: str, progress: Progress | None
         kept = {key: facts[key] for key in ("strides", "levels", "codebook_size", "fingerprint", "is_causal")}
         files = {key: f"{place}/{Path(about['file']).name}" for key, about in config["programs"].items()}
         is_onnx = config["to"] == "onnx"
-    except (KeyError, TypeError):
+        # Conditional tokens: `encode` takes the first frame alone, and the other groups come one after the other.
+        kept["starts_alone"] = isinstance(config["programs"]["encode"]["inputs"]["video"]["shape"][2], int)
+    except (KeyError, TypeError, IndexError):
         raise IntegrityError(f"{name}: its config.json is not one that `smalti export` writes") from None
     if not is_onnx:
         raise InputError(f"{name}: holds no ONNX programs; `smalti export --to onnx` writes them")

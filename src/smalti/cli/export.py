@@ -13,8 +13,8 @@ def export_command(
     tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     to: Annotated[
-        Literal["onnx"],
-        typer.Option(help="Runtime: ONNX Runtime, anywhere."),
+        Literal["onnx", "pt2"],
+        typer.Option(help="Runtime: ONNX Runtime anywhere, or torch on processors of this kind."),
     ] = "onnx",
     weights: Annotated[
         Literal["float32", "float16"],
@@ -22,7 +22,7 @@ def export_command(
     ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a tokenizer as programs of ONNX that run without smalti.
+    """Write a tokenizer as programs that run without smalti: ONNX, or torch's AOTInductor.
 
     \b
     encode and decode take any batch, length, height and width; a video tokenizer
@@ -33,7 +33,7 @@ def export_command(
     Examples:
       smalti export smalti/tiny-image --out tiny-onnx
       smalti export smalti/tiny-video --weights float16 --out tiny-video-onnx
-      smalti export runs/mine --out mine-onnx
+      smalti export runs/mine --to pt2 --out mine-pt2
     """
     from smalti.pipeline.export import export
 

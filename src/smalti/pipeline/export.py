@@ -36,7 +36,7 @@ def export(
     weights: WeightType = "float32",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a tokenizer as programs for ONNX Runtime and compare their ids with its own.
+    """Write a tokenizer as programs for ONNX Runtime, or for torch alone, and compare their ids with its own.
 
     `encode.onnx` takes `video`, float32 `batch 3 frames height width` in [-1, 1] of any size, and gives `ids`, int64
     `batch latents rows columns`; `decode.onnx` takes `ids` and gives `video`, which is to be cropped to the size of the
@@ -54,12 +54,13 @@ def export(
     Args:
         tokenizer: a tokenizer or its name, as `smalti.load` takes it.
         out: folder to write; it must not exist.
-        to: `onnx`, for ONNX Runtime anywhere, a browser included.
+        to: `onnx`, for ONNX Runtime anywhere, a browser included, or `pt2`, AOTInductor's packages, compiled for
+            processors of this kind, which torch runs without smalti.
         weights: `float16` keeps the weights in half the space, and computes with them in float32.
         progress: called after each program.
 
-    Returns the content of parity.json. Raises ConfigError where `out` is there, MachineError where a package is
-    absent, and, with float32 weights, where an id differs by more than rounding: nothing is then written.
+    Returns the content of parity.json. Raises ConfigError where `out` is there, MachineError where a package or a C++
+    compiler is absent, and, with float32 weights, where an id differs by more than rounding: nothing is then written.
     """
     check_arguments(export, locals())
     check_out_folder("out", out)
@@ -70,18 +71,18 @@ def export(
             f"{tokenizer}: a token set, no tokenizer; `smalti decode SET --to npy` writes its ids as .npy"
         )
     own = copy.deepcopy(tokenizer) if isinstance(tokenizer, Tokenizer) else load(tokenizer)
-    check_packages()
+    check_packages(to)
     own = own.to(device="cpu", dtype=torch.float32).eval()
     with new_folder(Path(out)) as folder:
-        parts, about = programs(copy.deepcopy(own)), {}
+        parts, about = programs(copy.deepcopy(own), one_group=to == "pt2"), {}
         for number, program in enumerate(parts, 1):
-            about[program.name] = write_program(program, folder, weights)
+            about[program.name] = write_program(program, folder, to, weights)
             if progress is not None:
                 progress(number, len(parts), about[program.name]["file"])
-        agreement = Agreement(own, Exported(folder, about))
+        agreement = Agreement(own, Exported(folder, about, to))
         for name, video in _media(own):
             agreement.add(name, video)
-        parity = {"weights": weights, "programs": agreement.counts, **_versions()}
+        parity = {"weights": weights, "programs": agreement.counts, **_versions(to)}
         _check(agreement, to, weights)
         write_json(folder / "config.json", _config(own, to, weights, about))
         write_json(folder / "parity.json", parity)
@@ -122,7 +123,9 @@ def _check(agreement: Agreement, to: Target, weights: WeightType) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
+def _versions(to: Target) -> dict[str, str]:
+    if to == "pt2":
+        return {"torch": torch.__version__}
     import onnx
     import onnxruntime
 

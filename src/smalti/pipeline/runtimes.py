@@ -1,9 +1,9 @@
-"""Programs of a tokenizer as files of another runtime, ONNX, and running them."""
+"""Programs of a tokenizer as files of another runtime, ONNX or AOTInductor's packages, and running them."""
 
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,26 +15,45 @@ from torch import Tensor
 from smalti.errors import MachineError
 from smalti.tokenizer.graphs import Program, graph_of
 
-Target = Literal["onnx"]
+Target = Literal["onnx", "pt2"]
 WeightType = Literal["float32", "float16"]
 
 _OPSET = 20
 
 
-def check_packages() -> None:
-    """Raise MachineError where a package of the extra `export` is not installed."""
-    needed = ("onnx", "onnxscript", "onnxruntime")
-    absent = [name for name in needed if find_spec(name) is None]
+def check_packages(to: Target) -> None:
+    """Raise MachineError where what a target needs is not installed: the extra `export`, or a C++ compiler."""
+    if to == "pt2":
+        _check_compiler()
+        return
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if absent:
         raise MachineError(f"{', '.join(absent)}: not installed; pip install 'smalti[export]'")
 
 
-def write_program(program: Program, folder: Path, weights: WeightType) -> dict[str, Any]:
-    """Write `NAME.onnx` and return its description: file, inputs and outputs with type and shape."""
-    path = folder / f"{program.name}.onnx"
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise MachineError("pt2: no C++ compiler found; install g++, or name one by the variable CXX") from None
+
+
+def write_program(program: Program, folder: Path, to: Target, weights: WeightType) -> dict[str, Any]:
+    """Write `NAME.onnx` or `NAME.pt2` and return its description: file, inputs and outputs with type and shape.
+
+    Raises MachineError where the compiler fails that `pt2` needs.
+    """
+    path = folder / f"{program.name}.{to}"
     with _quiet():
         graph = graph_of(program, half=weights == "float16")
-        shapes = _write_onnx(program, graph, path)
+        shapes = _shapes(program, graph)
+        if to == "onnx":
+            _write_onnx(program, graph, path, shapes)
+        else:
+            _write_pt2(graph, path)
     ports = {
         name: {"type": _type_of(node), "shape": shape}
         for (name, shape), node in zip(shapes.items(), _ports(graph), strict=True)
@@ -47,7 +66,9 @@ def write_program(program: Program, folder: Path, weights: WeightType) -> dict[s
     }
 
 
-def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Path) -> dict[str, list[int | str]]:
+def _write_onnx(
+    program: Program, graph: torch.export.ExportedProgram, path: Path, shapes: Mapping[str, list[int | str]]
+) -> None:
     made = torch.onnx.export(
         graph,
         input_names=list(program.inputs),
@@ -58,7 +79,6 @@ def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Pat
     )
     if made is None:  # what the older exporter returns
         raise MachineError("torch.onnx: gave no program; update torch")
-    shapes = _shapes(program, graph)
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):
         if value.name is not None and value.shape is not None:
             value.shape = type(value.shape)(shapes[value.name])
@@ -67,7 +87,17 @@ def _write_onnx(program: Program, graph: torch.export.ExportedProgram, path: Pat
         for value in node.outputs:
             value.metadata_props.clear()
     made.save(path, external_data=False)
-    return shapes
+
+
+def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import CppCompileError
+
+    try:
+        aoti_compile_and_package(graph, package_path=str(path))
+    except CppCompileError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise MachineError(f"pt2: the C++ compiler failed ({reason}); install a newer g++") from None
 
 
 def _ports(graph: torch.export.ExportedProgram) -> list[Tensor]:
@@ -118,22 +148,40 @@ def _quiet() -> Iterator[None]:
 
 
 class Exported:
-    """The programs in a folder, to be run on tensors by ONNX Runtime."""
+    """The programs in a folder, to be run on tensors by ONNX Runtime or by torch."""
 
-    def __init__(self, folder: Path, programs: Mapping[str, Mapping[str, Any]]) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+    def __init__(self, folder: Path, programs: Mapping[str, Mapping[str, Any]], to: Target) -> None:
         self.programs = programs
-        self._sessions = {
-            name: onnxruntime.InferenceSession(folder / about["file"], options, providers=["CPUExecutionProvider"])
-            for name, about in programs.items()
-        }
+        load = _load_onnx if to == "onnx" else _load_pt2
+        self._runs = {name: load(folder / about["file"], list(about["inputs"])) for name, about in programs.items()}
 
     def run(self, name: str, *inputs: Tensor) -> Sequence[Tensor]:
         """Run a program on its inputs, in their order."""
-        names = self.programs[name]["inputs"]
+        return self._runs[name](*inputs)
+
+
+def _load_onnx(path: Path, names: Sequence[str]) -> Callable[..., Sequence[Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
         arrays = {port: tensor.cpu().numpy() for port, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in self._sessions[name].run(None, arrays)]
+        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+    return run
+
+
+def _load_pt2(path: Path, names: Sequence[str]) -> Callable[..., Sequence[Tensor]]:
+    from torch._inductor import aoti_load_package
+
+    package = aoti_load_package(str(path))
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        outputs: Sequence[Tensor] = package(*inputs)
+        return outputs
+
+    return run

@@ -4,6 +4,9 @@
 past of every causal layer as inputs and outputs: `encode` and `decode` give the past after the first chunk,
 `encode_step` and `decode_step` take and give it. Where pixels depend on later latents (`lookahead`), the first chunk
 has a program of its own, `decode_start`, and so has the last, `decode_last`.
+
+Conditional tokens are made in a loop over the groups of a video, and a graph has no loop: `encode` and `decode` are of
+the first frame, the steps of one group each, and the past is the frame that was decoded last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smalti.errors import ConfigError
 from smalti.nn.stream import Stream
 from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.tokenizer import Tokenizer
@@ -79,16 +81,16 @@ class _Step(nn.Module):
         return (y, *(() if self.ends else (stream.carries[layer] for layer in self._layers)))
 
 
-def programs(tokenizer: Tokenizer) -> list[Program]:
+def programs(tokenizer: Tokenizer, *, one_group: bool = False) -> list[Program]:
     """Return the programs of a tokenizer, whose results are those of `encode`, `decode` and their streams.
 
-    Raises ConfigError for a conditional tokenizer, whose groups come one after the other: no graph of a fixed number of
-    steps has a video of any length.
+    With `one_group`, a step is of one group alone: the graph of any number of them refuses one where torch runs it.
     """
-    if isinstance(tokenizer.config, ConditionalConfig):
-        raise ConfigError("a tokenizer of conditional tokens loops over the groups of a video: it has no export yet")
     s, h, w = tokenizer.strides
-    sizes = (2, 1 + 2 * s, 5 * h - 1, 7 * w), (3, 1 + 3 * s, 6 * h, 9 * w - 1), (2, 2 * s, 5 * h - 1, 7 * w)
+    alone = isinstance(tokenizer.config, ConditionalConfig)
+    start = 1 if alone else 1 + 2 * s
+    frames = s if one_group or alone else 2 * s
+    sizes = (2, start, 5 * h - 1, 7 * w), (3, start, 6 * h, 9 * w - 1), (2, frames, 5 * h - 1, 7 * w)
     with torch.no_grad():
         video, other, chunk = (_noise(*size).to(tokenizer.device) for size in sizes)
         ids = tokenizer.encode(video)
@@ -98,13 +100,24 @@ def programs(tokenizer: Tokenizer) -> list[Program]:
                 Program("encode", _Whole(tokenizer, "encode", ()), (video,), {"video": _VIDEO}, ("ids",)),
                 Program("decode", _Whole(tokenizer, "decode", ()), (ids,), {"ids": _IDS}, ("video",)),
             ]
+        later = ids[:, -(frames // s) :].contiguous()
+        fixed = _Fixed(alone, one_group or alone)
         return [
-            *_streamed(tokenizer, "encode", (video, other), chunk),
-            *_streamed(tokenizer, "decode", (ids, tokenizer.encode(other)), ids[:, 1:]),
+            *_streamed(tokenizer, "encode", (video, other), chunk, fixed),
+            *_streamed(tokenizer, "decode", (ids, tokenizer.encode(other)), later, fixed),
         ]
 
 
-def _streamed(tokenizer: Tokenizer, run: str, firsts: tuple[Tensor, Tensor], chunk: Tensor) -> list[Program]:
+class _Fixed(NamedTuple):
+    """Chunks of a stream that have a number of frames of their own, and not any."""
+
+    start: bool
+    step: bool
+
+
+def _streamed(
+    tokenizer: Tokenizer, run: str, firsts: tuple[Tensor, Tensor], chunk: Tensor, fixed: _Fixed
+) -> list[Program]:
     """Return the whole and the steps of `encode` or `decode`, by examples of first chunks of two sizes and of a later
     one."""
     past, others = (_past(tokenizer, run, first) for first in firsts)
@@ -114,19 +127,24 @@ def _streamed(tokenizer: Tokenizer, run: str, firsts: tuple[Tensor, Tensor], chu
     free = [_free_axes(past[layer], others[layer]) for layer in layers]
     names = [f"{number:02d}" for number in range(len(layers))]
     x, axes, y = ("video", _VIDEO, "ids") if run == "encode" else ("ids", _IDS, "video")
-    inputs = {x: axes, **{f"state_in_{n}": dims for n, dims in zip(names, free, strict=True)}}
+    still = {axis: word for axis, word in axes.items() if word not in ("frames", "latents")}
+    inputs = {
+        x: still if fixed.step else axes,
+        **{f"state_in_{n}": dims for n, dims in zip(names, free, strict=True)},
+    }
     outputs = (y, *(f"state_out_{n}" for n in names))
     waits = run == "decode" and tokenizer.lookahead > 0
     carries = (chunk, *(past[layer] for layer in layers))
 
     def step(name: str, *, ends: bool) -> Program:
         module = _Step(tokenizer, run, layers, marks, ends=ends)
-        multiple = tokenizer.strides[0] if run == "encode" else 1
+        multiple = tokenizer.strides[0] if run == "encode" and not fixed.step else 1
         return Program(name, module, carries, inputs, (y,) if ends else outputs, multiple)
 
     if not waits:
-        whole = Program(run, _Whole(tokenizer, run, layers), firsts[:1], {x: axes}, outputs)
-        return [whole, step(f"{run}_step", ends=False)]
+        whole = _Whole(tokenizer, run, layers)
+        first = Program(run, whole, firsts[:1], {x: still if fixed.start else axes}, outputs)
+        return [first, step(f"{run}_step", ends=False)]
     start = _Whole(tokenizer, run, layers, ends=False)
     return [
         Program(run, _Whole(tokenizer, run, ()), firsts[:1], {x: axes}, (y,)),

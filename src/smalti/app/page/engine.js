@@ -72,7 +72,7 @@ class BrowserTokenizer extends AnyTokenizer {
     super(facts);
     this.programs = programs;
     this.files = facts.files;
-    programs.call("open", { name: facts.name, files: facts.files, strides: facts.strides });
+    programs.call("open", { name: facts.name, files: facts.files, strides: facts.strides, startsAlone: facts.starts_alone });
   }
 
   /** Encode { pixels: Uint8Array of t h w 3, t, h, w }; return { grid, seconds }. */

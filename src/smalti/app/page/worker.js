@@ -1,7 +1,7 @@
 // The tokenizers of the page: ONNX programs run by onnxruntime-web, off the page's own thread.
 import * as ort from "./ort/ort.js";
 
-const opened = new Map(); // name -> { files, strides, sessions }
+const opened = new Map(); // name -> { files, strides, startsAlone, sessions }
 const streams = new Map(); // number -> Stream
 let ready = null;
 
@@ -166,6 +166,35 @@ class Stream {
   }
 }
 
+/** Encode a whole video with programs of a first frame and of one group each: those of conditional tokens. */
+async function encodeByGroups(name, pixels, { t, h, w }) {
+  const stream = new Stream(name);
+  const [s] = stream.strides;
+  const frame = (f) => pixels.subarray(Math.min(f, t - 1) * h * w * 3, (Math.min(f, t - 1) + 1) * h * w * 3);
+  const begun = performance.now();
+  const found = [await stream.encode([frame(0)], { h, w })];
+  for (let f = 1; f < t; f += s) found.push(await stream.encode(Array.from({ length: s }, (_, i) => frame(f + i)), { h, w }));
+  const [, , gh, gw] = found[0].dims;
+  const data = Float64Array.from(found.flatMap((ids) => [...toNumbers(ids.data)]));
+  return { grid: { data, t: found.length, h: gh, w: gw }, seconds: (performance.now() - begun) / 1000 };
+}
+
+/** Decode ids as `encodeByGroups` encodes: each group after the frames before it. */
+async function decodeByGroups(name, grid, { t, h, w }) {
+  const stream = new Stream(name);
+  const begun = performance.now();
+  const row = grid.h * grid.w;
+  const frames = [];
+  for (let i = 0, made = 0; i < grid.t; i++) {
+    const ids = idTensor({ ...grid, data: grid.data.slice(i * row, (i + 1) * row), t: 1 });
+    const video = await stream.run("decode", i ? "decode_step" : "decode", ids);
+    const count = Math.min(video.dims[2], t - made);
+    frames.push(toPixels(video, { t: count, h, w }));
+    made += count;
+  }
+  return { pixels: new Uint8Array(await new Blob(frames).arrayBuffer()), seconds: (performance.now() - begun) / 1000 };
+}
+
 const operations = {
   startStream({ name, stream }) {
     streams.set(stream, new Stream(name));
@@ -184,12 +213,13 @@ const operations = {
     return {};
   },
 
-  open({ name, files, strides }) {
-    opened.set(name, { files, strides, sessions: {} });
+  open({ name, files, strides, startsAlone }) {
+    opened.set(name, { files, strides, startsAlone, sessions: {} });
     return {};
   },
 
   async encode({ name, pixels, size }) {
+    if (opened.get(name).startsAlone) return encodeByGroups(name, pixels, size);
     const session = await program(name, "encode");
     const begun = performance.now();
     const { strides } = opened.get(name);
@@ -200,6 +230,7 @@ const operations = {
   },
 
   async decode({ name, grid, size }) {
+    if (opened.get(name).startsAlone) return decodeByGroups(name, grid, size);
     const session = await program(name, "decode");
     const begun = performance.now();
     const found = await session.run({ [session.inputNames[0]]: idTensor(grid) });
