@@ -2,10 +2,11 @@
 
     python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
     python -m benchmarks.gpu_training image datasets --seconds 240 --out tiny-image-2
-    python -m benchmarks.gpu_training conditional datasets --init tiny-image-2 --seconds 350 --out tiny-video-conditional
+    python -m benchmarks.gpu_training conditional datasets --init tiny-image-2 --seconds 350 --out conditional
 
 A probe of the same run says how many steps fit; the learning rates' cosine then spans those. `OUT` is the tokenizer in
-half precision with its training.yaml; OUT-figures.json beside it has the speed and the curves, OUT-curves.png draws them.
+half precision with its training.yaml; OUT-figures.json beside it has the speed and the curves, OUT-curves.png the
+curves drawn.
 """
 
 import argparse
@@ -84,9 +85,7 @@ def image(data: Path, steps: int, workers: int) -> TokenizerTraining:
     """Return the run of the image tokenizer."""
     held_out = ImagesConfig(path=data / "ImageNet/validation", size=128, crop="center", flip=False)
     run = {"batch_size": 128, "entropy_boost": 19.0, "validation_limit": 118, "ema": 0.999}
-    return TokenizerTraining(
-        tokenizer=IMAGE, data=images(data), validation=held_out, **run, **common(steps, workers)
-    )
+    return TokenizerTraining(tokenizer=IMAGE, data=images(data), validation=held_out, **run, **common(steps, workers))
 
 
 def conditional(data: Path, steps: int, workers: int, init: Path) -> TokenizerTraining:
