@@ -1,11 +1,16 @@
 """What runs survive: random kills, every failpoint, signals, readers that go away, full disks.
 
-    python -m benchmarks survival
+    python -m benchmarks survival                        all of it: an hour of one core
+    python -m benchmarks.survival SIGKILL 25             endings of this name, so many times each: minutes
+    python -m benchmarks.survival failpoint
 
 A run of 16 steps with a discriminator is disturbed at a random moment and resumed, again and again until it ends; then
-its last checkpoint is compared with that of an undisturbed run, byte for byte. The moments differ from call to call.
+its last checkpoint is compared with that of an undisturbed run, byte for byte. The same with a token set and a `.smt`
+file at their failpoints. The moments differ from call to call. Parts of one commit add up in results/survival.json;
+the rows of another are dropped.
 """
 
+import json
 import os
 import random
 import signal
@@ -14,20 +19,30 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.utils.tensorboard
 
-from smalti.errors import SmaltiError
-from smalti.files import MANIFEST, check_manifest, sha256
+import smalti
+from benchmarks.measure import RESULTS, write
+from smalti import files
+from smalti.codec.format import Reader
+from smalti.data import read_clip, write_video
+from smalti.data.bundled import photos, videos
+from smalti.errors import InputError, SmaltiError
+from smalti.families.names import TINY_IMAGE, TINY_VIDEO
+from smalti.files import MANIFEST, check_manifest, remove_leftovers, sha256
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
 from smalti.progress import say
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
+from smalti.tokens.plan import PROVENANCE, load_plan
+from smalti.tokens.shard import read_report
 from smalti.training.fit import logged_lines
 
 SETTINGS = (
@@ -35,18 +50,38 @@ SETTINGS = (
     *("data.size=32", "validation=null", "tokenizer.width=8", "lpips=null", "weights={l2: 1.0, batch_entropy: 0.1}"),
     "gan={discriminator: {kind: patch, width: 8}, adaptive: true, lecam: 0.1, weight: 0.1}",
 )
-FAILPOINTS = (
-    *("write_bytes:before-rename", "new_folder:before-manifest", "new_folder:before-rename"),
-    "new_folder:after-rename",
-)
 UNREADABLE, TORN, OTHER_END = "unreadable", "torn", "other bytes at the end"
-Disturbance = Callable[[Path, random.Random, float], int]
-"""Goes on with the run in a folder, disturbed within about these seconds; returns the exit code, below 0 for a
+WRONG = (UNREADABLE, TORN, OTHER_END)
+
+
+class Work(NamedTuple):
+    """What is disturbed: it goes on where it was when it is begun again."""
+
+    name: str
+    go: Callable[[Path], object]
+    """Begins it in a folder, or goes on."""
+    ends: Callable[[Path], Mapping[str, str]]
+    """Digests of what it has made."""
+    faults: Callable[[Path], Counter[str]]
+    """What a disturbance left that it must not."""
+
+
+Disturbance = Callable[[Work, Path, random.Random, float], int]
+"""Goes on with a work in a folder, disturbed within about these seconds; returns the exit code, below 0 for a
 signal."""
 
 
-def begin(out: Path, before: Callable[[], object] = lambda: None) -> int:
-    """Go on with the run in a process of its own, forked from this one; returns its number."""
+class Ending(NamedTuple):
+    """A way to end a work, and how often it is tried."""
+
+    work: Work
+    disturb: Disturbance
+    times: int
+    on_a_small_disk: bool = False
+
+
+def begin(work: Work, out: Path, before: Callable[[], object] = lambda: None) -> int:
+    """Go on with the work in a process of its own, forked from this one; returns its number."""
     child = os.fork()
     if child:
         return child
@@ -55,8 +90,7 @@ def begin(out: Path, before: Callable[[], object] = lambda: None) -> int:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 2)
         before()
-        config = find("tiny", tiny=True).override(SETTINGS)
-        train(config, out, resume=(out / "config.yaml").exists(), device="cpu", progress=tell)
+        work.go(out)
         code = 0
     except SmaltiError as error:
         code = error.exit_code
@@ -75,8 +109,8 @@ def ended(child: int) -> int:
 
 
 def by_signal(number: int) -> Disturbance:
-    def disturb(out: Path, rng: random.Random, seconds: float) -> int:
-        child = begin(out)
+    def disturb(work: Work, out: Path, rng: random.Random, seconds: float) -> int:
+        child = begin(work, out)
         time.sleep(rng.uniform(0.02, seconds / 2))
         os.kill(child, number)
         return ended(child)
@@ -84,14 +118,37 @@ def by_signal(number: int) -> Disturbance:
     return disturb
 
 
-def by_failpoint(name: str) -> Disturbance:
-    def disturb(out: Path, rng: random.Random, seconds: float) -> int:
-        return ended(begin(out, lambda: os.environ.update(SMALTI_FAULT=name)))
+def by_failpoint(name: str, places: int) -> Disturbance:
+    """Kill it where it comes past a failpoint, at one of the first so many times."""
+
+    def disturb(work: Work, out: Path, rng: random.Random, seconds: float) -> int:
+        fault = f"{name}@{rng.randint(1, places)}"
+        return ended(begin(work, out, lambda: os.environ.update(SMALTI_FAULT=fault)))
 
     return disturb
 
 
-def broken_pipe(out: Path, rng: random.Random, seconds: float) -> int:
+def between_renames(work: Work, out: Path, rng: random.Random, seconds: float) -> int:
+    """Kill it while it replaces its last checkpoint, on a disk that cannot exchange two names in one step.
+
+    A run does so where that checkpoint is not whole: here its manifest is away, and comes back at the end.
+    """
+    while len(checkpoints(out)) < 2:  # the second of the folders that a checkpoint is: it and the tokenizer in it
+        ended(begin(work, out, lambda: os.environ.update(SMALTI_FAULT="new_folder:after-rename@2")))
+    last = checkpoints(out)[-1]
+    hidden = (last / MANIFEST).rename(out.parent / MANIFEST)
+
+    def before() -> None:
+        files._exchange = lambda a, b: False  # what a network disk answers
+        os.environ.update(SMALTI_FAULT="new_folder:between-renames")
+
+    code = ended(begin(work, out, before))
+    remove_leftovers(out)  # as the next one does that begins
+    hidden.rename(last / MANIFEST)
+    return code
+
+
+def broken_pipe(work: Work, out: Path, rng: random.Random, seconds: float) -> int:
     """End the reader of its output at a random moment."""
     reader, writer = os.pipe()
 
@@ -100,16 +157,16 @@ def broken_pipe(out: Path, rng: random.Random, seconds: float) -> int:
         os.dup2(writer, 1)
         os.dup2(writer, 2)
 
-    child = begin(out, redirect)
+    child = begin(work, out, redirect)
     os.close(writer)
     time.sleep(rng.uniform(0.02, seconds / 2))
     os.close(reader)
     return ended(child)
 
 
-def full_disk(out: Path, rng: random.Random, seconds: float) -> int:
+def full_disk(work: Work, out: Path, rng: random.Random, seconds: float) -> int:
     """Fill its disk up to a random rest at a random moment, and make room again when it has ended."""
-    child, filler = begin(out), out.parent / "filler"
+    child, filler = begin(work, out), out.parent / "filler"
     time.sleep(rng.uniform(0.02, seconds / 2))
     status = os.statvfs(out.parent)
     rest = rng.randrange(64 << 10)
@@ -120,14 +177,19 @@ def full_disk(out: Path, rng: random.Random, seconds: float) -> int:
     return code
 
 
-def digests(out: Path) -> Mapping[str, str]:
+def train_on(out: Path) -> None:
+    config = find("tiny", tiny=True).override(SETTINGS)
+    train(config, out, resume=(out / "config.yaml").exists(), device="cpu", progress=tell)
+
+
+def digests_of_run(out: Path) -> Mapping[str, str]:
     """The digest of every file of tensors in the last checkpoint."""
     last = checkpoints(out)[-1]
     return {str(path.relative_to(last)): sha256(path) for path in sorted(last.rglob("*.safetensors"))}
 
 
-def faults(out: Path) -> Counter[str]:
-    """What a disturbance left that it must not: checkpoints that cannot be read, lines of the log in pieces."""
+def faults_of_run(out: Path) -> Counter[str]:
+    """Checkpoints that cannot be read, lines of the log in pieces."""
     found = Counter[str]()
     for folder in checkpoints(out):
         try:
@@ -147,59 +209,175 @@ def faults(out: Path) -> Counter[str]:
     return found
 
 
-def survive(disturb: Disturbance, times: int, folder: Path, quiet: Mapping[str, str], seconds: float) -> Counter[str]:
-    """Disturb runs so many times, each until it ends, and count what went wrong."""
+def tokenize_on(out: Path) -> None:
+    smalti.tokenize(TINY_IMAGE, photos("heldout"), out, size=32, set=["options.shard_files=3"], workers=0, device="cpu")
+
+
+def digests_of_set(out: Path) -> Mapping[str, str]:
+    """The digest of every file but the note about its making and what a dead writer left."""
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name[0] != "."]
+    return {str(path.relative_to(out)): sha256(path) for path in paths if path.name not in ("made.json", PROVENANCE)}
+
+
+def faults_of_set(out: Path) -> Counter[str]:
+    """Plans, reports and shards that cannot be read."""
+    found = Counter[str]()
+    try:
+        plan = load_plan(out)
+        reports = [read_report(plan, shard) for shard in range(plan.shards)]
+    except InputError:
+        return found  # nothing was begun
+    except SmaltiError:
+        return Counter({UNREADABLE: 1})
+    for report in reports:
+        if report is not None:
+            found[TORN] += sha256(plan.shard_path(report.shard)) != report.sha256
+    return found
+
+
+def compress_on(out: Path) -> None:
+    smalti.compress(out.parent / "clip.mp4", out / "clip.smt", TINY_VIDEO, group=5, overwrite=True, device="cpu")
+
+
+def digests_of_file(out: Path) -> Mapping[str, str]:
+    return {path.name: sha256(path) for path in sorted(out.iterdir())}
+
+
+def faults_of_file(out: Path) -> Counter[str]:
+    try:
+        for path in out.glob("*.smt"):
+            with path.open("rb") as file:
+                list(Reader(file, path.name).blocks())
+    except SmaltiError:
+        return Counter({UNREADABLE: 1})
+    return Counter()
+
+
+RUN = Work("train", train_on, digests_of_run, faults_of_run)
+SET = Work("tokenize", tokenize_on, digests_of_set, faults_of_set)
+FILE = Work("compress", compress_on, digests_of_file, faults_of_file)
+FAILPOINTS = {
+    "write_bytes:before-rename": {RUN: 20, SET: 10, FILE: 1},
+    "new_folder:before-manifest": {RUN: 4},
+    "new_folder:before-rename": {RUN: 4},
+    "new_folder:after-rename": {RUN: 4},
+    "write_shard:before-report": {SET: 3},
+    "codec:after-block": {FILE: 3},
+}
+"""How often each work comes past each, about."""
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+ENDINGS: Mapping[str, Ending] = {
+    "train SIGKILL": Ending(RUN, by_signal(signal.SIGKILL), 100),
+    **{
+        f"{work.name} failpoint {name}": Ending(work, by_failpoint(name, places), 10)
+        for name, works in FAILPOINTS.items()
+        for work, places in works.items()
+    },
+    "train failpoint new_folder:between-renames": Ending(RUN, between_renames, 10),
+    **{f"train {name}": Ending(RUN, by_signal(getattr(signal, name)), 20) for name in SIGNALS},
+    "train broken pipe": Ending(RUN, broken_pipe, 20),
+    "train full disk": Ending(RUN, full_disk, 20, on_a_small_disk=True),
+}
+
+
+def survive(ending: Ending, times: int, folder: Path, quiet: Mapping[str, str], seconds: float) -> Counter[str]:
+    """Disturb a work so many times, each until it ends, and count what went wrong."""
+    work, disturb = ending.work, ending.disturb
     found, rng, number = Counter[str](disturbed=0, runs=0), random.Random(), 0
     while found["disturbed"] < times:
         number += 1
+        if number > 20 + 2 * times:
+            raise RuntimeError(f"{work.name} ended {number - 1} times before it could be disturbed")
         out, code = folder / f"run-{number}", -1
         for _ in range(200):
-            code = disturb(out, rng, seconds)
+            code = disturb(work, out, rng, seconds)
             if code == 0:
                 seconds = max(0.2, seconds * 0.8)  # it ended before: the machine is faster than it was
                 break
             seconds *= 1.02
             found["disturbed"] += 1
-            found += faults(out) if out.exists() else Counter()
+            found += work.faults(out) if out.exists() else Counter()
             if found["disturbed"] >= times:
                 break
         if code:
-            code = ended(begin(out))
+            code = ended(begin(work, out))
         elif disturb is broken_pipe:
             found["disturbed"] += 1
         found["runs"] += 1
-        found[OTHER_END] += code != 0 or digests(out) != quiet
+        found[OTHER_END] += code != 0 or work.ends(out) != quiet
         subprocess.run(["rm", "-rf", str(out)], check=True)
     return found
 
 
-def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
-    torch.set_num_threads(1)
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount 12 MB of memory in a folder, which needs the rights of root."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def row_of(name: str, times: int) -> dict[str, object]:
+    """Try an ending so many times, after an undisturbed work whose end is that of all."""
+    ending = ENDINGS[name]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        write_video(folder / "clip.mp4", read_clip(sorted(videos("heldout").iterdir())[0], 12)[:, ::2, ::2], 24)
         began = time.monotonic()
-        if ended(begin(folder / "quiet")):
-            raise RuntimeError("the undisturbed run failed")
-        seconds, quiet = time.monotonic() - began, digests(folder / "quiet")
-        small = folder / "small"
-        small.mkdir()
-        endings: dict[str, tuple[Disturbance, int]] = {"SIGKILL": (by_signal(signal.SIGKILL), 100)}
-        endings |= {f"failpoint {name}": (by_failpoint(name), 5) for name in FAILPOINTS}
-        endings |= {n: (by_signal(getattr(signal, n)), 20) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")}
-        endings |= {"broken pipe": (broken_pipe, 20)}
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True, check=False
-        )
-        if not mounted.returncode:  # needs the rights of root
-            endings["full disk"] = (full_disk, 20)
-        rows: list[Mapping[str, object]] = []
-        try:
-            for name, (disturb, times) in endings.items():
-                found = survive(disturb, times, small if name == "full disk" else folder, quiet, seconds)
-                wrong = {what: found[what] for what in (UNREADABLE, TORN, OTHER_END)}
-                rows.append({"ending": name, "times": found["disturbed"], "runs": found["runs"], **wrong})
-                print(rows[-1], file=sys.stderr, flush=True)
-        finally:
-            if not mounted.returncode:
-                subprocess.run(["umount", str(small)], check=False)
-    return "runs that were disturbed at random moments and resumed to their end", rows
+        if ended(begin(ending.work, folder / "quiet")):
+            raise RuntimeError(f"the undisturbed {ending.work.name} failed")
+        seconds, quiet = time.monotonic() - began, ending.work.ends(folder / "quiet")
+        with small_disk(folder / "small") if ending.on_a_small_disk else nullcontext():
+            place = folder / "small" if ending.on_a_small_disk else folder
+            found = survive(ending, times, place, quiet, seconds)
+    row = {"ending": name, "times": found["disturbed"], "runs": found["runs"], **{what: found[what] for what in WRONG}}
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+NOTE = "works that were disturbed at random moments or at failpoints and begun again to their end, all at commit {}"
+
+
+def commit() -> str:
+    """The commit whose code runs here; RuntimeError where the code has been changed since."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).resolve().parents[1]
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    if git("status", "--porcelain", "--", "src", "benchmarks/*.py"):
+        raise RuntimeError("the code has changes that are not committed: the figures would be of no commit")
+    return git("rev-parse", "--short=10", "HEAD")
+
+
+def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
+    torch.set_num_threads(1)
+    return NOTE.format(commit()), [row_of(name, ending.times) for name, ending in ENDINGS.items()]
+
+
+def add(row: Mapping[str, object]) -> None:
+    """Add a part to the row of its ending in results/survival.json, which holds rows of this commit only."""
+    path, note = RESULTS / "survival.json", NOTE.format(commit())
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = {kept["ending"]: kept for kept in before.get("rows", []) if before["note"] == note}
+    kept = rows.get(row["ending"], {})
+    summed = {key: kept.get(key, 0) + value if isinstance(value, int) else value for key, value in row.items()}
+    rows = {**rows, str(row["ending"]): summed}
+    write("survival", [rows[name] for name in ENDINGS if name in rows], note=note)
+
+
+def main(name: str, times: str = "") -> None:
+    """Try the endings whose names contain a text, each so many times or as often as in a whole measurement."""
+    chosen = [ending for ending in ENDINGS if name in ending]
+    if not chosen:
+        raise SystemExit(f"no ending is called {name}; there are: {', '.join(ENDINGS)}")
+    torch.set_num_threads(1)
+    for ending in chosen:
+        add(row_of(ending, int(times) if times else ENDINGS[ending].times))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

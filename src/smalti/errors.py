@@ -3,11 +3,17 @@
 A message is one line: what is wrong, where (file, field, row), and how to fix it.
 """
 
+from smalti.text import escape
+
 
 class SmaltiError(Exception):
     """A fault with a one-line message and a fixed exit code."""
 
     exit_code = 70
+
+    def __str__(self) -> str:
+        """Return the message on one line, also where it shows a name from a file that has line breaks in it."""
+        return escape(super().__str__())
 
 
 class ConfigError(SmaltiError):

@@ -39,9 +39,13 @@ _REMEDIES = {
 
 
 def failpoint(name: str) -> None:
-    """Die here by SIGKILL if the environment asks for it; the fault tests kill at exact places this way."""
-    if os.environ.get("SMALTI_FAULT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Die here by SIGKILL if SMALTI_FAULT asks for it: NAME, or NAME@N for the N-th time that a process comes here. The
+    fault tests kill at exact places this way."""
+    wanted, _, times = os.environ.get("SMALTI_FAULT", "").partition("@")
+    if wanted == name:
+        if times in ("", "1"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.environ["SMALTI_FAULT"] = f"{name}@{int(times) - 1}"
 
 
 @contextmanager

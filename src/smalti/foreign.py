@@ -31,8 +31,8 @@ DIRECTORY = 32 << 20
 """Bytes of the largest zip directory that is read: about half a million members."""
 PROGRAM = 16 << 20
 """Bytes of the longest TorchScript program that is read."""
-DEPTH, VISITS = 128, 1_000_000
-"""Levels of the deepest tree that is named, and most entries of it; those that are there twice count twice."""
+DEPTH, VISITS, REPEATS = 128, 1_000_000, 100_000
+"""Levels of the deepest tree that is named, most entries of it, and most of those in parts that were named before."""
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # how files of torch.save before 1.6 begin
 
@@ -89,17 +89,21 @@ def leaves(tree: object) -> list[tuple[str, object]]:
     Raises IntegrityError for a tree that is too deep, or whose parts hold each other over and over.
     """
     found: list[tuple[str, object]] = []
-    above = set[int]()
-    left = VISITS
+    above, before = set[int](), set[int]()
+    left, left_of_repeats = VISITS, REPEATS
 
     def collect(node: object, name: str) -> None:
-        nonlocal left
+        nonlocal left, left_of_repeats
         array = _array(node) if isinstance(node, Foreign) else None
         parts = [] if array is not None else _branches(node)
         if not parts and not isinstance(node, dict | list | tuple):
             found.append((name, node if array is None else array))
-        left -= len(parts) * (1 + len(name) // 100)
-        if left < 0:
+        cost = len(parts) * (1 + len(name) // 100)
+        left -= cost
+        if parts and id(node) in before:  # by these a small file grows without end
+            left_of_repeats -= cost
+        before.add(id(node))
+        if min(left, left_of_repeats) < 0:
             raise IntegrityError("its parts hold each other over and over; read one part alone")
         if len(above) >= DEPTH:
             raise IntegrityError(f"nested deeper than {DEPTH} levels; read one part alone")
@@ -324,7 +328,7 @@ def _array(record: Foreign) -> np.ndarray | None:
         case _:
             return None
     raw = data.encode("latin-1") if isinstance(data, str) else data
-    if not re.fullmatch("[biufc][0-9]{1,2}", code) or not isinstance(raw, bytes) or not are_sizes(shape):
+    if not re.fullmatch("b1|[iu][1248]|f[248]|c8|c16", code) or not isinstance(raw, bytes) or not are_sizes(shape):
         return None
     kind = np.dtype(f"<{code}")
     if prod(shape) * kind.itemsize != len(raw):

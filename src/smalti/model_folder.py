@@ -28,6 +28,7 @@ from smalti.files import (
     write_json,
 )
 from smalti.hub import hub_fault
+from smalti.text import shorten
 from smalti.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -144,7 +145,8 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
         "of another type": sorted(n for n in own.keys() & tensors.keys() if own[n].dtype != tensors[n].dtype),
     }
     if any(faults.values()):
-        text = "; ".join(f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names)
+        first = {what: ", ".join(map(shorten, names[:5])) for what, names in faults.items() if names}
+        text = "; ".join(f"{len(faults[what])} {what} ({names})" for what, names in first.items())
         raise IntegrityError(f"{path}: does not fit its config: {text}")
     check_finite(tensors, path)
     model.load_state_dict(dict(tensors))

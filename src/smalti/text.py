@@ -10,7 +10,12 @@ def printable(path: Path | str) -> str:
     """Return the path as text on one line, one to one: bytes that are no UTF-8, control characters and `\\` are
     escaped."""
     text = os.fspath(path).replace("\\", "\\\\")
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
+    return escape(text)
+
+
+def escape(text: str) -> str:
+    """Return the text on one line: what is not printable is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def one_line(error: object) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smalti import files
-from smalti.errors import ConfigError, InputError, MachineError, SmaltiError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.files import (
     check_manifest,
     lock,
@@ -83,6 +83,20 @@ def one_line(fault: pytest.ExceptionInfo[SmaltiError], path: Path) -> str:
     assert "\n" not in message
     assert message.startswith(str(path))
     return message
+
+
+def test_a_failpoint_kills_the_first_time_or_the_nth(tmp_path):
+    def write() -> None:
+        for number in range(5):
+            write_bytes(tmp_path / f"{number}", b"new")
+
+    for point, left in {"": {"0"}, "@1": {"0"}, "@3": {"0", "1", "2"}}.items():
+        assert in_child(write, f"write_bytes:before-rename{point}") == KILLED
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == left - {max(left)}
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert in_child(write, "write_bytes:before-rename@6") == 0
 
 
 FOLDER_POINTS = ["before-manifest", "before-rename", "after-rename"]
@@ -335,3 +349,10 @@ def test_a_lock_has_one_holder_and_ends_with_it(tmp_path):
         assert in_child(lambda: lock(path).__enter__()) == ConfigError.exit_code
     with lock(path):
         pass
+
+
+def test_a_message_stays_on_one_line_whatever_a_file_calls_its_parts():
+    for kind in (SmaltiError, InputError, IntegrityError, MachineError):
+        said = str(kind("a.pth: no array 'mu' (there are: a\nb\x1b[2J\u2028c)"))
+        assert said == r"a.pth: no array 'mu' (there are: a\x0ab\x1b[2J\u{2028}c)"
+    assert str(SmaltiError()) == ""

@@ -398,6 +398,24 @@ def test_the_watch_would_see_a_shell_and_an_import(tmp_path):
     assert (tmp_path / CANARY).exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("count", [450, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_mutations_run_nothing_hang_nowhere_and_have_typed_errors(count, tmp_path):
+    """In a process of its own: an audit hook stays for good. `python -m tests.base.mutations` does it in pieces."""
+    command = [sys.executable, "-m", "tests.base.mutations", str(tmp_path / "files"), "--count", str(count)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    done = subprocess.run(
+        [*command, "--seconds", "1e9"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = json.loads(done.stdout)
+    assert state["done"] == sum(state["outcomes"].values()) == count
+    assert not state["faults"], state["faults"][:5]
+    assert not state["canary"]
+    assert state["slowest"] < 5
+    assert state["grown_mb"] < 300
+
+
 def test_absent_files_and_folders(tmp_path):
     with pytest.raises(InputError, match=r"none\.pth: no such file; "):
         read_checkpoint(tmp_path / "none.pth")

@@ -7,6 +7,8 @@ A few containers run always, all of them with `-m slow`; `export` runs where onn
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -51,11 +53,15 @@ VIDEO = {"cosmos, video", "vidtok 1.0", "vidtok 1.1", "vidtok, not causal", "ope
 CLIPS = {"vidtok, not causal", "open-magvit2, video"}
 """Those that are not causal: a video has to be cut into clips."""
 FAST = ["showo", "vidtok, not causal"]
+EXPORTED = {"maskgit", "maskbit", "diffusers-vq", "cosmos, images", "cosmos, video", "vidtok 1.1", "vidtok, not causal",
+            "open-magvit2, video"}  # fmt: skip
+"""Those that are exported where onnx is installed. The others have attention over a quarter of all pixels, which their
+published networks have not: an export compares ids of whole photographs."""
 VERBS = ("info", "import", "reconstruct", "eval", "tokenize", "decode", "compress", "decompress", "export", "train",
          "inflate")  # fmt: skip
 NO_VIDEO_FORM, NO_PLACE = "has no video form", "first latent holds 4 frames"
 REFUSED = {
-    **{("inflate", name): NO_VIDEO_FORM for name in (*SHIPPED, *MADE)},
+    **{("inflate", name): NO_VIDEO_FORM for name in (*SHIPPED, *MADE) if name != "magicmaster"},
     ("compress", "vidtok, not causal"): NO_PLACE,
     ("decompress", "vidtok, not causal"): NO_PLACE,
 }
@@ -129,9 +135,17 @@ def answers(name, home, out, capsys):
     """Verb -> (exit code, standard output, standard error) of each command on a container."""
     place, found = container(name, home), {}
     for verb, arguments in commands(name, place, home, out):
+        if verb == "export" and HAS_ONNX and name not in EXPORTED:
+            continue
+        words = [str(argument) for argument in arguments]
+        if verb == "export" and HAS_ONNX:  # a tracer's sizes are no whole numbers for the checks of annotations
+            ended = subprocess.run(
+                [sys.executable, "-m", "smalti", *words], capture_output=True, text=True, timeout=900
+            )
+            found[verb] = (ended.returncode, ended.stdout, ended.stderr)
+            continue
         capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        found[verb] = (code, *capsys.readouterr())
+        found[verb] = (run(words), *capsys.readouterr())
     return found
 
 
@@ -165,7 +179,7 @@ def check(name, home, out, capsys):
     there = tokenizer.source_ids(ids)
     assert torch.equal(tokenizer.ids_from_source(there, ids.shape[1:]), ids)
     for verb, place in (("inflate", "inflated"), ("compress", "a.smt"), ("export", "onnx")):
-        assert (out / place).exists() == (found[verb][0] == 0), (verb, "nothing half-written")
+        assert (out / place).exists() == (found.get(verb, (1,))[0] == 0), (verb, "nothing half-written")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import smalti
+from smalti.cli.main import run
 from smalti.data.bundled import photos
 from smalti.errors import IntegrityError
 from smalti.families import import_checkpoint, magicmaster, zoo
@@ -122,6 +124,25 @@ def test_the_ten_lines_of_the_tutorial_run(tmp_path, monkeypatch):
     assert there["row"].shape == (1, there["ids"].numel())
     assert json.dumps(there["tokenizer"].source.plain())
     assert smalti.load(FOLDER / "showo_tiny").fingerprint == there["tokenizer"].fingerprint
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_run(tmp_path, monkeypatch, capsys):
+    """With the small weights of the golden in place of the published ones, in a folder with photographs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    for i, photo in enumerate(sorted(photos("heldout").rglob("*.*"))[:2]):
+        Image.open(photo).resize((64, 48)).save(tmp_path / "photos" / f"{i}.jpg")
+    shutil.copy(tmp_path / "photos" / "0.jpg", "photo.jpg")
+    lines = re.search(r"The same from the command line:\n\n```sh\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert len(lines) >= 4
+    for line in lines:
+        words = line.replace("showlab/magvitv2", str(FOLDER / "showo_tiny")).split()
+        more = ["--size", "32", "--workers", "0"] if words[1] == "tokenize" else []
+        more += ["--size", "32"] if words[1] == "eval" else []
+        assert run([*words[1:], *more]) == 0, (line, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,34 @@ def test_the_laws_name_different_rows():
     assert all((a != b).sum() > 100 for a, b in ((found[0], found[1]), (found[1], found[2]), (found[0], found[2])))
 
 
+@pytest.mark.parametrize("by", LAWS)
+@pytest.mark.parametrize("size", [2, 7, 20_000])
+def test_codes_are_recognised_as_the_nearest_row_whatever_the_law_and_how_far_off_they_are_is_told(by, size):
+    """The nearest two rows of all, and the share of the way between them, as one matrix of distances has them."""
+    quantizer = built(torch.float64, size=size, dim=4, by=by)
+    table = quantizer.table().detach()
+    between = 0.7 * table[-1] + 0.3 * table[0]  # for 20,000 rows, the nearest two may lie in other pieces of the table
+    z = torch.randn(40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    codes = torch.cat([z, table[:2] + 0.01, between[None]])
+    rows, share = quantizer.recognise(codes)
+    near = torch.cdist(codes, table).topk(2, largest=False)
+    assert torch.equal(rows[:, 0], near.indices[:, 0])
+    assert torch.allclose(share, near.values[:, 0] / near.values.sum(1), rtol=1e-6, atol=1e-9)
+    assert share.min() >= 0
+    assert share.max() <= 0.5
+
+
+@pytest.mark.parametrize(("nearest", "second"), [(3, 8192), (8192, 3), (8192, 8193), (16_384, 8192)])
+def test_the_second_nearest_row_is_found_in_any_piece_of_the_table(nearest, second):
+    """The first row of a piece, and rows on both sides of it."""
+    quantizer = built(torch.float64, size=20_000, dim=2)
+    with torch.no_grad():
+        quantizer.codebook[nearest], quantizer.codebook[second] = torch.tensor([50.0, 0.0]), torch.tensor([54.0, 0.0])
+    rows, share = quantizer.recognise(torch.tensor([[51.0, 0.0]], dtype=torch.float64))
+    assert rows.item() == nearest
+    assert share.item() == pytest.approx(0.25)
+
+
 def test_of_equal_rows_the_first_is_taken():
     quantizer = built(size=20_000, dim=2)
     with torch.no_grad():

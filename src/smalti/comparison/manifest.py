@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from smalti.errors import ConfigError
+from smalti.errors import ConfigError, IntegrityError
 from smalti.files import read_json, write_json
 from smalti.training.config import TokenizerTraining
 from smalti.version import __version__
@@ -20,17 +20,28 @@ def prepare_comparison(out: Path, settings: Mapping[str, Any], *, resume: bool) 
 
     `settings` holds `contenders`, the configs of the variants by name, and `terms`, the budget. A resumed comparison
     may have more variants and more seeds than before: neither changes what another run learns.
-    Raises ConfigError if anything else differs, or if there is a comparison and `resume` is not set.
+    Raises ConfigError if anything else differs, or if there is a comparison and `resume` is not set, IntegrityError for
+    a file of settings that is damaged.
     """
     path, plain = out / SETTINGS, {**settings, "format": 1}
     if path.is_file():
         if not resume:
             raise ConfigError(f"{out}: contains a comparison already; pass `resume` to continue it, or another `out`")
-        before = _extended(_in_present_names(read_json(path), str(path)), plain)
+        before = read_json(path)
+        if not _are_settings(before):
+            raise IntegrityError(f"{path}: not the settings of a comparison; restore it, or give another `out`")
+        before = _extended(_in_present_names(before, str(path)), plain)
         changed = sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name))
         if changed:
             raise ConfigError(f"{out}: was started with other {', '.join(changed)}; give the same, or another `out`")
     write_json(path, plain)
+
+
+def _are_settings(plain: object) -> bool:
+    """Return whether JSON has the parts of settings that are read before all are compared."""
+    if not isinstance(plain, dict) or not isinstance(terms := plain.get("terms"), dict):
+        return False
+    return isinstance(plain.get("contenders"), dict) and isinstance(terms.get("seeds"), int)
 
 
 def _in_present_names(before: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from smalti.comparison.flops import count_flops
 from smalti.comparison.learner import Learner, LearnerStep
 from smalti.config import Config
 from smalti.data import batches
-from smalti.errors import ConfigError, InputError
-from smalti.files import lock, new_folder, read_json, write_bytes, write_json
+from smalti.errors import ConfigError, InputError, IntegrityError
+from smalti.files import check_manifest, lock, naming_os_errors, new_folder, read_json, write_bytes, write_json
 from smalti.metrics import Report, Usage
+from smalti.text import one_line
 
 POINTS, RUNS = "points.jsonl", "runs"
 _SLICES = 4
@@ -173,6 +174,7 @@ class VariantRun:
             write_json(part / "run.json", {**spent, "points": [point.plain() for point in self.points]})
 
     def _restore(self) -> None:
+        check_manifest(self.folder)
         self.learner.load(self.folder)
         about = read_json(self.folder / "run.json")
         self.steps, self.seconds, self.flops = about["steps"], about["seconds"], about["flops"]
@@ -221,10 +223,21 @@ def compare_variants(
 
 
 def read_points(out: Path) -> list[Point]:
-    """Return all points of the comparison in `out`, in the order of its runs. Raises ConfigError for a wrong line."""
-    path = out / POINTS
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Point.parse(json.loads(line), where=f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    """Return all points of the comparison in `out`, in the order of its runs. Raises ConfigError for a wrong line,
+    IntegrityError for one that is not JSON, MachineError for a file that cannot be read."""
+    path, points = out / POINTS, []
+    with naming_os_errors(path):
+        lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            plain = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise IntegrityError(
+                f"{where}: not valid JSON ({one_line(error)}); it is damaged; resume the comparison to write it anew"
+            ) from None
+        points.append(Point.parse(plain, where=where))
+    return points
 
 
 def slug(name: str) -> str:

@@ -252,10 +252,12 @@ def memory_as_bad_file(name: str) -> Iterator[None]:
 
 
 def raise_listed(where: str, what: str, faults: list[str]) -> None:
-    """Raise InputError on one line with the first five faults and their number; return where there are none."""
+    """Raise InputError on one line with the first five faults, each cut to 300 characters, and their number; return
+    where there are none."""
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(faults[:5])}{more}")
+        told = [text if len(text) <= 300 else f"{text[:280]}... ({len(text):,} characters)" for text in faults[:5]]
+        raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(told)}{more}")
 
 
 def decode_text(data: bytes, where: str) -> str:

@@ -28,7 +28,7 @@ from smalti.families.taming import TAMING
 from smalti.families.vidtok import VIDTOK
 from smalti.files import cache_folder, write_json
 from smalti.quantize import Lookup
-from smalti.text import one_line
+from smalti.text import one_line, shorten
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.autoencoder import NOT_CAUSAL
 from smalti.tokenizer_info import PixelRange, TokenizerSource
@@ -284,7 +284,7 @@ def _leftovers(checkpoint: Checkpoint, family: Family, model: ForeignModel, wher
             reason = "another copy of its weights"
         ignored.setdefault(reason, []).append(name)
     if unknown:
-        what = f"{len(unknown)} tensors of its network are not known here ({', '.join(unknown[:5])})"
+        what = f"{len(unknown)} tensors of its network are not known here ({', '.join(map(shorten, unknown[:5]))})"
         raise IntegrityError(f"{where}: {what}: a newer layout; update smalti")
     return ignored
 

@@ -14,6 +14,7 @@ from smalti.errors import InputError, IntegrityError
 from smalti.files import naming_os_errors, sha256
 from smalti.foreign import leaves, naming_file, read_checkpoint
 from smalti.metrics.frechet import Moments
+from smalti.unpickler import shown
 
 _NAMES = {".npz": ("mu", "sigma"), ".pkl": ("real_mean", "real_cov")}
 STATISTICS_SUFFIXES = tuple(_NAMES)
@@ -62,18 +63,20 @@ def read_published_statistics(path: Path | str, dim: int) -> GivenMoments:
 
 
 def _read_npz(path: Path, names: tuple[str, str], most: int) -> list[Any]:
-    try:
-        with naming_os_errors(path), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+    with naming_os_errors(path):
+        raw = path.open("rb")
+    try:  # a place in it that cannot be is an OSError, and a damage of the file all the same
+        with raw, np.load(raw, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise IntegrityError("is one array, not an .npz of several")
             missing = [name for name in names if name not in file.files]
             if missing:
-                raise IntegrityError(f"has no array {missing[0]!r} (there are: {', '.join(file.files)[:200]})")
+                raise IntegrityError(f"has no array {missing[0]!r} (there are: {shown(', '.join(file.files))})")
             for name in names:
                 if file.zip is None or file.zip.getinfo(f"{name}.npy").file_size > most:
                     raise IntegrityError(f"{name} is larger than the network's statistics, {most:,} bytes")
             return [file[name] for name in names]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"is no whole .npz of plain arrays ({' '.join(str(error).split())[:120]})") from None
 
 
