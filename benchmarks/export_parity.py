@@ -5,7 +5,7 @@
 MEDIA has images and videos anywhere below. Images are cut to sizes of their own, clips to sizes and lengths of their
 own; each is encoded and decoded whole, and in chunks where there is a streaming step. Beside the names that
 `smalti.load` takes there are tokenizers with random weights (`lfq`: 18 bits, images; `dsq`: 64,000 codes,
-video), and imported ones with the weights of the goldens (`open-magvit2`: images; `vidtok`: 1.1, video).
+video), and imported ones with the weights of the goldens (`open-magvit2`: images; `vidtok`: 1.0, video).
 Results are added to those in FILE.
 """
 
@@ -44,7 +44,7 @@ MADE: dict[str, Callable[[], Tokenizer]] = {
         )
     ),
     "open-magvit2": lambda: imported("om2_image128L_w32_32px", test_open_magvit2.recognised).tokenizer,
-    "vidtok": lambda: test_vidtok.built("vidtok_v11_fsq41616_w16_t9_32px").tokenizer,
+    "vidtok": lambda: test_vidtok.built("vidtok_v10_fsq41616_w16_t9_32px").tokenizer,
 }
 
 

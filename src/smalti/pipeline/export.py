@@ -45,7 +45,8 @@ def export(
     A causal video tokenizer has its streaming step besides. After the first chunk, of 1 + s*n frames, `encode.onnx`
     gives its past as `state_out_00`, `state_out_01`, ...; `encode_step.onnx` takes the next s*n frames as `video` and
     that past as `state_in_00`, `state_in_01`, ..., and gives `ids` and the new past, `state_out_*`. `decode_step.onnx`
-    does so for `ids`. A tokenizer with a lookahead starts with `decode_start` and ends with `decode_last`.
+    does so for `ids`. A tokenizer with a lookahead starts with `decode_start` and ends with `decode_last`. `encode` and
+    `decode` of conditional tokens take the first frame alone, and their steps one group; so does a step of `pt2`.
 
     `config.json` has the facts of the tokenizer and every program's inputs and outputs, with their types and shapes.
     `parity.json` counts the ids of the shipped photographs and video clips that differ, and the pixels' largest
