@@ -27,7 +27,7 @@ from benchmarks.measure import RESULTS, machine
 from benchmarks.peers.magicmaster import HOW, find
 
 MINUTES = 10
-NEEDED = {"tests": ("pytest", "hypothesis", "jaxtyping", "beartype"), "entropy": ("vector_quantize_pytorch",)}
+NEEDED = {"tests": ("pytest", "hypothesis", "jaxtyping", "beartype"), "entropy": ("vector_quantize_pytorch", "loguru")}
 NEEDED |= {"training_run": ("tensorboard", "matplotlib"), "magicmaster": ("einops",)}
 
 
@@ -94,6 +94,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: only to see that the program runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="these alone")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -107,13 +108,16 @@ def main() -> int:
     row: dict[str, object] = {"began": moment, **hardware(device), "parts": {}}
     done: dict[str, Any] = {}
     for name, run in PARTS:
+        if given.parts and name not in given.parts:
+            continue
         spent = (time.monotonic() - began) / 60
         reason = absent(name) or (f"{MINUTES} minutes were over" if spent > MINUTES - 1 else None)
         print(f"{name}: {reason or 'begins'} ({spent:.1f} min)", file=sys.stderr, flush=True)
         done[name] = {"left out": reason} if reason else attempt(run, device)
         keep(given.out, row | {"parts": done})
         if name == "training_run" and "curves" in (found := done[name]):
-            training_run.draw(found["curves"], given.out.with_name(f"{given.out.stem}-{row['date']}.png"))
+            card = next((word.lower() for word in str(row.get("gpu", "")).split() if word[1:].isdigit()), device.type)
+            training_run.draw(found["curves"], given.out.with_name(f"{given.out.stem}-{row['date']}-{card}.png"))
     print(json.dumps(row | {"parts": done}, indent=2))
     return 1 if any(isinstance(found, dict) and "failed" in found for found in done.values()) else 0
 

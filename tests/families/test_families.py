@@ -372,8 +372,10 @@ def test_what_a_name_or_a_config_says_is_not_read_from_the_cache_of_another(monk
     for text, law in (("src.IBQ.models.ibqgan.IBQ", "inner"), ("taming.models.vqgan.VQModel", "euclidean")):
         (tmp_path / "config.yaml").write_text(f"model:\n  target: {text}\n")
         assert smalti.load(tmp_path / "model.ckpt").config.quantizer.by == law
-    shutil.copy(FOLDER / "maskbit_tiny.bin", tmp_path / "mine.bin")
-    for path in (FOLDER / "maskbit_tiny.bin", tmp_path / "mine.bin", FOLDER / "maskbit_tiny.bin"):
+    (tmp_path / "mine").mkdir()
+    own, mine = FOLDER / "maskbit_tiny.bin", tmp_path / "mine" / "given.bin"
+    shutil.copy(own, mine)
+    for path in (own, mine, own):
         assert smalti.load(path).source.name == str(path)
 
 

@@ -98,7 +98,7 @@ def test_latents_ids_and_pixels_are_magicmasters(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith("mm3d_fsq64000") else name  # 23 s
+        name if "15360" in name else pytest.param(name, marks=pytest.mark.slow)  # 7 to 23 s each
         for name in GOLDENS
         if "_t1_" not in name
     ],

@@ -32,6 +32,14 @@ def test_the_package_is_strictly_typed():
     assert found.returncode == 0, told(found)
 
 
+def test_calls_of_all_that_has_array_annotations_are_checked(pytestconfig):
+    checked = pytestconfig.getoption("jaxtyping_packages").split(",")[:-1]
+    for path in modules("src"):
+        name = ".".join(("smalti", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        if "jaxtyping" in path.read_text("utf-8"):
+            assert any(name == one or name.startswith(f"{one}.") for one in checked), name
+
+
 def test_lower_floors_do_not_import_higher_ones():
     program = "from importlinter.cli import lint_imports as lint; raise SystemExit(lint(no_cache=True))"
     found = run(sys.executable, "-c", program)

@@ -109,6 +109,7 @@ def test_a_run_leaves_a_generator_a_log_and_samples_of_every_task(made, undistur
     assert (undisturbed / "samples" / "step-00000006.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["new_folder:before-rename"])
 def test_a_run_killed_while_it_saves_ends_with_the_same_bits(made, undisturbed, tmp_path, point):
     (tmp_path / "run.yaml").write_text(config_of(made).to_yaml())

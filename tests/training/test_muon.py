@@ -79,7 +79,7 @@ def test_a_kernel_is_the_matrix_of_its_outputs_and_the_rest_is_adamws():
     assert kept == {"momentum/0.weight", "step/1.weight", "exp_avg/1.weight", "exp_avg_sq/1.weight"}
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-video-conditional"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("tiny-video-conditional", marks=pytest.mark.slow)])
 def test_a_run_resumes_bit_for_bit(tmp_path, name):
     """Momentum is part of a checkpoint; the past of a clip is not, for a step begins and ends with its clips."""
     small = ["batch_size=2", "save_every=2", "eval_every=9", "sample_every=9", "validation=null"]

@@ -45,11 +45,21 @@ def by_file(path, out, *changes):
 
 
 def heed_interrupts():
-    """Undo what a shell does to its background jobs, under which tests may run: it has them ignore SIGINT."""
+    """Undo what a shell does to its background jobs, and nohup, under which tests may run: ignored signals stay so."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", *(pytest.param(n, marks=SLOW) for n in ("SIGINT", "SIGTERM", "SIGUSR1"))])
+def communicate(process):
+    """Wait for a process and return what it said; one that does not end in time is killed, and the test fails."""
+    try:
+        return process.communicate(timeout=120)
+    finally:
+        process.kill()
+
+
+@SLOW  # SIGTERM stops a run in test_run
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1"])
 def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     out, number = tmp_path / "run", getattr(signal, name)
     process = subprocess.Popen(
@@ -58,7 +68,7 @@ def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     while not (out / "log.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = communicate(process)
     assert process.returncode == 128 + number, said
     assert f"stopped by {name} at step " in said
     assert "go on with --resume" in said
@@ -79,7 +89,7 @@ def test_a_signal_that_is_ignored_stays_ignored(files, tmp_path):
     assert checkpoints(out)[-1].name == "step-00000040"
 
 
-@pytest.mark.parametrize("ending", ["pipe", "full", pytest.param("closed", marks=SLOW)])
+@pytest.mark.parametrize("ending", ["pipe", *(pytest.param(ending, marks=SLOW) for ending in ("full", "closed"))])
 def test_no_end_of_the_output_ends_the_work(files, tmp_path, ending):
     """A pipe that nobody reads any more, a full disk under the log, no output at all."""
     out, run = tmp_path / "run", by_file(files, tmp_path / "run")
@@ -180,7 +190,7 @@ def test_ctrl_c_says_that_it_stopped_and_how_to_go_on(tmp_path):
     while not list(tokens.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = communicate(process)
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; the same command goes on where it was"
 

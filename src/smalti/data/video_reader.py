@@ -268,6 +268,8 @@ def _open_container(file: str | BytesIO, media: Path | bytes, name: str) -> Inpu
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
         return av.open(file, "r", options=options, metadata_errors="ignore")
+    except TypeError:  # the call does not fit this PyAV: no file is to blame
+        raise
     except Exception as error:  # FFmpegError, ValueError, UnicodeDecodeError, ... by the content
         raise _not_opened(media, name, error) from None
 
