@@ -28,6 +28,7 @@ from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_LARGEST_HEADER = 8 << 20
 _REMEDIES = {
     errno.ENOSPC: "Free some space and run again",
     errno.EDQUOT: "Free some of your quota and run again",
@@ -246,14 +247,20 @@ def read_notes(path: Path) -> dict[str, str]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors; InputError if absent, IntegrityError if it is not a whole safetensors file. Runs no code."""
+    """Read safetensors; InputError if absent, IntegrityError if it is not a whole safetensors file or its header has
+    more than 8 MiB (80,000 tensors), MachineError where it does not fit the memory. Runs no code."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with naming_os_errors(path), path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise IntegrityError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
+        head = file.read(40)
+    if head.startswith(b"version https://git-lfs"):
+        raise IntegrityError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
+    if (length := int.from_bytes(head[:8], "little")) > _LARGEST_HEADER:
+        raise IntegrityError(f"{path}: not a whole safetensors file (a header of {length:,} bytes)")
     try:
         return safetensors.torch.load_file(path)
+    except MemoryError:
+        raise MachineError(f"{path}: there is not enough memory to read it; free some") from None
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise IntegrityError(f"{path}: not a whole safetensors file ({reason})") from None

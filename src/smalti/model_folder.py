@@ -7,12 +7,14 @@ checkpoint `step-*`.
 import math
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from smalti.config import Config
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
@@ -53,6 +55,33 @@ class ModelFiles(NamedTuple):
     def config_path(self) -> Path:
         """Path of config.json, for messages."""
         return self.folder / CONFIG
+
+    def check_network(self, build: Callable[[], nn.Module]) -> None:
+        """Raise IntegrityError unless the network that the config names has the tensors of the file.
+
+        It is built without memory for its weights, and no further than its tensors can fit: one number of a config can
+        name a network that no memory holds, or of a hundred thousand layers.
+        """
+        most, count, thread = 2 * len(self.tensors) + 1000, 0, threading.get_ident()
+
+        def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+            nonlocal count
+            count += threading.get_ident() == thread
+            if count > most:
+                raise IntegrityError(
+                    f"{self.folder / WEIGHTS}: does not fit its config: has {len(self.tensors):,} tensors, and the "
+                    f"network of the config more than {most:,}"
+                )
+
+        hook = register_module_parameter_registration_hook(counted)
+        try:
+            with torch.device("meta"):
+                own = build().state_dict()
+        finally:
+            hook.remove()
+        faults = _unfitting(own, self.tensors)
+        faults.pop("of another type")  # the number type follows from the tensors
+        _raise_unfitting(faults, self.folder / WEIGHTS)
 
     def load_into(self, model: nn.Module) -> None:
         """Load the weights into a model, which must have them all and no others (`load_strictly`)."""
@@ -137,19 +166,26 @@ def dtype_of(tensors: Mapping[str, Tensor], apart: str | None = None) -> torch.d
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load weights; IntegrityError with counts and first names of those missing, unexpected, of another shape or
     type, and with the name of one that is not finite."""
-    own = model.state_dict()
-    faults = {
+    _raise_unfitting(_unfitting(model.state_dict(), tensors), path)
+    check_finite(tensors, path)
+    model.load_state_dict(dict(tensors))
+
+
+def _unfitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the names of tensors that a network does not have, or that are not there, or not as it has them."""
+    return {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
         "of another shape": sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape),
         "of another type": sorted(n for n in own.keys() & tensors.keys() if own[n].dtype != tensors[n].dtype),
     }
+
+
+def _raise_unfitting(faults: Mapping[str, list[str]], path: Path) -> None:
     if any(faults.values()):
         first = {what: ", ".join(map(shorten, names[:5])) for what, names in faults.items() if names}
         text = "; ".join(f"{len(faults[what])} {what} ({names})" for what, names in first.items())
         raise IntegrityError(f"{path}: does not fit its config: {text}")
-    check_finite(tensors, path)
-    model.load_state_dict(dict(tensors))
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -1,15 +1,22 @@
 """One input cannot take the machine: small files that would unpack to gigabytes, under a lid of 2 GB."""
 
+import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,12 +28,15 @@ from smalti.data.parquet import ParquetStore
 from smalti.errors import BadFile, IntegrityError
 from smalti.families.names import TINY_IMAGE
 from smalti.families.open import load
-from smalti.tokenizer import Tokenizer
+from smalti.files import fingerprint, load_tensors
+from smalti.tokenizer import Tokenizer, TokenizerConfig
 from smalti.video import rgb_pixels, to_rgb
+from tests.containers import make_file
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402 - as above
 
+FSQ = Path(__file__).parents[1] / "formats" / "v0_1_0" / "tokenizers" / "fsq"
 LID, PEAK = 2_000_000_000, 1_500_000_000
 
 
@@ -60,6 +70,57 @@ def images(tmp_path_factory):
     (folder / "bomb-loop.png").symlink_to("bomb-loop.png")
     (folder / "loop").symlink_to("loop")
     return folder
+
+
+def frames_of_jpeg(path: Path, sizes: list[tuple[int, int]]) -> None:
+    """A video of black JPEG frames of any sizes, whose head tells that of the first."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        (stream.width, stream.height), stream.pix_fmt = sizes[0], "yuvj420p"
+        for time, size in enumerate(sizes):
+            data = io.BytesIO()
+            Image.new("RGB", size).save(data, "JPEG", quality=10)
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, time, time, Fraction(1, 5)
+            container.mux(packet)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Videos that declare sizes, counts and boxes which they have not, or grow in the middle, among good ones."""
+    folder, making = tmp_path_factory.mktemp("films"), tmp_path_factory.mktemp("making")
+    data = make_file(making, "mp4", "h264", count=8).read_bytes()
+    for number in range(3):
+        (folder / f"good-{number}.mp4").write_bytes(data)
+
+    def put(name: str, box: bytes, at: int, number: bytes) -> None:
+        place = data.index(box) + at
+        (folder / f"bomb-{name}.mp4").write_bytes(data[:place] + number + data[place + len(number) :])
+
+    put("count", b"stsz", 8, struct.pack(">II", 1, 2**32 - 1))  # four thousand million frames of a byte
+    put("times", b"stts", 12, struct.pack(">I", 2**32 - 1))
+    put("entries", b"stts", 8, struct.pack(">I", 2**28 - 1))
+    put("box", b"moov", -4, struct.pack(">I4sQ", 1, b"moov", 2**62))
+    for suffix in ("mkv", "avi"):
+        frames_of_jpeg(folder / f"bomb-grows.{suffix}", [(64, 48)] * 4 + [(16_000, 16_000)])
+    frames_of_jpeg(folder / "bomb-large.mkv", [(12_000, 12_000)])
+    still = io.BytesIO()
+    Image.new("L", (64, 48)).save(still, "GIF")
+    screen = still.getvalue()
+    (folder / "bomb-screen.gif").write_bytes(screen[:6] + struct.pack("<HH", 65_535, 65_535) + screen[10:])
+    return folder
+
+
+BOMBS_OF_FILMS = (
+    "count.mp4",
+    "times.mp4",
+    "entries.mp4",
+    "box.mp4",
+    "grows.mkv",
+    "grows.avi",
+    "large.mkv",
+    "screen.gif",
+)
 
 
 def under_the_lid(program: str, *arguments: object, lid: int | None = LID) -> tuple[int, str, str, int]:
@@ -96,6 +157,122 @@ def test_a_folder_of_bombs_is_named_and_its_neighbours_are_done(images, tmp_path
     print(f"peak {peak / 1e9:.2f} GB")
     assert peak < PEAK
     assert "internal error" not in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of addresses that holds")
+@pytest.mark.slow
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_folder_of_films_that_are_bombs_is_named_and_its_neighbours_are_done(films, tmp_path, is_large):
+    if is_large:  # frames as large as may be: read, or named where they do not fit
+        black = [Image.new("L", (8_000, 8_000), level) for level in range(4)]
+        black[0].save(films / "large.gif", save_all=True, append_images=black[1:])
+    code, said, errors, peak = under_the_lid(
+        VERB, "tokenize", TINY_IMAGE, films, "--out", tmp_path / "out", "--json", "--workers", 0, "--size", 64
+    )
+    assert code == 0, errors[-2000:]
+    assert said.splitlines()[-1] == "3", errors[-2000:]
+    report = json.loads("\n".join(said.splitlines()[:-1]))
+    assert report["ok"] >= 3
+    for name in BOMBS_OF_FILMS:
+        assert f"bomb-{name}" in errors, name
+    assert "good" not in errors
+    assert "internal error" not in errors
+    print(f"peak {peak / 1e9:.2f} GB")
+    assert peak < (PEAK if is_large else 1_000_000_000)
+
+
+def safetensors_of(header: bytes | dict[str, Any], data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tensor(shape: tuple[int, ...] = (1,), at: tuple[int, int] = (0, 4)) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": at}
+
+
+def claims() -> dict[str, bytes]:
+    """Files of weights that claim what they have not, or hide much behind little."""
+    return {
+        "a header of 2^63 bytes": struct.pack("<Q", 2**63) + b"{}",
+        "a header that is not there": struct.pack("<Q", 7_000_000) + b'{"a":',
+        "a header of blanks": safetensors_of(b'{"a":' + b" " * 60_000_000 + b"1}"),
+        "a million tensors": safetensors_of({f"t{number}": tensor((0,), (0, 0)) for number in range(900_000)}),
+        "a note of 50 MB": safetensors_of({"__metadata__": {"a": "x" * 50_000_000}}),
+        "2^40 numbers": safetensors_of({"a": tensor((2**40,))}, bytes(4)),
+        "a size beyond 64 bits": safetensors_of({"a": tensor((2**32, 2**32), (0, 0))}),
+        "nothing times 2^62": safetensors_of({"a": tensor((0, 2**62), (0, 0))}),
+        "a million dimensions": safetensors_of({"a": tensor((1,) * 1_000_000)}, bytes(4)),
+        "tensors that overlap": safetensors_of(
+            {f"a{number}": tensor((25_000,), (0, 100_000)) for number in range(9)}, bytes(100_000)
+        ),
+        "a hole": safetensors_of({"a": tensor(), "b": tensor(at=(1000, 1004))}, bytes(1004)),
+        "an end before its beginning": safetensors_of({"a": tensor(at=(4, 0))}, bytes(4)),
+        "an end beyond the file": safetensors_of({"a": tensor((2**28,), (0, 2**30))}, bytes(4)),
+        "lists in lists": safetensors_of(b'{"a":' + b"[" * 1_000_000),
+        "8 GB of holes": safetensors_of({"a": tensor((2**31,), (0, 2**33))}),
+    }
+
+
+NETWORKS = {"wide": {"width": 100_000}, "deep": {"depth": 100_000}, "deep below": {"middle": 1_000_000}}
+LOAD = """
+import sys, time; from pathlib import Path
+import smalti
+from smalti.errors import SmaltiError
+from smalti.foreign import read_checkpoint
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    began = time.process_time()
+    for read in (smalti.load, lambda path: read_checkpoint(path / "model.safetensors")):
+        try:
+            read(path)
+        except SmaltiError as fault:
+            print(type(fault).exit_code, str(fault)[:300])
+    print("-", f"{time.process_time() - began:.1f}")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of addresses that holds")
+@pytest.mark.slow
+def test_weights_and_configs_that_claim_more_than_there_is_are_named_under_a_lid(tmp_path):
+    """Each in a tokenizer's folder without a manifest, as a stranger sends it; fingerprints of the configs fit."""
+    weights = claims()
+    for name, data in weights.items():
+        whole = shutil.copytree(FSQ, tmp_path / name, ignore=shutil.ignore_patterns("manifest.json"))
+        (whole / "model.safetensors").write_bytes(data)
+    holes = tmp_path / "8 GB of holes" / "model.safetensors"
+    os.truncate(holes, holes.stat().st_size + (8 << 30))
+    for name in NETWORKS:
+        claim_a_network(tmp_path / name, name)
+    code, said, errors, peak = under_the_lid(LOAD, tmp_path)
+    assert code == 0, errors[-2000:]
+    refused, seconds = Counter[str](), list[float]()
+    for line in said.splitlines():
+        code, text = line.split(" ", 1)
+        if code == "-":
+            seconds.append(float(text))
+        else:
+            assert code == "4" or "8 GB of holes" in text, line
+            refused.update(name for name in (*weights, *NETWORKS) if f"/{name}" in text)
+    assert all(refused[name] for name in (*weights, *NETWORKS)), refused
+    print(f"peak {peak / 1e9:.2f} GB, at most {max(seconds):.1f} s")
+    assert max(seconds) < 5
+    assert peak < PEAK
+
+
+def claim_a_network(folder: Path, name: str) -> Path:
+    """A tokenizer's folder whose config names another network than its weights, with the fingerprint that fits."""
+    shutil.copytree(FSQ, folder, ignore=shutil.ignore_patterns("manifest.json"))
+    about = json.loads((folder / "config.json").read_text())
+    about["tokenizer"].update(NETWORKS[name])
+    config = TokenizerConfig.parse(about["tokenizer"])
+    about["fingerprint"] = fingerprint(config.essence(), load_tensors(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_config_of_another_network_is_refused_before_memory_is_taken_for_it(tmp_path, name):
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: does not fit its config: "):
+        load(claim_a_network(tmp_path / name, name))
 
 
 def test_a_link_to_itself_is_named_and_the_rest_is_listed(tmp_path):

@@ -167,6 +167,8 @@ class VideoReader:
                 stream.thread_type = "NONE"
             context = stream.codec_context
             context.thread_count = 1  # threaded decoding beside torch's threads can hang
+            # A frame in the middle may be larger than the head says. Twice, for decoders fill up to whole blocks.
+            context.options = {**context.options, "max_pixels": str(min(2 * self._max_pixels, 2**31 - 1))}
             _check_size(self._name, context.width, context.height, self._max_pixels)
             if context.color_trc in _HDR:
                 what = f"is HDR ({_HDR[context.color_trc]}), which has no single 8-bit form; tone-map it first"

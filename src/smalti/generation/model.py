@@ -158,6 +158,7 @@ class Generator(NamedTuple):
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
         files.check({"generator": sections.generator, "origin": sections.origin})
+        files.check_network(sections.generator.build)
         model = sections.generator.build().to(dtype_of(files.tensors))
         files.load_into(model)
         return cls(model.to(device).eval(), sections.origin)

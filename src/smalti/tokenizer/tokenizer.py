@@ -192,6 +192,7 @@ class Tokenizer(nn.Module):
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a config that this smalti {__version__} has written") from None
         files.check({"tokenizer": parsed.tokenizer})
+        files.check_network(lambda: cls(parsed.tokenizer))
         # A quantizer may have a number type of its own (see `Quantizer._apply`).
         tokenizer = cls(parsed.tokenizer, parsed.source).to(dtype_of(files.tensors, apart="quantizer."))
         files.load_into(tokenizer)
