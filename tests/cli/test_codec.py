@@ -21,6 +21,7 @@ from smalti.data import open_video, read_image, write_video
 from smalti.data.bundled import photos
 from smalti.errors import IntegrityError, SmaltiError
 from smalti.families import load
+from smalti.families.names import SHIPPED_NAMES
 from smalti.tokenizer import frames
 from smalti.video import to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
@@ -337,7 +338,7 @@ def test_a_file_that_names_a_prior_needs_it(smalti, image_tokenizer, video_token
     assert_one_line(smalti("prior", tmp_path / "set", "--out", tmp_path / "a.zip"), 2, ".safetensors")
 
 
-@pytest.mark.parametrize("name", ["smalti/tiny-image", "smalti/tiny-video"])
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_a_shipped_tokenizer_codes_with_its_prior(name, film, tmp_path):
     tokenizer, path = load(name), tmp_path / "a.smt"
     done = compress_file(tokenizer, film, path)
