@@ -13,6 +13,7 @@ import smalti
 from smalti.errors import ConfigError, MachineError
 from smalti.files import check_manifest
 from smalti.pipeline.parity import margins
+from smalti.pipeline.runtimes import Exported
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, TokenizerConfig
 from tests.randomise import random_tokenizer
@@ -186,6 +187,9 @@ def test_a_package_runs_in_a_process_without_smalti(tmp_path, kind):
     steps = ["decode", "decode_step", "encode", "encode_step"]
     assert ended.stdout.strip() == f"{len(cases)} {steps if config is not IMAGE else ['decode', 'encode']}"
     check_manifest(folder)
+    about = json.loads((folder / "config.json").read_text())["programs"]
+    view = torch.rand(1, 3, 1, 24, 28)[..., 3:20, 5:26]  # not contiguous, which a package itself does not see
+    assert torch.equal(Exported(folder, about, "pt2").run("encode", view)[0], tokenizer.encode(view))
     parity = json.loads((folder / "parity.json").read_text())
     rows = [row for row in parity["programs"].values() if "ids" in row]
     assert weights or all(row["differing"] == row["ties"] for row in rows)

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from smalti.tokenizer.graphs import programs
+from tests.randomise import random_tokenizer
 from tests.tokenizer.graph_laws import CONFIGS
 
 QUICK: list[str] = []
@@ -32,6 +35,15 @@ def test_a_graph_gives_the_same_at_every_size_or_refuses(name):
         assert not row["wrong"], row
         # Not by refusing all: two sizes at least are none of those that torch sets apart, of one on some axis.
         assert row["equal"] >= 2, row
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_that_goes_in_and_comes_out_is_contiguous(name):
+    """AOTInductor reads the memory of an input by the strides of the example: a state of others gives other ids."""
+    for program in programs(random_tokenizer(CONFIGS[name])):
+        with torch.no_grad():
+            outputs = program.module(*program.example)
+        assert all(x.is_contiguous() for x in (*program.example, *outputs)), program.name
 
 
 @pytest.mark.slow

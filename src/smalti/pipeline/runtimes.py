@@ -181,7 +181,8 @@ def _load_pt2(path: Path, names: Sequence[str]) -> Callable[..., Sequence[Tensor
     package = aoti_load_package(str(path))
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
-        outputs: Sequence[Tensor] = package(*inputs)
+        # A package reads the memory of a view as if it were contiguous, and gives other ids without a word.
+        outputs: Sequence[Tensor] = package(*(x.contiguous() for x in inputs))
         return outputs
 
     return run

@@ -49,12 +49,12 @@ class _Whole(nn.Module):
         """Return the result of the one input, and the past of each layer."""
         (x,) = inputs
         if self.ends and not self._layers:
-            return (_run(self.tokenizer, self.run, x, None, True),)
+            return _rows(_run(self.tokenizer, self.run, x, None, True))
         stream = Stream()
         # A whole video may end anywhere: its last group is completed first, and then it is a chunk.
         x = self.tokenizer.pad(x) if self.run == "encode" else x
         y = _run(self.tokenizer, self.run, x, stream, self.ends)
-        return (y, *(stream.carries[layer] for layer in self._layers))
+        return _rows(y, *(stream.carries[layer] for layer in self._layers))
 
 
 class _Step(nn.Module):
@@ -78,7 +78,7 @@ class _Step(nn.Module):
         x, *past = inputs
         stream = Stream.continued({**self._marks, **dict(zip(self._layers, past, strict=True))})
         y = _run(self.tokenizer, self.run, x, stream, self.ends)
-        return (y, *(() if self.ends else (stream.carries[layer] for layer in self._layers)))
+        return _rows(y, *(() if self.ends else (stream.carries[layer] for layer in self._layers)))
 
 
 def programs(tokenizer: Tokenizer, *, one_group: bool = False) -> list[Program]:
@@ -93,7 +93,7 @@ def programs(tokenizer: Tokenizer, *, one_group: bool = False) -> list[Program]:
     sizes = (2, start, 5 * h - 1, 7 * w), (3, start, 6 * h, 9 * w - 1), (2, frames, 5 * h - 1, 7 * w)
     with torch.no_grad():
         video, other, chunk = (_noise(*size).to(tokenizer.device) for size in sizes)
-        ids = tokenizer.encode(video)
+        ids = tokenizer.encode(video).contiguous()
         steps = tokenizer.is_causal and bool(_past(tokenizer, "encode", video) or _past(tokenizer, "decode", ids))
         if not steps:
             return [
@@ -104,7 +104,7 @@ def programs(tokenizer: Tokenizer, *, one_group: bool = False) -> list[Program]:
         fixed = _Fixed(alone, one_group or alone)
         return [
             *_streamed(tokenizer, "encode", (video, other), chunk, fixed),
-            *_streamed(tokenizer, "decode", (ids, tokenizer.encode(other)), later, fixed),
+            *_streamed(tokenizer, "decode", (ids, tokenizer.encode(other).contiguous()), later, fixed),
         ]
 
 
@@ -162,7 +162,12 @@ def _past(tokenizer: Tokenizer, run: str, first: Tensor) -> dict[nn.Module, Tens
     """Return what each layer carries over after a first chunk."""
     stream = Stream()
     _run(tokenizer, run, first, stream, False)
-    return stream.carries
+    return {layer: carry.contiguous() for layer, carry in stream.carries.items()}
+
+
+def _rows(*outputs: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors as contiguous memory, which is how AOTInductor reads those that come in, whatever they are."""
+    return tuple(x.contiguous() for x in outputs)
 
 
 def _free_axes(carry: Tensor, other: Tensor) -> dict[int, str]:
