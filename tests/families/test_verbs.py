@@ -52,7 +52,7 @@ MADE = {
 VIDEO = {"cosmos, video", "vidtok 1.0", "vidtok 1.1", "vidtok, not causal", "open-magvit2, video"}
 CLIPS = {"vidtok, not causal", "open-magvit2, video"}
 """Those that are not causal: a video has to be cut into clips."""
-FAST = ["showo", "vidtok, not causal"]
+FAST = ["showo"]
 EXPORTED = {"maskgit", "maskbit", "diffusers-vq", "cosmos, images", "cosmos, video", "vidtok 1.1", "vidtok, not causal",
             "open-magvit2, video"}  # fmt: skip
 """Those that are exported where onnx is installed. The others have attention over a quarter of all pixels, which their
