@@ -94,7 +94,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(smalti, arguments):
         (InputError("a: b"), 3, "error: a: b"),
         (IntegrityError("a: b"), 4, "error: a: b"),
         (MachineError("a: b"), 5, "error: a: b"),
-        (SmaltiError("many\nlines \x1b[31m"), 70, "error: many lines \\x1b[31m"),
+        (SmaltiError("many\nlines \x1b[31m"), 70, "error: many\\x0alines \\x1b[31m"),
         (KeyboardInterrupt(), 130, "stopped"),
         (OSError(28, "No space left on device", "/x/y"), 5, "error: /x/y: No space left on device"),
         (KeyError("name"), 70, "internal error: KeyError: 'name' (run with --debug for the traceback)"),
