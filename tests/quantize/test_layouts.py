@@ -160,6 +160,7 @@ for method, x in ((layer.encode, z), (layer.decode, layer.encode(z))):
 """
 
 
+@pytest.mark.slow
 def test_encode_and_decode_are_one_graph():
     """In a process of its own: the tests' checks of annotations are no part of a graph."""
     found = subprocess.run([sys.executable, "-c", GRAPHS], capture_output=True, text=True, check=False)

@@ -66,6 +66,7 @@ def poison(folder: Path, names: list[str], good: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_reader_is_left_out_after_three_tries(tokenizer, tmp_path, faulty_decoder):
     data = poison(tmp_path / "data", ["001-crash.png"], 4)
     summary = make_set(tokenizer, data, tmp_path / "set", options=OPTIONS, workers=1)

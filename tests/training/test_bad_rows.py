@@ -124,6 +124,7 @@ with join_world("cpu", timeout=timedelta(seconds=300)) as world:
 """
 
 
+@pytest.mark.slow
 def test_a_rank_without_rows_goes_along_with_the_others(tmp_path):
     """Two ranks of one clip each, a third of the files damaged: they learn what one process of two clips learns."""
     data = folder(tmp_path / "photos", 4, 2)

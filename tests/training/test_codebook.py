@@ -136,6 +136,7 @@ def save_table_of_rank(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_ranks_leave_the_table_of_the_whole_batch(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -92,6 +92,7 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(tmp_path, undisturb
     assert not list(out.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_saves_and_goes_on_to_the_same_bits(tmp_path, undisturbed):
     out = tmp_path / "run"
     with (tmp_path / "said").open("w+") as said:

@@ -48,7 +48,7 @@ def by_ranks(config, out, ranks):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("way", ["workers", "accumulate", "resume", "ranks"])
+@pytest.mark.parametrize("way", ["workers", "accumulate", "resume", pytest.param("ranks", marks=pytest.mark.slow)])
 def test_the_same_samples_have_the_same_digest_however_they_are_cut(quiet, tmp_path, way):
     out = tmp_path / "run"
     if way == "workers":

@@ -58,7 +58,7 @@ def communicate(process):
         process.kill()
 
 
-@SLOW  # SIGTERM stops a run in test_run
+@SLOW  # SIGINT stops `tokenize` below
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1"])
 def test_every_signal_that_asks_for_an_end_saves_first(files, tmp_path, name):
     out, number = tmp_path / "run", getattr(signal, name)
