@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import machine
-from benchmarks.training_run import draw
+from benchmarks.training_run import curves_of, draw
 from smalti.config import Config
 from smalti.data import ImagesConfig, JointConfig, VideosConfig
 from smalti.families import load
+from smalti.families.names import TINY_IMAGE
+from smalti.files import read_rows
 from smalti.pipeline.train import train
-from smalti.quantize import FSQConfig
 from smalti.tokenizer import ConditionalConfig, TokenizerConfig
 from smalti.training.config import MuonConfig, OptimizerConfig, TokenizerTraining
 from smalti.training.fit import Stopped
@@ -36,24 +37,7 @@ SHARE = 0.95
 """Share of the seconds that the steps of the run are to take; the rest is for its start and its end."""
 CURVES = ("total", "psnr", "perplexity", "validation/psnr")
 
-IMAGE = TokenizerConfig(
-    quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5), losses=("batch_entropy",), temperature=0.1),
-    width=96,
-    multipliers=(1, 2),
-    strides=((1, 2),),
-    depth=1,
-    decoder_depth=2,
-    middle=0,
-    patch=4,
-    stem_kernel=3,
-    code_kernel=3,
-    head_kernel=3,
-    norm="position",
-    adaptive="position",
-    time_kernel=1,
-    past_kernel="point",
-    start="repeat",
-)
+IMAGE = load(TINY_IMAGE).config.replace({"decoder_depth": 2})
 """That of `smalti/tiny-image` with one more block in the decoder at each resolution: 3.96 million parameters, 7.9 MB in
 half precision."""
 
@@ -96,7 +80,6 @@ def conditional(data: Path, steps: int, workers: int, init: Path) -> TokenizerTr
     )
     first = load(str(init)).config
     assert isinstance(first, TokenizerConfig)
-    first = first.with_quantizer(first.quantizer.replace({"losses": ("batch_entropy",)}))
     view = {"size": 128, "frames": 17, "crop": "center", "flip": False, "sampling": "center"}
     held_out = VideosConfig(path=folder / "testlist01.txt", root=folder / "UCF-101").replace(view)
     run = {"batch_size": 32, "entropy_boost": 9.0, "validation_limit": 32, "ema": 0.998}
@@ -113,16 +96,13 @@ def conditional(data: Path, steps: int, workers: int, init: Path) -> TokenizerTr
     )
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log."""
-    return [json.loads(text) for text in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def probe(config: TokenizerTraining, device: str) -> float:
     """Return how many steps a second a run makes once it is under way."""
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run", device=device)
-        speeds = [line["steps_per_second"] for line in lines(Path(folder) / "run") if "steps_per_second" in line]
+        speeds = [
+            line["steps_per_second"] for line in read_rows(Path(folder) / "run" / "log.jsonl", "steps_per_second")
+        ]
     last = speeds[-max(1, len(speeds) // 4) :]
     return float(sum(last) / len(last))
 
@@ -168,11 +148,8 @@ def keep(run: Path, settings: Config, out: Path, figures: dict[str, Any]) -> Non
     shutil.rmtree(out, ignore_errors=True)
     load(str(run)).half().save(out)
     (out / "training.yaml").write_text(settings.to_yaml(), encoding="utf-8")
-    log = lines(run)
-    curves = {
-        name: {"step": [n["step"] for n in log if name in n], "value": [n[name] for n in log if name in n]}
-        for name in CURVES
-    }
+    log = list(read_rows(run / "log.jsonl"))
+    curves = curves_of(log, CURVES)
     figures |= {**machine(), "steps": log[-1]["step"], "curves": curves}
     figures["steps_per_second"] = [n["steps_per_second"] for n in log if "steps_per_second" in n][-5:]
     out.with_name(f"{out.name}-figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")

@@ -3,15 +3,16 @@
 Without LPIPS, whose weights may be absent. It says that training works and how fast, not what a long run reaches.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from smalti.data.bundled import photos
+from smalti.files import read_rows
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.config import TokenizerTraining
@@ -54,11 +55,7 @@ def measure(device: torch.device, *, tiny: bool = False) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         train(settings, out, device=str(device))
-        lines = [json.loads(text) for text in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    curves = {
-        name: {"step": [n["step"] for n in lines if name in n], "value": [n[name] for n in lines if name in n]}
-        for name in CURVES
-    }
+        lines = list(read_rows(out / "log.jsonl"))
     return {
         "steps": settings.steps,
         "batch": settings.batch_size,
@@ -67,8 +64,14 @@ def measure(device: torch.device, *, tiny: bool = False) -> dict[str, object]:
         "seconds": time.monotonic() - began,
         "steps_per_second": [n["steps_per_second"] for n in lines if "steps_per_second" in n][-1],
         "skipped": sum(bool(n.get("skipped")) for n in lines),
-        "curves": curves,
+        "curves": curves_of(lines, CURVES),
     }
+
+
+def curves_of(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """The steps and the values of each name in the lines of a log."""
+    having = {name: [line for line in lines if name in line] for name in names}
+    return {name: {"step": [n["step"] for n in own], "value": [n[name] for n in own]} for name, own in having.items()}
 
 
 def draw(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:

@@ -251,7 +251,7 @@ def survives(state, path, rounds, levels):
 
 
 def test_any_change_of_names_and_shapes_is_refused_in_one_line_or_does_no_harm(averaged, tmp_path):
-    assert survives(averaged, tmp_path / "changed.pth", 30, (8, 5, 5, 5)) > 20
+    assert survives(averaged, tmp_path / "changed.pth", 100, (8, 5, 5, 5)) > 80
 
 
 @pytest.mark.slow

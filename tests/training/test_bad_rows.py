@@ -128,7 +128,7 @@ with join_world("cpu", timeout=timedelta(seconds=300)) as world:
 def test_a_rank_without_rows_goes_along_with_the_others(tmp_path):
     """Two ranks of one clip each, a third of the files damaged: they learn what one process of two clips learns."""
     data = folder(tmp_path / "photos", 4, 2)
-    config, yaml, script = recipe(data, "steps=6", "batch_size=2"), tmp_path / "run.yaml", tmp_path / "rank.py"
+    config, yaml, script = recipe(data, "steps=9", "batch_size=2"), tmp_path / "run.yaml", tmp_path / "rank.py"
     yaml.write_text(config.to_yaml())
     script.write_text(LOOP)
     for name, world in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
@@ -138,7 +138,7 @@ def test_a_rank_without_rows_goes_along_with_the_others(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "one" / "rows.json").read_text())
-    assert sum(rows) == 8
+    assert sum(rows) == 12
     assert 1 in rows  # a step in which one rank has nothing
     assert rows == json.loads((tmp_path / "two" / "rows.json").read_text())
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
