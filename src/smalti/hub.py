@@ -1,6 +1,6 @@
 """Faults of the Hugging Face hub in words."""
 
-import os
+from pathlib import Path
 
 _LIBRARIES = ("httpx", "httpx2", "requests", "hf_xet", "huggingface_hub")
 """Libraries whose errors the hub's client lets through: it has another one for HTTP in each of its great versions."""
@@ -30,6 +30,6 @@ def hub_fault(error: Exception) -> str:
     if kind in _BROKEN or "Consistency check failed" in str(error):
         return f"broke off the transfer ({kind}); try again"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
-        place = os.path.dirname(str(error.filename or "")) or "its cache"
+        place = Path(error.filename).parent if error.filename else "its cache"
         return f"sent files that cannot be written to {place} ({error.strerror}); HF_HUB_CACHE names another folder"
     return f"could not be reached ({kind}); check the network"
