@@ -1,6 +1,5 @@
 """Writing images as PNG and videos as H.264 in MP4 that plays everywhere, whole or absent."""
 
-import io
 import math
 from collections.abc import Iterable
 from fractions import Fraction
@@ -17,7 +16,7 @@ from torch import Tensor
 from smalti.data.video_index import LEAST_FPS
 from smalti.data.video_pixels import LIMITED, SMPTE170M, planes_of
 from smalti.errors import ConfigError, InputError, MachineError
-from smalti.files import new_file, write_bytes
+from smalti.files import new_file
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -43,9 +42,8 @@ def write_media(
 
 def write_png(path: Path, image: UInt8[Tensor, "h w 3"]) -> None:
     """Write an image as PNG, whole or not at all."""
-    data = io.BytesIO()
-    Image.fromarray(image.numpy()).save(data, "PNG")
-    write_bytes(path, data.getvalue())
+    with new_file(path) as file:
+        Image.fromarray(image.numpy()).save(file, "PNG")
 
 
 def write_video(
