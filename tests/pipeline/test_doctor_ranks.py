@@ -1,4 +1,4 @@
-"""`smalti doctor RECIPE` under torchrun: one table, and one line where the processes disagree or one of them cannot go on."""
+"""`smalti doctor RECIPE` under torchrun: one table, and one line where processes disagree or one cannot go on."""
 
 import os
 import shutil

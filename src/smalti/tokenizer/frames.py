@@ -191,10 +191,13 @@ def chunk_frames(tokenizer: Tokenizer, size: tuple[int, int], pixels: int = CHUN
 
 
 def choose_tile(tokenizer: Tokenizer) -> int:
-    """Choose a tile for large images: 8 times the reach, so that the surroundings cost (10 / 8)^2 at most."""
+    """Choose a tile for large images: 8 times the reach, so that the surroundings cost (10 / 8)^2 at most, or more.
+
+    Of smalti/tiny-image it has 512 pixels and takes 230 MB to decode; one of 1,024 is 7 % faster and takes 650 MB.
+    """
     stride = tokenizer.strides[2]
     reach = max(tokenizer.encoder.reach or 0, (tokenizer.decoder.reach or 0) * stride)
-    return math.ceil(max(1024, 8 * reach) / stride) * stride
+    return math.ceil(max(512, 8 * reach) / stride) * stride
 
 
 def _parts(pieces: Iterable[tuple[int, Tensor]], latents: int | None) -> Iterator[tuple[int, Tensor]]:
