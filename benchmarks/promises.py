@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.measure import RESULTS
@@ -60,11 +60,17 @@ def run(path: Path, tests: Sequence[str], *, slow: bool) -> Iterator[dict[str, o
         if ran:
             yield {
                 "test": test,
+                "file": path.as_posix(),
                 "cases": len(ran),
                 "passed": sum(case.find("failure") is None and case.find("error") is None for case in ran),
                 "seconds": round(sum(float(case.get("time", 0)) for case in ran), 1),
                 "said": [line.strip() for line in said if re.search(r"\d", line) and not line.startswith("---")][:12],
             }
+
+
+def key(row: Mapping[str, object]) -> tuple[str, str]:
+    """Return what a row is of: some names are those of tests in two files."""
+    return str(row["test"]), str(row["file"])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,13 +81,13 @@ def main(arguments: Sequence[str]) -> int:
     for path, tests in files_of(chosen or named()).items():
         for row in run(path, tests, slow=slow):
             rows = json.loads(RECORD.read_text())["rows"] if RECORD.is_file() else []
-            before = next((old for old in rows if old["test"] == row["test"]), None)
+            before = next((old for old in rows if key(old) == key(row)), None)
             failed += row["passed"] != row["cases"]
             if before is not None and not slow and before["cases"] > row["cases"]:
                 continue  # a run of all its cases is kept
-            kept = [old for old in rows if old["test"] != row["test"] and old["test"] in named()]
+            kept = [old for old in rows if key(old) != key(row) and old["test"] in named()]
             kept.append({**row, "commit": commit, "day": time.strftime("%Y-%m-%d")})
-            kept.sort(key=lambda old: old["test"])
+            kept.sort(key=key)
             RECORD.write_text(json.dumps({"note": __doc__.split("\n")[0], "rows": kept}, indent=1) + "\n")
     return int(failed > 0)
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from smalti.data import open_video, read_image, write_video
+from smalti.data.video_writer import write_png
 from smalti.errors import BadTensor, ConfigError
 from smalti.families import load
 from smalti.pipeline.reconstruct import MediaView, reconstruct, reconstruct_file
@@ -78,6 +79,19 @@ def test_large_images_are_cut_into_tiles_before_they_become_floats(tmp_path, siz
     assert not beside[:, : size[1]].any()
     with pytest.raises(BadTensor, match=r"ids are .* pixels, not "):
         ids_to_image(tokenizer, ids, (size[0] + 8, size[1]))
+
+
+@pytest.mark.parametrize("size", [(2300, 1901), (3, 1_500_000), (1_500_000, 3)])
+def test_a_large_png_that_is_written_in_bands_is_the_image_in_the_size_that_pillow_has(tmp_path, size):
+    steps = np.random.default_rng(0).integers(0, 3, (*size, 3), np.uint8)
+    pixels = np.cumsum(steps, axis=int(size[0] < size[1]), dtype=np.uint8)  # like a gradient: filters matter
+    for shown in (torch.from_numpy(pixels), torch.from_numpy(pixels)[:, ::2]):
+        write_png(tmp_path / "bands.png", shown)
+        with Image.open(tmp_path / "bands.png") as image:
+            assert np.array_equal(np.asarray(image), shown.numpy())
+    Image.fromarray(shown.numpy()).save(tmp_path / "whole.png")
+    sizes = [(tmp_path / f"{name}.png").stat().st_size for name in ("bands", "whole")]
+    assert sizes[0] < 1.02 * sizes[1]
 
 
 @pytest.mark.parametrize("size", [(32, 46), (33, 47)])
