@@ -47,7 +47,9 @@ def test_the_command_prints_a_table_and_writes_report_and_sheet(smalti, image_to
     command = ("eval", image_tokenizer, "--data", bundled.photos("heldout"), "--size", 64, "--limit", 3)
     ended = smalti(*command, "--out", tmp_path / "report")
     assert (ended.code, ended.err) == (0, "")
-    assert "protocol smalti: 3 clips, 3 frames" in ended.out
+    count = len(list(bundled.photos("heldout").glob("*.jpg")))
+    title = f"protocol smalti: 3 of {count} clips, 3 frames; each scaled and cut to 64 x 64 "
+    assert title in " ".join(ended.out.split())
     assert "bits per pixel" in " ".join(ended.out.split())
     report = Report.parse(json.loads((tmp_path / "report" / "report.json").read_text()))
     assert (report.protocol.size, report.protocol.resize, report.protocol.crop) == (64, "lanczos", "center")
@@ -110,6 +112,30 @@ def test_a_bad_picture_among_good_ones_is_named_counted_and_gives_code_3(smalti,
     assert counted.startswith("error: 1 of 3 files")
     assert json.loads(ended.out)["clips"] == 2
     assert "1 of 3 left out" in json.loads((tmp_path / "out" / "report.json").read_text())["absent"]["clips"]
+
+
+def test_the_title_says_what_of_the_data_was_scored(smalti, image_tokenizer, video_tokenizer, pictures, tmp_path):
+    """Clips past `--limit`, clips that cannot be read, and what lies outside the clip of each file."""
+    other = shutil.copytree(image_tokenizer, tmp_path / "other")
+    video = ("eval", video_tokenizer, "--data", bundled.videos("heldout"), "--size", 32, "--frames", 5, "--limit", 2)
+    count, images = len(list(bundled.videos("heldout").glob("*.mp4"))), ("--data", pictures, "--size")
+
+    def check(command, title):
+        found = " ".join(smalti(*command).out.split("┏")[0].split())
+        assert found == f"protocol smalti: {title}"
+
+    check(video, f"2 of {count} clips, 10 frames; of each 5 frames from its middle, scaled and cut to 32 x 32")
+    check(("eval", image_tokenizer, other, *images, 32), "2 clips, 2 frames; each scaled and cut to 32 x 32")
+    check(("eval", image_tokenizer, *images, 0), "2 clips, 2 frames")
+    check(("eval", pictures, "--against", pictures, "--limit", 1), "1 of 2 clips, 1 frames")
+    (pictures / "no.jpg").write_bytes(b"no image")
+    check(("eval", image_tokenizer, *images, 32), "2 of 3 clips, 2 frames; each scaled and cut to 32 x 32")
+
+
+def test_options_of_clips_are_refused_where_whole_folders_are_compared(smalti, pictures):
+    for option, value in (("--size", 32), ("--frames", 5), ("--root", pictures)):
+        ended = smalti("eval", pictures, "--against", pictures, option, value)
+        assert_one_line(ended, 2, f"{option} {value}: --against compares whole images", "leave it out")
 
 
 def test_a_folder_against_itself_scores_the_cap(smalti, pictures, tmp_path):

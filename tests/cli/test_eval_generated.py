@@ -62,6 +62,8 @@ def test_sets_of_several_seeds_against_real_film(smalti, made, i3d, tmp_path):
     assert (report.protocol.size, report.protocol.frames, report.real) == ((24, 32), 9, 4)
     assert (report.protocol.resize, report.protocol.crop) == ("lanczos", "center")
     assert list(report.spread) == ["gfvd"]
+    title = " ".join(report.to_text(width=400).split("┏")[0].split())
+    assert title.startswith("protocol smalti-gfvd: against 4 real clips of 9 frames, with 4 of 5 generated; of each 9 ")
     assert report.spread["gfvd"].std > 0
     height, width, _ = read_image(tmp_path / "out" / "sheet.png").shape
     assert height > 2 * 24

@@ -119,6 +119,8 @@ def test_film_needs_clips_where_a_tokenizer_is_not_causal(smalti, clip_tokenizer
 def test_a_set_is_scored_against_its_originals(smalti, tokens, pictures):
     report = json.loads(smalti("eval", tokens, "--data", pictures, "--json").out)
     assert (report["clips"], report["codebook"]["tokens"]) == (2, 2 * 16 * 24)
+    title = " ".join(smalti("eval", tokens, "--data", pictures, "--limit", 1).out.split("┏")[0].split())
+    assert title == "protocol smalti: 1 of 2 clips, 1 frames; each scaled and cut to 32 x 48"
     sorted(pictures.iterdir())[0].unlink()
     ended = smalti("eval", tokens, "--data", pictures, "--json")
     assert ended.code == 3

@@ -21,17 +21,17 @@ class MediaProtocol(Config):
     """Media that the protocol is for; others are refused."""
     reader: str = "rgb24"
     """Decoder of the files. From here to `sampling`, fields are declarations if clips are passed as tensors."""
-    resize: Literal["none", "bilinear", "bicubic", "lanczos", "cv2-bilinear", "cv2-bicubic"] = "none"
-    """Filter that scales a frame to `size`: Pillow's (antialiased), or OpenCV's."""
+    resize: Literal["none", "bilinear", "bicubic", "lanczos", "torch-bicubic", "cv2-bilinear", "cv2-bicubic"] = "none"
+    """Filter that scales a frame to `size`: Pillow's (antialiased), torch's, or OpenCV's."""
     crop: Literal["none", "center"] = "none"
     """Crop of a frame: none, or the middle in the aspect of `size`."""
     size: int | Tuple[int] | None = None
-    """Height and width after resize and crop."""
+    """Height and width after resize and crop, or one number for a square; null keeps those of the files."""
     frames: int | None = Field(default=None, ge=1)
     """Frames of a clip; null for images, or for any number."""
     stride: int = Field(default=1, ge=1)
     """Distance between the frames of a clip."""
-    sampling: Literal["center", "random"] = "center"
+    sampling: Literal["start", "center", "random"] = "center"
     """Position of the clip in its video; random positions are the same in every run."""
     samples: int | None = Field(default=None, ge=1)
     """Number of clips that are reconstructed or generated and scored, the first ones; fewer are refused. Null is any
@@ -59,8 +59,6 @@ class Protocol(MediaProtocol):
     kind: Literal["protocol"] = "protocol"
     convention: Literal["magicmaster", "mindone"] | None = None
     """Project whose pipeline makes pixels of files in `smalti eval`; null is smalti's own, with `resize` and `crop`."""
-    size: int | None = None
-    """Height and width after resize and crop; null keeps those of the files."""
     original_rounding: Rounding | None = None
     """Conversion of the originals, if another: `round` gives their pixels back as they were on disk."""
     peak: float = 255.0

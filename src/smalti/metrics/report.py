@@ -13,7 +13,7 @@ from smalti.config import Config, Tuple
 from smalti.metrics.codebook import CodebookUse
 from smalti.metrics.features import ScoreName
 from smalti.metrics.pixel import psnr
-from smalti.metrics.protocols import GenerationProtocol, Protocol
+from smalti.metrics.protocols import GenerationProtocol, MediaProtocol, Protocol
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,11 +117,13 @@ class Report(ScoreReport):
     """Reasons for missing scores and clips that were left out: {name: reason}."""
     codebook: CodebookUse | None = None
     rows: Tuple[ClipScores]
+    listed: int | None = None
+    """Number of clips of the data, those that were left out too; None if they were passed one by one."""
 
     def _table(self, rows: int) -> "Table":
         from rich.table import Table
 
-        table = Table(title=f"protocol {self.protocol.name}: {self.clips} clips, {self.frames} frames")
+        table = Table(title=title_of(self.protocol, self.clips, self.frames, self.listed))
         table.add_column("clip")
         for heading in ("frames", "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"):
             table.add_column(heading, justify="right")
@@ -169,6 +171,8 @@ class GeneratedSet(Config):
     coverage: float | None = None
     absent: dict[str, str] = Field(default_factory=dict)
     """Reasons for missing scores and clips that were left out: {name: reason}."""
+    listed: int | None = None
+    """Number of clips in the folder, those that were left out too; None if they were passed one by one."""
 
     def scores(self) -> dict[str, float]:
         """Return the scores that are not None by name; the distance is under its own name."""
@@ -206,7 +210,7 @@ class GenerationReport(ScoreReport):
 
         media = "images" if self.protocol.media == "images" else f"clips of {self.protocol.frames} frames"
         real = f"{self.real:,} real {media}" if self.real else f"statistics of real {media}"
-        table = Table(title=f"protocol {self.protocol.name}: against {real}")
+        table = Table(title=f"protocol {self.protocol.name}: against {real}{self._left_out()}{_cut(self.protocol)}")
         table.add_column("set", overflow="fold")
         table.add_column("generated", justify="right")
         for name in self.spread:
@@ -219,6 +223,11 @@ class GenerationReport(ScoreReport):
             scores = generated.scores()
             table.add_row(generated.name, f"{generated.clips:,}", *(f"{scores[name]:.4f}" for name in self.spread))
         return table
+
+    def _left_out(self) -> str:
+        """Say of how many generated clips not all were scored."""
+        clips, listed = (sum(n) for n in zip(*((s.clips, s.listed or s.clips) for s in self.sets), strict=True))
+        return f", with {clips:,} of {listed:,} generated" if clips < listed else ""
 
     def _remarks(self, rows: int) -> Iterable[str]:
         first, digest = self.sets[0].frechet, (self.protocol.features_digest or "")[:8]
@@ -235,6 +244,25 @@ class GenerationReport(ScoreReport):
             for name, reason in sorted(generated.absent.items()):
                 lines.append(f"{generated.name}: {reason}" if name == "clips" else f"{name}: {reason}")
         return dict.fromkeys(lines)  # a remark about every set appears once
+
+
+def title_of(protocol: Protocol, clips: int, frames: int, listed: int | None) -> str:
+    """Say in one line what was scored under a protocol: how many of the `listed` clips, and what was cut of each."""
+    count = f"{clips}" if listed is None or listed <= clips else f"{clips} of {listed}"
+    return f"protocol {protocol.name}: {count} clips, {frames} frames{_cut(protocol)}"
+
+
+def _cut(protocol: MediaProtocol) -> str:
+    """Say what of each file a protocol leaves; nothing where files are taken whole, or were passed as tensors."""
+    if protocol.size is None or protocol.crop == "none":
+        area = ""
+    else:
+        height, width = (protocol.size, protocol.size) if isinstance(protocol.size, int) else protocol.size
+        area = f"{'' if protocol.resize == 'none' else 'scaled and '}cut to {height} x {width}"
+    if protocol.frames is None:
+        return f"; each {area}" if area else ""
+    place = {"start": "from its start", "center": "from its middle", "random": "at a random place"}[protocol.sampling]
+    return f"; of each {protocol.frames} frames {place}{', ' if area else ''}{area}"
 
 
 def report_of_clips(

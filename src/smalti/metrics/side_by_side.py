@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from smalti.config import Config, Triple, Tuple
 from smalti.errors import ConfigError
 from smalti.metrics.protocols import Protocol
-from smalti.metrics.report import Frechet, Report, ScoreReport
+from smalti.metrics.report import Frechet, Report, ScoreReport, title_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,11 +68,13 @@ class Leaderboard(ScoreReport):
     absent: dict[str, str]
     """Reasons for missing scores and clips that were left out: {name: reason}."""
     standings: Tuple[Standing]
+    listed: int | None = None
+    """Number of clips of the data, those that were left out too; None if they were passed one by one."""
 
     def _table(self, rows: int) -> "Table":
         from rich.table import Table
 
-        table = Table(title=f"protocol {self.protocol.name}: {self.clips} clips, {self.frames} frames")
+        table = Table(title=title_of(self.protocol, self.clips, self.frames, self.listed))
         table.add_column("tokenizer", overflow="fold")
         table.add_column("bits/px", justify="right")
         names = [name for name in PAIRED if any(getattr(row, name) is not None for row in self.standings)]
@@ -118,6 +120,7 @@ def leaderboard(contenders: Sequence[Contender]) -> Leaderboard:
         frames=first.frames,
         absent=first.absent,
         standings=tuple(_standing(contender, first) for contender in contenders),
+        listed=first.listed,
     )
 
 

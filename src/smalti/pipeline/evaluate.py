@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
@@ -172,6 +173,11 @@ def evaluate(
     )
 
 
+def _of_all(report: Report, listed: int) -> Report:
+    """Return a report that says of how many clips it is."""
+    return report.model_copy(update={"listed": listed})
+
+
 Previews = dict[int, tuple[Tensor, Tensor]]
 """Middle frames of originals and reconstructions, uint8 `h w 3`, by the place of the clip in its source."""
 
@@ -213,7 +219,7 @@ def _evaluate_tokenizer(
             if name.startswith("preview."):
                 original, reconstruction = stacked
                 previews[int(name.removeprefix("preview."))] = original, reconstruction
-    report, moments = scores.report(), scores.moments
+    report, moments = _of_all(scores.report(), clips.listed), scores.moments
     if key is not None and moments is not None and moments.reference is None and not scores.bad:
         assert options.statistics is not None
         save_statistics(options.statistics, key, moments.originals)
@@ -275,12 +281,15 @@ def _evaluate_folders(
         raise ConfigError(f"`protocol` {protocol.name} is for video; `against` compares images")
     if options.statistics is not None:
         raise ConfigError("`statistics` goes with `data`; `against` looks at every original anyhow")
+    for option, value in (("size", options.size), ("frames", options.frames), ("root", options.root)):
+        if value is not None:
+            raise ConfigError(f"`{option}` {value}: `against` compares whole images of two folders; leave it out")
     protocol = protocol.replace({"convention": None, "resize": "none", "crop": "none", "size": None})
     scores = _scores(protocol, options, torch.device("cpu"))
     total = len(matching_files(originals, reconstructions, IMAGE_SUFFIXES))
     pairs = pairs_of_folders(originals, reconstructions, lambda path: to_video(read_image(path)), IMAGE_SUFFIXES)
-    previews = _score(pairs, scores, total, progress)
-    return Evaluation(scores.report(), [], _columns(previews))
+    previews = _score(islice(pairs, options.limit), scores, min(total, options.limit or total), progress)
+    return Evaluation(_of_all(scores.report(), total), [], _columns(previews))
 
 
 def _evaluate_token_set(
@@ -297,17 +306,17 @@ def _evaluate_token_set(
             raise ConfigError(f"{option} {value}: {path} is a token set, whose options are fixed; leave it out")
     device = pick_device(options.device)
     tokenizer = open_set_tokenizer(tokens, device=str(device))
-    scores = _scores(protocol, options, device, tokens.tokenizer_info.levels)
-    pairs = pairs_of_token_set(
-        tokenizer,
-        tokens,
-        data if data.is_dir() else data.parent,
-        rows=options.limit,
-        frames=options.frames or FRAMES,
-        on_bad=bad.append,
-    )
+    frames, view = options.frames or FRAMES, tokens.options.view
+    declared: dict[str, object] = {"size": view.size, "resize": view.resize, "crop": "center"} if view.size else {}
+    scores = _scores(protocol.replace(declared), options, device, tokens.tokenizer_info.levels)
+    root = data if data.is_dir() else data.parent
+    pairs = pairs_of_token_set(tokenizer, tokens, root, rows=options.limit, frames=frames, on_bad=bad.append)
     previews = _score(pairs, scores, options.limit or len(tokens), progress)
-    return Evaluation(scores.report(), bad, _columns(previews))
+    report = _of_all(scores.report(), len(tokens))
+    if any(row.frames > 1 for row in report.rows):
+        protocol = report.protocol.replace({"frames": frames, "sampling": "start"})
+        report = report.model_copy(update={"protocol": protocol})
+    return Evaluation(report, bad, _columns(previews))
 
 
 def _evaluate_generated(

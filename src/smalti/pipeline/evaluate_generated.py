@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smalti.data import evaluation, source_of
 from smalti.data.clips import ClipConfig
-from smalti.data.source import Medium, Source, Subset
+from smalti.data.source import Medium, Subset
 from smalti.errors import BadFile, InputError
 from smalti.metrics import Features, GenerationProtocol, GenerationReport, score_generated
 from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
@@ -22,7 +22,7 @@ _PREVIEWS = 8
 class _MediaSet:
     """The clips of one set, the files that cannot be read, and the middle frames of the first clips."""
 
-    def __init__(self, source: Source, previews: int) -> None:
+    def __init__(self, source: Subset, previews: int) -> None:
         self.source = source
         self.bad: list[BadFile] = []
         self.previews: list[Tensor] = []
@@ -84,7 +84,12 @@ def evaluate_generated(
     declared = protocol.replace({"resize": "lanczos", "crop": "center"})
     reference = read_published_statistics(real, features.network.dim) if originals is None else originals
     report = score_generated(sets, reference, declared, features, bootstrap=bootstrap, progress=note)
-    rows = [row.model_copy(update={"absent": {**row.absent, **sets[row.name].absent}}) for row in report.sets]
+    rows = [
+        row.model_copy(
+            update={"absent": {**row.absent, **sets[row.name].absent}, "listed": len(sets[row.name].source.source)}
+        )
+        for row in report.sets
+    ]
     report = report.model_copy(update={"sets": tuple(rows), "absent": {} if originals is None else originals.absent})
     bad = [fault for media in every.values() for fault in media.bad]
     return GenerationResult(report, bad, {name: media.previews for name, media in every.items()})

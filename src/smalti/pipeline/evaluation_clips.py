@@ -38,6 +38,8 @@ class EvaluationClips(NamedTuple):
     data: dict[str, Any]
     """Config of the source, without paths of this machine."""
     store: Store
+    listed: int
+    """Number of clips of the data, of which `limit` may leave fewer in `source`."""
 
     def digest(self) -> str:
         """Return the sha256 of the names and sizes of the files, in order; files in tars and tables are read for it."""
@@ -59,6 +61,7 @@ def clips_of(data: Path, protocol: Protocol, options: EvaluationOptions, *, is_i
     protocol asks for.
     """
     _check_options(protocol, options)
+    assert not isinstance(protocol.size, tuple), "clips are squares"
     size = (protocol.size or _SIZE if options.size is None else options.size) or None
     frames = options.frames or protocol.frames or FRAMES
     preferred: Medium = ("images" if is_image_model else "videos") if protocol.media == "any" else protocol.media
@@ -79,7 +82,7 @@ def clips_of(data: Path, protocol: Protocol, options: EvaluationOptions, *, is_i
     declared: dict[str, object] = {"size": size, "frames": frames if medium == "videos" else None}
     declared |= {"resize": config.resize if size else "none", "crop": "center" if size else "none"}
     plain = {name: value for name, value in config.plain().items() if name not in ("path", "root", "limit")}
-    return EvaluationClips(source, protocol.replace(declared), plain, built.store)
+    return EvaluationClips(source, protocol.replace(declared), plain, built.store, len(built))
 
 
 def _check_options(protocol: Protocol, options: EvaluationOptions) -> None:
