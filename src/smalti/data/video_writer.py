@@ -85,7 +85,7 @@ def _image_data(png: memoryview) -> bytes:
     at, found = 8, []
     while at < len(png):
         length = int.from_bytes(png[at : at + 4], "big")
-        if png[at + 4 : at + 8] == b"IDAT":
+        if bytes(png[at + 4 : at + 8]) == b"IDAT":
             found.append(png[at + 8 : at + 8 + length])
         at += 12 + length
     return b"".join(found)
