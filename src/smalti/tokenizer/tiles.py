@@ -36,8 +36,8 @@ class Tiles(NamedTuple):
     """Rows of the result for a row of the input (decoding)."""
 
     def compute(self, function: Callable[[tuple[slice, slice]], Tensor], size: tuple[int, int]) -> Tensor:
-        """Return the results of `function`, which takes the slices of a tile of an input of `size` = (rows, columns), as
-        one tensor; `side`, `margin` and `size` are multiples of `down`.
+        """Return the results of `function`, which takes the slices of a tile of an input of `size` = (rows, columns),
+        as one tensor; `side`, `margin` and `size` are multiples of `down`.
 
         Each result is copied to its place and let go, so that the whole is held once.
         """
