@@ -29,7 +29,7 @@ from smalti.files import (
     save_tensors,
     write_json,
 )
-from smalti.hub import hub_fault
+from smalti.hub import hub_fault, is_hub_fault
 from smalti.text import shorten
 from smalti.version import __version__
 
@@ -210,7 +210,7 @@ def upload_model(save: Callable[[Path], None], repository: str, card: str, *, pr
     Returns its address. Raises MachineError where the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     hub = HfApi()
     with tempfile.TemporaryDirectory() as scratch:
@@ -223,7 +223,6 @@ def upload_model(save: Callable[[Path], None], repository: str, card: str, *, pr
         except HFValidationError as error:
             raise ConfigError(f"repository: {error}") from None
         except Exception as error:
-            network = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests")  # as it has each
-            if not network and not isinstance(error, HfHubHTTPError | OSError):
+            if not is_hub_fault(error):
                 raise
             raise MachineError(f"{repository}: the hub {hub_fault(error)}") from None

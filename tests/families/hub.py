@@ -35,9 +35,10 @@ class LoopbackHub(http.server.BaseHTTPRequestHandler):
 
     def serve(self, with_body):
         path = unquote(urlsplit(self.path).path)
-        if path.startswith("/api/models/"):
-            return self.serve_api(path.removeprefix("/api/models/"))
-        repository, _, rest = path.removeprefix("/").partition("/resolve/")
+        for models in ("/api/models/", "/api/datasets/"):  # both are repositories here
+            if path.startswith(models):
+                return self.serve_api(path.removeprefix(models))
+        repository, _, rest = path.removeprefix("/").removeprefix("datasets/").partition("/resolve/")
         commit, _, inside = rest.partition("/")
         if repository in self.gated:
             return self.refuse(self.gated[repository], "GatedRepo")

@@ -99,7 +99,7 @@ def layouts(tmp_path):
         "BAAI/Emu3.5-VisionTokenizer",
         {"config.yaml": b"embed_dim: 256\n", "model.ckpt": plain("taming_tiny.ckpt", tmp_path / "emu.ckpt")},
         {"config.yaml", "model.ckpt"},
-        *("taming", "not stated (its code: MIT)"),
+        *("taming", "Apache-2.0"),
     )
     file = FOLDER / "llamagen_tiny.pt"
     llamagen = {"vq_ds16_c2i.pt": file, "vq_ds8_c2i.pt": FOLDER / "llamagen_tiny_train.pt", "c2i_B_256.pt": BIG}
@@ -179,15 +179,20 @@ def put(repository, files, commit=COMMIT):
     LoopbackHub.repositories.setdefault(repository, {})[commit] = {".gitattributes": b"", "README.md": b"#\n", **files}
 
 
-def load_all(names, endpoint, folder):
-    """What `smalti.load` says of names in a process of its own, whose hub is at the endpoint; caches in `folder`."""
+def printed(program, arguments, endpoint, folder):
+    """What a program prints in a process of its own, whose hub is at the endpoint; caches are in `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(folder / "hub"), "OMP_NUM_THREADS": "1",
                    "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
-    command = [sys.executable, "-W", "error::UserWarning", "-c", LOADS, json.dumps(names)]
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+    return ended.stdout
+
+
+def load_all(names, endpoint, folder):
+    """What `smalti.load` says of names."""
+    found = json.loads(printed(LOADS, [json.dumps(names)], endpoint, folder))
     converted = list((folder / "cache").rglob("config.json"))
     assert len(converted) == len([name for name in found if "sha256" in found[name]])
     return found
@@ -279,10 +284,38 @@ def test_no_network_is_one_line(tmp_path):
     check_lines(found, {"showlab/magvitv2": (*away, "(Show-o)"), "somebody/thing": away})
 
 
+LOADS_A_DATA_SET = """
+import sys
+from smalti.data.parquet import download_from_hub
+from smalti.errors import MachineError
+try:
+    download_from_hub("me/photos", "*.parquet", None)
+except MachineError as error:
+    print(error)
+"""
+
+
 @pytest.mark.slow  # the hub's own client tries a broken transfer again and again
-def test_a_transfer_that_breaks_is_one_line(hub, tmp_path):
+def test_a_transfer_that_breaks_off_is_one_line_and_the_next_call_has_the_whole_file(hub, tmp_path):
     LoopbackHub.clear()
-    put("somebody/cut", {"pytorch_model.safetensors": FOLDER / "showo_tiny" / "pytorch_model.safetensors"})
-    LoopbackHub.broken.add("pytorch_model.safetensors")
-    found = load_all(["somebody/cut"], hub[1], tmp_path)
-    check_lines(found, {"somebody/cut": ("MachineError", "the hub")})
+    weights = FOLDER / "showo_tiny" / "pytorch_model.safetensors"
+    put("showlab/magvitv2", {path.name: path for path in (FOLDER / "showo_tiny").iterdir()})
+    put("me/photos", {"rows.parquet": BIG * 1000})
+    LoopbackHub.broken |= {weights.name, "rows.parquet"}
+    name = "showlab/magvitv2"
+    broken = ("MachineError", "the hub broke off the transfer", "try again", "(Show-o)")
+    check_lines(load_all([name], hub[1], tmp_path), {name: broken})
+    line = printed(LOADS_A_DATA_SET, [], hub[1], tmp_path)
+    assert line.startswith("hf:me/photos: not in the cache, and the hub broke off the transfer")
+    assert line.count("\n") == 1
+    LoopbackHub.broken.clear()
+    there = load_all([name], hub[1], tmp_path)[name]
+    assert there["fingerprint"] == smalti.load(FOLDER / "showo_tiny").fingerprint
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path):
+    LoopbackHub.clear()
+    put("showlab/magvitv2", {path.name: path for path in (FOLDER / "showo_tiny").iterdir()})
+    (tmp_path / "hub").write_bytes(b"a file where the cache would be")
+    fault = ("MachineError", "cannot be written to", str(tmp_path / "hub"), "HF_HUB_CACHE names another folder")
+    check_lines(load_all(["showlab/magvitv2"], hub[1], tmp_path), {"showlab/magvitv2": fault})

@@ -268,6 +268,15 @@ def test_a_contact_sheet_holds_every_picture_unchanged():
     assert np.array_equal(sheet[42:87, 38:88], rows[1][1])
 
 
+@pytest.mark.parametrize("width", [24, 48, 64, 128, 400])
+def test_columns_of_names_that_begin_alike_have_different_titles(width):
+    inside = "microsoft/VidTok/checkpoints/vidtok_fsq_causal_"
+    titles = ["tests/goldens/showo_tiny", "tests/goldens/maskgit_tiny", f"{inside}488_4096", f"{inside}488_32768"]
+    sheet = np.asarray(contact_sheet([[np.zeros((4, width, 3), np.uint8)] * 4], titles))
+    heads = [sheet[:18, 4 + i * (width + 4) :][:, :width].tobytes() for i in range(4)]
+    assert len(set(heads)) == 4
+
+
 def test_a_ragged_or_empty_sheet_is_refused():
     picture = np.zeros((4, 4, 3), np.uint8)
     for rows, titles, message in [

@@ -11,7 +11,7 @@ import numpy as np
 
 from smalti.data.source import Classes, Store, number_classes, open_media, raise_listed
 from smalti.errors import BadFile, InputError, MachineError, SmaltiError
-from smalti.hub import hub_fault
+from smalti.hub import hub_fault, is_hub_fault
 from smalti.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -294,12 +294,14 @@ def _listed(names: Sequence[str]) -> str:
 def download_from_hub(name: str, match: str, revision: str | None) -> Path:
     """Download a data set of the hub, once into its cache, and return its folder. Raises InputError, MachineError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[match])
     except HFValidationError:
         raise InputError(f"hf:{name}: not the name of a data set of the hub, as in hf:owner/name") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        if not is_hub_fault(error):
+            raise
         raise MachineError(f"hf:{name}: not in the cache, and the hub {hub_fault(error)}") from None
     return Path(folder)

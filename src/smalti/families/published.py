@@ -153,8 +153,7 @@ _ROWS = (
     _ibq(262144, "rFID 1.53, ImageNet 256 px", pretrained=True),
     ZooRow(
         *("taming", "Emu3.5: images", "BAAI/Emu3.5-VisionTokenizer", _F16, 131_072, 455_336_963),
-        "not stated (its code: MIT)",
-        *("", "", "ibq_w32_64x96"),
+        *("Apache-2.0", "", "", "ibq_w32_64x96"),
     ),
     ZooRow(
         *("taming", "VQGAN, ImageNet, 256 px", "vqgan_imagenet_f16_1024.ckpt:lookup=euclidean", _F16, 1024),

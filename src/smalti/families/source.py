@@ -14,7 +14,7 @@ from smalti.families.family import Checkpoint, Family
 from smalti.families.names import FORMS, HUB, SHIPPED_NAMES, SUFFIXES, HubName
 from smalti.files import MANIFEST, read_json, sha256
 from smalti.foreign import naming_file, read_checkpoint, tensors
-from smalti.hub import hub_fault
+from smalti.hub import hub_fault, is_hub_fault
 from smalti.model_folder import CONFIG, WEIGHTS
 from smalti.text import nearest
 
@@ -114,9 +114,7 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -140,7 +138,9 @@ def fetch_from_hub(hub: HubName, families: Iterable[Family]) -> Path:
         raise InputError(f"{name}: the repository has no revision {hub.revision}; see its page on the hub") from None
     except RepositoryNotFoundError:
         raise InputError(f"{name}: no such folder, and no such repository on the hub; give {FORMS}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        if not is_hub_fault(error):
+            raise
         near = nearest(name, SHIPPED_NAMES)
         known = "".join(f" ({family.title})" for family in published_families(hub, families))
         fault = f"{name}{known}: no such folder here, and the hub {hub_fault(error)}"

@@ -38,11 +38,10 @@ _PUBLISHED = (
     *_IBQ,
     Published(
         _EMU,
-        licence="not stated (its code: MIT)",
+        licence="Apache-2.0",
         files=("model.ckpt",),
         lookup="inner",
         preprocessing="bicubic resize to an area of 512^2 to 1024^2 px, aspect kept, sides multiples of 16",
-        licence_source="LICENSE of github.com/baaivision/Emu3.5; the card of the weights was not at hand",
     ),
 )
 _CLASSES: dict[str, Lookup] = {"taming.models.vqgan": "euclidean", "ibqgan": "inner"}

@@ -53,6 +53,16 @@ def difference(
 def _fitted(
     canvas: ImageDraw.ImageDraw, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
-    while title and canvas.textlength(title, font=font) > width:
-        title = title[:-1]
+    """Shorten a title that is too long, from its folders on, then in the middle: names of one family begin alike."""
+
+    def fits(text: str) -> bool:
+        return canvas.textlength(text, font=font) <= width
+
+    while "/" in title and not fits(title):
+        title = title.partition("/")[2]
+    whole = title
+    for kept in range(len(whole) - 1, -1, -1):
+        if fits(title):
+            break
+        title = f"{whole[: kept - kept // 2]}..{whole[len(whole) - kept // 2 :]}" if kept else ""
     return title

@@ -1,6 +1,7 @@
 """A tokenizer as programs that run without smalti: the library function behind `smalti export`."""
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from smalti.video import to_video
 FORMAT = 1
 _CLIP = 18
 """Frames of a clip in the comparison: one more than whole groups, so that padding is a part of it."""
+_SIDE = 64
+"""Tokens on a side to which a frame is cut in the comparison where it has more than 64^2 of them, as with strides of 2:
+attention over all pairs of 176 x 313 positions takes 12 GB in a runtime that keeps them. With strides of 8 the shipped
+media are whole."""
 
 
 def export(
@@ -50,7 +55,7 @@ def export(
 
     `config.json` has the facts of the tokenizer and every program's inputs and outputs, with their types and shapes.
     `parity.json` counts the ids of the shipped photographs and video clips that differ, and the pixels' largest
-    difference.
+    difference; frames of more than 64^2 tokens are cut to a corner.
 
     Args:
         tokenizer: a tokenizer or its name, as `smalti.load` takes it.
@@ -107,12 +112,21 @@ _FACTS = ("kind", "quantizer", "is_causal", "is_tile_exact", "lookahead", "confi
 
 
 def _media(tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor]]:
-    """Yield the held-out photographs, and clips for a tokenizer of video, of their own sizes."""
+    """Yield the held-out photographs, and clips for a tokenizer of video, of their own sizes or less."""
     for path in sorted(photos("heldout").glob("*.jpg")):
-        yield path.name, to_video(read_image(path))
+        yield path.name, _cut(to_video(read_image(path)), tokenizer)
     if tokenizer.config.time_kernel > 1:
         for path in sorted(videos("heldout").glob("*.mp4")):
-            yield path.name, to_video(read_clip(path, _CLIP))
+            yield path.name, _cut(to_video(read_clip(path, _CLIP)), tokenizer)
+
+
+def _cut(video: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Return a corner of a video that has many tokens, of a size that is no multiple of the strides."""
+    _, h, w = tokenizer.strides
+    height, width = video.shape[3:]
+    if math.ceil(height / h) * math.ceil(width / w) <= _SIDE**2:
+        return video
+    return video[..., : _SIDE * h - 1, : _SIDE * w - 1]
 
 
 def _check(agreement: Agreement, to: Target, weights: WeightType) -> None:
