@@ -59,7 +59,7 @@ def commands(text: str) -> list[tuple[int, str]]:
     """(line, verb) of every `smalti VERB` in a fenced block that is not Python."""
     found = []
     for block in FENCE.finditer(text):
-        if not block[3].strip().startswith(("py", "yaml", "json")):
+        if not block[3].strip().startswith(("py", "yaml", "json", "bib")):
             for match in COMMAND.finditer(block[4]):
                 found.append((line_of(text, block.start(4) + match.start(1)), match[1]))
     return found
