@@ -107,19 +107,6 @@ def without_figure(rows):
     return [row[0] for row in rows if len(row) != 4 or "`test_" not in row[2] or not re.search(r"\d", row[3])]
 
 
-def slow_tests():
-    """Names of tests that are slow ones in every case."""
-    found = set()
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        text = path.read_text(encoding="utf-8")
-        whole = re.search(r"^pytestmark = .*slow", text, re.MULTILINE)
-        for match in re.finditer(r"((?:^@.*\n(?:^[ )].*\n)*)*)^def (test_\w+)", text, re.MULTILINE):
-            marked = re.search(r"^@(pytest\.mark\.slow|SLOW)\b", match[1], re.MULTILINE)
-            if whole or marked:
-                found.add(match[2])
-    return found
-
-
 def test_every_promise_of_the_guarantees_has_a_test_and_its_latest_figure():
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     rows = promises(text)
@@ -127,9 +114,6 @@ def test_every_promise_of_the_guarantees_has_a_test_and_its_latest_figure():
     assert not without_figure(rows)
     record = json.loads((ROOT / "benchmarks" / "results" / "promises.json").read_text(encoding="utf-8"))["rows"]
     assert not [row["test"] for row in record if not 0 < row["passed"] == row["cases"]]
-    named = {test for row in rows for test in re.findall(r"`(test_\w+)`", row[2])}
-    missing = named - {row["test"] for row in record} - slow_tests()
-    assert not missing, f"python -m benchmarks.promises {' '.join(sorted(missing))}"
 
 
 def test_a_promise_without_a_test_or_a_figure_is_seen():
