@@ -29,6 +29,8 @@ from smalti.errors import ConfigError, InputError, IntegrityError, MachineError
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _LARGEST_HEADER = 8 << 20
+_LONGEST_NAME = 255
+"""Bytes of the name of a file: the limit of the usual file systems."""
 _REMEDIES = {
     errno.ENOSPC: "Free some space and run again",
     errno.EDQUOT: "Free some of your quota and run again",
@@ -174,7 +176,7 @@ def remove_leftovers(folder: Path) -> None:
     for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
         name, _, writer = left.name.rpartition(".")[0].rpartition(".")
         host, _, process = writer.rpartition("-")
-        if host not in (_host(), "") or not process.isdigit() or _alive(int(process)):
+        if host not in (_host()[:40], "") or not process.isdigit() or _alive(int(process)):
             continue
         target = left.with_name(name[1:])
         with suppress(OSError):
@@ -288,7 +290,12 @@ def _host() -> str:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{suffix}")
+    """Return the temporary name of `path`, no longer than a name may be: of a long one the end is its digest."""
+    writer, name = f"{_host()[:40]}-{os.getpid()}.{suffix}", path.name
+    room = _LONGEST_NAME - len(writer) - 2
+    if len(data := os.fsencode(name)) > room and suffix == "part":  # the name of an `old` one is needed to put it back
+        name = data[: room - 9].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:8]
+    return path.with_name(f".{name}.{writer}")
 
 
 def _put_in_place(part: Path, target: Path) -> None:

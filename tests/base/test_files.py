@@ -152,6 +152,28 @@ def test_a_killed_writer_of_a_file_leaves_the_old_one(before, tmp_path):
     assert names(tmp_path) == (set() if before is None else {"log.jsonl"})
 
 
+@pytest.mark.parametrize("length", [100, 200, 230, 240, 250, 255])
+@pytest.mark.parametrize("letter", ["a", "é", "名"])
+def test_the_longest_names_are_written_and_cleared_away(length, letter, tmp_path):
+    name = (letter * length).encode()[:length].decode(errors="ignore")
+    file, folder = tmp_path / name, tmp_path / "below" / name
+    for content in (b"old", b"new"):
+        write_bytes(file, content)
+        assert file.read_bytes() == content
+    for generation in (1, 2):
+        write_generation(folder, generation)
+        assert generation_of(folder) == generation
+    assert in_child(lambda: write_bytes(file, b"newer"), "write_bytes:before-rename") == KILLED
+    assert in_child(lambda: write_generation(folder, 3), "new_folder:before-rename") == KILLED
+    assert file.read_bytes() == b"new"
+    assert generation_of(folder) == 2
+    for where in (tmp_path, tmp_path / "below"):
+        assert len(names(where)) == 2 + (where == tmp_path)
+        remove_leftovers(where)
+    assert names(tmp_path) == {name, "below"}
+    assert names(tmp_path / "below") == {name}
+
+
 def test_forty_random_kills_tear_nothing(tmp_path):
     path, file = tmp_path / "step-1", tmp_path / "state.json"
     rng = random.Random(0)

@@ -15,10 +15,18 @@ import torch
 from PIL import Image
 
 from smalti.data import open_video, read_image, write_video
-from smalti.errors import ConfigError
+from smalti.data.video_writer import write_png
+from smalti.errors import BadTensor, ConfigError
 from smalti.families import load
 from smalti.pipeline.reconstruct import MediaView, reconstruct, reconstruct_file
-from smalti.tokenizer.frames import choose_tile, reconstruct_frames, round_trip
+from smalti.tokenizer.frames import (
+    TILED_ABOVE,
+    choose_tile,
+    ids_to_image,
+    images_to_ids,
+    reconstruct_frames,
+    round_trip,
+)
 from smalti.video import crop_to, to_uint8, to_video
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
@@ -55,6 +63,35 @@ def test_a_large_picture_in_tiles_has_the_tokens_and_pixels_of_the_whole(tmp_pat
         made_in_tiles = crop_to(tokenizer.decode(ids_in_tiles, tile=choose_tile(tokenizer)), (1, *size))
     assert torch.equal(ids, ids_in_tiles)
     assert torch.allclose(made, made_in_tiles, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(2003, 2001), (1000, 4096)])
+def test_large_images_are_cut_into_tiles_before_they_become_floats(tmp_path, size):
+    tokenizer = load(save(tmp_path / "t", strides=((1, 4),), patch=2)).double()
+    pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert size[0] * size[1] > TILED_ABOVE
+    ids = images_to_ids(tokenizer, pixels[None])
+    assert torch.equal(ids, tokenizer.encode(to_video(pixels).double()))
+    beside = torch.zeros(size[0], 2 * size[1], 3, dtype=torch.uint8)
+    image = ids_to_image(tokenizer, ids, size, into=beside[:, size[1] :])
+    assert torch.equal(image, to_uint8(tokenizer.decode(ids, size=(1, *size)))[0, 0])
+    assert torch.equal(image, beside[:, size[1] :])
+    assert not beside[:, : size[1]].any()
+    with pytest.raises(BadTensor, match=r"ids are .* pixels, not "):
+        ids_to_image(tokenizer, ids, (size[0] + 8, size[1]))
+
+
+@pytest.mark.parametrize("size", [(2300, 1901), (3, 1_500_000), (1_500_000, 3)])
+def test_a_large_png_that_is_written_in_bands_is_the_image_in_the_size_that_pillow_has(tmp_path, size):
+    steps = np.random.default_rng(0).integers(0, 3, (*size, 3), np.uint8)
+    pixels = np.cumsum(steps, axis=int(size[0] < size[1]), dtype=np.uint8)  # like a gradient: filters matter
+    for shown in (torch.from_numpy(pixels), torch.from_numpy(pixels)[:, ::2]):
+        write_png(tmp_path / "bands.png", shown)
+        with Image.open(tmp_path / "bands.png") as image:
+            assert np.array_equal(np.asarray(image), shown.numpy())
+    Image.fromarray(shown.numpy()).save(tmp_path / "whole.png")
+    sizes = [(tmp_path / f"{name}.png").stat().st_size for name in ("bands", "whole")]
+    assert sizes[0] < 1.02 * sizes[1]
 
 
 @pytest.mark.parametrize("size", [(32, 46), (33, 47)])

@@ -1,9 +1,12 @@
 """The surface of the command line: help, usage errors, messages, doctor, recipes."""
 
+import ast
+import inspect
 import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +28,15 @@ def shell(*arguments, **more):
     environment = {**os.environ, "COLUMNS": "80", **more}
     command = [sys.executable, "-m", "smalti", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.name)
+def test_every_option_of_a_verb_is_used(command):
+    """One that its function never reads is taken and does nothing."""
+    function = inspect.unwrap(command.callback)
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    read = {node.id for part in tree.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    assert inspect.signature(function).parameters.keys() <= read
 
 
 def test_help_imports_nothing_heavy_and_comes_at_once():

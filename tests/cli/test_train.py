@@ -5,6 +5,7 @@ import json
 import pytest
 
 from smalti.config import load_yaml
+from smalti.quantize import LFQConfig
 from smalti.training.config import TokenizerTraining
 from tests.cli.conftest import assert_one_line
 
@@ -33,8 +34,27 @@ def test_a_recipe_trains_resumes_and_serves_the_other_verbs(smalti, pictures, tm
     assert again.err == ""
     about = json.loads(smalti("info", run, "--json").out)
     assert about["run"]["last"]["step"] == 2
+    facts = {name: about["run"][name] for name in ("step", "steps", "device")}
+    assert facts == {"step": 2, "steps": 2, "device": "cpu"}
+    assert (about["run"]["data"]["samples"], about["run"]["data"]["held_out"]) == (1, 1)
+    shown = [" ".join(line.split()) for line in smalti("info", run).out.splitlines()]
+    assert {"run step 2 of 2", "run device cpu"} <= {*shown}
+    assert any(line.startswith("run data samples 1, held out 1") for line in shown)
+    other = smalti("train", run, "--resume", "--set", "optimizer.lr=0.5", "--set", "data.crop=center")
+    assert_one_line(other, 2, "optimizer.lr (", " -> 0.5)", "data.crop (random -> center)", "; start another run")
     report = json.loads(smalti("eval", run, "--data", pictures, "--size", 32, "--json").out)
     assert report["clips"] == 2
+
+
+def test_another_quantizer_is_trained_by_its_name(smalti, tmp_path):
+    run = tmp_path / "run"
+    ended = smalti("train", "tiny", *SMALL, "--quantizer", "lfq10", "--device", "cpu", "--out", run)
+    assert ended.code == 0, ended.err
+    found = load_yaml(TokenizerTraining, run / "config.yaml").tokenizer.quantizer
+    assert isinstance(found, LFQConfig)
+    assert found.bits == 10
+    assert "codebook size 1,024" in " ".join(smalti("info", run).out.split())
+    assert_one_line(smalti("train", "tiny", "--quantizer", "lfq", "--out", tmp_path / "no"), 2, "no such quantizer")
 
 
 def test_a_file_trains(smalti, tmp_path):

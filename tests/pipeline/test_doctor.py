@@ -15,6 +15,7 @@ from smalti.errors import SmaltiError
 from smalti.model_folder import checkpoints
 from smalti.pipeline.check_recipe import check_recipe
 from smalti.pipeline.check_run import check_run
+from smalti.pipeline.doctor import check_system
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.samples import skipped_steps
@@ -29,6 +30,11 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 def by_name(checks):
     return {check.name: check for check in checks}
+
+
+def test_another_system_than_linux_and_macos_is_said_to_be_none():
+    assert [check_system(name).state for name in ("Linux", "Darwin", "Windows")] == ["ok", "ok", "broken"]
+    assert "smalti runs on Linux and macOS" in check_system("Windows").result
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """The versions that are tested are those that pyproject.toml allows: its lower bounds, and nothing beyond it."""
 
+import json
 import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -59,3 +62,50 @@ def test_the_newest_versions_are_allowed():
 
 def test_nothing_takes_a_newer_torch_away():
     assert required()["torch"].keys() == {">="}
+
+
+def audit(root, *arguments):
+    ended = subprocess.run([sys.executable, root / ".ci" / "audit.py", *arguments], capture_output=True, text=True)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_no_version_has_a_known_fault_and_each_bound_that_has_one_says_why_it_stays():
+    code, said = audit(ROOT)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "fault"),
+    [
+        ("constraints/newest.txt", "pillow<=13.0.0", "pillow<=12.2.0", "pillow 12.2.0: CVE-2026-59199"),
+        ("constraints/newest.txt", "torch<=2.13.0", "torch<=2.12.1", "torch 2.12.1: GHSA-rrmf-rvhw-rf47"),
+        ("pyproject.toml", "filelock>=3.20.3", "filelock>=3.20.1", "filelock 3.20.1: CVE-2026-22701"),
+        ("pyproject.toml", "pyarrow>=17", "pyarrow>=14.0.0", "pyarrow 14.0.0: PYSEC-2023-238"),
+        ("installed.txt", "werkzeug==3.1.6", "werkzeug==3.1.5", "werkzeug 3.1.5: GHSA-29vq-49wr-vm6x"),
+        ("installed.txt", "protobuf==6.33.5", "protobuf==6.31.0", "protobuf 6.31.0: GHSA-8qvm-5x2c-j2w7"),
+        ("installed.txt", "torch==2.13.0+cpu", "torch==2.12.0+cpu", "torch 2.12.0+cpu: GHSA-rrmf-rvhw-rf47"),
+    ],
+)
+def test_a_version_with_a_known_fault_is_named(tmp_path, file, old, new, fault):
+    for name in (".ci", "constraints"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    installed = tmp_path / "installed.txt"
+    installed.write_text("werkzeug==3.1.6\nprotobuf==6.33.5\ntorch==2.13.0+cpu\n")
+    assert audit(tmp_path, installed)[0] == 0
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (tmp_path / file).write_text(text.replace(old, new), encoding="utf-8")
+    code, said = audit(tmp_path, installed)
+    assert code == 1
+    assert fault in said
+
+
+def test_calls_that_a_kept_advisory_calls_absent_are_absent():
+    source = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
+    kept = json.loads((ROOT / ".ci" / "advisories.json").read_text(encoding="utf-8"))["advisories"]
+    names = [(one["id"], name) for one in kept for name in one.get("database_specific", {}).get("absent", ())]
+    assert len(names) > 20
+    code = {path: re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL) for path, text in source.items()}
+    wrong = [f"{path}: {name} ({id_})" for id_, name in names for path, text in code.items() if name in text]
+    assert not wrong

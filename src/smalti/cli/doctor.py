@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smalti.cli.console import message_line, print_json
+from smalti.cli.console import message_line, print_json, say
 from smalti.cli.options import DeviceOption, JsonOption, SettingsOption
 from smalti.errors import ConfigError
 from smalti.version import __version__
@@ -43,6 +43,7 @@ def doctor_command(
       torchrun --nproc-per-node 8 -m smalti doctor image --set data.path=photos
       smalti doctor --json
     """
+    from smalti.pipeline.check_recipe import ELSEWHERE, ENDING, check_recipe
     from smalti.pipeline.check_run import check_run
     from smalti.pipeline.train import is_run
 
@@ -54,11 +55,11 @@ def doctor_command(
 
         checks = check_machine() if target is None else check_run(target)
     else:
-        from smalti.pipeline.check_recipe import check_recipe
-
         checks = check_recipe(target, out, set=assignments or (), tiny=tiny, quantizer=quantizer, device=device)
     if os.environ.get("RANK", "0") == "0":
         _show(checks, as_json=as_json)
+    elif checks[-1].name in ENDING and checks[-1].state == "broken" and checks[-1].result != ELSEWHERE:
+        say(f"error: {message_line(checks[-1].result)}")  # of this process alone, and in no other's table
     if broken := [check for check in checks if check.state == "broken"]:
         raise typer.Exit(broken[0].exit_code)
 

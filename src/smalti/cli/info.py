@@ -29,7 +29,7 @@ def info_command(
     from smalti.families.names import SUFFIXES, find_tokenizer, is_foreign
     from smalti.generation import Generator
     from smalti.model_folder import find_model
-    from smalti.pipeline.info import last_lines
+    from smalti.pipeline.info import run_facts
     from smalti.tokens.reader import describe_set, is_token_set
 
     path = Path(tokenizer)
@@ -45,11 +45,14 @@ def info_command(
         if run:
             facts = {"tokenizer": str(find_tokenizer(tokenizer)), **facts}
     if run:
-        facts["run"] = last_lines(path)
+        facts["run"] = run_facts(path)
     if as_json:
         print_json(facts)
         return
-    for name, value in facts.items():
+    run_rows = {f"run {name}": value for name, value in facts.pop("run", {}).items()}
+    if run_rows:
+        run_rows["run step"] = f"{run_rows['run step']:,} of {run_rows.pop('run steps'):,}"
+    for name, value in {**facts, **run_rows}.items():
         if name != "config":
             print(f"{name.replace('_', ' '):<22} {_shown(value)}")
 

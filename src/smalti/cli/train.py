@@ -57,6 +57,7 @@ def train_command(
             out or default_run(recipe),
             set=assignments or (),
             resume=resume,
+            quantizer=quantizer,
             device=device,
             seed=seed,
             progress=None if advance is None else show_steps(advance, quiet=as_json),

@@ -2,9 +2,12 @@
 
 import io
 import math
+import struct
+import zlib
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -17,10 +20,12 @@ from torch import Tensor
 from smalti.data.video_index import LEAST_FPS
 from smalti.data.video_pixels import LIMITED, SMPTE170M, planes_of
 from smalti.errors import ConfigError, InputError, MachineError
-from smalti.files import new_file, write_bytes
+from smalti.files import new_file
 from smalti.text import one_line, printable
 
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
+_BAND = 1 << 22
+"""Pixels of an image that are written at a time."""
 _MEDIA_CRF = 12
 """Finer than the usual 18: what is visible should be the tokenizer's loss, not the video codec's."""
 
@@ -42,10 +47,48 @@ def write_media(
 
 
 def write_png(path: Path, image: UInt8[Tensor, "h w 3"]) -> None:
-    """Write an image as PNG, whole or not at all."""
-    data = io.BytesIO()
-    Image.fromarray(image.numpy()).save(data, "PNG")
-    write_bytes(path, data.getvalue())
+    """Write an image as PNG, whole or not at all.
+
+    A large one is written in bands: Pillow copies what it writes to four bytes a pixel, of the two images of 64 million
+    pixels beside each other 512 MB.
+    """
+    with new_file(path) as file:
+        if image.shape[0] * image.shape[1] <= _BAND:
+            Image.fromarray(image.numpy()).save(file, "PNG")
+        else:
+            _write_png_in_bands(file, image.numpy())
+
+
+def _write_png_in_bands(file: BinaryIO, pixels: np.ndarray) -> None:
+    """Write a PNG whose rows are filtered by Pillow, a band at a time, each with the row above it."""
+    height, width, _ = pixels.shape
+    pack = zlib.compressobj(-1, zlib.DEFLATED, 15, 9, zlib.Z_FILTERED)  # as Pillow does
+
+    def chunk(kind: bytes, data: bytes) -> None:
+        file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        first = max(0, top - 1)
+        band = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels[first : top + rows])).save(band, "PNG", compress_level=0)
+        lines = zlib.decompress(_image_data(band.getbuffer()))
+        chunk(b"IDAT", pack.compress(memoryview(lines)[(top - first) * (3 * width + 1) :]))
+    chunk(b"IDAT", pack.flush())
+    chunk(b"IEND", b"")
+
+
+def _image_data(png: memoryview) -> bytes:
+    """Return what the IDAT chunks of a PNG hold."""
+    at, found = 8, []
+    while at < len(png):
+        length = int.from_bytes(png[at : at + 4], "big")
+        if bytes(png[at + 4 : at + 8]) == b"IDAT":
+            found.append(png[at + 8 : at + 8 + length])
+        at += 12 + length
+    return b"".join(found)
 
 
 def write_video(

@@ -70,13 +70,14 @@ def _integral(x: list[float], y: list[float], low: float, high: float) -> float:
         start, end = max(low, x[i]), min(high, x[i + 1])
         if start < end:
             step = x[i + 1] - x[i]
-            # y = y_i + step (c1 s + c2 s^2 + c3 s^3) at s = (x - x_i) / step.
             secant = (y[i + 1] - y[i]) / step
-            c1, c2, c3 = slopes[i], 3 * secant - 2 * slopes[i] - slopes[i + 1], slopes[i] + slopes[i + 1] - 2 * secant
-
-            def antiderivative(at: float, i: int = i, step: float = step, c: tuple[float, ...] = (c1, c2, c3)) -> float:
-                s = (at - x[i]) / step
-                return step * (y[i] * s + step * (c[0] * s**2 / 2 + c[1] * s**3 / 3 + c[2] * s**4 / 4))
-
-            total += antiderivative(end) - antiderivative(start)
+            cubic = y[i], slopes[i], 3 * secant - 2 * slopes[i] - slopes[i + 1], slopes[i] + slopes[i + 1] - 2 * secant
+            total += step * _antiderivative(cubic, step, (end - x[i]) / step)
+            total -= step * _antiderivative(cubic, step, (start - x[i]) / step)
     return total
+
+
+def _antiderivative(cubic: tuple[float, float, float, float], step: float, s: float) -> float:
+    """Return the integral over [0, s] of c0 + step (c1 s + c2 s^2 + c3 s^3), for `cubic` = (c0, c1, c2, c3)."""
+    c0, c1, c2, c3 = cubic
+    return c0 * s + step * (c1 * s**2 / 2 + c2 * s**3 / 3 + c3 * s**4 / 4)

@@ -43,6 +43,9 @@ _HIGHEST_LR = 0.02
 """Learning rate above which a step of Adam replaces a weight: it moves each by about the rate, and weights of a
 convolution of 100 channels have a standard deviation of 0.03."""
 _GIB = 1 << 30
+ELSEWHERE = "another process of this run says why"
+"""Result of the check of a rank that ends because of another one."""
+
 _PARTS: tuple[tuple[type[SmaltiError], str], ...] = (
     (ConfigError, "config"),
     (InputError, "data"),
@@ -50,6 +53,9 @@ _PARTS: tuple[tuple[type[SmaltiError], str], ...] = (
     (MachineError, "machine"),
 )
 """Kinds of errors, and the name of the check that one of them has ended."""
+
+ENDING = (*(name for _, name in _PARTS), "run")
+"""Names of the check that is the last one, because an error was raised."""
 
 
 class _Probe(NamedTuple):
@@ -86,12 +92,15 @@ def check_recipe(
             read, probe = _tokenizer(config, world) if isinstance(config, TokenizerTraining) else _tokens(config, world)
             checks = [*read, *checks]
             if world.size > 1:
-                check_equal_ranks(probe.task)
+                try:
+                    check_equal_ranks(probe.task)
+                except ConfigError as fault:  # found by all ranks: the first one tells it in its table
+                    return [*checks, Check("ranks", "broken", str(fault), "see the message", fault.exit_code)]
                 checks.append(Check("ranks", "ok", f"{world.size} processes agree on settings and data"))
             checks += [*_steps(config, probe, world), _format(config, world.device)]
     except SmaltiError as fault:
-        name = next((name for kind, name in _PARTS if isinstance(fault, kind)), "run")
-        return [*checks, Check(name, "broken", str(fault), "see the message", fault.exit_code)]
+        name = next((name for kind, name in _PARTS if isinstance(fault, kind)), ENDING[-1])
+        return [*checks, Check(name, "broken", str(fault) or ELSEWHERE, "see the message", fault.exit_code)]
     return [*checks, _disk(folder, config.keep, checkpoint_bytes(probe.task, probe.trained))]
 
 

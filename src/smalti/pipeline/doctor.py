@@ -29,12 +29,23 @@ class Check(NamedTuple):
 
 
 def check_machine() -> list[Check]:
-    """Check packages, device, threads, weights of metrics, video encoder and disk, in this order."""
-    checks = [Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    """Check system, packages, device, threads, weights of metrics, video encoder and disk, in this order."""
+    checks = [
+        Check("python", "ok", f"{platform.python_version()} on {platform.machine()}"),
+        check_system(platform.system()),
+    ]
     checks += [_package(name) for name in NEEDED]
     if all(check.state == "ok" for check in checks):
         checks += [_device(), _precision(), _threads(), _lpips("vgg"), _lpips("alex"), *_features(), _encoder()]
     return [*checks, check_disk(Path.cwd(), LITTLE_SPACE)]
+
+
+def check_system(name: str) -> Check:
+    """Check the operating system by the name that `platform.system` gives it."""
+    if name in ("Linux", "Darwin"):
+        return Check("system", "ok", "macOS" if name == "Darwin" else name)
+    remedy = "it needs their signals, locks and syncs: use Linux or macOS, on Windows the Subsystem for Linux"
+    return Check("system", "broken", f"{name}: smalti runs on Linux and macOS", remedy, MachineError.exit_code)
 
 
 def _package(name: str) -> Check:

@@ -3,8 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from smalti.files import read_rows
+from smalti.config import parse_yaml
+from smalti.files import read_json, read_rows
 from smalti.model_folder import checkpoints
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """Read how far a run is, on what device and how much data, and what `last_lines` gives; a run of an earlier version
+    has no device."""
+    lines = last_lines(run)
+    path = run / "config.yaml"
+    steps = parse_yaml(path.read_text(encoding="utf-8"), str(path)).get("steps")
+    facts = {"step": lines.get("last", {}).get("step", 0), "steps": steps}
+    state = run / (lines["checkpoint"] or "") / "state.json"
+    if state.is_file() and (device := dict(read_json(state)).get("device")) is not None:
+        facts["device"] = device
+    if (run / "data.json").is_file():
+        facts["data"] = read_json(run / "data.json")
+    return {**facts, **lines}
 
 
 def last_lines(run: Path) -> dict[str, Any]:

@@ -89,6 +89,12 @@ class MediaView(NamedTuple):
             )
         return kept
 
+    def of_image(self, source: Path) -> UInt8[Tensor, "h w 3"]:
+        """Read an image and crop it. Raises BadFile."""
+        pixels = read_image(source).numpy()
+        crop = self.crop((pixels.shape[0], pixels.shape[1]))
+        return torch.from_numpy(crop.apply(pixels))
+
     def crop(self, size: tuple[int, int]) -> CropResize:
         """Return the crop of frames of a size (height, width)."""
         return self.options.view.view(size, torch.Generator())
@@ -201,12 +207,18 @@ def reconstruct_file(
             write_media(target, written(frames, len(numbers)), fps, reader.pixel_aspect)
             notes = reader.notes
     else:
-        whole, fps, notes = read_image(source), None, ()
-        frame = torch.from_numpy(view.crop((whole.shape[0], whole.shape[1])).apply(whole.numpy()))
-        height, width, _ = frame.shape
-        ids = images_to_ids(tokenizer, frame[None])
-        image = ids_to_image(tokenizer, ids, (height, width))
-        write_media(target, written([(frame, image, ids.numel())], 1), None)
+        fps, notes = None, ()
+        shown = view.of_image(source)
+        height, width, _ = shown.shape
+        ids = images_to_ids(tokenizer, shown[None])
+        tokens = ids.numel()
+        # Images of 64 million pixels take 192 MB each: side by side, both lie in what is written and nowhere else.
+        shown = torch.cat([shown, shown], 1) if side_by_side else shown
+        image = ids_to_image(tokenizer, ids, (height, width), into=shown[:, width:] if side_by_side else None)
+        psnrs.append(_psnr(shown[:, :width], image))
+        if progress is not None:
+            progress(1, 1)
+        write_media(target, [shown if side_by_side else image], None)
     bits = math.log2(tokenizer.codebook_size) * tokens
     return Reconstructed(
         source=source,

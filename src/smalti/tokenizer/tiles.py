@@ -12,6 +12,17 @@ import torch
 from torch import Tensor
 
 
+class Tile(NamedTuple):
+    """One tile: what is read for it, which part of the result of that is kept, and where that lies in the whole."""
+
+    read: tuple[slice, slice]
+    """Rows and columns of the input, with the surroundings."""
+    inside: tuple[slice, slice]
+    """Rows and columns of the result of that, without the surroundings."""
+    place: tuple[slice, slice]
+    """Rows and columns of the whole result."""
+
+
 class Tiles(NamedTuple):
     """Cut of the last two axes into squares, and the resolution of the results."""
 
@@ -24,31 +35,33 @@ class Tiles(NamedTuple):
     up: int = 1
     """Rows of the result for a row of the input (decoding)."""
 
-    def compute(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return `function(x)`, a tile at a time; `side` and `margin` are multiples of `down`."""
-        rows = []
-        for y in self._spans(x.shape[-2]):
-            tiles = [
-                self._inside(function(x[..., y.outer, column.outer]), y, column) for column in self._spans(x.shape[-1])
-            ]
-            rows.append(torch.cat(tiles, -1))
-        return torch.cat(rows, -2)
+    def compute(self, function: Callable[[tuple[slice, slice]], Tensor], size: tuple[int, int]) -> Tensor:
+        """Return the results of `function`, which takes the slices of a tile of an input of `size` = (rows, columns),
+        as one tensor; `side`, `margin` and `size` are multiples of `down`.
 
-    def _spans(self, size: int) -> "Iterator[_Span]":
-        for start in range(0, size, self.side):
-            yield _Span(start, min(start + self.side, size), self.margin, size)
+        Each result is copied to its place and let go, so that the whole is held once.
+        """
+        whole: Tensor | None = None
+        for tile in self.cut(size):
+            result = function(tile.read)
+            if whole is None:
+                rows, columns = (length * self.up // self.down for length in size)
+                whole = result.new_empty(*result.shape[:-2], rows, columns)
+            whole[(..., *tile.place)] = result[(..., *tile.inside)]
+        return torch.empty(0) if whole is None else whole
 
-    def _inside(self, result: Tensor, y: "_Span", x: "_Span") -> Tensor:
-        """Cut the surroundings off the result of a tile."""
-        rows, columns = (
-            slice(s.inner.start * self.up // self.down, s.inner.stop * self.up // self.down) for s in (y, x)
-        )
-        return result[..., rows, columns]
+    def cut(self, size: tuple[int, int]) -> Iterator[Tile]:
+        """Yield the tiles of an input of `size` = (rows, columns), row by row."""
+        for y in self._spans(size[0]):
+            for x in self._spans(size[1]):
+                yield Tile((y[0], x[0]), (y[1], x[1]), (y[2], x[2]))
 
+    def _spans(self, length: int) -> Iterator[tuple[slice, slice, slice]]:
+        """Yield what `Tile` has of each tile, along one axis."""
 
-class _Span:
-    """One tile along one axis: what is kept, and what is read to compute it."""
+        def result(start: int, end: int) -> slice:
+            return slice(start * self.up // self.down, end * self.up // self.down)
 
-    def __init__(self, start: int, end: int, margin: int, size: int) -> None:
-        self.outer = slice(max(0, start - margin), min(size, end + margin))
-        self.inner = slice(start - self.outer.start, end - self.outer.start)
+        for start in range(0, length, self.side):
+            end, first = min(start + self.side, length), max(0, start - self.margin)
+            yield slice(first, min(length, end + self.margin)), result(start - first, end - first), result(start, end)

@@ -380,9 +380,8 @@ class Tokenizer(nn.Module):
         video = pad_to(video, size)
         if tile is None:
             return self._ids(video, stream)
-        stride = self._check_tile(tile, stream)
-        margin = -(-(self.encoder.reach or 0) // stride) * stride
-        return Tiles(tile, margin, down=stride).compute(self._ids, video)
+        tiles = self.encoding_tiles(tile, stream)
+        return tiles.compute(lambda part: self._ids(video[(..., *part)]), (size.h, size.w))
 
     def _decode(
         self,
@@ -397,9 +396,19 @@ class Tokenizer(nn.Module):
             stream.check_size(self.decoder, (ids.shape[0], *ids.shape[2:]))
         if tile is None:
             return self._to_video(self.quantizer.decode(ids), stream)
+        tiles = self.decoding_tiles(tile, stream)
+        height, width = ids.shape[-2:]
+        return tiles.compute(lambda part: self._to_video(self.quantizer.decode(ids[(..., *part)])), (height, width))
+
+    def encoding_tiles(self, tile: int, stream: Stream | None = None) -> Tiles:
+        """Return the tiles of `tile` pixels that frames are encoded in. Raises ConfigError as `encode` does."""
         stride = self._check_tile(tile, stream)
-        tiles = Tiles(tile // stride, self.decoder.reach or 0, up=stride)
-        return tiles.compute(lambda x: self._to_video(self.quantizer.decode(x)), ids)
+        return Tiles(tile, -(-(self.encoder.reach or 0) // stride) * stride, down=stride)
+
+    def decoding_tiles(self, tile: int, stream: Stream | None = None) -> Tiles:
+        """Return the tiles of `tile` pixels that ids are decoded in. Raises ConfigError as `decode` does."""
+        stride = self._check_tile(tile, stream)
+        return Tiles(tile // stride, self.decoder.reach or 0, up=stride)
 
     def _grid(self, ids: Tensor, shape: Sequence[int] | None) -> Tensor:
         """Return ids as `b t h w` or `b h w`. Raises BadTensor for others, those in a row without their grid among

@@ -161,13 +161,24 @@ def _is_unfinished(entry: Path) -> bool:
 
 def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
     if differing := old.fixed_in_resumption(new):
-        shown = ", ".join(f"{n} ({getattr(old, n)!s:.40} -> {getattr(new, n)!s:.40})" for n in differing[:3])
+        before, now = (_leaves({name: config.plain()[name] for name in differing}) for config in (old, new))
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        shown = ", ".join(f"{n} ({before.get(n)!s:.40} -> {now.get(n)!s:.40})" for n in names[:4])
+        shown = (shown or ", ".join(differing)) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         if differing == ["steps"]:
             raise ConfigError(f"{where}: {shown}: {old.length_note}")
         raise ConfigError(
             f"{where}: this run was started with other settings: {shown}; start another run, or change only "
             f"{', '.join(sorted(old.changeable - {*differing}))}"
         )
+
+
+def _leaves(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the fields of a config and of those in it, by their names with dots."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _leaves(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
 
 
 def check_equal_ranks(task: Task) -> None:
@@ -306,8 +317,9 @@ def write_state(task: Savable, folder: Path) -> None:
         if tensors := source.state_dict():
             counts[name] = len(tensors)
             save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
-    about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
     state = task.state
+    about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
+    about["device"] = str(state.world.device)
     place = {"step": state.step, "updates": state.updates, "samples": state.samples}
     write_json(folder / "state.json", about | place | {"tensors": counts})
 
