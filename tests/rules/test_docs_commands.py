@@ -106,6 +106,8 @@ def shortened(command):
     if "smalti compare " in command:
         budget = "--seconds 1" if "--seconds" in command else "--steps 2"
         return f"{command} {SHORT_COMPARISON} {budget}"
+    if "smalti prior " in command:
+        return f"{command} --steps 4"
     if "smalti train " not in command:
         return command
     return " ".join([command, *(f"--set {field}" for field in SHORT)])
