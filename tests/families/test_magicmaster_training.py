@@ -97,8 +97,9 @@ def test_the_discriminator_and_its_moments_are_those_of_the_file(whole, monkeypa
     learned = [n for n in content["state_dict"] if n.startswith(JUDGED) and not n.endswith(BUFFERS)]
     for name, parameter in state.gan.discriminator.named_parameters():
         stored = content["optimizer"]["discriminator"]["state"][learned.index(JUDGED + patch_key(name))]
-        for kind, value in state.gan.optimizer.state[parameter].items():
-            assert torch.equal(value, stored[kind])
+        moments = state.gan.optimizer.state[parameter]
+        assert moments.keys() == stored.keys()
+        assert all(torch.equal(value, stored[kind]) for kind, value in moments.items())
     assert not step(state, torch.rand(2, 3, 1, 32, 32) * 2 - 1).skipped
 
 
