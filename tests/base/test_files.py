@@ -4,9 +4,11 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from smalti import files
 from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.files import (
     check_manifest,
+    hold_interrupt,
+    load_tensors,
     lock,
     new_folder,
     read_json,
@@ -378,3 +382,42 @@ def test_a_message_stays_on_one_line_whatever_a_file_calls_its_parts():
         said = str(kind("a.pth: no array 'mu' (there are: a\nb\x1b[2J\u2028c)"))
         assert said == r"a.pth: no array 'mu' (there are: a\x0ab\x1b[2J\u{2028}c)"
     assert str(SmaltiError()) == ""
+
+
+def test_ctrl_c_waits_for_the_end_of_what_it_would_confuse():
+    done = []
+
+    def interrupted():
+        with hold_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            done.append("the rest")
+            raise ValueError("as if the file were damaged")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with hold_interrupt():
+        done.append("nothing is raised where nobody interrupts")
+    with ThreadPoolExecutor() as pool:  # only the main thread may set handlers
+        assert pool.submit(lambda: hold_interrupt().__enter__()).result() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file between `open` and `with`
+def test_ctrl_c_while_weights_are_loaded_is_no_fault_of_the_file():
+    """Of 400 such interrupts one was told as a damaged file, with exit code 4."""
+    rng = random.Random(0)
+    path = Path(files.__file__).parent / "weights" / "tiny-image" / "model.safetensors"
+    begin = time.perf_counter()
+    load_tensors(path)
+    took, ended = time.perf_counter() - begin, 0
+    for _ in range(400):
+        timer = threading.Timer(rng.uniform(0, took), os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            while timer.is_alive():
+                load_tensors(path)
+            time.sleep(0.01)  # the interrupt comes here at the latest
+        except KeyboardInterrupt:
+            ended += 1
+    assert ended == 400

@@ -65,7 +65,7 @@ def test_a_large_picture_in_tiles_has_the_tokens_and_pixels_of_the_whole(tmp_pat
     assert torch.allclose(made, made_in_tiles, atol=1e-9)
 
 
-@pytest.mark.parametrize("size", [(2003, 2001), (1000, 4096)])
+@pytest.mark.parametrize("size", [(2003, 2001), pytest.param((1000, 4096), marks=pytest.mark.slow)])
 def test_large_images_are_cut_into_tiles_before_they_become_floats(tmp_path, size):
     tokenizer = load(save(tmp_path / "t", strides=((1, 4),), patch=2)).double()
     pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

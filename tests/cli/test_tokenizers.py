@@ -37,11 +37,12 @@ def test_the_newest_checkpoint_of_a_run_is_found_and_the_finished_tokenizer_befo
     run = tmp_path / "run"
     for step, tokenizer in ((9, video_tokenizer), (10, image_tokenizer)):
         shutil.copytree(tokenizer, run / f"step-{step:08d}" / "tokenizer")
-    (run / "config.yaml").write_text("")
+    (run / "config.yaml").write_text("steps: 20\n")
     (run / "log.jsonl").write_text('{"step": 10, "total": 0.5}\n{"step": 11, "tot')
     assert find_tokenizer(str(run)) == run / "step-00000010" / "tokenizer"
     about = json.loads(smalti("info", run, "--json").out)
-    assert about["run"] == {"checkpoint": "step-00000010", "last": {"step": 10, "total": 0.5}}
+    last = {"step": 10, "total": 0.5}
+    assert about["run"] == {"step": 10, "steps": 20, "checkpoint": "step-00000010", "last": last}
     assert about["kind"] == "image"
     shutil.copytree(video_tokenizer, run / "tokenizer")
     assert json.loads(smalti("info", run, "--json").out)["kind"] == "video"
