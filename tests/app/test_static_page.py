@@ -183,6 +183,8 @@ def test_the_folder_holds_all_that_the_page_needs(folder):
     for one in facts["tokenizers"]:
         assert one["fingerprint"] == smalti.load(one["name"]).fingerprint
         assert all((folder / file).is_file() for file in one["files"].values())
-    assert sum(path.stat().st_size for path in folder.rglob("*")) < 60e6
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 65e6  # 62.4: the programs of conditional tokens, of 7 million parameters, are 24.9
+    assert sum(size for name, size in sizes.items() if not name.startswith("models/2/")) < 40e6
     with pytest.raises(ConfigError, match="already exists"):
         smalti.serve(save=folder)
