@@ -114,6 +114,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"tags are not allowed (found {event.tag})")
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep=deep)  # type: ignore[no-untyped-call]
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise yaml.YAMLError(f"an integer of more than 64 bits (line {node.start_mark.line + 1})")
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:

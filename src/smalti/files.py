@@ -107,13 +107,13 @@ def read_json(path: Path) -> Any:
 
 def read_rows(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .jsonl file, none where there is no file. A line that a kill cut short is passed over, and a
-    row without one of `fields`."""
+    row without one of `fields` or whose `step` is no whole number."""
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and row.keys() >= {*fields}:
+        if isinstance(row, dict) and row.keys() >= {*fields} and type(row.get("step", 0)) is int:
             yield row
 
 

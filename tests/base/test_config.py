@@ -296,6 +296,8 @@ def test_tags_are_refused(text):
         ("name: &a x\npath: *a", "aliases"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("steps: " + "9" * 5000, "digits"),
+        ("steps: " + "9" * 400, "more than 64 bits (line 1)"),
+        ("steps: 1\nseed: 0x" + "f" * 6000, "more than 64 bits (line 2)"),
         ("name: \0", "not valid YAML"),
         ("", "valid dictionary"),
         ("[1, 2]", "valid dictionary"),

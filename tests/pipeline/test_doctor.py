@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,30 @@ def test_damaged_checkpoints_and_bad_files_of_a_run_are_named(trained, tmp_path,
     assert str(last / "state.json") in checks["checkpoints"].result
     (first / "optimizer.safetensors").unlink()
     assert command(["doctor", str(out)]) == 4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "x", "loss": NaN}',
+        '{"step": 1e400}',
+        "[" * 100_000,
+        "\xff",
+        "{}",
+    ],
+)
+def test_a_line_of_a_log_that_no_run_writes_is_counted_and_ends_nothing(trained, tmp_path, capsys, line):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    with (out / "log.jsonl").open("a") as log:
+        log.write(line + "\n")
+    checks = by_name(check_run(out))
+    assert checks["log lines"].result.startswith("1 of ")
+    assert checks["log"] == by_name(check_run(trained))["log"]
+    assert command(["info", str(out)]) == 0
+    assert "of" in capsys.readouterr().out
+    (out / "tokenizer" / "model.safetensors").write_bytes(b"x")
+    assert "model.safetensors" in by_name(check_run(out))["checkpoints"].result
 
 
 def test_the_samples_of_skipped_steps_are_named(tmp_path):

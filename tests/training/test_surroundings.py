@@ -15,6 +15,7 @@ from smalti.data import bundled
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import MANIFEST, lock, manifest, write_json
 from smalti.model_folder import checkpoints
+from smalti.pipeline.check_run import check_run
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.fit import LOCK, last_logged_step
@@ -101,15 +102,22 @@ def test_no_end_of_the_output_ends_the_work(files, tmp_path, ending):
     assert (out / "tokenizer" / "model.safetensors").is_file()
 
 
-def test_resuming_without_the_checkpoints_is_refused_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("save_every", "left"),
+    [(2, ["log.jsonl"]), (100, ["log.jsonl", "tokenizer"]), (100, ["saved.json"]), (100, ["log.jsonl", "saved.json"])],
+)
+def test_resuming_without_the_checkpoints_is_refused_and_changes_nothing(tmp_path, save_every, left):
+    """Whatever else of a run that saved is left, also where it ended before its first regular checkpoint."""
     out = tmp_path / "run"
-    train(recipe(), out)
-    for folder in checkpoints(out):
-        shutil.rmtree(folder)
-    log = (out / "log.jsonl").read_bytes()
-    with pytest.raises(IntegrityError, match="its log reaches step 4, but there is no checkpoint"):
-        train(recipe(), out, resume=True)
-    assert (out / "log.jsonl").read_bytes() == log
+    train(recipe(f"save_every={save_every}"), out)
+    for path in (*checkpoints(out), out / "tokenizer", out / "log.jsonl", out / "saved.json"):
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != LOCK}
+    with pytest.raises(IntegrityError, match=r"it had checkpoints, and its log reaches step [04], but there is none"):
+        train(recipe(f"save_every={save_every}"), out, resume=True)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != LOCK}
+    assert check_run(out)[-1].state == "broken"
 
 
 def test_a_part_of_another_step_is_refused_even_with_a_manifest_that_fits(tmp_path):
@@ -128,8 +136,9 @@ def test_a_part_of_another_step_is_refused_even_with_a_manifest_that_fits(tmp_pa
 def test_a_run_that_never_saved_begins_again(tmp_path):
     out = tmp_path / "run"
     train(recipe(), out)
-    for folder in checkpoints(out):
+    for folder in (*checkpoints(out), out / "tokenizer"):
         shutil.rmtree(folder)
+    (out / "saved.json").unlink()
     lines = (out / "log.jsonl").read_text().splitlines()
     (out / "log.jsonl").write_text("\n".join(lines[:2]) + "\n{cut sho")
     assert train(recipe(), out, resume=True).steps == 4

@@ -10,6 +10,7 @@ from smalti.model_folder import checkpoints
 from smalti.pipeline.doctor import Check, check_disk
 from smalti.pipeline.train import find_config, is_run
 from smalti.recipes import AnyTraining
+from smalti.training.fit import had_checkpoints
 from smalti.training.samples import skipped_steps
 from smalti.training.watch import RunWatch
 
@@ -30,14 +31,21 @@ def check_run(run: str | Path) -> list[Check]:
 def _log(folder: Path, config: AnyTraining) -> list[Check]:
     """Return how far the run is, and the faults that the rules find in its log."""
     watch, faults, last = RunWatch(config), [], dict[str, object]()
-    for line in read_rows(folder / "log.jsonl", "step"):
-        faults += watch.add(line)
-        last = line if "skipped" in line else last
+    path, read = folder / "log.jsonl", 0
+    for line in read_rows(path, "step"):
+        try:
+            faults += watch.add(line)
+        except (TypeError, ValueError):  # values that no run writes
+            continue
+        read, last = read + 1, line if "skipped" in line else last
+    lost = (path.read_bytes().count(b"\n") if path.is_file() else 0) - read  # a line that a kill cut short has no end
+    damaged = [Check("log lines", "note", f"{lost:,} of {path} cannot be read", "check the disk")] if lost > 0 else []
     if not last:
-        return [Check("log", "note", "no step is logged yet", f"wait for step {min(config.log_every, config.steps):,}")]
+        remedy = f"wait for step {min(config.log_every, config.steps):,}"
+        return [*damaged, Check("log", "note", "no step is logged yet", remedy)]
     rate = last.get("steps_per_second")
     speed = f", {rate:.3g} steps a second" if isinstance(rate, float) else ""
-    checks = [Check("log", "ok", f"step {last['step']:,} of {config.steps:,}{speed}")]
+    checks = [*damaged, Check("log", "ok", f"step {last['step']:,} of {config.steps:,}{speed}")]
     checks += [Check(one.rule, "note", f"{one.what}, first at step {one.step:,}", one.remedy) for one in faults]
     return checks if faults else [*checks, Check("rules", "ok", "none of the faults that are looked for")]
 
@@ -76,11 +84,20 @@ def _bad_files(folder: Path) -> Check:
 def _checkpoints(folder: Path, config: AnyTraining) -> list[Check]:
     """Check every checkpoint against its digests, and the disk for the next one."""
     found, damaged = checkpoints(folder), list[str]()
+    final = folder / config.kind
+    if final.is_dir():
+        try:
+            check_manifest(final)
+        except SmaltiError as fault:
+            return [Check("checkpoints", "broken", str(fault), "copy it from the newest checkpoint", fault.exit_code)]
     for checkpoint in found:
         try:
             check_manifest(checkpoint)
         except SmaltiError as fault:
             damaged.append(str(fault))
+    if not found and had_checkpoints(folder, config):
+        what = "there were some, and none is left"
+        return [Check("checkpoints", "broken", what, "restore one, or start anew", IntegrityError.exit_code)]
     if not found:
         return [Check("checkpoints", "note", "none yet", f"one is written every {config.save_every:,} steps")]
     steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in found]

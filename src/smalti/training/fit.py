@@ -45,6 +45,7 @@ MAX_SKIPPED = 10
 
 
 LOCK = ".lock"
+SAVED = "saved.json"
 """File of a run folder that the process which writes there holds."""
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -302,10 +303,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(task: Task, out: Path) -> Path:
-    """Write `out/step-N` whole or not at all; the model with its EMA weights in it is a model folder of its own."""
+    """Write `out/step-N` whole or not at all; the model with its EMA weights in it is a model folder of its own. Then
+    `out/saved.json` says that there was a checkpoint, also when all are gone."""
     target = checkpoint_path(out, task.state.step)
     with new_folder(target, replace=True) as part:
         write_state(task, part)
+    write_json(out / SAVED, {"step": task.state.step})
     return target
 
 
@@ -375,11 +378,16 @@ def resume_newest(task: Task, out: Path) -> None:
         return
     if found:
         raise IntegrityError(f"{out}: none of its {len(found)} checkpoints is whole; the newest: {faults[0]}")
-    if (last := last_logged_step(out)) > task.state.config.save_every:
+    if had_checkpoints(out, task.state.config):
         raise IntegrityError(
-            f"{out}: its log reaches step {last:,}, but there is no checkpoint; restore a step-N folder, or start anew "
-            f"in another folder"
+            f"{out}: it had checkpoints, and its log reaches step {last_logged_step(out):,}, but there is none; "
+            "restore a step-N folder, or start anew in another folder"
         )
+
+
+def had_checkpoints(out: Path, config: RunConfig) -> bool:
+    """Tell whether a run folder has seen a checkpoint: by `saved.json`, by the model of its end, and by its log."""
+    return (out / SAVED).exists() or (out / config.kind).exists() or last_logged_step(out) > config.save_every
 
 
 def last_logged_step(out: Path) -> int:
@@ -392,7 +400,7 @@ def logged_lines(path: Path) -> Iterator[tuple[int, str]]:
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             yield int(json.loads(text)["step"]), text
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 
