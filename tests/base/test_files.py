@@ -384,6 +384,15 @@ def test_a_message_stays_on_one_line_whatever_a_file_calls_its_parts():
     assert str(SmaltiError()) == ""
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a program of its own: the processes of a parallel test run ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_end_of_what_it_would_confuse():
     done = []
 
@@ -404,6 +413,7 @@ def test_ctrl_c_waits_for_the_end_of_what_it_would_confuse():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file between `open` and `with`
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_weights_are_loaded_is_no_fault_of_the_file():
     """Of 400 such interrupts one was told as a damaged file, with exit code 4."""
     rng = random.Random(0)

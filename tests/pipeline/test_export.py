@@ -1,6 +1,7 @@
 """An exported tokenizer gives the ids of the tokenizer, whole and streamed, where there is no smalti."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -195,13 +196,13 @@ def test_a_package_runs_in_a_process_without_smalti(tmp_path, kind):
     assert sum(row["ids"] for row in rows) > 1_000
 
 
-def test_a_package_needs_a_compiler(tmp_path, monkeypatch):
+def test_a_package_needs_a_compiler(tmp_path):
     saved(IMAGE, tmp_path / "tokenizer")
-    monkeypatch.setenv("CXX", "/bin/none")
-    with pytest.raises(
-        MachineError, match=r"^pt2: no C\+\+ compiler found; install g\+\+, or name one by the variable CXX$"
-    ):
-        smalti.export(tmp_path / "tokenizer", tmp_path / "out", to="pt2")
+    command = [*(sys.executable, "-m", "smalti", "export", "tokenizer", "--to", "pt2", "--out", "out")]
+    environment = {**os.environ, "CXX": "/bin/none"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == MachineError.exit_code
+    assert ended.stderr.strip() == "error: pt2: no C++ compiler found; install g++, or name one by the variable CXX"
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
