@@ -115,7 +115,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep=deep)  # type: ignore[no-untyped-call]
+        value = super().construct_object(node, deep=deep)
         if isinstance(value, int) and abs(value) >= 1 << 63:
             raise yaml.YAMLError(f"an integer of more than 64 bits (line {node.start_mark.line + 1})")
         return value
