@@ -178,7 +178,7 @@ def remove_leftovers(folder: Path) -> None:
     for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
         name, _, writer = left.name.rpartition(".")[0].rpartition(".")
         host, _, process = writer.rpartition("-")
-        if host not in (_host()[:40], "") or not process.isdigit() or _alive(int(process)):
+        if host not in (_host(), "") or not process.isdigit() or _alive(int(process)):
             continue
         target = left.with_name(name[1:])
         with suppress(OSError):
@@ -308,13 +308,14 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 
 def _host() -> str:
-    """Return this machine's name as a part of a file name: on a shared disk, a process number alone names no writer."""
-    return "".join(c for c in platform.node() if c.isalnum()) or "here"
+    """Return this machine's name as a part of a file name, of up to 40 characters: on a shared disk, a process number
+    alone names no writer."""
+    return "".join(c for c in platform.node() if c.isalnum())[:40] or "here"
 
 
 def _beside(path: Path, suffix: str) -> Path:
     """Return the temporary name of `path`, no longer than a name may be: of a long one the end is its digest."""
-    writer, name = f"{_host()[:40]}-{os.getpid()}.{suffix}", path.name
+    writer, name = f"{_host()}-{os.getpid()}.{suffix}", path.name
     room = _LONGEST_NAME - len(writer) - 2
     if len(data := os.fsencode(name)) > room and suffix == "part":  # the name of an `old` one is needed to put it back
         name = data[: room - 9].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:8]

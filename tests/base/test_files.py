@@ -384,14 +384,6 @@ def test_a_message_stays_on_one_line_whatever_a_file_calls_its_parts():
     assert str(SmaltiError()) == ""
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as in a program of its own: the processes of a parallel test run ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_end_of_what_it_would_confuse():
     done = []

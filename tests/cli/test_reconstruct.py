@@ -284,14 +284,6 @@ def test_a_device_that_is_absent_is_code_5(smalti, image_tokenizer, pictures, tm
     assert_one_line(smalti("reconstruct", image_tokenizer, pictures, *out), 5, f"--device {absent}")
 
 
-@pytest.fixture
-def interruptible():
-    """A shell's background job ignores SIGINT, and so do the programs that it starts; a handler here ends that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_a_stop_in_the_middle_is_code_130_and_leaves_nothing(video_tokenizer, tmp_path):
     write_video(tmp_path / "long.mp4", list(moving(240, 240, 320)), 25, crf=40)

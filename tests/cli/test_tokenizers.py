@@ -8,6 +8,7 @@ import pytest
 
 from smalti.families import load
 from smalti.families.names import find_tokenizer
+from smalti.recipes import find
 from tests.cli.conftest import assert_one_line
 
 
@@ -37,12 +38,17 @@ def test_the_newest_checkpoint_of_a_run_is_found_and_the_finished_tokenizer_befo
     run = tmp_path / "run"
     for step, tokenizer in ((9, video_tokenizer), (10, image_tokenizer)):
         shutil.copytree(tokenizer, run / f"step-{step:08d}" / "tokenizer")
-    (run / "config.yaml").write_text("steps: 20\n")
+    (run / "config.yaml").write_text("")
     (run / "log.jsonl").write_text('{"step": 10, "total": 0.5}\n{"step": 11, "tot')
     assert find_tokenizer(str(run)) == run / "step-00000010" / "tokenizer"
     about = json.loads(smalti("info", run, "--json").out)
     last = {"step": 10, "total": 0.5}
-    assert about["run"] == {"step": 10, "steps": 20, "checkpoint": "step-00000010", "last": last}
+    facts = {"step": 10, "checkpoint": "step-00000010", "last": last}
+    assert about["run"].pop("fault").startswith(f"{run / 'config.yaml'}: ")
+    assert about["run"] == facts
+    assert f"{run / 'config.yaml'}: " in smalti("info", run).out.replace("\n", "")
+    (run / "config.yaml").write_text(find("tiny", tiny=True).override(["steps=20"]).to_yaml())
+    assert json.loads(smalti("info", run, "--json").out)["run"] == {**facts, "steps": 20}
     assert about["kind"] == "image"
     shutil.copytree(video_tokenizer, run / "tokenizer")
     assert json.loads(smalti("info", run, "--json").out)["kind"] == "video"

@@ -145,7 +145,7 @@ def answers(name, home, out, capsys, left_out):
     return found
 
 
-def check(name, home, out, capsys, left_out=()):
+def check(name, home, out, capsys, left_out):
     found = answers(name, home, out, capsys, left_out)
     for verb, (code, _, err) in found.items():
         why = REFUSED.get((verb, name))
@@ -190,19 +190,19 @@ def check_parity(parity, *, is_video):
             assert counts["largest_difference"] < 1e-3, (program, counts)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*SHIPPED, *MADE])
-def test_every_command_takes_a_container_by_its_name_or_says_why_not(name, home, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        *(pytest.param(name, ["export"], id=f"{name}, no export") for name in FAST),
+        *(pytest.param(name, [], marks=pytest.mark.slow, id=name) for name in (*SHIPPED, *MADE)),
+    ],
+)
+def test_every_command_takes_a_container_by_its_name_or_says_why_not(
+    name, left_out, home, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    check(name, home, tmp_path, capsys)
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_every_command_but_the_long_export_takes_a_container_by_its_name(name, home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    check(name, home, tmp_path, capsys, left_out=("export",))
+    check(name, home, tmp_path, capsys, left_out)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def info_command(
         print_json(facts)
         return
     run_rows = {f"run {name}": value for name, value in facts.pop("run", {}).items()}
-    if run_rows:
-        run_rows["run step"] = f"{run_rows['run step']:,} of {run_rows.pop('run steps'):,}"
+    if (steps := run_rows.pop("run steps", None)) is not None:
+        run_rows["run step"] = f"{run_rows['run step']:,} of {steps:,}"
     for name, value in {**facts, **run_rows}.items():
         if name != "config":
             print(f"{name.replace('_', ' '):<22} {_shown(value)}")

@@ -226,7 +226,7 @@ class GenerationReport(ScoreReport):
 
     def _left_out(self) -> str:
         """Say of how many generated clips not all were scored."""
-        clips, listed = (sum(n) for n in zip(*((s.clips, s.listed or s.clips) for s in self.sets), strict=True))
+        clips, listed = sum(one.clips for one in self.sets), sum(one.listed or one.clips for one in self.sets)
         return f", with {clips:,} of {listed:,} generated" if clips < listed else ""
 
     def _remarks(self, rows: int) -> Iterable[str]:

@@ -10,7 +10,7 @@ from smalti.model_folder import checkpoints
 from smalti.pipeline.doctor import Check, check_disk
 from smalti.pipeline.train import find_config, is_run
 from smalti.recipes import AnyTraining
-from smalti.training.fit import had_checkpoints
+from smalti.training.fit import had_checkpoints, last_logged_step
 from smalti.training.samples import skipped_steps
 from smalti.training.watch import RunWatch
 
@@ -33,10 +33,7 @@ def _log(folder: Path, config: AnyTraining) -> list[Check]:
     watch, faults, last = RunWatch(config), [], dict[str, object]()
     path, read = folder / "log.jsonl", 0
     for line in read_rows(path, "step"):
-        try:
-            faults += watch.add(line)
-        except (TypeError, ValueError):  # values that no run writes
-            continue
+        faults += watch.add(line)
         read, last = read + 1, line if "skipped" in line else last
     lost = (path.read_bytes().count(b"\n") if path.is_file() else 0) - read  # a line that a kill cut short has no end
     damaged = [Check("log lines", "note", f"{lost:,} of {path} cannot be read", "check the disk")] if lost > 0 else []
@@ -101,8 +98,8 @@ def _checkpoints(folder: Path, config: AnyTraining) -> list[Check]:
     if not found:
         return [Check("checkpoints", "note", "none yet", f"one is written every {config.save_every:,} steps")]
     steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in found]
-    last = max((row["step"] for row in read_rows(folder / "log.jsonl", "step")), default=0)
-    behind = f"{len(found)}, newest of step {steps[-1]:,}, {max(0, last - steps[-1]):,} steps behind the log"
+    late = max(0, last_logged_step(folder) - steps[-1])
+    behind = f"{len(found)}, newest of step {steps[-1]:,}, {late:,} steps behind the log"
     size = max(sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) for one in found)
     check = Check("checkpoints", "ok", f"{behind}, all whole")
     if len(damaged) == len(found):

@@ -3,18 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from smalti.config import parse_yaml
+from smalti.errors import ConfigError
 from smalti.files import read_json, read_rows
 from smalti.model_folder import checkpoints
+from smalti.pipeline.train import find_config
 
 
 def run_facts(run: Path) -> dict[str, Any]:
     """Read how far a run is, on what device and how much data, and what `last_lines` gives; a run of an earlier version
-    has no device."""
+    has no device. Where its config cannot be read, there is a `fault` in place of the `steps`."""
     lines = last_lines(run)
-    path = run / "config.yaml"
-    steps = parse_yaml(path.read_text(encoding="utf-8"), str(path)).get("steps")
-    facts = {"step": lines.get("last", {}).get("step", 0), "steps": steps}
+    facts: dict[str, Any] = {"step": lines.get("last", {}).get("step", 0)}
+    try:
+        facts["steps"] = find_config(run).steps
+    except ConfigError as fault:
+        facts["fault"] = str(fault)
     state = run / (lines["checkpoint"] or "") / "state.json"
     if state.is_file() and (device := dict(read_json(state)).get("device")) is not None:
         facts["device"] = device

@@ -45,8 +45,9 @@ MAX_SKIPPED = 10
 
 
 LOCK = ".lock"
-SAVED = "saved.json"
 """File of a run folder that the process which writes there holds."""
+SAVED = "saved.json"
+"""File of a run folder that has the step of its last checkpoint."""
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """Signals after which a run saves and stops; Windows lacks the last two."""
@@ -290,8 +291,8 @@ def _truncate(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, and a line that was cut short by a kill."""
     if not path.is_file():
         return
-    lines = [text for step, text in logged_lines(path) if step <= last_step]
-    write_bytes(path, "".join(f"{text}\n" for text in lines).encode())
+    lines = [f"{json.dumps(row)}\n" for row in read_rows(path, "step") if row["step"] <= last_step]
+    write_bytes(path, "".join(lines).encode())
 
 
 _FORMAT = 1
@@ -392,16 +393,7 @@ def had_checkpoints(out: Path, config: RunConfig) -> bool:
 
 def last_logged_step(out: Path) -> int:
     """Return the last step in the log of a run folder; 0 without one."""
-    return max((step for step, _ in logged_lines(out / "log.jsonl")), default=0)
-
-
-def logged_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the step and the text of each line of a log; none without one. A line that a kill cut short is passed."""
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            yield int(json.loads(text)["step"]), text
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue
+    return max((row["step"] for row in read_rows(out / "log.jsonl", "step")), default=0)
 
 
 def keep_newest(folder: Path, count: int) -> None:

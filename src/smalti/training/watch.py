@@ -99,8 +99,9 @@ class RunWatch:
 
     def add(self, line: Mapping[str, Any]) -> list[Warned]:
         """Take a line of log.jsonl into account; return the faults that it shows first."""
-        if not (isinstance(line.get("step"), int) and isinstance(line.get("lr"), int | float) and "skipped" in line):
-            return []  # validation and samples, and runs of version 0.1.0, which had other names
+        numbers = line.get("step"), line.get("lr"), line.get("tokens", 0)
+        if not (all(isinstance(number, int | float) for number in numbers) and "skipped" in line):
+            return []  # validation and samples, runs of version 0.1.0, which had other names, and damaged lines
         self._count(line)
         found = []
         for rule, check in _RULES.items():
