@@ -15,7 +15,7 @@ def first_calls(function: Callable[..., Any]) -> Callable[..., Any]:
     """Check the first `CALLS` calls since `checked` was cleared: a shape that is wrong is wrong at once, and the thousand
     calls of a loop took more time than what they checked.
 
-    jaxtyping gives functions without a body, one for the parameters and one for the result: what is not checked returns.
+    jaxtyping gives functions without a body, one for parameters and one for the result: what is not checked returns.
     """
     name = f"{function.__module__}.{function.__qualname__} {function.__annotations__.keys()}"
     check = beartype(function)
