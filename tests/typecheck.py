@@ -12,8 +12,8 @@ checked: Counter[str] = Counter()
 
 
 def first_calls(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check the first `CALLS` calls since `checked` was cleared: a shape that is wrong is wrong at once, and the thousand
-    calls of a loop took more time than what they checked.
+    """Check the first `CALLS` calls since `checked` was cleared: a shape that is wrong is wrong at once, and to check
+    the thousand calls of a loop took longer than the calls.
 
     jaxtyping gives functions without a body, one for parameters and one for the result: what is not checked returns.
     """
