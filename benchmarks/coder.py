@@ -1,7 +1,7 @@
 """How fast ids become bytes and bytes ids: tokens a second of each model, on ids of held-out media of the package.
 
-`encode` of the model prior is all that `smalti compress` does by default: it codes under the adaptive and the uniform model, too, and keeps
-the least. Tables and contexts are computed by numpy, symbol by symbol in visits of a few hundred, so few and small visits are slow.
+`encode` of the model prior is all that `smalti compress` does by default: it codes under the adaptive and the uniform
+model, too, and keeps the least. Visits and fronts of few tokens are slow: numpy starts some fifty operations for each.
 
     python -m benchmarks coder
 """
