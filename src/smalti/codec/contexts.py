@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
-Whole = NDArray[np.float64]
+Float64 = NDArray[np.float64]
 """Whole numbers below 2^52."""
 
 COARSEST = 8
@@ -81,8 +81,8 @@ class Contexts:
         """Number of contexts."""
         self._time, self._space = self.contexts, self.contexts + times
         # A row for each context, each value before, each mean around, and one for all: no sum is ever taken anew.
-        self._counts: Whole = np.zeros((self._space + self._spaces + 1, size))  # in fixed point
-        self._totals: Whole = np.repeat([_BOTH, _ALONE, _FIRST], [self._time, times + self._spaces, 1])[:, None] * 1.0
+        self._counts: Float64 = np.zeros((self._space + self._spaces + 1, size))  # in fixed point
+        self._totals: Float64 = np.repeat([_BOTH, _ALONE, _FIRST], [self._time, times + self._spaces, 1])[:, None] * 1.0
         self._ones, self._first = np.ones(size), np.full(size, float(_FIRST * (_ONE // size)))
         means = np.arange(4 * self._classes)
         around = [np.zeros_like(means), *(1 + (4 * means + n) // (2 * n) for n in range(1, 5))]
@@ -102,7 +102,7 @@ class Contexts:
         time = np.full(visit.at.size, self._classes) if before is None else self._class(before.take(visit.at))
         return self._rows(time, space)
 
-    def weights(self, rows: Integers | None = None) -> tuple[Whole, Integers | None]:
+    def weights(self, rows: Integers | None = None) -> tuple[Float64, Integers | None]:
         """Return positive whole numbers for every value, `m size`, and which of the m belongs to each column of `rows`.
 
         They are made for these alone, one for each (None), or for all contexts where there are fewer of them, or
@@ -128,7 +128,7 @@ class Contexts:
         found[3] = self._space + self._spaces
         return found
 
-    def _weights(self, rows: Integers) -> Whole:
+    def _weights(self, rows: Integers) -> Float64:
         counts, totals = self._counts, self._totals
         anywhere = _shrunk(counts[-1] + self._first, totals[-1])
         margins = _shrunk(counts[self._time : -1] + _ALONE * anywhere, totals[self._time : -1])
@@ -147,7 +147,7 @@ class Contexts:
         return values if self._classes == self._size else values * self._classes // self._size
 
 
-def _shrunk(counts: Whole, totals: Whole) -> Whole:
+def _shrunk(counts: Float64, totals: Float64) -> Float64:
     """Floor counts / totals, in place, to at least 1."""
     counts /= totals
     np.floor(counts, counts)

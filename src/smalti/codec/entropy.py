@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from smalti.codec.contexts import Contexts, Integers, Visit, Whole, visits
+from smalti.codec.contexts import Contexts, Float64, Integers, Visit, visits
 from smalti.codec.prior import Canvas, Prior, fronts
 from smalti.errors import MachineError
 
@@ -116,9 +116,9 @@ class _Encoder:
         self._coder = _library().stream.queue.RangeEncoder()
         self._family = _library().stream.model.Categorical(perfect=False)
         self._tables = b""
-        self._chosen = list[Whole | Integers]()
+        self._chosen = list[Float64 | Integers]()
 
-    def code(self, symbols: Integers, weights: Whole | Integers, rows: Integers | None = None) -> Integers:
+    def code(self, symbols: Integers, weights: Float64 | Integers, rows: Integers | None = None) -> Integers:
         table = _frequencies(weights)
         if weights.ndim == 1:
             model = _library().stream.model.Categorical(table.astype(np.float32), perfect=False)
@@ -134,7 +134,7 @@ class _Encoder:
         chosen = np.concatenate([*self._chosen, np.zeros(0)])
         return 8.0 * len(self._tables) + PRECISION * chosen.size - float(np.log2(chosen + 1).sum())
 
-    def _count(self, symbols: Integers, frequencies: Whole | Integers) -> Integers:
+    def _count(self, symbols: Integers, frequencies: Float64 | Integers) -> Integers:
         self._chosen.append(frequencies)
         return symbols
 
@@ -154,7 +154,7 @@ class _Decoder:
         self._coder: Any = None
         self._family = _library().stream.model.Categorical(perfect=False)
 
-    def code(self, symbols: Integers, weights: Whole | Integers, rows: Integers | None = None) -> Integers:
+    def code(self, symbols: Integers, weights: Float64 | Integers, rows: Integers | None = None) -> Integers:
         exact = _frequencies(weights).astype(np.float32)
         coder = self._started()
         try:
@@ -273,7 +273,7 @@ def _measured(plane: Integers, size: int) -> Integers:
     return np.maximum((counts * _TABLE_PEAK + peak // 2) // peak, counts > 0)
 
 
-def _frequencies(weights: Whole | Integers) -> Whole | Integers:
+def _frequencies(weights: Float64 | Integers) -> Float64 | Integers:
     """The integers f >= 0 of each row, in the ratio of the weights, with the sum 2^24 - n; the rounding goes to the
     first. Weights in float64 are below 2^28."""
     total, ones = (1 << PRECISION) - weights.shape[-1], np.ones(weights.shape[-1], weights.dtype)
