@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks import (
     against,
+    coder,
     convolution,
     entropy,
     generate,
@@ -34,6 +35,7 @@ class Measured(NamedTuple):
 
 
 BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]]] = {
+    "coder": coder.measure,
     "entropy": entropy.measure,
     "speed": speed.measure,
     "streaming": streaming.measure,

@@ -35,7 +35,7 @@ from smalti.data import read_clip, write_video
 from smalti.data.bundled import photos, videos
 from smalti.errors import InputError, SmaltiError
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
-from smalti.files import MANIFEST, check_manifest, remove_leftovers, sha256
+from smalti.files import MANIFEST, check_manifest, read_rows, remove_leftovers, sha256
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
 from smalti.progress import say
@@ -43,7 +43,6 @@ from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import PROVENANCE, load_plan
 from smalti.tokens.shard import read_report
-from smalti.training.fit import logged_lines
 
 SETTINGS = (
     *("steps=16", "batch_size=2", "save_every=2", "keep=2", "log_every=1", "eval_every=100000", "sample_every=100000"),
@@ -201,10 +200,9 @@ def faults_of_run(out: Path) -> Counter[str]:
         except SmaltiError:
             found[UNREADABLE] += 1
     log = out / "log.jsonl"
-    whole = list(logged_lines(log))
+    steps = [row["step"] for row in read_rows(log, "step")]
     lines = len(log.read_text().splitlines()) if log.is_file() else 0
-    found[TORN] += lines - len(whole) > 1  # the last line of a killed run may be cut, and is taken out on resumption
-    steps = [step for step, _ in whole]
+    found[TORN] += lines - len(steps) > 1  # the last line of a killed run may be cut, and is taken out on resumption
     found[TORN] += steps != sorted(set(steps))
     return found
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.typecheck import checked
+
 torch.set_num_threads(1)
 
 settings.register_profile("repeat", derandomize=True, deadline=None)
@@ -35,3 +37,8 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _checks_begin_anew() -> None:
+    checked.clear()

@@ -56,6 +56,9 @@ class Config(BaseModel):
     @classmethod
     def parse(cls: type[C], data: object, where: str = "config") -> C:
         """Build from plain data; raises ConfigError with one line that names `where` and the dotted path."""
+        if data is None or isinstance(data, str | int | float | list):
+            what = "it is empty" if data is None else f"{shorten(repr(data))} is no set of fields"
+            raise ConfigError(f"{where}: {what}: give its fields, `name: value` on a line each")
         try:
             return cls.model_validate(data)
         except ValidationError as error:

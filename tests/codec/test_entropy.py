@@ -18,6 +18,7 @@ from smalti.codec.entropy import (
     join,
     split,
 )
+from tests.reference.plain_contexts import PlainContexts
 
 MODELS = ("uniform", "static", "adaptive")
 FSQ = (8, 8, 8, 5, 5, 5)
@@ -128,29 +129,63 @@ def test_every_position_is_visited_once_after_its_neighbours(height, width):
     assert seen.all()
 
 
+def in_all_contexts(contexts, rng, count, largest):
+    """Rows of counts for symbols that come in any context, and the symbols, of which none is above `largest`."""
+    places = rng.integers(0, contexts.contexts, count)
+    return contexts._every[:, places], rng.integers(0, largest + 1, count)
+
+
 @pytest.mark.parametrize("size", [2, 5, 8, 16, 17, 256])
 def test_frequencies_are_whole_sum_to_the_precision_and_survive_float32(size):
     rng = np.random.default_rng(size)
     contexts = Contexts(size)
     for scale in (0, 1, 10**3, 10**6):
-        table = _frequencies(contexts.weights())
+        weights = contexts.weights()[0]
+        table = _frequencies(weights)
+        assert np.array_equal(table, _frequencies(weights.astype(np.int64)))
         assert (table >= 0).all()
         assert (table.sum(-1) == 2**24 - size).all()
         assert np.array_equal(table.astype(np.float32).astype(np.int64), table)
         assert np.array_equal(table.cumsum(-1).astype(np.float32).astype(np.int64), table.cumsum(-1))
-        rows = rng.integers(0, len(table), 3 * scale // 10**3 + 5)
-        contexts.learn(rows, rng.integers(0, max(1, size // 3), rows.size))
+        contexts.learn(*in_all_contexts(contexts, rng, 3 * scale // 10**3 + 5, max(0, size // 3 - 1)))
+
+
+@given(
+    size=st.integers(2, 20) | st.sampled_from([64, 255, 256]),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 24)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_weights_are_those_of_every_sum_taken_anew_in_integers(size, shape, seed):
+    """And no more tables are made than there are symbols, or contexts."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, size, (shape[0], shape[1] * shape[2])) // rng.integers(1, 4)
+    contexts, plain, before = Contexts(size), PlainContexts(size), None
+    for plane in np.pad(blocks, ((0, 0), (0, 1))):
+        for visit in visits(*shape[1:]):
+            rows, places = contexts.rows(plane, before, visit), plain.rows(plane, before, visit)
+            weights, index = contexts.weights(rows)
+            assert len(weights) <= min(visit.at.size, contexts.contexts)
+            wanted = plain.weights()
+            assert np.array_equal(weights if index is None else weights[index], wanted[places])
+            contexts.learn(rows, plane[visit.at])
+            plain.learn(places, plane[visit.at])
+        before = plane
+    assert np.array_equal(contexts.weights()[0], plain.weights())
 
 
 def test_skewed_counts_of_the_largest_block_overflow_nothing():
-    contexts = Contexts(LARGEST_ALPHABET)
-    contexts._counts[3, 4, 5] = 2**26
-    contexts._counts[1, 4, 7] = 1
-    weights = contexts.weights()
+    contexts, plain = Contexts(LARGEST_ALPHABET), PlainContexts(LARGEST_ALPHABET)
+    place = 3 * 8 + 4
+    for _ in range(64):  # 2^26 symbols
+        contexts.learn(np.repeat(contexts._every[:, [place]], 2**20, 1), np.full(2**20, 5))
+    contexts.learn(contexts._every[:, [12]], np.array([7]))
+    plain.counts[3, 4, 5], plain.counts[1, 4, 7] = 2**26, 1
+    weights = contexts.weights()[0]
+    assert np.array_equal(weights, plain.weights())
     assert (weights > 0).all()
     assert (_frequencies(weights) >= 0).all()
-    row = weights.reshape(*contexts._counts.shape)[3, 4]
-    assert row[5] > 0.99 * row.sum()
+    assert weights[place, 5] > 0.99 * weights[place].sum()
 
 
 @given(level=st.integers(2, 2**40))

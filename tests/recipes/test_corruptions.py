@@ -67,3 +67,25 @@ def test_one_wrong_name_or_value_is_told_by_its_path(name, tmp_path):
             wrong = path
         file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
         assert message_of(file).startswith(f"{file}: {'.'.join(map(str, wrong))}"), message_of(file)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field"),
+    [
+        ("tiny", "batch_size"), ("tiny", "workers"), ("tiny", "tokenizer.depth"), ("image", "tokenizer.decoder_depth"),
+        ("tiny", "tokenizer.middle"), ("tiny", "data.size"), ("tiny-video", "data.frames"),
+        ("magicmaster-vqgan-style2-ep20", "tokenizer.depth"), ("tiny-generate", "batch_size"),
+        ("tiny-generate", "generator.depth"),
+    ],
+)  # fmt: skip
+def test_a_number_that_no_machine_can_follow_is_refused(recipe, field, tmp_path):
+    """Before 2**20 samples a step, lists of 10**12 were begun, which no signal ended."""
+    config = find_config(recipe).plain()
+    *parents, last = [int(key) if key.isdigit() else key for key in field.split(".")]
+    parent = config
+    for key in parents:
+        parent = parent[key]
+    parent[last] = 10**12
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    assert message_of(file).startswith(f"{file}: {field}: Input should be less than or equal to ")

@@ -3,12 +3,14 @@ there."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, VidTokConfig
+from smalti.tokenizer.cosmos import TimeAttention
 from smalti.tokenizer.frames import reconstruct_frames
 from smalti.tokenizer.tokenizer import _ConfigFile
 from smalti.video import latent_frames, to_uint8
@@ -185,3 +187,19 @@ def test_the_future_attention_of_a_stream_grows_with_its_length_and_nothing_else
     assert {b - a for a, b in zip(sizes["cosmos 4x8x8"], sizes["cosmos 4x8x8"][1:], strict=False)} == {
         2 * width * positions * 8
     }
+
+
+@pytest.mark.parametrize(("frames", "chunk"), [(1, 1), (2, 2), (7, 7), (7, 1), (8, 3)])
+@pytest.mark.parametrize("channels", [8, 32])
+def test_attention_over_time_is_torchs_to_the_bit(frames, chunk, channels):
+    torch.manual_seed(0)
+    attention, x = TimeAttention(channels), torch.randn(frames, 2, channels, 3, 4)
+    query, key, value = attention.query_key_value(attention.norm(x).permute(1, 3, 4, 0, 2).flatten(0, 2)).chunk(3, -1)
+    stream, answers = Stream(), []
+    for at in range(0, frames, chunk):
+        end = min(at + chunk, frames)
+        visible = torch.ones(end - at, end, dtype=torch.bool).tril(at)
+        mixed = F.scaled_dot_product_attention(query[:, at:end], key[:, :end], value[:, :end], attn_mask=visible)
+        wanted = x[at:end] + attention.out(mixed).unflatten(0, (2, 3, 4)).permute(3, 0, 4, 1, 2)
+        answers.append(torch.equal(attention(x[at:end], stream), wanted))
+    assert all(answers)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from smalti.codec.contexts import Contexts, Integers, Visit, visits
+from smalti.codec.contexts import Contexts, Float64, Integers, Visit, visits
 from smalti.codec.prior import Canvas, Prior, fronts
 from smalti.errors import MachineError
 
@@ -24,6 +24,8 @@ PRECISION = 24
 LARGEST_ALPHABET = 256
 """A digit of more levels is cut into several symbols."""
 _TABLE_PEAK = 255
+_GROUP = 1 << 10
+"""Tokens of fronts that go through a prior at once in writing: their tables fit the cache of a processor."""
 
 
 class Coded(NamedTuple):
@@ -104,24 +106,40 @@ def _radices(level: int) -> tuple[int, ...]:
 
 
 class _Encoder:
-    """Writes symbols. `code` and `table` are those of `_Decoder`, which returns what it reads under the same tables."""
+    """Writes symbols. `code` and `table` are those of `_Decoder`, which returns what it reads under the same tables.
+
+    Weights are one table `size` for all symbols, or several `m size`; `rows` is the table of each symbol, and without
+    it each has its own.
+    """
 
     def __init__(self) -> None:
         self._coder = _library().stream.queue.RangeEncoder()
+        self._family = _library().stream.model.Categorical(perfect=False)
         self._tables = b""
-        self.bits = 0.0
+        self._chosen = list[Float64 | Integers]()
 
-    def code(self, symbols: Integers, weights: Integers, rows: Integers | None) -> Integers:
+    def code(self, symbols: Integers, weights: Float64 | Integers, rows: Integers | None = None) -> Integers:
         table = _frequencies(weights)
-        family, parameters = _models(table, rows)
-        self._coder.encode(symbols.astype(np.int32), family, *parameters)
-        chosen = table[symbols] if rows is None else table[rows, symbols]
-        self.bits += PRECISION * symbols.size - float(np.log2(chosen + 1.0).sum())
+        if weights.ndim == 1:
+            model = _library().stream.model.Categorical(table.astype(np.float32), perfect=False)
+            self._coder.encode(symbols.astype(np.int32), model)
+            return self._count(symbols, table[symbols])
+        table = table if rows is None else table[rows]
+        self._coder.encode(symbols.astype(np.int32), self._family, table.astype(np.float32))
+        return self._count(symbols, table[np.arange(symbols.size), symbols])
+
+    @property
+    def bits(self) -> float:
+        """The sum of -log2 of the probabilities so far, and the bits of the tables."""
+        chosen = np.concatenate([*self._chosen, np.zeros(0)])
+        return 8.0 * len(self._tables) + PRECISION * chosen.size - float(np.log2(chosen + 1).sum())
+
+    def _count(self, symbols: Integers, frequencies: Float64 | Integers) -> Integers:
+        self._chosen.append(frequencies)
         return symbols
 
     def table(self, weights: Integers) -> Integers:
         self._tables += weights.astype(np.uint8).tobytes()
-        self.bits += 8 * weights.size
         return weights
 
     def finish(self) -> bytes:
@@ -134,14 +152,16 @@ class _Decoder:
     def __init__(self, data: bytes) -> None:
         self._data, self._read = data, 0
         self._coder: Any = None
+        self._family = _library().stream.model.Categorical(perfect=False)
 
-    def code(self, symbols: Integers, weights: Integers, rows: Integers | None) -> Integers:
-        family, parameters = _models(_frequencies(weights), rows)
+    def code(self, symbols: Integers, weights: Float64 | Integers, rows: Integers | None = None) -> Integers:
+        exact = _frequencies(weights).astype(np.float32)
         coder = self._started()
-        if rows is None:
-            parameters = (symbols.size,)
         try:
-            return np.asarray(coder.decode(family, *parameters), np.int64)
+            if weights.ndim == 1:
+                model = _library().stream.model.Categorical(exact, perfect=False)
+                return np.asarray(coder.decode(model, symbols.size), np.int64)
+            return np.asarray(coder.decode(self._family, exact if rows is None else exact[rows]), np.int64)
         except AssertionError:  # the library's word for bytes that no encoder writes
             raise ValueError("it was not written under this model") from None
 
@@ -180,7 +200,10 @@ def _walk(
     if model == "prior":
         if prior is None or prior.sizes != tuple(sizes):
             raise ValueError("it was coded with a prior, which is not given")
-        _walk_prior(planes, prior, coder)
+        if isinstance(coder, _Encoder):
+            _write_prior(planes, prior, coder)
+        else:
+            _read_prior(planes, prior, coder)
         return
     if model == "adaptive":
         _walk_adaptive(planes, sizes, coder)
@@ -194,30 +217,53 @@ def _walk(
 
 def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Encoder | _Decoder) -> None:
     """Frame by frame, digit by digit, from coarse positions to fine ones; what is known grows with every call."""
-    _, frames, height, width = planes.shape
+    count, frames, height, width = planes.shape
     order: tuple[Visit, ...] = visits(height, width)
     contexts = [Contexts(size) for size in sizes]
+    flat = np.zeros((count, frames, height * width + 1), np.int64)  # one more, which is what lies beyond the edge
+    flat[..., :-1] = planes.reshape(count, frames, -1)
     for t in range(frames):
-        for k, known in enumerate(contexts):
-            plane = planes[k, t].reshape(-1)
-            before = planes[k, t - 1].reshape(-1) if t else None
+        for plane, known in zip(flat, contexts, strict=True):
             for visit in order:
-                rows = known.rows(plane, before, visit)
-                plane[visit.at] = coder.code(plane[visit.at], known.weights(), rows)
-                known.learn(rows, plane[visit.at])
+                rows = known.rows(plane[t], plane[t - 1] if t else None, visit)
+                symbols = coder.code(plane[t, visit.at], *known.weights(rows))
+                plane[t, visit.at] = symbols
+                known.learn(rows, symbols)
+    planes[:] = flat[..., :-1].reshape(planes.shape)
 
 
-def _walk_prior(planes: Integers, prior: Prior, coder: _Encoder | _Decoder) -> None:
-    """Front by front through space and time at once; in a front digit by digit, each given those before."""
-    _, frames, height, width = planes.shape
-    shape = (frames, height, width)
-    canvas, flat = Canvas(shape, prior.sizes), planes.reshape(len(planes), -1)
-    for at in fronts(shape):
-        state, rows = prior.heads(canvas.context(at)), np.arange(at.size)
+def _write_prior(planes: Integers, prior: Prior, encoder: _Encoder) -> None:
+    """Write what `_read_prior` reads; the network takes many fronts at once, as all tokens are known."""
+    canvas, flat, order = Canvas(_shape(planes), prior.sizes), planes.reshape(len(planes), -1), fronts(_shape(planes))
+    canvas.write(np.arange(flat.shape[1]), flat)
+    ends = np.cumsum([front.size for front in order])
+    for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ends // _GROUP)) + 1):
+        at = np.concatenate([order[number] for number in group])
+        state, tables = prior.heads(canvas.context(at)), list[Integers]()
         for number, plane in enumerate(flat):
-            plane[at] = coder.code(plane[at], prior.weights(state, number), rows)
+            tables.append(prior.weights(state, number))
+            state = prior.learn(state, number, plane[at])
+        first = ends[group[0]] - order[group[0]].size
+        for number in group:
+            here = slice(ends[number] - order[number].size - first, ends[number] - first)
+            for plane, table in zip(flat, tables, strict=True):
+                encoder.code(plane[order[number]], table[here])
+
+
+def _read_prior(planes: Integers, prior: Prior, decoder: _Decoder) -> None:
+    """Read front by front through space and time at once; in a front digit by digit, each given those before."""
+    canvas, flat = Canvas(_shape(planes), prior.sizes), planes.reshape(len(planes), -1)
+    for at in fronts(_shape(planes)):
+        state = prior.heads(canvas.context(at))
+        for number, plane in enumerate(flat):
+            plane[at] = decoder.code(plane[at], prior.weights(state, number))
             state = prior.learn(state, number, plane[at])
         canvas.write(at, flat[:, at])
+
+
+def _shape(planes: Integers) -> tuple[int, int, int]:
+    _, frames, height, width = planes.shape
+    return frames, height, width
 
 
 def _measured(plane: Integers, size: int) -> Integers:
@@ -227,21 +273,18 @@ def _measured(plane: Integers, size: int) -> Integers:
     return np.maximum((counts * _TABLE_PEAK + peak // 2) // peak, counts > 0)
 
 
-def _frequencies(weights: Integers) -> Integers:
+def _frequencies(weights: Float64 | Integers) -> Float64 | Integers:
     """The integers f >= 0 of each row, in the ratio of the weights, with the sum 2^24 - n; the rounding goes to the
-    first."""
-    total = (1 << PRECISION) - weights.shape[-1]
-    table = weights * total // weights.sum(-1, keepdims=True)
-    table[..., 0] += total - table.sum(-1)
+    first. Weights in float64 are below 2^28."""
+    total, ones = (1 << PRECISION) - weights.shape[-1], np.ones(weights.shape[-1], weights.dtype)
+    table = weights * total
+    if table.dtype == np.float64:
+        table /= (weights @ ones)[..., None]
+        np.floor(table, table)
+    else:
+        table //= (weights @ ones)[..., None]
+    table[..., 0] += total - table @ ones
     return table
-
-
-def _models(table: Integers, rows: Integers | None) -> tuple[Any, tuple[Any, ...]]:
-    """The library's model of one table, or its family and a table for each symbol."""
-    exact, categorical = table.astype(np.float32), _library().stream.model.Categorical
-    if rows is None:
-        return categorical(exact, perfect=False), ()
-    return categorical(perfect=False), (exact[rows],)
 
 
 def _library() -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smalti.codec.contexts import Integers
+from smalti.codec.contexts import Float64, Integers
 from smalti.errors import IntegrityError
 from smalti.files import fingerprint, load_tensors, read_notes, save_tensors
 from smalti.text import printable
@@ -41,7 +41,6 @@ _WIDEST = 1 << 12
 _BITS = 30
 _VERSION = "1"
 
-Float64 = NDArray[np.float64]
 Int16 = NDArray[np.int16]
 
 

@@ -58,7 +58,7 @@ class ClipConfig(ViewConfig):
 
     size: SizeField = 128
     """Height and width of a sample, or one number for a square; null keeps the size of each video."""
-    frames: int | None = Field(default=17, ge=1)
+    frames: int | None = Field(default=17, ge=1, le=1 << 16)
     """Frames of a clip; null takes all frames of the file, in memory."""
     stride: int = Field(default=1, ge=1)
     """Distance between the frames of a clip, in frames of the file."""

@@ -45,7 +45,7 @@ class JointConfig(Config):
     """Source of clips."""
     share: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps whose batch is images."""
-    images_per_clip: int = Field(default=1, ge=1)
+    images_per_clip: int = Field(default=1, ge=1, le=4096)
     """Size of a batch of images, relative to a batch of clips."""
 
     def build(self) -> "Joint":

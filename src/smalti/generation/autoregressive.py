@@ -39,7 +39,7 @@ class AutoregressiveConfig(NetworkConfig):
     """An autoregressive transformer with next sub-token prediction."""
 
     kind: Literal["autoregressive"] = "autoregressive"
-    part_layers: int = Field(2, ge=0)
+    part_layers: int = Field(2, ge=0, le=1024)
     """Blocks that predict the sub-tokens of a token one after the other; 0 predicts all at once, as if independent."""
 
     def sized(self, size: SizeName) -> "AutoregressiveConfig":

@@ -51,7 +51,7 @@ class NetworkConfig(Config):
     """Tasks that have a token of their own."""
     width: int = Field(1024, ge=1)
     """Channels of the transformer."""
-    depth: int = Field(24, ge=1)
+    depth: int = Field(24, ge=1, le=1024)
     """Number of transformer blocks."""
     heads: int = Field(16, ge=1)
     """Number of attention heads."""
@@ -64,7 +64,7 @@ class NetworkConfig(Config):
     """Dropout of embeddings and residual branches, active when a random generator is passed."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of attention weights, active when a random generator is passed (MAGVIT, MaskBit: 0.1)."""
-    part_layers: int = Field(0, ge=0)
+    part_layers: int = Field(0, ge=0, le=1024)
     """Blocks that predict the sub-tokens of a token one after the other; 0 predicts all at once, as if independent."""
 
     @model_validator(mode="after")
@@ -197,10 +197,7 @@ class Attention(nn.Module):
         if rope is not None:
             query, key = rope(query), rope(key)
         if stream is not None:
-            past = stream.get(self)
-            if past is not None:
-                key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-            stream.put(self, torch.stack([key, value]))
+            key, value = stream.extend(self, torch.stack([key, value]), 3)
         new, all_ = query.shape[2], key.shape[2]
         visible = None
         if causal and 1 < new < all_:

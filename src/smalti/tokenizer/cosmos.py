@@ -40,7 +40,7 @@ class CosmosConfig(AutoencoderConfig):
     """Channels after the first convolution."""
     multipliers: Tuple[int] = (2, 4, 4)
     """Channels of each level as multiples of `width`, from the pixels inwards."""
-    depth: int = Field(2, ge=1)
+    depth: int = Field(2, ge=1, le=1024)
     """Residual blocks per level of the encoder; the decoder has one more."""
     latent: int = Field(256, ge=1)
     """Channels between the networks and the projections to the quantizer (DI: 256, DV: 16)."""
@@ -229,16 +229,21 @@ class TimeAttention(nn.Module):
         """The shape of x."""
         tokens = self.norm(x).permute(1, 3, 4, 0, 2).flatten(0, 2)  # (b h w) t c
         query, key, value = self.query_key_value(tokens).chunk(3, -1)
-        carry = None if stream is None else stream.get(self)
-        if carry is not None:
-            key, value = torch.cat([carry[0], key], 1), torch.cat([carry[1], value], 1)
         if stream is not None:
-            stream.put(self, torch.stack([key, value]))
+            key, value = stream.extend(self, torch.stack([key, value]), 2)
         new, seen = query.shape[1], key.shape[1]
         visible = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
-        mixed: Tensor = self.out(F.scaled_dot_product_attention(query, key, value, attn_mask=visible))
+        mixed: Tensor = self.out(_attend(query, key, value, visible))
         back = mixed.unflatten(0, (x.shape[1], *x.shape[3:])).permute(3, 0, 4, 1, 2)
         return x + back
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """Attention as torch computes it for three axes, to the bit, in operations that an exporter to ONNX knows: its
+    `scaled_dot_product_attention` has to have four, and there rounds differently."""
+    scale = query.shape[-1] ** -0.25
+    scores = (query * scale) @ (key * scale).mT
+    return scores.masked_fill(~visible, -math.inf).softmax(-1) @ value
 
 
 class HybridHalve(nn.Module):

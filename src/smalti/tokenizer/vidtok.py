@@ -37,7 +37,7 @@ class VidTokConfig(AutoencoderConfig):
     """Channels of the first level."""
     multipliers: Tuple[int] = (1, 2, 4, 4)
     """Channels of each level as multiples of `width`, from the pixels inwards; each further level halves the sides."""
-    depth: int = Field(2, ge=1)
+    depth: int = Field(2, ge=1, le=1024)
     """Pairs of a residual block in space and one in time per level of the encoder; the decoder has one more."""
     time_down: Tuple[int] = (1, 2)
     """Levels of the encoder, counted from the pixels, after which time is halved too."""

@@ -44,7 +44,7 @@ class VQGANConfig(AutoencoderConfig):
     """Residual blocks per level in the encoder: one number for all levels, or one for each, from the pixels inwards."""
     decoder_depth: Depth = 3
     """Residual blocks per level in the decoder: one number, or one for each level, from the pixels inwards."""
-    middle: int = Field(2, ge=0)
+    middle: int = Field(2, ge=0, le=1024)
     """Residual blocks between the innermost level and the latents, in the encoder and in the decoder."""
     decoder_middle: int | None = Field(None, ge=0)
     """The same of the decoder; null is `middle` (MaskBit may have others)."""

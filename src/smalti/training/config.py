@@ -129,7 +129,7 @@ class RunConfig(Config):
     """Kind of the model that is trained."""
     steps: int = Field(ge=1)
     """Number of training steps."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=1 << 20)
     """Global batch size, over all ranks and micro-batches."""
     seed: int = Field(0, ge=0)
     """Seed of weights, data order and every other random choice."""
@@ -141,7 +141,7 @@ class RunConfig(Config):
     """Data type of convolutions and matrix products; parameters, norms, quantizer and losses stay float32."""
     validation_limit: int = Field(32, ge=1)
     """Largest number of clips or rows of `validation` that are scored."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Data loading processes per rank."""
     rank_timeout: float = Field(300.0, ge=1)
     """Seconds in which each of several processes waits for the others; the run ends where one is dead, stopped or

@@ -54,7 +54,7 @@ class GeneratorTraining(RunConfig):
     """Loss: masking schedule, label smoothing, class dropout."""
     sampling: SamplingConfig = SamplingConfig()
     """Sampling of the sample images in the log."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=1 << 20)
     """Global batch size, over all ranks."""
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=1e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup=5_000, final=0.0

@@ -1,0 +1,34 @@
+"""Every benchmark can be started, and the small forms of those of speed run to their ends."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+from benchmarks import coder
+from benchmarks.__main__ import main
+
+HERE = Path(benchmarks.__file__).parent
+NAMES = sorted(path.stem for path in HERE.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_is_imported_without_the_packages_that_it_compares_with(name):
+    importlib.import_module(f"benchmarks.{name}")
+
+
+def test_a_benchmark_that_is_not_there_is_one_line(capsys):
+    assert main(["speeed"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_small_form_of_the_coder_codes_each_model_in_fewer_bits_than_the_one_before(monkeypatch):
+    monkeypatch.setenv(coder.TINY, "1")
+    _, rows = coder.measure()
+    bits = [row["bits a token"] for row in rows]
+    assert [row["model"] for row in rows] == ["uniform", "static", "adaptive", "prior"]
+    assert bits == sorted(bits, reverse=True)
+    assert bits[0] == pytest.approx(math.log2(64_000))
+    assert all(row[f"{way}, tokens/s"] > 0 for row in rows for way in ("encode", "decode"))
