@@ -197,10 +197,7 @@ class Attention(nn.Module):
         if rope is not None:
             query, key = rope(query), rope(key)
         if stream is not None:
-            past = stream.get(self)
-            if past is not None:
-                key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-            stream.put(self, torch.stack([key, value]))
+            key, value = stream.extend(self, torch.stack([key, value]), 3)
         new, all_ = query.shape[2], key.shape[2]
         visible = None
         if causal and 1 < new < all_:

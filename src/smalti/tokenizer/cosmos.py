@@ -229,11 +229,8 @@ class TimeAttention(nn.Module):
         """The shape of x."""
         tokens = self.norm(x).permute(1, 3, 4, 0, 2).flatten(0, 2)  # (b h w) t c
         query, key, value = self.query_key_value(tokens).chunk(3, -1)
-        carry = None if stream is None else stream.get(self)
-        if carry is not None:
-            key, value = torch.cat([carry[0], key], 1), torch.cat([carry[1], value], 1)
         if stream is not None:
-            stream.put(self, torch.stack([key, value]))
+            key, value = stream.extend(self, torch.stack([key, value]), 2)
         new, seen = query.shape[1], key.shape[1]
         visible = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
         mixed: Tensor = self.out(_attend(query, key, value, visible))
