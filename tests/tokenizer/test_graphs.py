@@ -46,6 +46,21 @@ def test_all_that_goes_in_and_comes_out_is_contiguous(name):
         assert all(x.is_contiguous() for x in (*program.example, *outputs)), program.name
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_state_that_grows_is_free_to_grow(name):
+    """The past of attention over time is longer after each step: a runtime refuses it where the axis is fixed."""
+    for program in programs(random_tokenizer(CONFIGS[name])):
+        states = dict(zip(program.inputs, program.example, strict=True))
+        with torch.no_grad():
+            outputs = dict(zip(program.outputs, program.module(*program.example), strict=True))
+        for state, axes in list(program.inputs.items())[1:]:
+            before, after = states[state].shape, outputs.get(state.replace("_in_", "_out_"), states[state]).shape
+            assert {axis for axis in range(len(before)) if before[axis] != after[axis]} <= set(axes), (
+                program.name,
+                state,
+            )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_encode_decode_and_forward_compile_to_one_graph(name):

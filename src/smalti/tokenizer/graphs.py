@@ -90,7 +90,8 @@ def programs(tokenizer: Tokenizer, *, one_group: bool = False) -> list[Program]:
     alone = isinstance(tokenizer.config, ConditionalConfig)
     start = 1 if alone else 1 + 2 * s
     frames = s if one_group or alone else 2 * s
-    sizes = (2, start, 5 * h - 1, 7 * w), (3, start, 6 * h, 9 * w - 1), (2, frames, 5 * h - 1, 7 * w)
+    longer = start if alone else start + s
+    sizes = (2, start, 5 * h - 1, 7 * w), (3, longer, 6 * h, 9 * w - 1), (2, frames, 5 * h - 1, 7 * w)
     with torch.no_grad():
         video, other, chunk = (_noise(*size).to(tokenizer.device) for size in sizes)
         ids = tokenizer.encode(video).contiguous()
@@ -118,8 +119,8 @@ class _Fixed(NamedTuple):
 def _streamed(
     tokenizer: Tokenizer, run: str, firsts: tuple[Tensor, Tensor], chunk: Tensor, fixed: _Fixed
 ) -> list[Program]:
-    """Return the whole and the steps of `encode` or `decode`, by examples of first chunks of two sizes and of a later
-    one."""
+    """Return the whole and the steps of `encode` or `decode`, by examples of first chunks of two sizes and lengths (the
+    past of attention over time grows) and of a later one."""
     past, others = (_past(tokenizer, run, first) for first in firsts)
     layers = [layer for layer, carry in past.items() if carry.numel()]
     marks = {layer: carry for layer, carry in past.items() if not carry.numel()}
