@@ -1,4 +1,4 @@
-"""Encoding, decoding, tokenizing film, sampling and training, each beside the limit of the processor in the same run.
+"""Encoding, decoding, tokenizing video, sampling and training, each beside the limit of the processor in the same run.
 
 The limit of a network of convolutions is what a 3x3 convolution of the layer that has most of the work takes (its
 channels and positions, channels last, float32), that of a transformer a product of matrices of its widest layer:
@@ -6,7 +6,7 @@ channels and positions, channels last, float32), that of a transformer a product
 the `precision` of training): below 1 where the processor has no units for it. A stream is 65 frames in chunks.
 
     python -m benchmarks speed
-    python -m benchmarks.speed images streams film sampling training    # some parts alone; the others' rows stay
+    python -m benchmarks.speed images streams tokenizing sampling training    # some parts alone; the others' rows stay
 """
 
 import json
@@ -49,8 +49,8 @@ TINY = "SMALTI_BENCHMARK_TINY"
 """Variable of the environment: the smallest sizes alone, only to see that the program runs."""
 IMAGES = ((128, 128), (256, 256), (512, 512), (1080, 1920))
 CHUNKS = (4, 16, 64)
-FILM = (24, 720, 1280)
-"""Frames, height and width of the film that is tokenized at 144 x 256."""
+SOURCE = (24, 720, 1280)
+"""Frames, height and width of the video that is tokenized at 144 x 256."""
 GRID = (1, 16, 16)
 ROUNDS = 3
 
@@ -172,15 +172,15 @@ def streams(device: torch.device = CPU) -> list[Row]:
     return networks(device, lambda chunk: chunk is not None)
 
 
-def film(device: torch.device = CPU) -> list[Row]:
-    """Rows of `smalti tokenize` at 144 x 256 of H.264 film, by both filters; ms are those of all frames."""
-    frames, height, width = (5, 72, 128) if os.environ.get(TINY) else FILM
+def tokenizing(device: torch.device = CPU) -> list[Row]:
+    """Rows of `smalti tokenize` at 144 x 256 of an H.264 video, by both filters; ms are those of all frames."""
+    frames, height, width = (5, 72, 128) if os.environ.get(TINY) else SOURCE
     size = (32, 32) if os.environ.get(TINY) else (144, 256)
     tokenizer, rows = smalti.load("smalti/tiny-video", device), list[Row]()
     pixels = video(frames, *size).to(device)
     work = gflop(lambda: tokenizer.encode(pixels))
     with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "film.mp4", iter(Path(folder) / f"set-{n}" for n in range(1000))
+        source, out = Path(folder) / "video.mp4", iter(Path(folder) / f"set-{n}" for n in range(1000))
         with open_video(min(videos("heldout").glob("*.mp4"))) as reader:
             small = torch.stack(list(reader.frames(0, frames))).permute(0, 3, 1, 2)
         large = F.interpolate(small, size=(height, width), mode="bicubic").permute(0, 2, 3, 1)
@@ -253,7 +253,7 @@ def training(device: torch.device = CPU) -> list[Row]:
 PARTS: Mapping[str, Callable[[torch.device], list[Row]]] = {
     "images": images,
     "streams": streams,
-    "film": film,
+    "tokenizing": tokenizing,
     "sampling": sampling,
     "training": training,
 }
