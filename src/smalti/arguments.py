@@ -1,5 +1,6 @@
 """Checks of the arguments of the product's functions, by their own annotations: one line that names the argument."""
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -27,8 +28,8 @@ def check_arguments(
 ) -> None:
     """Raise ConfigError, naming the argument, where one of `given` is not what `function` is annotated with.
 
-    Text must not be empty, nor a list unless its default is. `remedies` say, by the name of an argument, what to
-    give instead. A function calls this first, with its `locals()`.
+    Text must not be empty, nor a list unless its default is; numbers are finite. `remedies` say, by the name of an
+    argument, what to give instead. A function calls this first, with its `locals()`.
     """
     for name, (annotation, default) in _parameters(function).items():
         value = given[name]
@@ -115,7 +116,9 @@ def _fits_one(value: object, one: object) -> bool:
         return True
     if one in _PLAIN:
         fits = isinstance(value, _PLAIN[one][0]) and isinstance(value, bool) == (one is bool)
-        return fits and value == value and not (isinstance(value, str) and not value.strip())  # NaN is no number
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return fits and not (isinstance(value, str) and not value.strip())
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in parts)
     if origin is tuple and (len(parts) < 2 or parts[1] is not ...):

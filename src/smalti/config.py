@@ -37,7 +37,9 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """A frozen, strict record: unknown fields and wrong types are errors, never coerced."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     former_names: ClassVar[Mapping[str, str]] = {}
     """Field names in files of earlier versions, former -> present. They are read but never written, and fingerprints

@@ -4,13 +4,16 @@ For the tokenizer of another project: where it is from, and how that project wri
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from smalti.config import Config, Triple, Tuple
-from smalti.errors import InputError, IntegrityError
+from smalti.errors import BadTensor, InputError, IntegrityError
+from smalti.video import describe, whole_numbers
 
 WHOLE_GROUPS = "the last column, row and frame repeat up to s*n frames and whole strides"
 """`padding` where the first latent holds a whole group of frames."""
@@ -33,19 +36,56 @@ class SourceIds(Config):
     word: str | None = None
     """Word of an id in the vocabulary of the project's language model, as `<|visual token {:06d}|>`; null if none."""
 
-    def to_source(self, ids: Int[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
-        """Return our ids in the project's form."""
+    def to_source(self, ids: Integer[Tensor, "b *grid"], codes: int | None = None) -> Int[Tensor, "b *source"]:
+        """Return our ids, of any integer type, in the project's form, as int64.
+
+        Raises BadTensor for what are no ids `b t h w` or `b h w`, and for one outside [0, codes) where `codes`, the
+        number of codes, is given.
+        """
+        ids = _whole_ids(ids, 0, codes)
+        if ids.ndim not in (3, 4):
+            hint = "; without a batch: ids[None]" if ids.ndim in (1, 2) else ""
+            raise BadTensor(f"ids must be b t h w, or b h w for images (found {describe(ids)}){hint}")
         return (ids.flatten(1) if self.layout == "flat" else ids) + self.offset
 
-    def from_source(self, ids: Int[Tensor, "b *source"], grid: tuple[int, ...] | None = None) -> Int[Tensor, "b *grid"]:
-        """Return the project's ids in our form; flat ones need their `grid`, (frames, height, width) or (height,
-        width) in tokens. Raises InputError where it is not given or does not fit."""
+    def from_source(
+        self, ids: Integer[Tensor, "b *source"], grid: Sequence[int] | None = None, codes: int | None = None
+    ) -> Int[Tensor, "b *grid"]:
+        """Return the project's ids, of any integer type, in our form, as int64; flat ones need their `grid`, (frames,
+        height, width) or (height, width) in tokens.
+
+        Raises InputError where the grid is not given or does not fit, BadTensor for what are no ids with a batch, and
+        for one outside [offset, offset + codes) where `codes`, the number of codes, is given.
+        """
+        ids = _whole_ids(ids, self.offset, codes) - self.offset
         if self.layout == "grid":
-            return ids - self.offset
-        if grid is None or math.prod(grid) != math.prod(ids.shape[1:]):
-            tokens = math.prod(ids.shape[1:])
+            if ids.ndim not in (3, 4):
+                raise BadTensor(f"ids there are b t h w, or b h w of images (found {describe(ids)})")
+            return ids
+        if ids.ndim < 2:
+            raise BadTensor(f"ids there are rows, b n (found {describe(ids)}); without a batch: ids[None]")
+        sizes = () if grid is None else whole_numbers("grid", grid)
+        tokens = math.prod(ids.shape[1:])
+        if len(sizes) not in (2, 3) or min(sizes) < 1 or math.prod(sizes) != tokens:
             raise InputError(f"{tokens} ids in a row need their grid, as grid=(height, width) in tokens (found {grid})")
-        return (ids - self.offset).reshape(len(ids), *grid)
+        return ids.reshape(len(ids), *sizes)
+
+
+def _whole_ids(ids: Tensor, first: int, codes: int | None) -> Int[Tensor, "..."]:
+    """Return ids of any integer type as int64: in a narrow one an offset would wrap around. Raises BadTensor for what
+    are none, and for one outside [first, first + codes)."""
+    if not isinstance(ids, Tensor):
+        hint = "; of numpy: torch.from_numpy(ids)" if type(ids).__module__ == "numpy" else ""
+        raise BadTensor(f"ids must be an integer tensor (found {describe(ids)}){hint}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise BadTensor(f"ids must be integers (found {describe(ids)})")
+    ids = ids.long()
+    if codes is not None and ids.numel():
+        low, high = (int(id) for id in ids.aminmax())
+        if low < first or high >= first + codes:
+            wrong = low if low < first else high
+            raise BadTensor(f"ids: {wrong} is outside [{first}, {first + codes}), the range of this tokenizer's ids")
+    return ids
 
 
 class TokenizerSource(Config):

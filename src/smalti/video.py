@@ -136,6 +136,8 @@ def rgb_pixels(image: "Image.Image") -> np.ndarray:
     whole, the conversion of 16-bit samples took 1.6 GB. Raises BadTensor as `to_rgb` does.
     """
     width, height = image.size
+    if not width or not height:
+        raise BadTensor(f"pixels are empty (found an image of {width} x {height})")
     pixels = np.empty((height, width, 3), np.uint8)
     rows, columns = max(1, _BAND // width), min(width, _BAND)
     for top in range(0, height, rows):

@@ -149,6 +149,8 @@ REFUSED = {
     "several sizes": ([BYTES, BYTES[:2]], "found (t, h, w) = (1, 4, 6) and (1, 2, 6)"),
     "a path": ("photo.jpg", "found str"),
     "nothing": (None, "found NoneType"),
+    "an empty image of Pillow": (Image.new("RGB", (0, 5)), "empty"),
+    "an empty row of Pillow": (Image.new("L", (5, 0)), "empty"),
     "floats of Pillow": (Image.new("F", (2, 2)), "samples of kind F"),
 }
 

@@ -83,6 +83,7 @@ def test_the_law_of_a_codebook_is_an_option_and_without_it_nothing_is_written(sm
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file, out = FOLDER / "ibq_tiny.ckpt", tmp_path / "ibq"
     assert_one_line(smalti("import", file, "--out", out), 2, "--lookup euclidean for taming and Chameleon, or inner")
+    assert_one_line(smalti("info", file), 2, "give `lookup` euclidean")  # which has no such option
     assert not out.exists()
     told = smalti("import", file, "--lookup", "inner", "--out", out)
     assert told.code == 0

@@ -154,8 +154,19 @@ def test_a_part_that_no_video_has_is_named(smalti, video_tokenizer, film, tmp_pa
     assert ended.code == 3
     assert "has 24 frames, none of 900:" in ended.err
     assert files(tmp_path / "out") == []
-    for wrong in ("--frames=4:4", "--frames=x", "--frames=5:2", "--frames=-3:", "--size=a", "--fps=0"):
-        assert_one_line(smalti("reconstruct", video_tokenizer, film, wrong), 2, wrong[2:].split("=")[0])
+    for wrong in (
+        "--frames=4:4",
+        "--frames=x",
+        "--frames=5:2",
+        "--frames=-3:",
+        "--size=a",
+        "--fps=0",
+        "--fps=inf",
+        "--fps=nan",
+    ):
+        ended = smalti("reconstruct", video_tokenizer, film, wrong)
+        assert_one_line(ended, 2, wrong[2:].split("=")[0])
+        assert ":None" not in ended.err
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100, None])

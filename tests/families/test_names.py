@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import smalti
-from smalti.errors import ConfigError, InputError
+from smalti.errors import ConfigError, InputError, SmaltiError
+from smalti.families import import_checkpoint
 from smalti.families.names import FORMS, TINY_IMAGE, HubName, find_tokenizer, full_name
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 from tests.goldens.rule import FOLDER
@@ -145,3 +146,26 @@ def test_device_and_number_type_are_as_asked(home):
     assert (tokenizer.dtype, tokenizer.device.type, tokenizer.training) == (torch.bfloat16, "cpu", False)
     assert smalti.load("tokenizer").dtype == torch.float32
     assert repr(tokenizer) == "image tokenizer: 1x2x2 pixels a token, 64,000 codes, 6,405 parameters, bfloat16 on cpu"
+
+
+def test_a_number_type_without_convolutions_is_refused(home):
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.complex64):
+        with pytest.raises(ConfigError, match=r"no type of weights; give torch.float32"):
+            smalti.load("tokenizer", dtype=dtype)
+
+
+def test_an_option_has_one_value(home):
+    twice = [f"{FOREIGN}:lookup=euclidean,lookup=inner", f"{FOREIGN}:pixels=unit,lookup=inner,pixels=unit"]
+    for name in twice:
+        with pytest.raises(ConfigError, match="twice"):
+            smalti.load(name)
+    for load in (smalti.load, import_checkpoint):
+        with pytest.raises(ConfigError, match=r"lookup: inner is given beside .*, which says euclidean; give it once"):
+            load(f"{FOREIGN}:lookup=euclidean", lookup="inner")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "owner/" + "a" * 300, "a" * 300 + ".ckpt:lookup=inner"])
+def test_a_name_that_no_file_can_have_is_one_line(name, home):
+    for kind in (str, Path):
+        with pytest.raises(SmaltiError):
+            smalti.load(kind(name))

@@ -34,7 +34,7 @@ def wrong_values(hint: object) -> list[object]:
     if int in kinds and float not in kinds:
         wrong += [1.5]
     if float in kinds:
-        wrong += [float("nan")]
+        wrong += [float("nan"), float("inf")]
     if bool not in kinds:
         wrong += [True]
     else:

@@ -36,7 +36,7 @@ def test_calls_of_all_that_has_array_annotations_are_checked(pytestconfig):
     checked = pytestconfig.getoption("jaxtyping_packages").split(",")[:-1]
     for path in modules("src"):
         name = ".".join(("smalti", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        if "jaxtyping" in path.read_text("utf-8") and name != "smalti.nn.layout":  # has laws of its own
+        if "jaxtyping" in path.read_text("utf-8"):
             assert any(name == one or name.startswith(f"{one}.") for one in checked), name
 
 

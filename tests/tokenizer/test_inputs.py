@@ -152,6 +152,7 @@ def test_there_are_remedies():
 IDS = torch.zeros(1, 2, 3, 4, dtype=torch.int64)
 WRONG_IDS = {
     "a row": (IDS.flatten(1), {}, "shape=(t, h, w)"),
+    "a row of a grid below zero": (IDS.flatten(1), {"shape": (-6, -4)}, "shape: (-6, -4) is not the grid"),
     "a row without a batch": (IDS.flatten(), {}, "ids[None]"),
     "another grid": (IDS.flatten(1), {"shape": (2, 3, 5)}, "shape: (2, 3, 5) is not the grid"),
     "a grid of a grid": (IDS, {"shape": (2, 3, 4)}, "shape: (2, 3, 4) is not the grid"),

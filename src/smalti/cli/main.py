@@ -135,7 +135,7 @@ def run(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
-        failure = explain(error)
+        failure = explain(error, next((word for word in verb if not word.startswith("-")), ""))
         if isinstance(error, PeerFailed) and not str(error):  # another process tells of it
             return failure.code
         say(failure.line + (_GO_ON.get(verb[0], "") if failure.code == STOPPED else ""))
@@ -149,10 +149,10 @@ class Failure(NamedTuple):
     code: int
 
 
-def explain(error: BaseException) -> Failure:
-    """The one line and the exit code of an error."""
+def explain(error: BaseException, verb: str = "") -> Failure:
+    """The one line and the exit code of an error of a command."""
     if isinstance(error, SmaltiError):
-        return Failure(f"error: {message_line(_with_options(str(error)))}", error.exit_code)
+        return Failure(f"error: {message_line(_with_options(str(error), verb))}", error.exit_code)
     if (usage := _usage_message(error)) is not None:
         return Failure(f"error: {message_line(usage)} (see smalti VERB --help)", USAGE)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -167,10 +167,12 @@ def explain(error: BaseException) -> Failure:
     return Failure(f"internal error: {what} (run with --debug for the traceback)", INTERNAL)
 
 
-def _with_options(message: str) -> str:
-    """Return a message in which `name`, an argument of a function, is the option of that name: --name."""
+def _with_options(message: str, verb: str) -> str:
+    """Return a message in which `name`, an argument of a function, is the option of that name, where the command has
+    one: --name."""
     commands: Any = typer.main.get_command(app)
-    options = {text for command in commands.commands.values() for param in command.params for text in param.opts}
+    params = commands.commands[verb].params if verb in commands.commands else ()
+    options = {text for param in params for text in param.opts}
 
     def option(match: re.Match[str]) -> str:
         name = "--" + _OPTIONS.get(match[1], match[1]).replace("_", "-")

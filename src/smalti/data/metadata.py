@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,11 +59,12 @@ def read_metadata(path: Path, text: str, columns: MetadataColumns = DEFAULT_COLU
     Return None where it has no column `file_name`, so that it describes no files. Blank lines are passed over. Raises
     InputError where a column of `columns` that was named is not there.
     """
-    records = list(_json_records(text) if path.suffix.lower() == ".jsonl" else _csv_records(text))
+    captions = _CAPTIONS if columns.caption is None else (columns.caption,)
+    is_json = path.suffix.lower() == ".jsonl"
+    records = list(_json_records(text) if is_json else _csv_records(text, {_FILE, columns.label, *captions}))
     present = dict.fromkeys(name for record in records for name in record.cells)
     if _FILE not in present and (present or not records):
         return None
-    captions = _CAPTIONS if columns.caption is None else (columns.caption,)
     caption = next((name for name in captions if name in present), None)
     for option, name, default in (("label", columns.label, "label"), ("caption", columns.caption, None)):
         if name is not None and name != default and name not in present:
@@ -72,7 +73,7 @@ def read_metadata(path: Path, text: str, columns: MetadataColumns = DEFAULT_COLU
     return [_row(record, columns.label, caption) for record in records]
 
 
-def _csv_records(text: str) -> Iterator[_Record]:
+def _csv_records(text: str, used: Collection[str]) -> Iterator[_Record]:
     reader = csv.reader(StringIO(text, newline=""), strict=True)
     header: Sequence[str] | None = None
     number = 0
@@ -92,6 +93,9 @@ def _csv_records(text: str) -> Iterator[_Record]:
             if _FILE not in header:
                 yield _Record(number, dict.fromkeys(header))
                 break
+            if twice := sorted(name for name in used if header.count(name) > 1):
+                yield _Record(number, dict.fromkeys(header), f" names the column {twice[0]} twice; rename one")
+                break
         elif len(fields) != len(header):
             yield _Record(number, {}, f" has {len(fields)} fields, the header {len(header)}; put commas in quotes")
         else:
@@ -103,11 +107,19 @@ def _json_records(text: str) -> Iterator[_Record]:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             yield _Record(number, {}, f" is not valid JSON ({one_line(error)})")
             continue
         yield _Record(number, cells) if isinstance(cells, dict) else _Record(number, {}, " is no JSON object")
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON. Raises ValueError for a key that is there twice, of which Python takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _row(record: _Record, label: str, caption: str | None) -> MetadataRow:

@@ -20,7 +20,7 @@ from smalti.families.links import CheckpointWeights, ForeignModel, assemble
 from smalti.families.llamagen import LLAMAGEN
 from smalti.families.magicmaster import MAGICMASTER
 from smalti.families.maskbit import MASKBIT, MASKGIT
-from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options
+from smalti.families.names import HubName, find_tokenizer, is_foreign, split_options, with_options
 from smalti.families.open_magvit2 import OPEN_MAGVIT2_FAMILY
 from smalti.families.showo import SHOWO
 from smalti.families.source import SourceFiles, config_beside, fetch_from_hub, files_of, published_families, read_source
@@ -109,7 +109,7 @@ def import_checkpoint(
     """
     bare, options = split_options(name)
     given = {"levels": levels, "weights": copy, "lookup": lookup, "pixels": pixels}
-    options = options.replace({key: value for key, value in given.items() if value is not None})
+    options = with_options(options, given, str(name))
     source = source_at(with_revision(find_tokenizer(bare), revision, str(bare)))
     if not is_foreign(source.paths[0]):  # a folder of ours has no files here
         raise ConfigError(f"{name}: is a tokenizer of smalti already; load it as it is")

@@ -1,13 +1,14 @@
 """The one way to name a tokenizer: in Python, in every command and in the fields `init` and `tokenizer` of configs."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from smalti.config import parse_yaml
-from smalti.errors import InputError, SmaltiError
+from smalti.errors import ConfigError, InputError, SmaltiError
 from smalti.families.family import ImportOptions
-from smalti.files import MANIFEST, read_json
+from smalti.files import MANIFEST, naming_os_errors, read_json
 from smalti.model_folder import CONFIG, WEIGHTS, find_model
 from smalti.text import nearest
 
@@ -53,17 +54,34 @@ def split_options(name: str | Path) -> tuple[str | Path, ImportOptions]:
     """Split a name as `vqgan.ckpt:lookup=euclidean` into the name and the options of its import.
 
     The options are the fields of `ImportOptions`, lists as in `levels=8x8x8x5x5x5`. A file or folder that has the
-    whole name comes first. Raises ConfigError for an option that does not exist.
+    whole name comes first. Raises ConfigError for an option that does not exist, or is there twice.
     """
     match = _OPTIONS.fullmatch(str(name))
-    if match is None or Path(name).exists():
+    with naming_os_errors(Path(name)):  # as a name that is too long for a file
+        is_whole = match is None or Path(name).exists()
+    if match is None or is_whole:
         return name, ImportOptions()
-    values = dict(option.split("=", 1) for option in match[2].split(","))
+    pairs = [option.partition("=")[::2] for option in match[2].split(",")]
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ConfigError(f"{name}: says an option twice; give each once")
     plain: dict[str, object] = {**values}
     for key in LISTS & values.keys():
         plain[key] = parse_yaml("[" + values[key].replace("x", ",") + "]", where=str(name))
     options = ImportOptions.parse(plain, where=str(name))
     return Path(match[1]) if isinstance(name, Path) else match[1], options
+
+
+def with_options(options: ImportOptions, given: Mapping[str, object], name: str) -> ImportOptions:
+    """Return the options that a name holds with those that are given beside it, by their fields; None is not given.
+
+    Raises ConfigError where the two say different things.
+    """
+    added = {key: value for key, value in given.items() if value is not None}
+    for key, value in added.items():
+        if (own := getattr(options, key)) not in (getattr(ImportOptions(), key), value):
+            raise ConfigError(f"{key}: {value} is given beside {name}, which says {own}; give it once")
+    return options.replace(added)
 
 
 def find_tokenizer(name: str | Path) -> Path | HubName:
@@ -74,7 +92,9 @@ def find_tokenizer(name: str | Path) -> Path | HubName:
     """
     name = split_options(name)[0]
     path, text = Path(name), str(name)
-    if path.is_dir():
+    with naming_os_errors(path):
+        is_folder = path.is_dir()
+    if is_folder:
         if (folder := find_model(path, "tokenizer")) is not None:
             return folder
         if not has_weights(path) and not (path / CONFIG).is_file():

@@ -9,10 +9,13 @@ from smalti.devices import Precision, as_device, pick_device
 from smalti.errors import ConfigError
 from smalti.families.checkpoint import load_converted, source_at, with_revision
 from smalti.families.family import ImportOptions
-from smalti.families.names import FORMS, find_tokenizer, is_foreign, shipped_folder, split_options
+from smalti.families.names import FORMS, find_tokenizer, is_foreign, shipped_folder, split_options, with_options
 from smalti.quantize import Lookup
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer_info import PixelRange
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Number types that networks compute in; torch stores others, as of 8 bits, and has no convolutions of them."""
 
 
 def load(
@@ -42,12 +45,12 @@ def load(
     be reached. Runs no code that it loads.
     """
     check_arguments(load, locals(), {"name": f"give {FORMS}"})
-    if dtype is not None and not dtype.is_floating_point:
-        raise ConfigError(f"dtype: {str(dtype).removeprefix('torch.')} is no type of weights; give torch.float32, ...")
+    if dtype is not None and dtype not in _DTYPES:
+        known = ", ".join(map(str, _DTYPES))
+        raise ConfigError(f"dtype: {str(dtype).removeprefix('torch.')} is no type of weights; give {known}")
     place = as_device(device)
     bare, options = split_options(name)
-    given = {"lookup": lookup, "pixels": pixels}
-    options = options.replace({key: value for key, value in given.items() if value is not None})
+    options = with_options(options, {"lookup": lookup, "pixels": pixels}, str(name))
     source = source_at(with_revision(find_tokenizer(bare), revision, str(name)))
     if is_foreign(source.paths[0]):
         tokenizer = load_converted(source, options)

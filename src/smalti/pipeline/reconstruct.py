@@ -76,7 +76,8 @@ class MediaView(NamedTuple):
         """Return the view of those options. Raises ConfigError that names the one that cannot be."""
         first, end = frames or (0, None)
         if first < 0 or (end is not None and end <= first):
-            raise ConfigError(f"frames: {first}:{end} has no frame; give the first and the one after the last, as 0:48")
+            wanted = f"{first}:{'' if end is None else end}"
+            raise ConfigError(f"frames: {wanted} has no frame; give the first and the one after the last, as 0:48")
         return cls(TokenizeOptions.parse({"size": size, "fps": fps}, where="reconstruct"), first, end)
 
     def numbers(self, reader: VideoReader, name: str) -> list[int]:

@@ -141,20 +141,20 @@ class Tokenizer(nn.Module):
             "config": self.config.plain(),
         }
 
-    def source_ids(self, ids: Int[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
+    def source_ids(self, ids: Integer[Tensor, "b *grid"]) -> Int[Tensor, "b *source"]:
         """Return ids in the form in which the project of an imported tokenizer writes them: in one row, with an offset,
-        as `source.ids` says. Raises InputError for a tokenizer of ours."""
-        return self._source_form().to_source(ids)
+        as `source.ids` says. Raises InputError for a tokenizer of ours, BadTensor for what are no ids of this one."""
+        return self._source_form().to_source(ids, self.codebook_size)
 
     def ids_from_source(
-        self, ids: Int[Tensor, "b *source"], grid: tuple[int, ...] | None = None
+        self, ids: Integer[Tensor, "b *source"], grid: Sequence[int] | None = None
     ) -> Int[Tensor, "b *grid"]:
         """Return ids of the project of an imported tokenizer in our form, the inverse of `source_ids`.
 
         Ids in a row need their `grid`, (frames, height, width) or (height, width) in tokens. Raises InputError where it
-        does not fit, and for a tokenizer of ours.
+        does not fit, and for a tokenizer of ours; BadTensor for ids out of range.
         """
-        return self._source_form().from_source(ids, grid)
+        return self._source_form().from_source(ids, grid, self.codebook_size)
 
     def _source_form(self) -> SourceIds:
         if self.source is None:
@@ -420,7 +420,7 @@ class Tokenizer(nn.Module):
             raise BadTensor(f"ids are on {ids.device}, the tokenizer on {self.device}: ids.to(tokenizer.device)")
         if shape is not None:
             grid = whole_numbers("shape", shape)
-            if ids.ndim != 2 or len(grid) not in (2, 3) or math.prod(grid) != ids.shape[1]:
+            if ids.ndim != 2 or len(grid) not in (2, 3) or min(grid) < 1 or math.prod(grid) != ids.shape[1]:
                 raise BadTensor(
                     f"shape: {grid} is not the grid (t, h, w) or (h, w) of ids in rows, b n (found {describe(ids)})"
                 )
