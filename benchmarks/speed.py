@@ -1,14 +1,20 @@
-"""Encoding and decoding with the shipped tokenizers, each beside the limit of the processor in the same run.
+"""Encoding, decoding, tokenizing video, sampling and training, each beside the limit of the processor in the same run.
 
-The limit is what a 3x3 convolution of the layer that has most of the work takes (its channels and positions, channels
-last, float32): `share` is the network's GFLOP/s over that convolution's. `bfloat16` is how many times as fast the same
-is with `compute_in(torch.bfloat16)`: below 1 where the processor has no units for it. A stream is 33 frames in chunks.
+The limit of a network of convolutions is what a 3x3 convolution of the layer that has most of the work takes (its
+channels and positions, channels last, float32), that of a transformer a product of matrices of its widest layer:
+`share` is the GFLOP/s over the limit's. `bfloat16` is how many times as fast the same is in bfloat16 (`compute_in`, or
+the `precision` of training): below 1 where the processor has no units for it. A stream is 65 frames in chunks.
 
     python -m benchmarks speed
+    python -m benchmarks.speed images streams tokenizing sampling training    # some parts alone; the others' rows stay
 """
 
+import json
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +22,39 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import smalti
-from benchmarks.measure import CPU, fastest
+from benchmarks.measure import CPU, RESULTS, fastest, write
+from smalti.data import open_video, write_video
+from smalti.data.bundled import videos
 from smalti.devices import measure_precisions
+from smalti.generation import (
+    AutoregressiveConfig,
+    Condition,
+    GuidanceConfig,
+    MaskedConfig,
+    SamplingConfig,
+    TokenSamplingConfig,
+    empty_prompt,
+    sample,
+    sample_autoregressive,
+)
 from smalti.nn.stream import Stream
+from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
+from smalti.training.config import TokenizerTraining
+from smalti.training.distributed import World
+from smalti.training.tokenizer_state import start_tokenizer
+from smalti.training.tokenizer_step import step
 
 TINY = "SMALTI_BENCHMARK_TINY"
 """Variable of the environment: the smallest sizes alone, only to see that the program runs."""
 IMAGES = ((128, 128), (256, 256), (512, 512), (1080, 1920))
-CHUNKS = (4, 16)
+CHUNKS = (4, 16, 64)
+SOURCE = (24, 720, 1280)
+"""Frames, height and width of the video that is tokenized at 144 x 256."""
+GRID = (1, 16, 16)
 ROUNDS = 3
+
+Row = Mapping[str, object]
 
 
 def video(*shape: int) -> Tensor:
@@ -44,7 +73,7 @@ def workloads() -> Mapping[str, tuple[str, Tensor, int | None]]:
     if not tiny:
         rows["video 17 x 128 x 128"] = ("smalti/tiny-video", video(17, 128, 128), None)
     for chunk in CHUNKS[:1] if tiny else CHUNKS:
-        size = (9, 32, 32) if tiny else (33, 144, 256)
+        size = (9, 32, 32) if tiny else (65, 144, 256)
         rows[f"stream {size[1]} x {size[2]}, {chunk} frames"] = ("smalti/tiny-video", video(*size), chunk)
     return rows
 
@@ -69,13 +98,23 @@ def passes(tokenizer: Tokenizer, pixels: Tensor, chunk: int | None) -> dict[str,
     return {"encode": encode, "decode": decode}
 
 
-def limit(tokenizer: Tokenizer, positions: int, device: torch.device) -> tuple[Callable[[], object], float]:
-    """A 3x3 convolution of the widest level at about so many positions, and its GFLOP."""
-    channels = tokenizer.encoder.layers[-1].conv2.now.out_channels  # type: ignore[union-attr]
+def convolution(channels: int, positions: int, device: torch.device = CPU) -> tuple[Callable[[], object], float]:
+    """A 3x3 convolution at about so many positions, and its GFLOP."""
     side = max(16, min(128, round(positions**0.5)))
     x = torch.randn(1, side, side, channels, device=device).permute(0, 3, 1, 2)
     weight = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     return lambda: F.conv2d(x, weight, padding=1), 2 * 9 * channels**2 * side**2 / 1e9
+
+
+def product(rows: int, width: int, device: torch.device = CPU) -> tuple[Callable[[], object], float]:
+    """The product of so many rows with the widest layer of a transformer, and its GFLOP."""
+    x, weight = torch.randn(rows, width, device=device), torch.randn(4 * width, width, device=device)
+    return lambda: F.linear(x, weight), 2 * rows * 4 * width**2 / 1e9
+
+
+def widest(tokenizer: Tokenizer) -> int:
+    """The channels of the level that has most of the work."""
+    return int(tokenizer.encoder.layers[-1].conv2.now.out_channels)  # type: ignore[union-attr]
 
 
 def gflop(call: Callable[[], object]) -> float:
@@ -85,40 +124,169 @@ def gflop(call: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-@torch.no_grad()
-def measure(device: torch.device = CPU) -> tuple[str, Sequence[Mapping[str, object]]]:
-    """One row a workload and direction."""
+def row(
+    what: str,
+    call: Callable[[], object],
+    limit: tuple[Callable[[], object], float],
+    others: Mapping[str, Callable[[], object]],
+    device: torch.device = CPU,
+    work: float | None = None,
+) -> Row:
+    """Measure a call beside its limit and the same in another format or way (`others`, at most one); `work` is its
+    GFLOP where not all of them are counted."""
+    ceiling, operations = limit
+    counted = gflop(call) if work is None else work
+    calls = {"call": call, "limit": ceiling, **others}
+    best = fastest(calls, rounds=1 if os.environ.get(TINY) else 2 if counted > 20 else ROUNDS, device=device)
+    speed, most = counted / best["call"], operations / best["limit"]
+    found = {"what": what, "gflop": counted, "ms": best["call"] * 1e3, "gflop_s": speed, "limit_gflop_s": most}
+    faster = best["call"] / best["bfloat16"] if "bfloat16" in best else None
+    return {**found, "share": speed / most, "bfloat16": faster}
+
+
+def networks(device: torch.device, chosen: Callable[[int | None], bool]) -> list[Row]:
+    """Rows of the shipped tokenizers, whole or in chunks."""
     models = {name: smalti.load(name, device) for name in ("smalti/tiny-image", "smalti/tiny-video")}
     halved = {name: smalti.load(name, device).compute_in(torch.bfloat16) for name in models}
-    is_fast = fast_bfloat16(device)
-    rows: list[dict[str, object]] = []
+    is_fast, rows = fast_bfloat16(device), list[Row]()
     for name, (model, video_on_cpu, chunk) in workloads().items():
+        if not chosen(chunk):
+            continue
         pixels = video_on_cpu.to(device)
-        ceiling, operations = limit(models[model], pixels[0, 0, 0].numel() // 16, device)
+        limit = convolution(widest(models[model]), pixels[0, 0, 0].numel() // 16, device)
         float32, bfloat16 = passes(models[model], pixels, chunk), passes(halved[model], pixels, chunk)
         is_large = pixels.numel() > 3 * 300 * 300
         for direction, call in float32.items():
-            calls = {"float32": call, "limit": ceiling}
-            calls |= {} if is_large and not is_fast else {"bfloat16": bfloat16[direction]}
-            best = fastest(calls, rounds=2 if is_large else ROUNDS, device=device)
-            work = gflop(call)
-            speed, most = work / best["float32"], operations / best["limit"]
-            faster = best["float32"] / best["bfloat16"] if "bfloat16" in best else None
-            rows.append(
-                {
-                    "what": f"{name}: {direction}",
-                    "gflop": work,
-                    "ms": best["float32"] * 1e3,
-                    "gflop_s": speed,
-                    "limit_gflop_s": most,
-                    "share": speed / most,
-                    "bfloat16": faster,
-                }
-            )
-    return "shipped tokenizers, float32, beside a 3x3 convolution of the same run; bfloat16: times as fast", rows
+            others = {} if is_large and not is_fast else {"bfloat16": bfloat16[direction]}
+            rows.append(row(f"{name}: {direction}", call, limit, others, device))
+    return rows
+
+
+def images(device: torch.device = CPU) -> list[Row]:
+    """Rows of images and clips at once."""
+    return networks(device, lambda chunk: chunk is None)
+
+
+def streams(device: torch.device = CPU) -> list[Row]:
+    """Rows of videos in chunks."""
+    return networks(device, lambda chunk: chunk is not None)
+
+
+def tokenizing(device: torch.device = CPU) -> list[Row]:
+    """Rows of `smalti tokenize` at 144 x 256 of an H.264 video, by both filters; ms are those of all frames."""
+    frames, height, width = (5, 72, 128) if os.environ.get(TINY) else SOURCE
+    size = (32, 32) if os.environ.get(TINY) else (144, 256)
+    tokenizer, rows = smalti.load("smalti/tiny-video", device), list[Row]()
+    pixels = video(frames, *size).to(device)
+    work = gflop(lambda: tokenizer.encode(pixels))
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "video.mp4", iter(Path(folder) / f"set-{n}" for n in range(1000))
+        with open_video(min(videos("heldout").glob("*.mp4"))) as reader:
+            small = torch.stack(list(reader.frames(0, frames))).permute(0, 3, 1, 2)
+        large = F.interpolate(small, size=(height, width), mode="bicubic").permute(0, 2, 3, 1)
+        write_video(source, large, fps=24)
+        for filter_ in ("lanczos", "torch-bicubic"):
+
+            def tokenize(name: str = filter_) -> object:
+                options = [f"options.resize={name}", "options.cut=after"]
+                model = "smalti/tiny-video"
+                return smalti.tokenize(model, source, next(out), size=size, workers=0, set=options, device=str(device))
+
+            what = f"tokenize {frames} frames of {height} x {width}, {filter_}"
+            limit = convolution(widest(tokenizer), size[0] * size[1] // 16, device)
+            rows.append(row(what, tokenize, limit, {}, device, work))
+    return rows
+
+
+def sampling(device: torch.device = CPU) -> list[Row]:
+    """Rows of a sample of 256 tokens: masked, in 4 steps, and autoregressive, of eight guided samples."""
+    tiny, rows = bool(os.environ.get(TINY)), list[Row]()
+    levels, grid = (8, 8, 8, 5, 5, 5), (1, 4, 4) if tiny else GRID
+    cells = grid[1] * grid[2]
+    for width, depth in ((64, 1),) if tiny else ((256, 6), (768, 6)):
+        torch.manual_seed(0)
+        config = MaskedConfig(levels=levels, grid=grid, width=width, depth=depth, heads=width // 64, dropout=0.0)
+        model, prompt = config.build().to(device), empty_prompt(1, grid)
+        work = 2 * 4 * depth * 12 * width**2 * cells / 1e9
+        what = f"masked sample, width {width}, {depth} blocks, 4 steps"
+
+        def masked(of: torch.nn.Module = model) -> object:
+            return sample(of, prompt, SamplingConfig(steps=4))  # type: ignore[arg-type]  # noqa: B023
+
+        rows.append(row(what, masked, product(cells, width, device), {}, device, work))
+    torch.manual_seed(0)
+    width, depth = (64, 1) if tiny else (256, 6)
+    shape = {"width": width, "depth": depth, "heads": width // 64, "dropout": 0.0, "classes": 8, "part_layers": 0}
+    ordered = AutoregressiveConfig(levels=levels, grid=grid).replace(shape).build().to(device)
+    eight = empty_prompt(8, grid)._replace(condition=Condition(torch.arange(8)))
+    guided = TokenSamplingConfig(guidance=GuidanceConfig(scale=2.0))
+    work = 2 * 16 * depth * 12 * width**2 * cells / 1e9
+    what = f"8 autoregressive samples, guided, width {width}, {depth} blocks"
+    calls = row(
+        what, lambda: sample_autoregressive(ordered, eight, guided), product(16, width, device), {}, device, work
+    )
+    return [*rows, calls]
+
+
+def training(device: torch.device = CPU) -> list[Row]:
+    """Rows of training steps of recipes, without LPIPS and discriminator."""
+    rows = list[Row]()
+    cases = {"tiny": (8, 3, 1, 64, 64), "tiny-video": (4, 3, 9, 64, 64), "image": (2, 3, 1, 128, 128)}
+    for name, shape in list(cases.items())[: 1 if os.environ.get(TINY) else None]:
+        config = find(name)
+        assert isinstance(config, TokenizerTraining)
+        plain = {"lpips": None, "gan": None, "weights": {**config.weights}}
+        plain["weights"].pop("lpips", None)  # type: ignore[union-attr]
+        config = config.replace({**plain, "precision": "float32", "held_out": 0})
+        world, pixels = World(0, 1, device), video(shape[2], *shape[3:]).expand(shape).contiguous().to(device)
+        state = start_tokenizer(config, world)
+        others = {}
+        if fast_bfloat16(device):
+            half = start_tokenizer(config.replace({"precision": "bfloat16"}), world)
+            others = {"bfloat16": lambda s=half: step(s, pixels)}  # noqa: B023
+        limit = convolution(widest(state.tokenizer), pixels[0, 0, 0].numel() // 16, device)
+        call = lambda s=state: step(s, pixels)  # noqa: B023, E731
+        rows.append(row(f"training step, {name}, {' x '.join(map(str, shape))}", call, limit, others, device))
+    return rows
+
+
+PARTS: Mapping[str, Callable[[torch.device], list[Row]]] = {
+    "images": images,
+    "streams": streams,
+    "tokenizing": tokenizing,
+    "sampling": sampling,
+    "training": training,
+}
+NOTE = "float32, beside a convolution or a product of the same run; bfloat16: times as fast as float32"
+
+
+def measure(device: torch.device = CPU) -> tuple[str, Sequence[Row]]:
+    """Rows of all parts."""
+    rows = list[Row]()
+    for name, part in PARTS.items():
+        with torch.set_grad_enabled(name == "training"):
+            rows += part(device)
+    return NOTE, rows
+
+
+def main(names: Sequence[str]) -> None:
+    """Measure some parts, print their rows, and put them in place of theirs in results/speed.json."""
+    torch.set_num_threads(1)
+    path = RESULTS / "speed.json"
+    kept = {str(old["what"]): old for old in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+    for name in names:
+        with torch.set_grad_enabled(name == "training"):
+            for found in PARTS[name](CPU):
+                kept[str(found["what"])] = found
+                print(json.dumps(found), flush=True)
+        write("speed", list(kept.values()), NOTE)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is the faster format here; where it is ten times as slow, large sizes are left out."""
     speeds = measure_precisions(device)
     return speeds["bfloat16"] > speeds["float32"]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(PARTS))

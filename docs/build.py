@@ -5,7 +5,7 @@
 
 A page of this folder has a table of the fields of a config class between `<!-- fields: FSQConfig -->` and
 `<!-- end -->`; the class is named without its module. `<!-- floors -->` is the import contract of pyproject.toml,
-`<!-- zoo -->` the tokenizers of other projects that load by name.
+`<!-- zoo -->` the tokenizers of other projects that load by name, `<!-- speed -->` benchmarks/results/speed.json.
 `api.md` is generated as a whole. Nothing else in a page is changed.
 """
 
@@ -32,8 +32,8 @@ from smalti.families import zoo
 from smalti.families.checkpoint import FAMILIES
 
 DOCS = Path(__file__).resolve().parent
-MARKER = re.compile(r"(<!-- (fields|floors|zoo|licences):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|licences|end)\b.*-->")
+MARKER = re.compile(r"(<!-- (fields|floors|zoo|licences|speed):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|licences|speed|end)\b.*-->")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 COMMANDS = ("smalti.cli", "smalti.app")
 """Packages behind the command line and its pages, which nobody imports."""
@@ -172,7 +172,23 @@ def licences_table() -> str:
     return "".join(lines)
 
 
-TABLES = {"floors": floors_table, "zoo": zoo_table, "licences": licences_table}
+def speed_table() -> str:
+    """Make the table of `python -m benchmarks speed`, with its processor and its date."""
+    found = json.loads((DOCS.parent / "benchmarks" / "results" / "speed.json").read_text(encoding="utf-8"))
+    lines = [f"{found['cpu']}, torch {found['versions']['torch']}, {found['date']}.\n\n"]
+    lines += [
+        "| what | GFLOP | ms | GFLOP/s | limit | share | bfloat16, times as fast |\n",
+        "|---|--:|--:|--:|--:|--:|--:|\n",
+    ]
+    for row in found["rows"]:
+        numbers = [row[name] for name in ("gflop", "ms", "gflop_s", "limit_gflop_s")]
+        figures = " | ".join(f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers)
+        half = "" if row["bfloat16"] is None else f"{row['bfloat16']:.2g}"
+        lines.append(f"| {row['what']} | {figures} | {row['share']:.0%} | {half} |\n")
+    return "".join(lines)
+
+
+TABLES = {"floors": floors_table, "zoo": zoo_table, "licences": licences_table, "speed": speed_table}
 
 Definition = ast.FunctionDef | ast.ClassDef
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks import coder
+from benchmarks import coder, speed
 from benchmarks.__main__ import main
 
 HERE = Path(benchmarks.__file__).parent
@@ -32,3 +32,21 @@ def test_the_small_form_of_the_coder_codes_each_model_in_fewer_bits_than_the_one
     assert bits == sorted(bits, reverse=True)
     assert bits[0] == pytest.approx(math.log2(64_000))
     assert all(row[f"{way}, tokens/s"] > 0 for row in rows for way in ("encode", "decode"))
+
+
+@pytest.mark.slow
+def test_the_small_form_of_the_table_of_speed_has_a_share_for_each_part(monkeypatch):
+    monkeypatch.setenv(speed.TINY, "1")
+    note, rows = speed.measure()
+    assert "float32" in note
+    for part in (
+        "image 128 x 128: encode",
+        "stream 32 x 32, 4 frames: decode",
+        "tokenize 5 frames",
+        "masked",
+        "autoreg",
+        "step",
+    ):
+        found = [row for row in rows if part in row["what"]]
+        assert found, part
+        assert all(0 < row["share"] < 4 and row["ms"] > 0 for row in found), part
