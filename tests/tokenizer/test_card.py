@@ -108,11 +108,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     import huggingface_hub.constants
+    import huggingface_hub.utils
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
+    begin_anew = getattr(huggingface_hub.utils, "reset_sessions", None)  # before 1.0 a client keeps what offline forbids
+    if begin_anew is not None:
+        begin_anew()
     yield Hub
+    if begin_anew is not None:
+        begin_anew()
     server.shutdown()
     server.server_close()
 
