@@ -251,7 +251,7 @@ def claims() -> dict[str, bytes]:
     }
 
 
-NETWORKS = {"wide": {"width": 100_000}, "deep": {"depth": 100_000}, "deep below": {"middle": 1_000_000}}
+NETWORKS = {"wide": {"width": 100_000}, "deep": {"depth": 1024}, "deep below": {"middle": 1024}}
 LOAD = """
 import sys, time; from pathlib import Path
 import smalti
