@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalti.tokenizer.graphs import programs
+from smalti.tokenizer.graphs import graph_of, programs
 from tests.randomise import random_tokenizer
 from tests.tokenizer.graph_laws import CONFIGS
 
@@ -59,6 +59,19 @@ def test_a_state_that_grows_is_free_to_grow(name):
                 program.name,
                 state,
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vidtok 1.1", "cosmos video"])
+def test_no_axis_of_the_first_input_is_fixed_by_the_trace(name):
+    """Of three latents a decoder that looks ahead by two computes one, and torch fixed the three in every graph."""
+    for program in programs(random_tokenizer(CONFIGS[name])):
+        if program.name.startswith("decode"):
+            graph = graph_of(program)
+            (first, axes), *_ = zip(graph.graph_signature.user_inputs, program.inputs.values(), strict=True)
+            (node,) = (node for node in graph.graph.nodes if node.name == first)
+            fixed = {word for axis, word in axes.items() if isinstance(node.meta["val"].shape[axis], int)}
+            assert not fixed, (program.name, fixed)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from smalti.errors import MachineError
+from smalti.text import one_line
 from smalti.tokenizer.graphs import Program, graph_of
 
 Target = Literal["onnx", "pt2"]
@@ -170,7 +171,13 @@ def _load_onnx(path: Path, names: Sequence[str]) -> Callable[..., Sequence[Tenso
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
         arrays = {port: tensor.cpu().numpy() for port, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+        try:
+            outputs = session.run(None, arrays)
+        except Exception as error:  # the runtime's errors have no class in common but this
+            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs[:1])
+            what = f"{path.name}: ONNX Runtime cannot run it on {shapes}, so the export is not valid"
+            raise MachineError(f"{what} ({one_line(error)})") from None
+        return [torch.from_numpy(array) for array in outputs]
 
     return run
 
