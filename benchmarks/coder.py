@@ -14,13 +14,11 @@ import numpy as np
 from torch import Tensor
 
 import smalti
-from benchmarks.measure import fastest
+from benchmarks.measure import TINY, fastest
 from benchmarks.tf32 import media
 from smalti.codec.entropy import Model, decode_ids, encode_ids
 from smalti.codec.prior import shipped_prior
 
-TINY = "SMALTI_BENCHMARK_TINY"
-"""Variable of the environment: one image alone, only to see that the program runs."""
 ROUNDS = 5
 
 

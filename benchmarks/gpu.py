@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import entropy, magicmaster, speed, training_run, training_step
-from benchmarks.measure import RESULTS, machine
+from benchmarks.measure import RESULTS, TINY, machine
 from benchmarks.peers.magicmaster import HOW, find
 
 MINUTES = 10
@@ -101,7 +101,7 @@ def main() -> int:
         print(f"this torch ({torch.__version__}) finds no CUDA device; nothing was measured", file=sys.stderr)
         return 3
     if given.tiny:
-        os.environ[magicmaster.TINY] = os.environ[speed.TINY] = "1"
+        os.environ[magicmaster.TINY] = os.environ[TINY] = "1"
         entropy.SIZES, entropy.LARGEST, training_step.SIZE = ((6, 64),), (8, 64), 32
     began = time.monotonic()
     moment = datetime.now(timezone.utc).isoformat(timespec="seconds")

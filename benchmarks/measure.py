@@ -20,6 +20,8 @@ import torch
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results"
+TINY = "SMALTI_BENCHMARK_TINY"
+"""Variable of the environment: the smallest sizes alone, only to see that a program runs."""
 PACKAGES = ("smalti", "torch", "numpy", "vector-quantize-pytorch")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import smalti
-from benchmarks.measure import CPU, RESULTS, fastest, write
+from benchmarks.measure import CPU, RESULTS, TINY, fastest, write
 from smalti.data import open_video, write_video
 from smalti.data.bundled import videos
 from smalti.devices import measure_precisions
@@ -45,8 +45,6 @@ from smalti.training.distributed import World
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 
-TINY = "SMALTI_BENCHMARK_TINY"
-"""Variable of the environment: the smallest sizes alone, only to see that the program runs."""
 IMAGES = ((128, 128), (256, 256), (512, 512), (1080, 1920))
 CHUNKS = (4, 16, 64)
 SOURCE = (24, 720, 1280)

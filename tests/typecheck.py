@@ -8,7 +8,7 @@ from typing import Any
 from beartype import beartype
 
 CALLS = 16  # of one function in one test
-checked: Counter[str] = Counter()
+checked: Counter[tuple[str, ...]] = Counter()
 
 
 def first_calls(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,7 +17,7 @@ def first_calls(function: Callable[..., Any]) -> Callable[..., Any]:
 
     jaxtyping gives functions without a body, one for parameters and one for the result: what is not checked returns.
     """
-    name = f"{function.__module__}.{function.__qualname__} {function.__annotations__.keys()}"
+    name = (function.__module__, function.__qualname__, *function.__annotations__)  # the latter tell the two apart
     check = beartype(function)
 
     @wraps(function)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from smalti.errors import ConfigError
 from smalti.text import nearest, shorten
@@ -29,6 +29,8 @@ Tuple = Annotated[tuple[T, ...], ListToo]
 """A tuple of any length."""
 Two = Annotated[tuple[T, T], ListToo]
 Triple = Annotated[tuple[T, T, T], ListToo]
+Blocks = Annotated[int, Field(le=1024)]
+"""A number of blocks of a network; one that no machine builds is refused at once."""
 PathField = Annotated[Path, Strict(False)]
 
 C = TypeVar("C", bound="Config")

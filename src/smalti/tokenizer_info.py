@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
 from smalti.config import Config, Triple, Tuple
 from smalti.errors import BadTensor, InputError, IntegrityError
-from smalti.video import describe, whole_numbers
+from smalti.video import describe, to_int64, whole_numbers
 
 WHOLE_GROUPS = "the last column, row and frame repeat up to s*n frames and whole strides"
 """`padding` where the first latent holds a whole group of frames."""
@@ -77,15 +76,7 @@ def _whole_ids(ids: Tensor, first: int, codes: int | None) -> Int[Tensor, "..."]
     if not isinstance(ids, Tensor):
         hint = "; of numpy: torch.from_numpy(ids)" if type(ids).__module__ == "numpy" else ""
         raise BadTensor(f"ids must be an integer tensor (found {describe(ids)}){hint}")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise BadTensor(f"ids must be integers (found {describe(ids)})")
-    ids = ids.long()
-    if codes is not None and ids.numel():
-        low, high = (int(id) for id in ids.aminmax())
-        if low < first or high >= first + codes:
-            wrong = low if low < first else high
-            raise BadTensor(f"ids: {wrong} is outside [{first}, {first + codes}), the range of this tokenizer's ids")
-    return ids
+    return to_int64("ids", ids, first, None if codes is None else first + codes, "this tokenizer's ids")
 
 
 class TokenizerSource(Config):

@@ -300,6 +300,21 @@ def crop_to(video: Float[Tensor, "b 3 t h w"], size: tuple[int, int, int]) -> Fl
     return video[:, :, :t, :h, :w]
 
 
+def to_int64(name: str, numbers: Tensor, first: int, end: int | None, whose: str) -> Tensor:
+    """Return integers of any type as int64. Raises BadTensor for another type, and for one outside [first, end), the
+    range of `whose`; where there is an `end`, and no graph is made."""
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise BadTensor(f"{name} must be integers (found {str(numbers.dtype).removeprefix('torch.')})")
+    whole = numbers.long()
+    if end is not None and not torch.compiler.is_compiling() and whole.numel():
+        low, high = (int(number) for number in whole.aminmax())
+        if low < first or high >= end:
+            worst = low if low < first else high
+            worst += 2**64 if worst < 0 and numbers.dtype == torch.uint64 else 0
+            raise BadTensor(f"{name}: {worst} is outside [{first}, {end}), the range of {whose}")
+    return whole
+
+
 def whole_numbers(name: str, given: object) -> tuple[int, ...]:
     """Return the numbers of a size or grid. Raises ConfigError, naming the argument, for what are none."""
     if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):

@@ -9,6 +9,7 @@ import pytest
 import benchmarks
 from benchmarks import coder, speed
 from benchmarks.__main__ import main
+from benchmarks.measure import TINY
 
 HERE = Path(benchmarks.__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.py"))
@@ -25,7 +26,7 @@ def test_a_benchmark_that_is_not_there_is_one_line(capsys):
 
 
 def test_the_small_form_of_the_coder_codes_each_model_in_fewer_bits_than_the_one_before(monkeypatch):
-    monkeypatch.setenv(coder.TINY, "1")
+    monkeypatch.setenv(TINY, "1")
     _, rows = coder.measure()
     bits = [row["bits a token"] for row in rows]
     assert [row["model"] for row in rows] == ["uniform", "static", "adaptive", "prior"]
@@ -36,7 +37,7 @@ def test_the_small_form_of_the_coder_codes_each_model_in_fewer_bits_than_the_one
 
 @pytest.mark.slow
 def test_the_small_form_of_the_table_of_speed_has_a_share_for_each_part(monkeypatch):
-    monkeypatch.setenv(speed.TINY, "1")
+    monkeypatch.setenv(TINY, "1")
     note, rows = speed.measure()
     assert "float32" in note
     for part in (

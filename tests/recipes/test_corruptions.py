@@ -75,7 +75,7 @@ def test_one_wrong_name_or_value_is_told_by_its_path(name, tmp_path):
         ("tiny", "batch_size"), ("tiny", "workers"), ("tiny", "tokenizer.depth"), ("image", "tokenizer.decoder_depth"),
         ("tiny", "tokenizer.middle"), ("tiny", "data.size"), ("tiny-video", "data.frames"),
         ("magicmaster-vqgan-style2-ep20", "tokenizer.depth"), ("tiny-generate", "batch_size"),
-        ("tiny-generate", "generator.depth"),
+        ("magicmaster-vqgan-style2-ep20", "tokenizer.decoder_middle"), ("tiny-generate", "generator.depth"),
     ],
 )  # fmt: skip
 def test_a_number_that_no_machine_can_follow_is_refused(recipe, field, tmp_path):

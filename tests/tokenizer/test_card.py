@@ -113,12 +113,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    begin_anew = getattr(huggingface_hub.utils, "reset_sessions", None)  # before 1.0 clients are kept
-    if begin_anew is not None:
-        begin_anew()
+    begin_anew = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)  # before 1.0 clients are kept
+    begin_anew()
     yield Hub
-    if begin_anew is not None:
-        begin_anew()
+    begin_anew()
     server.shutdown()
     server.server_close()
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from smalti.config import Blocks
 from smalti.errors import ConfigError
 from smalti.generation.blocks import (
     SIZES,
@@ -39,7 +40,7 @@ class AutoregressiveConfig(NetworkConfig):
     """An autoregressive transformer with next sub-token prediction."""
 
     kind: Literal["autoregressive"] = "autoregressive"
-    part_layers: int = Field(2, ge=0, le=1024)
+    part_layers: Blocks = Field(2, ge=0)
     """Blocks that predict the sub-tokens of a token one after the other; 0 predicts all at once, as if independent."""
 
     def sized(self, size: SizeName) -> "AutoregressiveConfig":

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Config, Triple, Tuple
+from smalti.config import Blocks, Config, Triple, Tuple
 from smalti.errors import ConfigError
 from smalti.generation.factorize import Factorization
 from smalti.nn.blocks import fill_truncated_normal
@@ -51,7 +51,7 @@ class NetworkConfig(Config):
     """Tasks that have a token of their own."""
     width: int = Field(1024, ge=1)
     """Channels of the transformer."""
-    depth: int = Field(24, ge=1, le=1024)
+    depth: Blocks = Field(24, ge=1)
     """Number of transformer blocks."""
     heads: int = Field(16, ge=1)
     """Number of attention heads."""
@@ -64,7 +64,7 @@ class NetworkConfig(Config):
     """Dropout of embeddings and residual branches, active when a random generator is passed."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of attention weights, active when a random generator is passed (MAGVIT, MaskBit: 0.1)."""
-    part_layers: int = Field(0, ge=0, le=1024)
+    part_layers: Blocks = Field(0, ge=0)
     """Blocks that predict the sub-tokens of a token one after the other; 0 predicts all at once, as if independent."""
 
     @model_validator(mode="after")

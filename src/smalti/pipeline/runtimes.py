@@ -174,8 +174,7 @@ def _load_onnx(path: Path, names: Sequence[str]) -> Callable[..., Sequence[Tenso
         try:
             outputs = session.run(None, arrays)
         except Exception as error:  # the runtime's errors have no class in common but this
-            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs[:1])
-            what = f"{path.name}: ONNX Runtime cannot run it on {shapes}, so the export is not valid"
+            what = f"{path.name}: ONNX Runtime cannot run it on {tuple(inputs[0].shape)}, so the export is not valid"
             raise MachineError(f"{what} ({one_line(error)})") from None
         return [torch.from_numpy(array) for array in outputs]
 

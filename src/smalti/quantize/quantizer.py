@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from smalti.config import Config, Tuple
 from smalti.errors import BadTensor
 from smalti.quantize.entropy import WholeCode, batch_entropy, soft_digits, token_entropy
-from smalti.video import describe
+from smalti.video import describe, to_int64
 
 LARGEST_CODEBOOK = 2**62
 """Ids are int64; two bits are left for sums of ids."""
@@ -230,18 +230,10 @@ def _check_finite(name: str, x: Tensor) -> None:
 
 
 def _integers(name: str, numbers: Tensor, end: int) -> Tensor:
-    """Return integers of any type as int64. Raises BadTensor for another type, and for one outside [0, end)."""
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise BadTensor(f"{name} must be integers (found {str(numbers.dtype).removeprefix('torch.')})")
-    whole = numbers.long()
-    if not torch.compiler.is_compiling():
-        if not numbers.numel():
-            raise BadTensor(f"{name}: there are none (found shape {tuple(numbers.shape)})")
-        low, high = (int(v) for v in whole.aminmax())
-        if low < 0 or high >= end:
-            worst = low if low < 0 else high
-            worst += 2**64 if worst < 0 and numbers.dtype == torch.uint64 else 0
-            raise BadTensor(f"{name}: {worst} is outside [0, {end}), the range of this quantizer")
+    """Return integers of any type as int64. Raises BadTensor for none, another type, and one outside [0, end)."""
+    whole = to_int64(name, numbers, 0, end, "this quantizer")
+    if not (torch.compiler.is_compiling() or numbers.numel()):
+        raise BadTensor(f"{name}: there are none (found shape {tuple(numbers.shape)})")
     return whole
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Tuple, Two
+from smalti.config import Blocks, Tuple, Two
 from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
 from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Window, silu
 from smalti.nn.stream import Stream
@@ -18,7 +18,6 @@ from smalti.tokenizer.autoencoder import AutoencoderConfig
 
 Stride = Two[int]
 """(time, space)."""
-Blocks = Annotated[int, Field(le=1024)]
 Depth = Blocks | Tuple[Blocks]
 """Residual blocks per level: one number for all levels, or one for each, from the pixels inwards."""
 
@@ -41,7 +40,7 @@ class TokenizerConfig(AutoencoderConfig):
     """Residual blocks per level in the encoder: one number for all levels, or one for each."""
     decoder_depth: Depth = 3
     """Residual blocks per level in the decoder, which has the harder task: one number, or one for each level."""
-    middle: int = Field(2, ge=0, le=1024)
+    middle: Blocks = Field(2, ge=0)
     """Additional residual blocks at the latent resolution, in the encoder and in the decoder."""
     patch: int = Field(1, ge=1)
     """Side of the pixel patches that are folded into channels before the first convolution."""

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Tuple, Two
+from smalti.config import Blocks, Tuple, Two
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window, silu
@@ -40,7 +40,7 @@ class CosmosConfig(AutoencoderConfig):
     """Channels after the first convolution."""
     multipliers: Tuple[int] = (2, 4, 4)
     """Channels of each level as multiples of `width`, from the pixels inwards."""
-    depth: int = Field(2, ge=1, le=1024)
+    depth: Blocks = Field(2, ge=1)
     """Residual blocks per level of the encoder; the decoder has one more."""
     latent: int = Field(256, ge=1)
     """Channels between the networks and the projections to the quantizer (DI: 256, DV: 16)."""

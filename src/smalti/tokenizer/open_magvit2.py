@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Tuple
+from smalti.config import Blocks, Tuple
 from smalti.nn.blocks import Norm, NormKind, ResidualBlock
 from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu
 from smalti.nn.stream import Stream
@@ -32,7 +32,7 @@ class OpenMagvit2Config(AutoencoderConfig):
     """Channels of the first level."""
     multipliers: Tuple[int] = (1, 1, 2, 2, 4)
     """Channels of each level as multiples of `width`, from the pixels inwards; each further level halves the sides."""
-    depth: int = Field(4, ge=1, le=1024)
+    depth: Blocks = Field(4, ge=1)
     """Residual blocks per level and at the latent resolution, in both halves."""
     time_kernel: Literal[1, 3] = 1
     """Frames that a convolution sees: 1 for images, 3 for video."""

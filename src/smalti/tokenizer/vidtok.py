@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Tuple
+from smalti.config import Blocks, Tuple
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Start, Window, silu
@@ -37,7 +37,7 @@ class VidTokConfig(AutoencoderConfig):
     """Channels of the first level."""
     multipliers: Tuple[int] = (1, 2, 4, 4)
     """Channels of each level as multiples of `width`, from the pixels inwards; each further level halves the sides."""
-    depth: int = Field(2, ge=1, le=1024)
+    depth: Blocks = Field(2, ge=1)
     """Pairs of a residual block in space and one in time per level of the encoder; the decoder has one more."""
     time_down: Tuple[int] = (1, 2)
     """Levels of the encoder, counted from the pixels, after which time is halved too."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Tuple
+from smalti.config import Blocks, Tuple
 from smalti.nn.attention import FrameAttention
 from smalti.nn.blocks import GROUPS, Norm, ResidualBlock
 from smalti.nn.causal import CausalConv, Window
@@ -44,9 +44,9 @@ class VQGANConfig(AutoencoderConfig):
     """Residual blocks per level in the encoder: one number for all levels, or one for each, from the pixels inwards."""
     decoder_depth: Depth = 3
     """Residual blocks per level in the decoder: one number, or one for each level, from the pixels inwards."""
-    middle: int = Field(2, ge=0, le=1024)
+    middle: Blocks = Field(2, ge=0)
     """Residual blocks between the innermost level and the latents, in the encoder and in the decoder."""
-    decoder_middle: int | None = Field(None, ge=0)
+    decoder_middle: Blocks | None = Field(None, ge=0)
     """The same of the decoder; null is `middle` (MaskBit may have others)."""
     attention_levels: Tuple[int] | None = None
     """Levels, counted from the pixels, in which attention follows every block; null is the innermost one (Show-o,
