@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from smalti.data import bundled
 from smalti.data.files import IMAGE_SUFFIXES, LINKED_FOLDERS, list_files
 from smalti.data.parquet import ParquetStore
-from smalti.errors import BadFile, IntegrityError
+from smalti.errors import BadFile, IntegrityError, SmaltiError
 from smalti.families.names import TINY_IMAGE
 from smalti.families.open import load
 from smalti.files import fingerprint, load_tensors, sha256
@@ -311,6 +311,16 @@ def claim_a_network(folder: Path, name: str) -> Path:
 def test_a_config_of_another_network_is_refused_before_memory_is_taken_for_it(tmp_path, name):
     with pytest.raises(IntegrityError, match=r"model\.safetensors: does not fit its config: "):
         load(claim_a_network(tmp_path / name, name))
+
+
+@pytest.mark.parametrize(("field", "blocks"), [("depth", 100_000), ("middle", 1_000_000)])
+def test_a_config_deeper_than_any_network_is_refused_by_its_field(tmp_path, field, blocks):
+    folder = claim_a_network(tmp_path / "one", "deep")
+    about = json.loads((folder / "config.json").read_text())
+    about["tokenizer"][field] = blocks
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(SmaltiError, match=rf"config\.json: .*{field}: Input should be less than or equal to 1024"):
+        load(folder)
 
 
 def test_a_link_to_itself_is_named_and_the_rest_is_listed(tmp_path):

@@ -175,7 +175,7 @@ def test_flipped_bits_give_samples_or_one_line_and_nothing_else(tmp_path: Path) 
             else:
                 outcomes["as written" if torch.equal(pixels, written[index]) else "other pixels"] += 1
     assert outcomes["refused"] > 20, outcomes
-    assert outcomes["bad file"] >= 20, outcomes
+    assert outcomes["bad file"] > 20, outcomes
     assert outcomes["as written"] > 100, outcomes
 
 

@@ -168,17 +168,18 @@ def explain(error: BaseException, verb: str = "") -> Failure:
 
 
 def _with_options(message: str, verb: str) -> str:
-    """Return a message in which `name`, an argument of a function, is the option of that name, where the command has
-    one: --name."""
+    """Return a message in which an argument of a function, as `name` or before ": must be" at its beginning, is the
+    option of that name, where the command has one: --name."""
     commands: Any = typer.main.get_command(app)
     params = commands.commands[verb].params if verb in commands.commands else ()
     options = {text for param in params for text in param.opts}
 
     def option(match: re.Match[str]) -> str:
-        name = "--" + _OPTIONS.get(match[1], match[1]).replace("_", "-")
+        argument = match[1] or match[2]
+        name = "--" + _OPTIONS.get(argument, argument).replace("_", "-")
         return name if name in options else match[0]
 
-    return re.sub(r"`([a-z_]+)`", option, message)
+    return re.sub(r"`([a-z_]+)`|^([a-z_]+)(?=: must be )", option, message)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
