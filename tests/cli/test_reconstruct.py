@@ -4,8 +4,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from smalti.tokenizer.frames import (
     round_trip,
 )
 from smalti.video import crop_to, to_uint8, to_video
+from tests import programs
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
 
@@ -295,17 +294,15 @@ def test_a_device_that_is_absent_is_code_5(smalti, image_tokenizer, pictures, tm
     assert_one_line(smalti("reconstruct", image_tokenizer, pictures, *out), 5, f"--device {absent}")
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_a_stop_in_the_middle_is_code_130_and_leaves_nothing(video_tokenizer, tmp_path):
     write_video(tmp_path / "long.mp4", list(moving(240, 240, 320)), 25, crf=40)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "smalti", "reconstruct", video_tokenizer, tmp_path / "long.mp4", "--out", out]
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 30
-        while not out.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.count("\n") <= 1
+    process = programs.Program("-m", "smalti", "reconstruct", video_tokenizer, tmp_path / "long.mp4", "--out", out)
+    deadline = time.monotonic() + 30
+    while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    ended = process.wait(30)
+    assert ended.returncode == 130
+    assert ended.stderr.count("\n") <= 1
     assert files(out) == []
