@@ -1,11 +1,13 @@
-"""The past of one video, owned by the caller."""
+"""The past of one video, owned by the caller, and what the chunks of a video may be."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from smalti.errors import BadTensor
+from smalti.video import describe
 
 
 class Stream:
@@ -89,3 +91,45 @@ class Stream:
     def nbytes(self) -> int:
         """Memory held, in bytes."""
         return sum(carry.nbytes for carry in self._carries.values())
+
+
+_Item = TypeVar("_Item")
+
+
+def check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
+    """Raise BadTensor where images or ids of images are given as the chunk of a stream."""
+    if stream is not None:
+        raise BadTensor(f"a chunk of a stream is {wanted}: {remedy}")
+
+
+def check_stream(stream: object, option: str) -> None:
+    """Raise BadTensor for what is no stream: the value of an `option` that was given without its name."""
+    if stream is not None and not isinstance(stream, Stream):
+        raise BadTensor(f"the second argument is a Stream, and others are named, as {option}={stream}")
+
+
+def is_no_frames(chunk: object, axis: int) -> bool:
+    """Return whether a chunk is a tensor without frames in `axis`."""
+    return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]
+
+
+def several(chunks: Iterable[Tensor], remedy: str) -> Iterable[Tensor]:
+    """Return chunks if they are several tensors. Raises BadTensor for one tensor, with what makes chunks of it."""
+    if isinstance(chunks, Tensor) or not isinstance(chunks, Iterable):
+        raise BadTensor(f"chunks must be several tensors, as {remedy} (found {describe(chunks)})")
+    return chunks
+
+
+def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:
+    """Yield each item, and whether it is the last one; unless it `waits` for the next to know, each at once as if it
+    was not."""
+    waiting: list[_Item] = []
+    for item in items:
+        if waits:
+            waiting.append(item)
+            if len(waiting) == 1:
+                continue
+            item = waiting.pop(0)
+        yield item, False
+    for item in waiting:
+        yield item, True

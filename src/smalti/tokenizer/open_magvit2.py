@@ -12,7 +12,7 @@ from smalti.nn.blocks import Norm, NormKind, ResidualBlock
 from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu
 from smalti.nn.stream import Stream
 from smalti.quantize import LFQConfig, QuantizerConfig
-from smalti.tokenizer.autoencoder import AutoencoderConfig
+from smalti.tokenizer.cnn import AutoencoderConfig
 
 _EPS = 1e-6
 

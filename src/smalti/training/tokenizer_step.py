@@ -5,13 +5,13 @@ with respect to the reconstructed pixels are linear in the losses, so each is ta
 which the adaptive weight compares, follow from them, and their weighted sum is sent back through the tokenizer once.
 The plain way runs the tokenizer twice and LPIPS and discriminator backward twice.
 
-Micro-batches and ranks give the gradients of the whole batch. Where a loss is no mean over rows (`parts`), ranks
+Micro-batches and ranks give the gradients of the whole batch. Where a loss is no mean over rows (`distributed`), ranks
 exchange what it needs; several micro-batches are surveyed first, with another forward of the tokenizer.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +22,9 @@ from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import CodebookUse, Usage
-from smalti.training.codebook import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
+from smalti.training.distributed import Part, Whole, cut
 from smalti.training.optimizer import clip_gradient, set_lr, update_ema
-from smalti.training.parts import Part, Whole, cut
 from smalti.training.tokenizer_state import GANState, TrainState
 
 
@@ -110,7 +109,7 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
     lr = _set_lrs(state)
     if video.shape[2] == 1 and state.config.still_frames > 1:
         video = video.expand(-1, -1, state.config.still_frames, -1, -1)
-    parts = cut(state, video, places)
+    parts = cut(state.config, state.step, state.world, video, places)
     if not parts:
         state.step += 1
         return TokenizerStep.empty(state, lr)
@@ -447,3 +446,14 @@ def _restore(state: TrainState, averages: tuple[Anchors | None, list[Tensor]]) -
         state.gan.anchors, buffers = averages
         for buffer, before in zip(state.gan.discriminator.buffers(), buffers, strict=True):
             buffer.copy_(before)
+
+
+@contextmanager
+def watch_latents(quantizer: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with the latents which the quantizer is called with inside the block."""
+    seen: list[Tensor] = []
+    handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
