@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu, stretch, to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, stretch, to_frames, to_images
 
 NormKind = Literal["position", "frame", "clip"]
 AdaptiveKind = Literal["none", "position", "frame", "clip"]

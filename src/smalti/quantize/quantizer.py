@@ -12,7 +12,8 @@ of LFQ, FSQ and DSQ, whose digits are found by comparing, never by rounding.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -444,3 +445,14 @@ class LFQ(ScalarQuantizer):
     def values(self) -> Float[Tensor, "d l"]:
         """-1 and +1."""
         return self._values
+
+
+@contextmanager
+def watch_latents(quantizer: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with the latents which the quantizer is called with inside the block."""
+    seen: list[Tensor] = []
+    handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from smalti.config import Blocks, C, Config, Tuple, Two
 from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Window, silu
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Stream, Window, silu
 from smalti.quantize import FSQConfig, QuantizerConfig
 
 NOT_CAUSAL = "not causal (norms or convolutions let a frame see those after it)"

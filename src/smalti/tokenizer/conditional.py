@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from smalti.config import Two
 from smalti.nn.blocks import AdaptiveNorm, Norm, ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu, time_first
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, time_first
 from smalti.quantize import QuantizerConfig
 from smalti.quantize.quantizer import Quantizer
 from smalti.tokenizer.cnn import AutoencoderConfig, Decoder, Encoder, TokenizerConfig

@@ -19,6 +19,7 @@ from smalti.config import Blocks, Tuple, Two
 from smalti.nn.blocks import FrameAttention, Norm, ResidualBlock
 from smalti.nn.causal import (
     CausalConv,
+    Stream,
     Window,
     channels_from_end,
     channels_to_end,
@@ -28,7 +29,6 @@ from smalti.nn.causal import (
     to_frames,
     to_images,
 )
-from smalti.nn.stream import Stream
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.cnn import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
 from smalti.nn.blocks import Norm, NormKind, ResidualBlock
-from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu
 from smalti.quantize import LFQConfig, QuantizerConfig
 from smalti.tokenizer.cnn import AutoencoderConfig
 

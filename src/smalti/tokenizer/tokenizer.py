@@ -15,8 +15,7 @@ from smalti.config import Config
 from smalti.devices import whole_float32
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
-from smalti.nn.causal import time_first
-from smalti.nn.stream import Stream, check_stream, check_whole, is_no_frames, mark_last, several
+from smalti.nn.causal import Stream, check_stream, check_whole, is_no_frames, mark_last, several, time_first
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
 from smalti.tokenizer.cnn import NOT_CAUSAL, TokenizerConfig

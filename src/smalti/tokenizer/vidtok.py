@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
 from smalti.nn.blocks import FrameAttention, Norm, ResidualBlock
-from smalti.nn.causal import CausalConv, Start, Window, interleave, join_frames, repeat_frames, silu
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, Start, Stream, Window, interleave, join_frames, repeat_frames, silu
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.cnn import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve

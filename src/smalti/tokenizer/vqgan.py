@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
 from smalti.nn.blocks import GROUPS, FrameAttention, Norm, ResidualBlock
-from smalti.nn.causal import CausalConv, Window, to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, Stream, Window, to_frames, to_images
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.cnn import AutoencoderConfig, Depth
 from smalti.tokenizer_info import PixelRange

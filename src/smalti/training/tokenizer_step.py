@@ -10,8 +10,8 @@ exchange what it needs; several micro-batches are surveyed first, with another f
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import CodebookUse, Usage
+from smalti.quantize.quantizer import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.distributed import Part, Whole, cut
 from smalti.training.optimizer import clip_gradient, set_lr, update_ema
@@ -446,14 +447,3 @@ def _restore(state: TrainState, averages: tuple[Anchors | None, list[Tensor]]) -
         state.gan.anchors, buffers = averages
         for buffer, before in zip(state.gan.discriminator.buffers(), buffers, strict=True):
             buffer.copy_(before)
-
-
-@contextmanager
-def watch_latents(quantizer: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list that fills with the latents which the quantizer is called with inside the block."""
-    seen: list[Tensor] = []
-    handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
