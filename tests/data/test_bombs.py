@@ -26,8 +26,8 @@ from smalti.data import bundled
 from smalti.data.files import IMAGE_SUFFIXES, LINKED_FOLDERS, list_files
 from smalti.data.parquet import ParquetStore
 from smalti.errors import BadFile, IntegrityError, SmaltiError
+from smalti.families.checkpoint import load
 from smalti.families.names import TINY_IMAGE
-from smalti.families.open import load
 from smalti.files import fingerprint, load_tensors, sha256
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 from smalti.video import rgb_pixels, to_rgb

@@ -12,8 +12,8 @@ from smalti.data.bundled import photos
 from smalti.errors import ConfigError
 from smalti.quantize import CodebookConfig
 from smalti.tokenizer import TokenizerConfig
-from smalti.training.codebook import CodebookState, CodebookTraining
-from smalti.training.config import OptimizerConfig, TokenizerTraining
+from smalti.training.codebook import CodebookState
+from smalti.training.config import CodebookTraining, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.tokenizer_step import step
 from tests import programs

@@ -14,8 +14,7 @@ from smalti.losses.perceptual import LPIPSConfig, lpips_shapes
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
-from smalti.training.distributed import World
-from smalti.training.parts import cut
+from smalti.training.distributed import World, cut
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 from tests import programs
@@ -135,10 +134,10 @@ def test_micro_batches_have_the_adversarial_weight_of_a_step_of_the_ramp():
 
 def test_a_row_has_the_frame_of_its_place():
     state = start(config_of("fsq", "none", "fixed"))
-    frames = torch.cat([part.frames for part in cut(state, clips(8, 9), None)])
+    frames = torch.cat([part.frames for part in cut(state.config, state.step, state.world, clips(8, 9), None)])
     assert len({*frames.tolist()}) > 2
     places = [1, 4, 5, 7]
-    (part,) = cut(state, clips(4, 9), places)
+    (part,) = cut(state.config, state.step, state.world, clips(4, 9), places)
     assert (part.places, part.share, part.batch) == (tuple(places), 1.0, 4)
     assert torch.equal(part.frames, frames[places])
 

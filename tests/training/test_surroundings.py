@@ -15,7 +15,7 @@ from smalti.data import bundled
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import MANIFEST, lock, manifest, write_json
 from smalti.model_folder import checkpoints
-from smalti.pipeline.check_run import check_run
+from smalti.pipeline.doctor import check_run
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.fit import LOCK, last_logged_step

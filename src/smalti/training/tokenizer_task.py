@@ -11,13 +11,12 @@ from smalti.data import BadFileLog, Joint, Source, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
-from smalti.progress import say
+from smalti.text import say
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.samples import count_samples, keep_skipped
-from smalti.training.split import settle_validation, split_data
+from smalti.training.samples import count_samples, keep_skipped, settle_validation, split_data
 from smalti.training.task import Samples, Stateful, Task
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import TokenizerStep, step
