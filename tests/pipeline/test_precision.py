@@ -12,7 +12,7 @@ from smalti.config import load_yaml
 from smalti.data.images import read_image
 from smalti.devices import faster_precision, measure_precisions
 from smalti.errors import ConfigError
-from smalti.families.open import as_tokenizer
+from smalti.families.checkpoint import as_tokenizer
 from smalti.metrics.pixel import psnr
 from smalti.recipes import find
 from smalti.tokens.reader import TokenSet

@@ -11,11 +11,11 @@ from smalti.config import load_yaml, parse_yaml
 from smalti.devices import Precision, faster_precision, measure_precisions
 from smalti.errors import ConfigError, InputError
 from smalti.families import load
-from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
 from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
 from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, QUANTIZER_LOSSES, with_quantizer
+from smalti.text import Progress
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World, join_world
 from smalti.training.fit import fit
