@@ -16,7 +16,7 @@ from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
 from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, QUANTIZER_LOSSES, with_quantizer
 from smalti.text import Progress
-from smalti.training.config import TokenizerTraining
+from smalti.training.config import RunConfig, TokenizerTraining
 from smalti.training.distributed import World, join_world
 from smalti.training.fit import fit
 from smalti.training.generator_config import GeneratorTraining
@@ -29,6 +29,7 @@ _YAML = (".yaml", ".yml")
 _CONFIG = "config.yaml"
 """Config of a run, in its folder."""
 _T = TypeVar("_T", bound=AnyTraining)
+_R = TypeVar("_R", bound=RunConfig)
 
 
 class TrainResult(NamedTuple):
@@ -101,8 +102,8 @@ def settle_config(config: AnyTraining, set: Sequence[str], quantizer: str | None
 
 
 def settle_precision(
-    config: _T, precision: Precision | Literal["auto"] | None, previous: _T | None, world: World
-) -> _T:
+    config: _R, precision: Precision | Literal["auto"] | None, previous: _R | None, world: World
+) -> _R:
     """Return the config in that number format; `auto` is that of the run to resume, `previous`, or bfloat16 where every
     rank is faster in it."""
     if precision == "auto":
