@@ -109,7 +109,7 @@ def test_the_weights_of_a_loaded_tokenizer_lie_as_what_they_multiply(name, tmp_p
     """Otherwise torch lays them out anew at every call."""
     tokenizer = MODELS[name]()
     tokenizer.save(tmp_path / "tokenizer")
-    loaded = Tokenizer.load(tmp_path / "tokenizer")
+    loaded = smalti.load(tmp_path / "tokenizer")
     assert loaded.fingerprint == tokenizer.fingerprint
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with Convolutions() as seen:

@@ -15,16 +15,7 @@ from smalti.config import Config
 from smalti.devices import whole_float32
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
-from smalti.nn.causal import (
-    Stream,
-    check_stream,
-    check_whole,
-    is_no_frames,
-    mark_last,
-    order_weights,
-    several,
-    time_first,
-)
+from smalti.nn.causal import Stream, check_stream, check_whole, is_no_frames, mark_last, several, time_first
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
 from smalti.tokenizer.cnn import NOT_CAUSAL, TokenizerConfig
@@ -202,8 +193,6 @@ class Tokenizer(nn.Module):
         # A quantizer may have a number type of its own (see `Quantizer._apply`).
         tokenizer = cls(parsed.tokenizer, parsed.source).to(dtype_of(files.tensors, apart="quantizer."))
         files.load_into(tokenizer)
-        if not parsed.tokenizer.is_contiguous_on_cpu:
-            order_weights(tokenizer)
         return tokenizer.to(device).eval()
 
     def compute_in(self, dtype: torch.dtype) -> "Tokenizer":
