@@ -200,7 +200,7 @@ def check_video(video: Tensor, device: torch.device | None = None, name: str = "
         return
     if not video.numel():
         raise BadTensor(f"{name} is empty (found {describe(video)})")
-    low, high = (float(v) for v in video.detach().aminmax())
+    low, high = torch.stack(video.detach().aminmax()).tolist()  # one wait for a GPU
     if not (low >= -LARGEST_PIXEL and high <= LARGEST_PIXEL):
         if not (math.isfinite(low) and math.isfinite(high)):
             if not finite:

@@ -295,7 +295,9 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     loss.backward()
     sums = world.mean(torch.stack([loss.detach().double(), *losses.nats.double(), losses.right.sum().double()]))
     norm = clip_gradient(state.model, config.optimizer.clip)
-    skipped = world.any(not (bool(torch.isfinite(norm)) and math.isfinite(float(sums[0]))))
+    # One wait for a GPU, not one for each number.
+    sums, norms, entries = torch.cat([sums, norm.double()[None], entries]).cpu().split([len(sums), 1, len(entries)])
+    skipped = world.any(not all(map(math.isfinite, (float(norms), float(sums[0])))))
     if not skipped:
         state.optimizer.step()
         update_ema(state.ema.model, state.model, config.ema_decay(state.updates))
@@ -304,7 +306,7 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     state.step += 1
     bits = float((sums[1:-1] / entries).sum()) / math.log(2)
     accuracy = float(sums[-1] / entries.sum())
-    return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norm), skipped)
+    return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norms), skipped)
 
 
 def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:
