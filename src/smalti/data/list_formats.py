@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from smalti.data.metadata import DEFAULT_COLUMNS, MetadataColumns, read_metadata
 from smalti.data.source import NO_CLASSES, NOTHING_LEFT_OUT, Classes, number_classes, raise_listed, suffix_of
 from smalti.errors import InputError
+from smalti.files import unique_keys
 from smalti.text import one_line, printable
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".json", ".jsonl")
@@ -215,7 +216,7 @@ def _metadata(file: _List) -> _Rows:
 
 def _imagenet_json(file: _List) -> _Rows:
     try:
-        data = json.loads(file.text)
+        data = json.loads(file.text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{printable(file.path)}: not valid JSON: {one_line(error)}") from None
     if not isinstance(data, list):

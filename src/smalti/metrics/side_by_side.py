@@ -71,7 +71,7 @@ class Leaderboard(ScoreReport):
     listed: int | None = None
     """Number of clips of the data, those that were left out too; None if they were passed one by one."""
 
-    def _table(self, rows: int) -> "Table":
+    def _table(self) -> "Table":
         from rich.table import Table
 
         table = Table(title=title_of(self.protocol, self.clips, self.frames, self.listed))
@@ -92,7 +92,7 @@ class Leaderboard(ScoreReport):
             table.add_row(size, rate, *cells, f"{row.megapixels_per_second:.2f}")
         return table
 
-    def _remarks(self, rows: int) -> Iterable[str]:
+    def _remarks(self) -> Iterable[str]:
         lines = [f"{name}: {reason}" for name, reason in sorted(self.absent.items())]
         lines.append(f"below a score: its difference from {self.standings[0].name}, clip by clip, ± standard error")
         return lines

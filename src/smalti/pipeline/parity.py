@@ -89,7 +89,8 @@ class Agreement:
     def _ids(self, program: str, name: str, video: Tensor, ids: Tensor, found: Tensor) -> None:
         row = self.counts.setdefault(program, {"media": 0, "ids": 0, "differing": 0, "ties": 0, "other": []})
         row["media"] += 1
-        if self._frames("encode") is not None:  # a loop: what comes after an id that differs has another past
+        is_loop = self._frames("encode") is not None
+        if is_loop:  # what comes after an id that differs has another past
             ids, found = (x[:, : _equal(ids, found) + 1] for x in (ids, found))
         row["ids"] += ids.numel()
         count = int((ids != found).sum())
@@ -100,11 +101,8 @@ class Agreement:
         if self._exact is None:
             self._exact = copy.deepcopy(self.tokenizer).double()
         exact = self._exact.latents(video.double())[:, :, : ids.shape[1]]
-        if self._frames("encode") is not None:
-            same = _equal(ids, self._exact.quantizer.encode(exact)) + 1
-            rounding = float((z[:, :, :same] - exact[:, :, :same]).abs().amax())
-        else:
-            rounding = float((z - exact).abs().amax())
+        same = _equal(ids, self._exact.quantizer.encode(exact)) + 1 if is_loop else None
+        rounding = float((z[:, :, :same] - exact[:, :, :same]).abs().amax())
         off = margins(self.tokenizer.quantizer, z, ids, found)
         ties = int((off <= _ROUNDING * rounding).sum())
         row["ties"] += ties
