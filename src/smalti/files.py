@@ -95,10 +95,10 @@ def write_json(path: Path, data: object) -> None:
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that is there twice, of which Python
     takes the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         raise ValueError("a key is there twice")
-    return found
+    return result
 
 
 def read_json(path: Path) -> Any:
@@ -216,9 +216,9 @@ def check_manifest(folder: Path, *, extra: bool = False) -> None:
     if not isinstance(wanted, dict):
         raise IntegrityError(f"{folder / MANIFEST}: not a manifest")
     with naming_os_errors(folder):
-        found = _files(folder)
-        for name in sorted(wanted.keys() | (() if extra else found)):
-            if name not in found:
+        files = _files(folder)
+        for name in sorted(wanted.keys() | (() if extra else files)):
+            if name not in files:
                 raise IntegrityError(f"{folder / name}: is missing since it was written; use another copy")
             if name not in wanted:
                 raise IntegrityError(f"{folder / name}: is not listed in {MANIFEST}; move it elsewhere")

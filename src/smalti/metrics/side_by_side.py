@@ -144,7 +144,7 @@ def _standing(contender: Contender, first: Report) -> Standing:
 
 
 def _differences(report: Report, first: Report) -> dict[str, PairedDifference]:
-    found = {}
+    differences = {}
     for name in PAIRED:
         pairs = [(getattr(b, name), getattr(a, name)) for b, a in zip(report.rows, first.rows, strict=True)]
         values = [b - a for b, a in pairs if a is not None and b is not None]
@@ -153,8 +153,8 @@ def _differences(report: Report, first: Report) -> dict[str, PairedDifference]:
         mean = math.fsum(values) / len(values)
         squares = math.fsum((value - mean) ** 2 for value in values)
         error = math.sqrt(squares / (len(values) - 1) / len(values)) if len(values) > 1 else None
-        found[name] = PairedDifference(mean=mean, error=error, clips=len(values))
-    return found
+        differences[name] = PairedDifference(mean=mean, error=error, clips=len(values))
+    return differences
 
 
 def _cell(row: Standing, name: str) -> str:

@@ -155,7 +155,7 @@ def reconstruct_frames(
     check_causal(tokenizer, clip)
     waiting, tokens, unnamed = deque[Tensor](), 0, 0
 
-    def kept(group: Iterable[Tensor]) -> Iterator[Tensor]:
+    def remember(group: Iterable[Tensor]) -> Iterator[Tensor]:
         nonlocal unnamed
         for frame in group:
             waiting.append(frame)
@@ -164,7 +164,7 @@ def reconstruct_frames(
 
     def pieces(group: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
         nonlocal tokens, unnamed
-        for ids in frames_to_ids(tokenizer, kept(group), chunk=clip or chunk):
+        for ids in frames_to_ids(tokenizer, remember(group), chunk=clip or chunk):
             tokens += ids.numel()
             frames, unnamed = unnamed, 0
             yield frames, ids
