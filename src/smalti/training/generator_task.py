@@ -71,8 +71,8 @@ class GridRows(TokenDataset):
         super().__init__(path, cache=0)  # every group is read once
         tokens = self.tokens
         if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
-            found = _listed(tokens.tokenizer_info.levels)
-            raise ConfigError(f"{path}: its ids have the levels {found}; `set` generator.levels={found}")
+            levels = _listed(tokens.tokenizer_info.levels)
+            raise ConfigError(f"{path}: its ids have the levels {levels}; `set` generator.levels={levels}")
         smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
         rows, names = list[_Row](), list[str | None]()
         for i in range(len(tokens)):
@@ -81,8 +81,8 @@ class GridRows(TokenDataset):
             names.append(name)
         places = [place for place, row in enumerate(rows) if row.ids.shape == tuple(model.grid)]
         if not places:
-            found = _listed(max((row.ids.shape for row in rows), key=math.prod))
-            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); `set` generator.grid={found}")
+            grid = _listed(max((row.ids.shape for row in rows), key=math.prod))
+            raise ConfigError(f"{path}: its rows are {grid} (frames, rows, columns); `set` generator.grid={grid}")
         self.rows, self.classes = [rows[place] for place in places], tokens.classes
         self.other_shapes = len(rows) - len(places)
         own = [name for name in (names[place] for place in places) if name is not None]

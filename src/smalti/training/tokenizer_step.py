@@ -218,32 +218,32 @@ def survey(state: TrainState, parts: Sequence[Part]) -> Whole | None:
 
 def _survey_part(state: TrainState, gan: GANState | None, part: Part) -> dict[str, Tensor]:
     """Return the means of one part: its soft code, its logits, its two gradients at the decoder's last layer."""
-    found: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     adaptive = gan is not None and gan.config.adaptive
 
     def keep(mean_code: Tensor) -> Tensor:
-        found["mean_code"] = mean_code.detach()
+        means["mean_code"] = mean_code.detach()
         return mean_code
 
     half = state.config.precision == "bfloat16"
     with torch.autocast(part.video.device.type, torch.bfloat16, enabled=half), torch.set_grad_enabled(adaptive):
         reconstruction = state.tokenizer(part.video, keep)
         if gan is None:
-            return found
+            return means
         pixels = widen(reconstruction.video.detach()).requires_grad_(adaptive)
         fake = gan.discriminator(gan.discriminator.samples(pixels, part.frames))
         if gan.config.lecam:
             with torch.no_grad():
                 real = _score_real(state, gan, gan.discriminator, gan.discriminator.samples(part.video, part.frames))
-            found |= {"real": widen(real.detach()).mean(), "fake": widen(fake.detach()).mean()}
+            means |= {"real": widen(real.detach()).mean(), "fake": widen(fake.detach()).mean()}
         if adaptive:
             total = loss.weigh({**_pixel_losses(state, pixels, part), **reconstruction.losses}, _weights(state))
             adversarial = _gan_losses(gan.config)[0](fake)
             at_pixels = [torch.autograd.grad(value, pixels, retain_graph=True)[0] for value in (total, adversarial)]
             last = state.tokenizer.decoder.last_weight
             gradients = loss.last_layer_gradients(reconstruction.video, last, at_pixels[0], at_pixels[1])
-            found |= dict(zip(("reconstruction", "adversarial"), gradients, strict=True))
-    return found
+            means |= dict(zip(("reconstruction", "adversarial"), gradients, strict=True))
+    return means
 
 
 def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[[Tensor], Tensor] | None:
