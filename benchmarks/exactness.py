@@ -12,8 +12,8 @@ from torch import Tensor
 
 from smalti.data import open_video, read_image
 from smalti.data.bundled import photos, videos
+from smalti.families.checkpoint import load
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
-from smalti.families.open import load
 from smalti.video import to_video
 
 

@@ -37,7 +37,7 @@ from smalti.generation import (
     sample,
     sample_autoregressive,
 )
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
 from smalti.training.config import TokenizerTraining

@@ -38,8 +38,8 @@ from smalti.families.names import TINY_IMAGE, TINY_VIDEO
 from smalti.files import MANIFEST, check_manifest, read_rows, remove_leftovers, sha256
 from smalti.model_folder import checkpoints
 from smalti.pipeline.train import train
-from smalti.progress import say
 from smalti.recipes import find
+from smalti.text import say
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import PROVENANCE, load_plan
 from smalti.tokens.shard import read_report

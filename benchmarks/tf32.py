@@ -15,7 +15,7 @@ from torch import Tensor
 
 import smalti
 from smalti.data import bundled, open_video, read_image
-from smalti.nn.layout import time_first
+from smalti.nn.causal import time_first
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_video
 

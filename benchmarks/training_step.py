@@ -12,8 +12,7 @@ from smalti.discriminators import PatchConfig, StyleGAN2Config
 from smalti.losses.perceptual import LPIPS, lpips_shapes
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, TokenizerTraining
-from smalti.training.distributed import World
-from smalti.training.parts import Part
+from smalti.training.distributed import Part, World
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import accumulate, step
 from tests.reference.plain_step import plain_gradients

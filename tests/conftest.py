@@ -1,5 +1,6 @@
 """One thread, so that results do not depend on the machine's load; no network; the same examples at every run."""
 
+import gc
 import os
 import signal
 
@@ -7,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -20,6 +22,20 @@ torch.set_num_threads(1)
 settings.register_profile("repeat", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)  # new examples: pytest --hypothesis-profile=search
 settings.load_profile("repeat")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process has a part of the list in one piece, so that what a module makes once is not made in both; who is
+    done first takes half of what another has left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_collection_finish() -> None:
+    """The collector of garbage need not look at thousands of tests and all modules again and again."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smalti.app.compare import compare
     from smalti.app.serve import serve
     from smalti.families import load
-    from smalti.nn.stream import Stream
+    from smalti.nn.causal import Stream
     from smalti.pipeline.compress import compress, decompress
     from smalti.pipeline.decode import decode
     from smalti.pipeline.evaluate import evaluate
@@ -34,7 +34,7 @@ _HOMES = {
     "DSQConfig": "smalti.quantize",
     "FSQConfig": "smalti.quantize",
     "LFQConfig": "smalti.quantize",
-    "Stream": "smalti.nn.stream",
+    "Stream": "smalti.nn.causal",
     "Tokenizer": "smalti.tokenizer",
     "TokenizerConfig": "smalti.tokenizer",
     "VQGANConfig": "smalti.tokenizer",

@@ -1,9 +1,12 @@
-"""Text in messages: one line, printable, short, and the nearest of some names."""
+"""Text in messages: one line, printable, short, the nearest of some names; and how long work says what it has done."""
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 
 def printable(path: Path | str) -> str:
@@ -44,3 +47,18 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape carried
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}"
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """A callback of long work, called after each piece: `progress(done, total, note)`."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Take note that `done` of `total` pieces are done (None: not known), with a few words."""
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, if there is one: a reader that is gone, or a full disk under a log, stops no work."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # ValueError: closed
+            print(line, file=sys.stderr, flush=True)

@@ -320,3 +320,14 @@ def whole_numbers(name: str, given: object) -> tuple[int, ...]:
     if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
         return tuple(given)
     raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")
+
+
+def crop(video: Float[Tensor, "b 3 *t h w"], size: tuple[int, ...]) -> Float[Tensor, "b 3 *t2 h2 w2"]:
+    """Crop to (frames, height, width), of images to (height, width). Raises BadTensor for what is not within them."""
+    have = tuple(video.shape[2:])
+    if len(size) != len(have) or any(not 1 <= wanted <= most for wanted, most in zip(size, have, strict=True)):
+        axes = "(frames, height, width)" if len(have) == 3 else "(height, width)"
+        raise BadTensor(f"size: {size} is not within {axes} = {have}, which these ids give")
+    if len(size) == 3:
+        return crop_to(video, (size[0], size[1], size[2]))
+    return video[..., : size[0], : size[1]]

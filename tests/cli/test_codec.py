@@ -5,8 +5,6 @@ import math
 import os
 import random
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from smalti.families import load
 from smalti.families.names import SHIPPED_NAMES
 from smalti.tokenizer import frames
 from smalti.video import to_uint8, to_video
+from tests import programs
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
 MODELS = ("uniform", "static", "adaptive")
@@ -286,19 +285,8 @@ def test_every_flipped_bit_cut_or_swap_in_200_trials_is_refused_with_the_files_n
 def test_a_kill_while_writing_leaves_the_old_file_or_none(video_tokenizer, film, coded, tmp_path):
     before, target = coded.read_bytes(), tmp_path / "out" / "new.smt"
     for path in (coded, target):
-        command = [
-            sys.executable,
-            "-m",
-            "smalti",
-            "compress",
-            film,
-            path,
-            "--tokenizer",
-            video_tokenizer,
-            "--overwrite",
-        ]
-        environment = {**os.environ, "SMALTI_FAULT": "codec:after-block"}
-        ended = subprocess.run(list(map(str, command)), env=environment, capture_output=True, check=False, timeout=120)
+        command = ["-m", "smalti", "compress", film, path, "--tokenizer", video_tokenizer, "--overwrite"]
+        ended = programs.run(*command, env={**os.environ, "SMALTI_FAULT": "codec:after-block"})
         assert ended.returncode == -9
     assert coded.read_bytes() == before
     assert not target.exists()

@@ -4,8 +4,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.data import open_video, read_image, write_video
+from smalti.data import open_video, read_image, video_writer, write_video
 from smalti.data.video_writer import write_png
 from smalti.errors import BadTensor, ConfigError
 from smalti.families import load
@@ -28,6 +26,7 @@ from smalti.tokenizer.frames import (
     round_trip,
 )
 from smalti.video import crop_to, to_uint8, to_video
+from tests import programs
 from tests.cli.conftest import FPS, assert_one_line, moving, save
 
 
@@ -67,7 +66,8 @@ def test_a_large_picture_in_tiles_has_the_tokens_and_pixels_of_the_whole(tmp_pat
 
 @pytest.mark.parametrize("size", [(2003, 2001), pytest.param((1000, 4096), marks=pytest.mark.slow)])
 def test_large_images_are_cut_into_tiles_before_they_become_floats(tmp_path, size):
-    tokenizer = load(save(tmp_path / "t", strides=((1, 4),), patch=2)).double()
+    tokenizer = load(save(tmp_path / "t", strides=((1, 2),), patch=8)).double()
+    assert 2 * choose_tile(tokenizer) < size[1]  # three of them in a row
     pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert size[0] * size[1] > TILED_ABOVE
     ids = images_to_ids(tokenizer, pixels[None])
@@ -78,11 +78,22 @@ def test_large_images_are_cut_into_tiles_before_they_become_floats(tmp_path, siz
     assert torch.equal(image, beside[:, size[1] :])
     assert not beside[:, : size[1]].any()
     with pytest.raises(BadTensor, match=r"ids are .* pixels, not "):
-        ids_to_image(tokenizer, ids, (size[0] + 8, size[1]))
+        ids_to_image(tokenizer, ids, (size[0] + tokenizer.strides[1], size[1]))
 
 
-@pytest.mark.parametrize("size", [(2300, 1901), (3, 1_500_000), (1_500_000, 3)])
-def test_a_large_png_that_is_written_in_bands_is_the_image_in_the_size_that_pillow_has(tmp_path, size):
+@pytest.mark.parametrize(
+    ("band", "size"),
+    [
+        *((40_000, size) for size in [(230, 190), (3, 15_000), (15_000, 3)]),
+        *(pytest.param(None, size, marks=pytest.mark.slow) for size in [(2300, 1901), (3, 1_500_000), (1_500_000, 3)]),
+    ],
+)
+def test_a_large_png_that_is_written_in_bands_is_the_image_in_the_size_that_pillow_has(
+    tmp_path, monkeypatch, band, size
+):
+    if band is not None:  # else that of the package, a hundred times larger
+        monkeypatch.setattr(video_writer, "_BAND", band)
+    assert size[0] * size[1] > video_writer._BAND
     steps = np.random.default_rng(0).integers(0, 3, (*size, 3), np.uint8)
     pixels = np.cumsum(steps, axis=int(size[0] < size[1]), dtype=np.uint8)  # like a gradient: filters matter
     for shown in (torch.from_numpy(pixels), torch.from_numpy(pixels)[:, ::2]):
@@ -295,17 +306,15 @@ def test_a_device_that_is_absent_is_code_5(smalti, image_tokenizer, pictures, tm
     assert_one_line(smalti("reconstruct", image_tokenizer, pictures, *out), 5, f"--device {absent}")
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_a_stop_in_the_middle_is_code_130_and_leaves_nothing(video_tokenizer, tmp_path):
     write_video(tmp_path / "long.mp4", list(moving(240, 240, 320)), 25, crf=40)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "smalti", "reconstruct", video_tokenizer, tmp_path / "long.mp4", "--out", out]
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 30
-        while not out.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.count("\n") <= 1
+    process = programs.Program("-m", "smalti", "reconstruct", video_tokenizer, tmp_path / "long.mp4", "--out", out)
+    deadline = time.monotonic() + 30
+    while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    ended = process.wait(30)
+    assert ended.returncode == 130
+    assert ended.stderr.count("\n") <= 1
     assert files(out) == []

@@ -8,7 +8,7 @@ import pytest
 
 from smalti.data import ImagesConfig, VideosConfig
 from smalti.data.tars import TarStore
-from smalti.training.split import hold_out
+from smalti.training.samples import hold_out
 from tests.packing import cells, pack, ppm, table
 
 

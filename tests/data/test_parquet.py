@@ -1,8 +1,6 @@
 """Parquet tables, as the hub has them: rows are samples, classes have their names, row groups are read when asked."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 
 from smalti.data import ImagesConfig, VideosConfig, bundled
 from smalti.data.parquet import ParquetStore
+from tests import programs
 from tests.packing import cells, ppm, table
 
 
@@ -166,9 +165,8 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(tmp_path: Path) -> None:
         (home / "refs").mkdir(exist_ok=True)
         (home / "refs" / revision).write_text(commit)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    found = subprocess.run(
-        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, check=True, timeout=120
-    )
+    found = programs.run("-c", OFFLINE, env=environment)
+    assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
     assert lines[:2] == ["hf:me/flowers None 2 data/train-0.parquet/0", "hf:me/flowers v1 3 data/train-0.parquet/0"]
     assert lines[2].startswith("MachineError hf:me/others: not in the cache, and the hub was not asked, because")

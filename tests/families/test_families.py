@@ -22,6 +22,7 @@ from smalti.files import save_tensors
 from smalti.foreign import read_checkpoint, tensors
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.reader import TokenSet
+from tests import programs
 from tests.families.golden import golden_model, listed, read_shapes, write_torchscript
 from tests.goldens.rule import FOLDER, load
 
@@ -289,7 +290,9 @@ def hub(folder, repository, files, commit="c0ffee"):
 
 
 HUB = """
-import json, sys, smalti
+import json, sys, warnings
+warnings.simplefilter("error", UserWarning)
+import smalti
 from smalti.errors import SmaltiError
 found = {}
 for name in sys.argv[1:]:
@@ -316,8 +319,7 @@ def test_names_of_the_hub_are_found_by_the_real_names_of_their_files_and_known_f
     names += ["many/files/b.pt", "not/there", "BAAI/Emu3.5-VisionTokenizer"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
-    command = [sys.executable, "-W", "error::UserWarning", "-c", HUB, *names]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ended = programs.run("-c", HUB, *names, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     tag = "the tag of its repository on the hub"

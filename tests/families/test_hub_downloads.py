@@ -6,8 +6,6 @@ Cosmos' have a comma too many), shards, twins in half precision.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ import smalti
 from smalti.files import save_tensors
 from smalti.foreign import read_checkpoint, tensors
 from smalti.tokenizer import Tokenizer
+from tests import programs
 from tests.families.golden import listed, write_torchscript
 from tests.families.hub import COMMIT, OLDER, LoopbackHub, started
 from tests.goldens.rule import FOLDER
@@ -184,8 +183,8 @@ def printed(program, arguments, endpoint, folder):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(folder / "hub"), "OMP_NUM_THREADS": "1",
                    "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
-    command = [sys.executable, "-W", "error::UserWarning", "-c", program, *arguments]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    strict = 'import warnings\nwarnings.simplefilter("error", UserWarning)\n'
+    ended = programs.run("-c", strict + program, *arguments, env=environment, timeout=600)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

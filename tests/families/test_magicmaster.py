@@ -10,7 +10,7 @@ from smalti.families import magicmaster
 from smalti.families.links import assemble
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
-from smalti.training.parts import Part
+from smalti.training.distributed import Part
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate
 from tests.discriminators.test_goldens import round_gains, stylegan2_key

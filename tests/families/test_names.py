@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from smalti.errors import ConfigError, InputError, SmaltiError
 from smalti.families import import_checkpoint
 from smalti.families.names import FORMS, TINY_IMAGE, HubName, find_tokenizer, full_name
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from tests import programs
 from tests.goldens.rule import FOLDER
 
 SMALL = TokenizerConfig(width=4, multipliers=(1, 2), strides=((1, 2),), depth=1, decoder_depth=1, middle=0)
@@ -22,7 +21,8 @@ FOREIGN = f"{FOLDER}/maskgit_tiny.bin:lookup=euclidean"
 NAMES = ("tokenizer", "run", TINY_IMAGE, "owner/name", FOREIGN)
 
 DOORS = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, warnings
+warnings.simplefilter("error", UserWarning)
 from pathlib import Path
 import torch
 import smalti
@@ -86,8 +86,7 @@ def test_every_door_gives_one_answer_for_a_name(home, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "converted"))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
     environment["XDG_CACHE_HOME"] = str(home / "converted")
-    command = [sys.executable, "-W", "error::UserWarning", "-c", DOORS, *NAMES]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ended = programs.run("-c", DOORS, *NAMES, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
     answers = json.loads(ended.stdout)
     fingerprints = {  # a compressed file has the first half

@@ -29,7 +29,7 @@ from smalti.foreign import leaves, naming_file, read_checkpoint
 from smalti.generation.model import Generator
 from smalti.metrics import Moments, read_published_statistics
 from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
-from smalti.pipeline.check_run import check_run
+from smalti.pipeline.doctor import check_run
 from smalti.pipeline.train import find_config
 from smalti.tokenizer.card import read_evaluation
 from smalti.tokens.plan import load_plan

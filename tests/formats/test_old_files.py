@@ -18,7 +18,7 @@ from PIL import Image
 import smalti
 from smalti.cli.main import main
 from smalti.data.bundled import photos
-from smalti.tokens.format import write_digest_json
+from smalti.tokens.plan import write_digest_json
 
 HERE = Path(__file__).parent / "v0_1_0"
 EXPECTED = json.loads((HERE / "expected.json").read_text())

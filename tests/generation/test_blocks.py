@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from smalti.errors import ConfigError
 from smalti.generation import AutoregressiveConfig, Condition, MaskedConfig, MaskedInput
 from smalti.generation.blocks import SIZES, Attention, TransformerBlock, drop, grid_positions, rope
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 
 LFQ18 = (2,) * 18
 SMALL = {"levels": (4, 3, 5, 2), "groups": ((0, 1), (2, 3)), "width": 24, "depth": 2, "heads": 2}

@@ -8,7 +8,7 @@ from smalti.errors import IntegrityError, MachineError
 from smalti.losses import weigh
 from smalti.losses.logits import LogitDistance, LogitsConfig, find_logit_weights, logit_shapes, read_logit_weights
 from smalti.recipes import find
-from smalti.training.parts import Part
+from smalti.training.distributed import Part
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate
 from tests.goldens.rule import load, rule

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from smalti.nn.causal import _LEAST, CausalConv, CausalUpsample, Window, stretch
-from smalti.nn.stream import Stream
+from smalti.nn.causal import _LEAST, CausalConv, CausalUpsample, Stream, Window, stretch
 
 CHANNELS, HEIGHT = 32, 80
 assert CHANNELS * 9 * HEIGHT > _LEAST > CHANNELS * 5 * HEIGHT

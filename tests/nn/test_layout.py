@@ -5,9 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import smalti
-from smalti.nn.causal import point_by_rows
-from smalti.nn.layout import interleave, join_frames, repeat_frames, to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream, interleave, join_frames, point_by_rows, repeat_frames, to_frames, to_images
 from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.vidtok import VidTokConfig

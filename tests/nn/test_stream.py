@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from smalti.generation import AutoregressiveConfig, TokenSamplingConfig, empty_prompt
 from smalti.generation.autoregressive import sample_autoregressive
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 
 
 class Copies(TorchDispatchMode):

@@ -15,8 +15,7 @@ from smalti.data import bundled
 from smalti.errors import SmaltiError
 from smalti.model_folder import checkpoints
 from smalti.pipeline.check_recipe import check_recipe
-from smalti.pipeline.check_run import check_run
-from smalti.pipeline.doctor import check_system
+from smalti.pipeline.doctor import check_run, check_system
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.samples import skipped_steps

@@ -11,7 +11,7 @@ import smalti
 from smalti.data.images import read_image
 from smalti.devices import measure_precisions
 from smalti.errors import ConfigError
-from smalti.families.open import as_tokenizer
+from smalti.families.checkpoint import as_tokenizer
 from smalti.metrics.pixel import psnr
 from smalti.tokens.reader import TokenSet
 from smalti.video import to_uint8, to_video

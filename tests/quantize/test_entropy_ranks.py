@@ -1,14 +1,13 @@
 """The batch entropy over two processes is that of the joined batch, and so is its gradient."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from smalti.quantize import FSQConfig, LFQConfig
+from tests import programs
 
 CONFIGS = {"lfq": LFQConfig(bits=10, temperature=0.1), "fsq": FSQConfig(levels=(5, 4, 3), losses=("batch_entropy",))}
 RANK = """
@@ -40,10 +39,9 @@ def latents(name):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_ranks_have_the_entropy_and_the_gradient_of_the_joined_batch(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=environment) for rank in range(2)
-    ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    ranks = [programs.Program("-c", RANK, rank, tmp_path, env=environment) for rank in range(2)]
+    ended = [rank.wait(120) for rank in ranks]
+    assert [rank.returncode for rank in ended] == [0, 0], ended
     for name, config in CONFIGS.items():
         joined = torch.cat(latents(name)).requires_grad_()
         entropy = config.build().double()(joined).losses["batch_entropy"]

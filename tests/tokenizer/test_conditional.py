@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smalti.errors import ConfigError
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, Tokenizer, TokenizerConfig, inflate, start_conditional
 from tests.randomise import random_tokenizer

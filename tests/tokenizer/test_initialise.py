@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from smalti.nn.blocks import AdaptiveNorm, ResidualBlock, fill_truncated_normal
+from smalti.nn.blocks import AdaptiveNorm, ResidualBlock, fill_truncated_normal, initialise
 from smalti.nn.causal import CausalConv, CausalUpsample
 from smalti.quantize import FSQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
-from smalti.tokenizer.initialise import initialise
 
 MODELS = {
     "images": TokenizerConfig(quantizer=FSQConfig(levels=(8, 5)), width=32, multipliers=(1, 2), strides=((1, 2),)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smalti.errors import BadTensor, ConfigError, SmaltiError
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer
 from tests.tokenizer.test_tokenizer import built, clip

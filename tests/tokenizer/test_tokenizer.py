@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smalti.errors import ConfigError
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
 from tests.randomise import random_tokenizer

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import CosmosConfig, OpenMagvit2Config, Tokenizer, VidTokConfig
 from smalti.tokenizer.cosmos import TimeAttention

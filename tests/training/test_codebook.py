@@ -1,8 +1,6 @@
 """Tables of codes in training: rows as moving averages, and dead rows that begin anew, for any cut of the batch."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,10 +12,11 @@ from smalti.data.bundled import photos
 from smalti.errors import ConfigError
 from smalti.quantize import CodebookConfig
 from smalti.tokenizer import TokenizerConfig
-from smalti.training.codebook import CodebookState, CodebookTraining
-from smalti.training.config import OptimizerConfig, TokenizerTraining
+from smalti.training.codebook import CodebookState
+from smalti.training.config import CodebookTraining, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.tokenizer_step import step
+from tests import programs
 from tests.reference.plain_step import ALONE
 from tests.training.test_cut import clips, start
 
@@ -140,9 +139,9 @@ def save_table_of_rank(rank, folder):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_ranks_leave_the_table_of_the_whole_batch(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANK]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    ranks = [programs.Program("-c", RANK, rank, tmp_path, env=environment) for rank in range(2)]
+    ended = [rank.wait(300) for rank in ranks]
+    assert [rank.returncode for rank in ended] == [0, 0], ended
     for one in (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)):
         for rows, _ in RANK_CASES:
             state, restarted = after(config_of(rows))

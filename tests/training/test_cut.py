@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,10 +14,10 @@ from smalti.losses.perceptual import LPIPSConfig, lpips_shapes
 from smalti.quantize import FSQConfig, LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
-from smalti.training.distributed import World
-from smalti.training.parts import cut
+from smalti.training.distributed import World, cut
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
+from tests import programs
 from tests.reference.plain_step import ALONE
 
 FREE = OptimizerConfig(clip=None, warmup=0)
@@ -136,10 +134,10 @@ def test_micro_batches_have_the_adversarial_weight_of_a_step_of_the_ramp():
 
 def test_a_row_has_the_frame_of_its_place():
     state = start(config_of("fsq", "none", "fixed"))
-    frames = torch.cat([part.frames for part in cut(state, clips(8, 9), None)])
+    frames = torch.cat([part.frames for part in cut(state.config, state.step, state.world, clips(8, 9), None)])
     assert len({*frames.tolist()}) > 2
     places = [1, 4, 5, 7]
-    (part,) = cut(state, clips(4, 9), places)
+    (part,) = cut(state.config, state.step, state.world, clips(4, 9), places)
     assert (part.places, part.share, part.batch) == (tuple(places), 1.0, 4)
     assert torch.equal(part.frames, frames[places])
 
@@ -244,9 +242,9 @@ def save_gradients_of_rank(rank, folder):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_ranks_have_the_gradients_of_the_whole_whatever_rows_each_of_them_has(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANK]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    ranks = [programs.Program("-c", RANK, rank, tmp_path, env=environment) for rank in range(2)]
+    ended = [rank.wait(300) for rank in ranks]
+    assert [rank.returncode for rank in ended] == [0, 0], ended
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     for number, (discriminator, gan, _, rows) in enumerate(RANK_CASES):
         places = sorted(place for rank in rows_of_rank(rows) for place in rank)

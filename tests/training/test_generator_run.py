@@ -24,8 +24,7 @@ from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.dataset import token_batches
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_step import generator_step, start_generator, task_of_step
-from smalti.training.token_data import GridRows
+from smalti.training.generator_task import GridRows, generator_step, start_generator, task_of_step
 from tests.reference.plain_step import ALONE
 from tests.token_sets import make_set, save_tokenizer
 

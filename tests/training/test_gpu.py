@@ -8,7 +8,7 @@ import torch
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import Magvit3DConfig, StyleGAN2Config
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World

@@ -7,8 +7,7 @@ from torch import nn
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.config import MuonConfig, OptimizerConfig
-from smalti.training.muon import orthogonalize
-from smalti.training.optimizer import OptimizerState, make_optimizer, set_lr
+from smalti.training.optimizer import OptimizerState, make_optimizer, orthogonalize, set_lr
 from tests.training.test_run import final_digests
 
 SHAPES = [(1, 5), (5, 1), (12, 12), (7, 40), (40, 7)]

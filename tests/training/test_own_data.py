@@ -17,7 +17,7 @@ from smalti.tokenizer.frames import score_tokenizer
 from smalti.tokens.reader import TokenSet
 from smalti.training.config import TokenizerTraining
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.split import settle_validation, split_data
+from smalti.training.samples import settle_validation, split_data
 from tests.packing import pack, ppm
 from tests.token_sets import save_tokenizer
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from smalti.cli.main import explain
 from smalti.errors import InputError
 from smalti.pipeline.train import train
-from smalti.progress import say
+from smalti.text import say
 from smalti.recipes import find
 
 out, fault = Path(sys.argv[1]), sys.argv[2]

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.tokenizer import Tokenizer
 from smalti.training.config import TokenizerTraining
+from tests import programs
 
 SMALL = ["steps=12", "batch_size=2", "save_every=4", "eval_every=6", "sample_every=12", "log_every=3", "data.size=32",
          "validation=null", "tokenizer.width=8", "keep=3"]  # fmt: skip
@@ -36,15 +35,13 @@ def recipe(*changes, name="tiny"):
 
 
 def command(out, mode, *changes, name="tiny"):
-    return [sys.executable, "-c", CHILD, name, str(out), mode, *SMALL, *changes]
+    return ["-c", CHILD, name, out, mode, *SMALL, *changes]
 
 
 def child(out, mode, *changes, name="tiny", **environment):
     """Train in a process of its own; its exit code and what it said."""
     environment = {**os.environ, **environment}
-    done = subprocess.run(
-        command(out, mode, *changes, name=name), env=environment, capture_output=True, text=True, timeout=200
-    )
+    done = programs.run(*command(out, mode, *changes, name=name), env=environment, timeout=200)
     return done.returncode, done.stderr
 
 
@@ -95,14 +92,13 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(tmp_path, undisturb
 @pytest.mark.slow
 def test_a_run_stopped_by_a_signal_saves_and_goes_on_to_the_same_bits(tmp_path, undisturbed):
     out = tmp_path / "run"
-    with (tmp_path / "said").open("w+") as said:
-        process = subprocess.Popen(command(out, "start", *PAPER, name="paper-video-128"), stderr=said)
-        while not (out / "log.jsonl").exists() and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(120)
-    if code:  # else it was at its last step already
-        assert "stopped by SIGTERM" in (tmp_path / "said").read_text()
+    process = programs.Program(*command(out, "start", *PAPER, name="paper-video-128"))
+    while not (out / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    done = process.wait(120)
+    if done.returncode:  # else it was at its last step already
+        assert "stopped by SIGTERM" in done.stderr
         assert checkpoints(out)
         code, text = child(out, "resume", *PAPER, name="paper-video-128")
         assert code == 0, text

@@ -14,8 +14,8 @@ from smalti.errors import ConfigError
 from smalti.quantize import LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.distributed import Part
 from smalti.training.optimizer import update_ema
-from smalti.training.parts import Part
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import accumulate, step
 from tests.reference.plain_step import ALONE, plain_gradients

@@ -15,10 +15,11 @@ from smalti.data import bundled
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import MANIFEST, lock, manifest, write_json
 from smalti.model_folder import checkpoints
-from smalti.pipeline.check_run import check_run
+from smalti.pipeline.doctor import check_run
 from smalti.pipeline.train import train
 from smalti.recipes import find
 from smalti.training.fit import LOCK, last_logged_step
+from tests import programs
 
 SETTINGS = ["batch_size=1", "eval_every=100000", "sample_every=100000", "log_every=1", "data.size=32",
             "validation=null", "tokenizer.width=8", "lpips=null", "weights={l2: 1.0, batch_entropy: 0.1}",
@@ -90,14 +91,28 @@ def test_a_signal_that_is_ignored_stays_ignored(files, tmp_path):
     assert checkpoints(out)[-1].name == "step-00000040"
 
 
+UNREAD = """
+import os, sys
+read, write = os.pipe()
+os.close(read)
+for number in (1, 2):
+    os.dup2(write, number)
+sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+from smalti.cli.main import main
+main()
+"""
+
+
 @pytest.mark.parametrize("ending", ["pipe", *(pytest.param(ending, marks=SLOW) for ending in ("full", "closed"))])
 def test_no_end_of_the_output_ends_the_work(files, tmp_path, ending):
     """A pipe that nobody reads any more, a full disk under the log, no output at all."""
     out, run = tmp_path / "run", by_file(files, tmp_path / "run")
-    shell = " ".join(f"'{part}'" for part in run)
-    redirection = {"pipe": "2>&1 | true", "full": "2>/dev/full", "closed": ">&- 2>&- <&-"}[ending]
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{shell} {redirection}"], timeout=120, check=False)
-    assert done.returncode == (1 if ending == "pipe" else 0)
+    if ending == "pipe":
+        assert programs.run("-c", UNREAD, *run[3:]).returncode == 1
+    else:
+        shell = " ".join(f"'{part}'" for part in run)
+        redirection = {"full": "2>/dev/full", "closed": ">&- 2>&- <&-"}[ending]
+        assert subprocess.run(["bash", "-c", f"{shell} {redirection}"], timeout=120, check=False).returncode == 0
     assert checkpoints(out)[-1].name == "step-00000004"
     assert (out / "tokenizer" / "model.safetensors").is_file()
 
@@ -173,7 +188,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
 def test_a_run_that_was_killed_while_it_wrote_its_config_begins_with_the_same_command(files, tmp_path):
     out = tmp_path / "run"
     fault = {**os.environ, "SMALTI_FAULT": "write_bytes:before-rename"}
-    done = subprocess.run(by_file(files, out), env=fault, capture_output=True, timeout=120, check=False)
+    done = programs.run(*by_file(files, out)[1:], env=fault)
     assert done.returncode == -signal.SIGKILL
     assert not (out / "config.yaml").exists()
     assert train(recipe(), out).steps == 4
@@ -194,14 +209,14 @@ def test_ctrl_c_says_that_it_stopped_and_how_to_go_on(tmp_path):
     for number in range(200):
         shutil.copyfile(photo, images / f"{number}.jpg")
     options = ["--size", "128", "--workers", "0", "--set", "options.shard_files=2", "--device", "cpu"]
-    command = [sys.executable, "-m", "smalti", "tokenize", "smalti/tiny-image", str(images), "--out", str(tokens)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+    command = ["-m", "smalti", "tokenize", "smalti/tiny-image", images, "--out", tokens]
+    process = programs.Program(*command, *options)
     while not list(tokens.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = communicate(process)
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "stopped; the same command goes on where it was"
+    ended = process.wait(120)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "stopped; the same command goes on where it was"
 
 
 def as_slurm_starts_it(rank, port, arguments):

@@ -16,8 +16,8 @@ from smalti.files import write_json
 from smalti.metrics import SMALTI, Report, contact_sheet
 from smalti.metrics.contact_sheet import difference
 from smalti.pipeline.train import train
-from smalti.progress import Progress
 from smalti.recipes import DEMO_STEPS, tiny, tiny_video
+from smalti.text import Progress
 from smalti.tokenizer import Tokenizer, TokenizerConfig, inflate
 from smalti.tokenizer.frames import score_tokenizer
 from smalti.training.config import TokenizerTraining

@@ -15,7 +15,7 @@ from smalti.errors import ConfigError, InputError, IntegrityError
 from smalti.families import load
 from smalti.files import check_manifest, naming_os_errors, new_folder, read_json, write_bytes, write_json
 from smalti.pipeline.export import export
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.version import __version__
 

@@ -8,7 +8,7 @@ from smalti.app.server import Limits, PageServer
 from smalti.app.service import Service
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.errors import ConfigError, MachineError
-from smalti.progress import Progress
+from smalti.text import Progress
 
 SHIPPED = ("smalti/tiny-image", "smalti/tiny-video")
 """Tokenizers of the page where none is named."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from smalti.app.page_files import PageFile
 from smalti.app.service import Answer, Busy, Line
 from smalti.errors import SmaltiError, is_out_of_memory
-from smalti.progress import say
+from smalti.text import say
 from smalti.version import __version__
 
 _LONGEST_LINE = 2**16

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from smalti.cli.console import bar, is_watched, print_json, say
-from smalti.cli.options import DeviceOption, JsonOption
+from smalti.cli.console import DeviceOption, JsonOption, bar, is_watched, print_json, say
 
 if TYPE_CHECKING:
     from smalti.comparison import Point, Variant, VariantRun

@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, message_line, print_json, say
-from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, PrecisionOption, TokenizerOption
+from smalti.cli.console import (
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    PrecisionOption,
+    TokenizerOption,
+    bar,
+    message_line,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from smalti.codec.codec import Compressed

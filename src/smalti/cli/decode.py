@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption, PrecisionOption
+from smalti.cli.console import (
+    TOKENIZER_HELP,
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    PrecisionOption,
+    bar,
+    message_line,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from smalti.pipeline.decode import DecodedRow

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.options import DeviceOption, JsonOption, OverwriteOption, TokenizerOption
+from smalti.cli.console import DeviceOption, JsonOption, OverwriteOption, TokenizerOption, bar, message_line, print_json
 from smalti.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import typer
 
 from smalti.cli.console import bar, say
 from smalti.cli.train import show_steps
-from smalti.progress import Progress
+from smalti.text import Progress
 
 
 def demo_command(

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smalti.cli.console import message_line, print_json, say
-from smalti.cli.options import DeviceOption, JsonOption, SettingsOption
+from smalti.cli.console import DeviceOption, JsonOption, SettingsOption, message_line, print_json, say
 from smalti.errors import ConfigError
 from smalti.version import __version__
 
@@ -44,7 +43,7 @@ def doctor_command(
       smalti doctor --json
     """
     from smalti.pipeline.check_recipe import ELSEWHERE, ENDING, check_recipe
-    from smalti.pipeline.check_run import check_run
+    from smalti.pipeline.doctor import check_run
     from smalti.pipeline.train import is_run
 
     given = {"set": assignments, "out": out, "tiny": tiny, "quantizer": quantizer, "device": device}

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import bar, end_with_bad_files
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption
+from smalti.cli.console import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption, bar, end_with_bad_files
 
 Targets = Annotated[
     list[str],

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, print_json
-from smalti.cli.options import TOKENIZER_HELP, JsonOption
+from smalti.cli.console import TOKENIZER_HELP, JsonOption, bar, print_json
 
 
 def export_command(

@@ -5,8 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, end_with_bad_files, print_json, print_line
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, OverwriteOption, SeedOption
+from smalti.cli.console import (
+    TOKENIZER_HELP,
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    SeedOption,
+    bar,
+    end_with_bad_files,
+    print_json,
+    print_line,
+)
 
 TaskName = Literal["generation", "prediction", "interpolation", "outpainting", "inpainting"]
 

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.console import print_json
-from smalti.cli.options import JsonOption, integers
+from smalti.cli.console import JsonOption, integers, print_json
 from smalti.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from smalti.cli.options import TOKENIZER_HELP, integers
+from smalti.cli.console import TOKENIZER_HELP, integers
 
 
 def inflate_command(

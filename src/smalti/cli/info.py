@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smalti.cli.console import print_json
-from smalti.cli.options import TOKENIZER_HELP, JsonOption
+from smalti.cli.console import TOKENIZER_HELP, JsonOption, print_json
 
 
 def info_command(

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import bar, message_line, print_json
-from smalti.cli.options import JsonOption, OverwriteOption, SeedOption
+from smalti.cli.console import JsonOption, OverwriteOption, SeedOption, bar, message_line, print_json
 
 
 def prior_command(

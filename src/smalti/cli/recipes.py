@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import print_json
-from smalti.cli.options import JsonOption
+from smalti.cli.console import JsonOption, print_json
 
 
 def recipes_command(

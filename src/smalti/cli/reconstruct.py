@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smalti.cli.console import bar, end_with_bad_files, message_line, print_json, say
-from smalti.cli.options import (
+from smalti.cli.console import (
     TOKENIZER_HELP,
     DeviceOption,
     JsonOption,
     MaxBadOption,
     OverwriteOption,
     PrecisionOption,
+    bar,
+    end_with_bad_files,
+    message_line,
     parse_size,
+    print_json,
+    say,
 )
 from smalti.errors import BadFile, ConfigError, InputError
 

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import bar, print_line
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption
+from smalti.cli.console import TOKENIZER_HELP, DeviceOption, bar, print_line
 
 
 def serve_command(

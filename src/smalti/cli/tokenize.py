@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smalti.cli.console import bar, is_watched, message_line, print_json, say
-from smalti.cli.options import TOKENIZER_HELP, DeviceOption, JsonOption, MaxBadOption, PrecisionOption, parse_size
+from smalti.cli.console import (
+    TOKENIZER_HELP,
+    DeviceOption,
+    JsonOption,
+    MaxBadOption,
+    PrecisionOption,
+    bar,
+    is_watched,
+    message_line,
+    parse_size,
+    print_json,
+    say,
+)
 from smalti.errors import InputError
-from smalti.progress import Progress
+from smalti.text import Progress
 
 if TYPE_CHECKING:
     from smalti.tokens.finalize import SetSummary

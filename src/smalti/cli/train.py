@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import bar, is_watched, print_json, say
-from smalti.cli.options import DeviceOption, JsonOption
-from smalti.progress import Progress
+from smalti.cli.console import DeviceOption, JsonOption, bar, is_watched, print_json, say
+from smalti.text import Progress
 
 _LINES = 20
 """Lines of progress that a whole run writes where nobody watches a bar."""

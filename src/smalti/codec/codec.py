@@ -26,8 +26,7 @@ from smalti.data.video_writer import write_media
 from smalti.data.videos import open_video
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import new_file, remove_leftovers
-from smalti.progress import Progress
-from smalti.text import printable
+from smalti.text import Progress, printable
 from smalti.tokenizer.frames import (
     check_causal,
     frames_to_ids,

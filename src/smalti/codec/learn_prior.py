@@ -14,7 +14,7 @@ from smalti.codec.contexts import Integers
 from smalti.codec.entropy import alphabets, split
 from smalti.codec.prior import NEIGHBOURS, ONE, Canvas, Prior, quantized
 from smalti.errors import InputError
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokenizer_info import TokenizerInfo
 
 WIDTH, HEAD = 160, 64

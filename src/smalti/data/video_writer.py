@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.data.video_index import LEAST_FPS
-from smalti.data.video_pixels import LIMITED, SMPTE170M, planes_of
+from smalti.data.video_reader import LIMITED, SMPTE170M, planes_of
 from smalti.errors import ConfigError, InputError, MachineError
 from smalti.files import new_file
 from smalti.text import one_line, printable

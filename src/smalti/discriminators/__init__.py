@@ -11,8 +11,7 @@ from smalti.discriminators.frames import (
     StyleGAN2Config,
     StyleGAN2Discriminator,
 )
-from smalti.discriminators.magvit2d import Magvit2DConfig, Magvit2DDiscriminator
-from smalti.discriminators.magvit3d import Magvit3DConfig, Magvit3DDiscriminator
+from smalti.discriminators.magvit import Magvit2DConfig, Magvit2DDiscriminator, Magvit3DConfig, Magvit3DDiscriminator
 
 DiscriminatorConfig = Annotated[
     PatchConfig | StyleGAN2Config | Magvit2DConfig | Magvit3DConfig, Field(discriminator="kind")

@@ -33,7 +33,7 @@ from smalti.generation.sampling import (
     sample_numbers,
     uniform_noise,
 )
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 
 
 class AutoregressiveConfig(NetworkConfig):

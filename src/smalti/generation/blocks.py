@@ -13,7 +13,7 @@ from smalti.config import Blocks, Config, Triple, Tuple
 from smalti.errors import ConfigError
 from smalti.generation.factorize import Factorization
 from smalti.nn.blocks import fill_truncated_normal
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 
 SizeName = Literal["S", "B", "L", "H"]
 TaskKind = Literal["generation", "prediction", "interpolation", "outpainting", "inpainting"]

@@ -30,9 +30,9 @@ from smalti.metrics.protocols import (
     Protocol,
     find_protocol,
 )
-from smalti.metrics.published_statistics import GivenMoments, read_published_statistics
 from smalti.metrics.report import ClipScores, GenerationReport, Report
 from smalti.metrics.side_by_side import Contender, Leaderboard, leaderboard
+from smalti.metrics.statistics import GivenMoments, read_published_statistics
 from smalti.metrics.weights import find_features, find_lpips, read_features
 
 __all__ = [

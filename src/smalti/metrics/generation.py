@@ -16,9 +16,8 @@ from smalti.metrics.inception import inception_score
 from smalti.metrics.pixel import to_uint8_pixels
 from smalti.metrics.precision_recall import Neighbourhoods, density_coverage, precision_recall
 from smalti.metrics.protocols import GenerationProtocol
-from smalti.metrics.published_statistics import GivenMoments
 from smalti.metrics.report import GeneratedSet, GenerationReport, ScoreStats
-from smalti.metrics.statistics import feature_vectors, frechet_of
+from smalti.metrics.statistics import GivenMoments, feature_vectors, frechet_of
 
 NamedClips = Iterable[tuple[str, Tensor]]
 """Pairs (key, video `1 3 t h w` in [-1, 1]); keys are unique, an image has t = 1."""

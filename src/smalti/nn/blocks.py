@@ -1,4 +1,4 @@
-"""Norms, the residual block, and the stems that trade pixels for channels.
+"""Norms, the residual block, attention in a frame, the stems that trade pixels for channels, and first weights.
 
 A norm decides what is exact: `position` is causal and tile-exact, `frame` is causal, `clip` is neither. `clip` is
 GroupNorm over time too: MagicMaster, Open-MAGVIT2 and mindone trained with it, and it is here for their weights.
@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.causal import CausalConv, Window, silu, stretch
-from smalti.nn.layout import to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, stretch, to_frames, to_images
 
 NormKind = Literal["position", "frame", "clip"]
 AdaptiveKind = Literal["none", "position", "frame", "clip"]
@@ -140,3 +138,82 @@ def to_patches(x: Float[Tensor, "t b c h w"], patch: int) -> Float[Tensor, "t b 
 def from_patches(x: Float[Tensor, "t b c h w"], patch: int) -> Float[Tensor, "t b c2 h2 w2"]:
     """Depth to space, the inverse of `to_patches`."""
     return to_frames(F.pixel_shuffle(to_images(x), patch), x.shape[:2])
+
+
+class FrameAttention(nn.Module):
+    """x + out(attention(query, key, value of norm(x))): one head over all positions of a frame (VQGAN)."""
+
+    def __init__(self, channels: int, *, norm: NormKind = "frame", groups: int = GROUPS) -> None:
+        super().__init__()
+        self.norm = Norm(norm, channels, groups=groups)
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Float[Tensor, "t b c h w"], stream: Stream | None = None) -> Float[Tensor, "t b c h w"]:
+        """The shape of x; frames do not meet, so a stream has nothing to carry."""
+        tokens = self.norm(x).flatten(0, 1).flatten(2).transpose(1, 2)  # (t b) (h w) c
+        # With an axis of heads torch never makes the matrix of all pairs: 9 GB for 176 x 264 positions.
+        query, key, value = self.query_key_value(tokens).unsqueeze(1).chunk(3, -1)
+        mixed: Tensor = self.out(F.scaled_dot_product_attention(query, key, value)[:, 0])
+        return x + mixed.transpose(1, 2).unflatten(0, x.shape[:2]).unflatten(3, x.shape[3:])
+
+
+Initialisation = Literal["smalti", "torch", "magicmaster", "flax"]
+"""Rules for first weights, those of other projects among them. smalti's own: torch's defaults, but zeros in the second
+convolution of every residual block, in the taps of past frames and in the biases of modulations, so that a fresh
+network is its stems, strides and skips alone and treats every frame as an image."""
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, kind: Initialisation) -> None:
+    """Set all convolutions and linear layers by a rule, from torch's global rng; norms and quantizers stay.
+
+    The kernels of a causal convolution count as one kernel over space and time, of `fan_in` inputs.
+
+    - `smalti`: as they are.
+    - `torch`: weights and biases ~ U(-1, 1) / sqrt(fan_in), torch's default, which is MindSpore's too (mindone).
+    - `magicmaster`: the same, but an upsampling convolution is ~ U(-1, 1) sqrt(6 / fan_in) with the weights of all
+      sub-pixels of a channel equal (no checkerboard at the start) and biases 0.
+    - `flax`: LeCun normal, N(0, 1 / fan_in) cut at two standard deviations, and biases 0 (MAGVIT).
+    """
+    if kind == "smalti":
+        return
+    taps: set[nn.Module] = set()
+    for module in network.modules():
+        if isinstance(module, CausalConv):
+            layers = [*module.past, module.now]
+            taps.update(layers)
+            _fill([layer.get_parameter("weight") for layer in layers], module.now.bias, kind)
+        elif isinstance(module, nn.Conv2d | nn.Linear) and module not in taps:
+            _fill([module.weight], module.bias, kind)
+    for module in network.modules():
+        if isinstance(module, CausalUpsample) and kind == "magicmaster":
+            _equal_phases(module)
+
+
+def _fill(kernels: list[Tensor], bias: Tensor | None, kind: Initialisation) -> None:
+    fan_in = sum(kernel[0].numel() for kernel in kernels)
+    for kernel in kernels:
+        if kind == "flax":
+            # Cut at two standard deviations a normal distribution keeps 0.8796 of its own.
+            deviation = 1 / math.sqrt(fan_in) / 0.87962566103423978
+            fill_truncated_normal(kernel, deviation)
+        else:
+            nn.init.uniform_(kernel, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    if bias is not None and kind == "flax":
+        nn.init.zeros_(bias)
+    elif bias is not None:
+        nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+
+def _equal_phases(module: CausalUpsample) -> None:
+    """Give all phases of a channel, in time, height and width, the same weights."""
+    conv, (time, space) = module.conv, module.strides
+    kernels = [layer.get_parameter("weight") for layer in (*conv.past, conv.now)]
+    bound = math.sqrt(6 / sum(kernel[0].numel() for kernel in kernels))
+    for kernel in kernels:
+        phases = kernel.view(time, -1, space**2, *kernel.shape[1:])  # (time phase, channel, row and column phase)
+        one = torch.empty_like(phases[:1, :, :1]).uniform_(-bound, bound)
+        phases.copy_(one.expand_as(phases))
+    if conv.now.bias is not None:
+        nn.init.zeros_(conv.now.bias)

@@ -3,17 +3,197 @@ lies `around` its frame.
 
 With stride s, 1 + s*n frames become 1 + n, and 1 + n become 1 + s*n: a video starts with one frame of its own, so an
 image is a video of one frame. A chunk that continues a stream gives s*n -> n and n -> s*n.
+
+Frames go through a network as a batch of images, in the order in memory that kernels look for. A kernel takes a tensor
+for channels-last by its strides, those of axes of size one among them. For one frame of one video `flatten` and
+`unflatten` leave such an axis a stride that says "channels first", and `cat`, `stack` and `repeat_interleave` lose the
+order of any five axes: each convolution then converts (1.2 to 1.45 times as long). Here axes are joined and split with
+the channels in the last place, where every tensor has the strides of a dense one.
+
+The past that these layers have yet to read is a `Stream`, owned by the caller.
 """
 
-from typing import Literal, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smalti.nn.layout import channels_from_end, channels_to_end, join_frames, repeat_frames, to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.errors import BadTensor
+from smalti.video import describe
+
+
+class Stream:
+    """The past of one video: what each causal layer has not read yet. A fresh one is its start; passing it advances it.
+
+    State lives here and not on modules, so any number of videos can be in flight through one model, and a stream can be
+    forked to try several continuations. The keys are the layers themselves.
+    """
+
+    def __init__(self) -> None:
+        self._carries: dict[nn.Module, Tensor] = {}
+        self._rooms: dict[nn.Module, Tensor] = {}  # in whose first places the carries of `extend` lie
+        self._sizes: dict[nn.Module, tuple[int, ...]] = {}
+        self.is_ending = False
+        """Whether the next chunk is the last: layers then give what they hold back for later chunks."""
+
+    def get(self, layer: nn.Module) -> Tensor | None:
+        """Return what `layer` carried over, or None at the start of the video."""
+        return self._carries.get(layer)
+
+    def put(self, layer: nn.Module, carry: Tensor) -> None:
+        """Replace what `layer` carries over. Detached and copied: a view would keep its whole chunk alive."""
+        self._carries[layer] = carry.detach().clone()
+
+    def extend(self, layer: nn.Module, new: Tensor, dim: int) -> Tensor:
+        """Append `new` along axis `dim` to what `layer` carries over, and return all of it.
+
+        The past is not copied at each call: it lies in a tensor with room for half as much again, so that n calls copy
+        some 3n places and not n^2 / 2. What was returned before stays as it is. Where gradients are recorded or a graph
+        is made, the whole is a new tensor; the carry is detached all the same.
+        """
+        past = self._carries.get(layer)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            whole = new if past is None else torch.cat([past, new], dim)
+            self._rooms.pop(layer, None)
+            self.put(layer, whole)
+            return whole
+        length = 0 if past is None else past.shape[dim]
+        size, room = length + new.shape[dim], self._rooms.get(layer)
+        if room is None or room.shape[dim] < size or room.is_inference() != torch.is_inference_mode_enabled():
+            shape = [size + size // 2 if axis == dim % new.dim() else count for axis, count in enumerate(new.shape)]
+            room = self._rooms[layer] = new.new_empty(shape)
+            if past is not None:
+                room.narrow(dim, 0, length).copy_(past)
+        room.narrow(dim, length, new.shape[dim]).copy_(new)
+        self._carries[layer] = room.narrow(dim, 0, size)
+        return self._carries[layer]
+
+    def fork(self) -> "Stream":
+        """An independent stream with the same past; what a carry holds is never overwritten, so it can be shared, and
+        only this stream goes on in the room behind it."""
+        twin = Stream()
+        twin._carries, twin._sizes = dict(self._carries), dict(self._sizes)
+        twin.is_ending = self.is_ending
+        return twin
+
+    @property
+    def carries(self) -> dict[nn.Module, Tensor]:
+        """Tensors that the layers carry over, in the order in which they ran; an empty one marks that its layer has."""
+        return dict(self._carries)
+
+    @classmethod
+    def continued(cls, carries: Mapping[nn.Module, Tensor]) -> "Stream":
+        """Return a stream that goes on from such carries."""
+        stream = cls()
+        stream._carries = dict(carries)
+        return stream
+
+    def check_size(self, network: nn.Module, size: tuple[int, ...]) -> None:
+        """Raise BadTensor unless every chunk of `network` has the `size` (batch, height, width) of the first."""
+        first = self._sizes.setdefault(network, size)
+        if first != size:
+            raise BadTensor(f"a chunk of a stream has (batch, height, width) = {first} as the first one (found {size})")
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has passed."""
+        return bool(self._carries)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(carry.nbytes for carry in self._carries.values())
+
+
+_Item = TypeVar("_Item")
+
+
+def check_whole(stream: Stream | None, remedy: str, wanted: str) -> None:
+    """Raise BadTensor where images or ids of images are given as the chunk of a stream."""
+    if stream is not None:
+        raise BadTensor(f"a chunk of a stream is {wanted}: {remedy}")
+
+
+def check_stream(stream: object, option: str) -> None:
+    """Raise BadTensor for what is no stream: the value of an `option` that was given without its name."""
+    if stream is not None and not isinstance(stream, Stream):
+        raise BadTensor(f"the second argument is a Stream, and others are named, as {option}={stream}")
+
+
+def is_no_frames(chunk: object, axis: int) -> bool:
+    """Return whether a chunk is a tensor without frames in `axis`."""
+    return isinstance(chunk, Tensor) and chunk.ndim == axis + 3 and not chunk.shape[axis]
+
+
+def several(chunks: Iterable[Tensor], remedy: str) -> Iterable[Tensor]:
+    """Return chunks if they are several tensors. Raises BadTensor for one tensor, with what makes chunks of it."""
+    if isinstance(chunks, Tensor) or not isinstance(chunks, Iterable):
+        raise BadTensor(f"chunks must be several tensors, as {remedy} (found {describe(chunks)})")
+    return chunks
+
+
+def mark_last(items: Iterable[_Item], *, waits: bool) -> Iterator[tuple[_Item, bool]]:
+    """Yield each item, and whether it is the last one; unless it `waits` for the next to know, each at once as if it
+    was not."""
+    waiting: list[_Item] = []
+    for item in items:
+        if waits:
+            waiting.append(item)
+            if len(waiting) == 1:
+                continue
+            item = waiting.pop(0)
+        yield item, False
+    for item in waiting:
+        yield item, True
+
+
+def time_first(
+    x: Float[Tensor, "b c t h w"], dtype: torch.dtype, *, contiguous: bool = False
+) -> Float[Tensor, "t b c h w"]:
+    """Return a video, latents or codes with time first, in a number type, with the channels last in memory or, if
+    `contiguous`, apart: whatever the order of x, always the same, so that equal numbers give equal bits."""
+    frames = x.permute(2, 0, 1, 3, 4)
+    order = torch.contiguous_format if contiguous else torch.channels_last
+    return to_frames(to_images(frames).to(dtype, memory_format=order), frames.shape[:2])
+
+
+def channels_to_end(x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b h w c"]:
+    """Return a view with the channels in the last place."""
+    return x.permute(0, 1, 3, 4, 2)
+
+
+def channels_from_end(x: Float[Tensor, "t b h w c"]) -> Float[Tensor, "t b c h w"]:
+    """Return a view with the channels back in their place, the inverse of `channels_to_end`."""
+    return x.permute(0, 1, 4, 2, 3)
+
+
+def to_images(frames: Float[Tensor, "t b c h w"]) -> Float[Tensor, "n c h w"]:
+    """Join time and batch; a view unless frames are left out in between."""
+    return channels_to_end(frames).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def to_frames(images: Float[Tensor, "n c h w"], counts: Sequence[int]) -> Float[Tensor, "t b c h w"]:
+    """Split images into `counts` = (t, b), the inverse of `to_images`."""
+    return channels_from_end(images.permute(0, 2, 3, 1).unflatten(0, counts))
+
+
+def join_frames(parts: Sequence[Float[Tensor, "_ b c h w"]]) -> Float[Tensor, "t b c h w"]:
+    """Join in time."""
+    return channels_from_end(torch.cat([channels_to_end(part) for part in parts]))
+
+
+def repeat_frames(x: Float[Tensor, "t b c h w"], times: int) -> Float[Tensor, "t2 b c h w"]:
+    """Repeat each frame."""
+    return channels_from_end(channels_to_end(x).repeat_interleave(times, 0))
+
+
+def interleave(first: Float[Tensor, "t b c h w"], second: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t2 b c h w"]:
+    """Return the frames of both in turns."""
+    return channels_from_end(torch.stack([channels_to_end(first), channels_to_end(second)], 1).flatten(0, 1))
+
 
 PastKernel = Literal["full", "point"]
 Start = Literal["repeat", "zero", "grey", "copy", "around"]

@@ -24,8 +24,7 @@ from smalti.tokens.dataset import TokenBatch, token_batches
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World, join_world
 from smalti.training.fit import check_equal_ranks
-from smalti.training.generator_step import generator_step
-from smalti.training.generator_task import GeneratorTask
+from smalti.training.generator_task import GeneratorTask, generator_step
 from smalti.training.memory import SavedBytes, checkpoint_bytes, state_bytes
 from smalti.training.task import StepResult
 from smalti.training.tokenizer_step import TokenizerStep, dead_digits, step

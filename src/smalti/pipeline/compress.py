@@ -9,10 +9,9 @@ from smalti.codec.prior import Prior
 from smalti.data.source import memory_as_bad_file
 from smalti.devices import Precision
 from smalti.errors import ConfigError
-from smalti.families.open import as_tokenizer
+from smalti.families.checkpoint import as_tokenizer
 from smalti.pipeline.outputs import check_targets
-from smalti.progress import Progress
-from smalti.text import printable
+from smalti.text import Progress, printable
 from smalti.tokenizer.tokenizer import Tokenizer
 
 SUFFIX = ".smt"

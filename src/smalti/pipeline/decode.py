@@ -12,10 +12,10 @@ from smalti.arguments import check_arguments, check_out_folder
 from smalti.data.video_writer import write_media
 from smalti.devices import Precision
 from smalti.errors import ConfigError, InputError
-from smalti.families.open import as_tokenizer
+from smalti.families.checkpoint import as_tokenizer
 from smalti.files import naming_os_errors, new_folder, write_bytes, write_json
 from smalti.pipeline.outputs import check_targets
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import PROVENANCE, read_provenance
 from smalti.tokens.reader import TokenSet, decode_row

@@ -23,7 +23,7 @@ from smalti.data.source import check_bad_share
 from smalti.devices import pick_device
 from smalti.errors import BadFile, ConfigError, MachineError, SmaltiError
 from smalti.families import load
-from smalti.families.open import as_tokenizer
+from smalti.families.checkpoint import as_tokenizer
 from smalti.files import write_bytes
 from smalti.metrics import (
     GENERATION_PROTOCOLS,
@@ -48,12 +48,17 @@ from smalti.metrics import (
 )
 from smalti.metrics.evaluate import matching_files
 from smalti.metrics.frechet import Moments
-from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
-from smalti.metrics.statistics import StatisticsKey, load_statistics, save_statistics
+from smalti.metrics.statistics import (
+    STATISTICS_SUFFIXES,
+    StatisticsKey,
+    load_statistics,
+    read_published_statistics,
+    save_statistics,
+)
 from smalti.pipeline.decode import open_set_tokenizer
 from smalti.pipeline.evaluate_generated import evaluate_generated
 from smalti.pipeline.evaluation_clips import FRAMES, EvaluationClips, EvaluationOptions, clips_of
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import megapixels_per_second, pairs_of_tokenizer
 from smalti.tokens.reader import TokenSet, is_token_set

@@ -11,8 +11,8 @@ from smalti.data.clips import ClipConfig
 from smalti.data.source import Medium, Subset
 from smalti.errors import BadFile, InputError
 from smalti.metrics import Features, GenerationProtocol, GenerationReport, score_generated
-from smalti.metrics.published_statistics import STATISTICS_SUFFIXES, read_published_statistics
-from smalti.progress import Progress
+from smalti.metrics.statistics import STATISTICS_SUFFIXES, read_published_statistics
+from smalti.text import Progress
 from smalti.video import to_uint8
 
 _PREVIEWS = 8

@@ -17,7 +17,7 @@ from smalti.families import load
 from smalti.files import new_folder, write_json
 from smalti.pipeline.parity import Agreement
 from smalti.pipeline.runtimes import Exported, Target, WeightType, check_packages, write_program
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.graphs import programs
 from smalti.tokens.finalize import DATASET

@@ -20,7 +20,7 @@ from smalti.data.source import mix
 from smalti.data.video_writer import write_media
 from smalti.devices import pick_device
 from smalti.errors import BadFile, ConfigError, InputError
-from smalti.families.open import as_tokenizer
+from smalti.families.checkpoint import as_tokenizer
 from smalti.generation import (
     Condition,
     GenerationTask,
@@ -42,7 +42,7 @@ from smalti.generation import (
 )
 from smalti.pipeline.decode import target_name
 from smalti.pipeline.outputs import check_targets
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokenizer import Tokenizer
 from smalti.training.generator_config import GeneratorTraining
 from smalti.video import limit_pixels, to_uint8

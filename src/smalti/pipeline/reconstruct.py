@@ -19,13 +19,12 @@ from smalti.data.videos import VideoReader, open_video
 from smalti.data.views import CropResize
 from smalti.devices import Precision
 from smalti.errors import BadFile, ConfigError
+from smalti.families.checkpoint import as_tokenizer
 from smalti.families.names import TINY_IMAGE, TINY_VIDEO
-from smalti.families.open import as_tokenizer
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
 from smalti.pipeline.outputs import Outputs, media_jobs
-from smalti.progress import Progress
-from smalti.text import printable
+from smalti.text import Progress, printable
 from smalti.tokenizer.frames import check_causal, ids_to_image, images_to_ids, reconstruct_frames
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.tokens.config import TokenizeOptions

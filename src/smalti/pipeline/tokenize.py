@@ -10,7 +10,7 @@ from smalti.config import Config
 from smalti.data.source import check_bad_share
 from smalti.devices import Precision, pick_device, usable_memory
 from smalti.errors import ConfigError
-from smalti.progress import Progress
+from smalti.text import Progress
 from smalti.tokens.config import MediaInputs, TokenizeOptions, inputs_at
 from smalti.tokens.finalize import SetSummary, finish_set, summarize_set
 from smalti.tokens.plan import prepare_set

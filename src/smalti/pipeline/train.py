@@ -10,11 +10,11 @@ from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
 from smalti.errors import ConfigError, InputError
 from smalti.families import load
-from smalti.progress import Progress
 from smalti.quantize.codebook import CodebookLossName
 from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
 from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, QUANTIZER_LOSSES, with_quantizer
+from smalti.text import Progress
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import join_world
 from smalti.training.fit import fit

@@ -8,8 +8,7 @@ from smalti.codec.contexts import Integers
 from smalti.codec.learn_prior import Learned, learn_prior
 from smalti.errors import ConfigError
 from smalti.pipeline.outputs import check_targets
-from smalti.progress import Progress
-from smalti.text import printable
+from smalti.text import Progress, printable
 from smalti.tokens.reader import TokenSet
 
 

@@ -6,9 +6,16 @@ from pydantic import Field
 
 from smalti.quantize.codebook import Codebook, CodebookConfig, Lookup
 from smalti.quantize.dsq import DSQ, DSQConfig
-from smalti.quantize.fsq import FSQ, FSQConfig
-from smalti.quantize.lfq import LFQ, LFQConfig
-from smalti.quantize.quantizer import Quantized, Quantizer, ScalarQuantizer, ScalarQuantizerConfig
+from smalti.quantize.quantizer import (
+    FSQ,
+    LFQ,
+    FSQConfig,
+    LFQConfig,
+    Quantized,
+    Quantizer,
+    ScalarQuantizer,
+    ScalarQuantizerConfig,
+)
 
 QuantizerConfig = Annotated[LFQConfig | FSQConfig | DSQConfig | CodebookConfig, Field(discriminator="kind")]
 

@@ -1,4 +1,5 @@
-"""The common part of all quantizers: any layout before one inner layout, and ids, digits and codes as one bijection.
+"""The common part of all quantizers: any layout before one inner layout, and ids, digits and codes as one bijection;
+and the two whose values are fixed, FSQ and LFQ.
 
 A latent is `b d`, `b d n`, `b d h w` or `b d t h w`; its ids have the same shape without the channels. Inside there is
 one layout, rows: `n d`, one row a position, in the order of the ids. A kind of quantizer sees rows alone.
@@ -11,7 +12,8 @@ of LFQ, FSQ and DSQ, whose digits are found by comparing, never by rounding.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -335,3 +337,126 @@ class ScalarQuantizer(Quantizer):
             if "batch_entropy" in wanted:
                 losses["batch_entropy"] = batch_entropy(log_p, self.levels, whole)
         return losses
+
+
+MARGIN = 1e-3
+"""Share by which the squash ends beyond the outermost values (`wide`) or before them (`paper`)."""
+Squash = Literal["wide", "paper"]
+
+
+class FSQConfig(ScalarQuantizerConfig):
+    """`levels[j]` values in channel j: prod(levels) codes (Mentzer et al. 2023, arXiv 2309.15505)."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: Tuple[int] = (8, 8, 8, 5, 5, 5)
+    """Values of each channel, at least 2; their product is the codebook size, here 64,000."""
+    squash: Squash = "wide"
+    """Squash of z: `wide` is that of MagicMaster and vector-quantize-pytorch, whose b(0) is 0; `paper` that of the
+    authors' code, a little narrower, with another shift where the number of levels is even. Their ids differ near the
+    thresholds, so a model keeps the one that it was trained with."""
+
+    @property
+    def digit_levels(self) -> tuple[int, ...]:
+        """Values per channel."""
+        return self.levels
+
+    def build(self) -> "FSQ":
+        """The quantizer."""
+        return FSQ(self)
+
+
+class FSQ(ScalarQuantizer):
+    """Squashes and rounds each channel.
+
+    For L levels: h = (L-1)(1+1e-3)/2, o = 1/2 for even L else 0, s = atanh(o/h), b = h tanh(z+s) - o.
+
+    With the paper's squash h = (L-1)(1-1e-3)/2 and s = tan(o/h) (google-research/fsq; its page has no formula of s).
+
+    The digit is round(b) + floor(L/2), the code round(b) / floor(L/2), the surrogate b / floor(L/2). Rounding is done
+    by comparing z with the points where b crosses a half: atanh((k + 1/2 + o) / h) - s.
+    """
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__(config)
+        rows = [_channel(level, max(config.levels), config.squash) for level in config.levels]
+        self._squash: Tensor
+        self._thresholds: Tensor
+        self._values: Tensor
+        for j, name in enumerate(("_squash", "_thresholds", "_values")):
+            self.constant(name, torch.tensor([row[j] for row in rows], dtype=torch.float64))
+
+    def surrogate(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The squashed z, in the units of the codes."""
+        half, offset, shift, step = self._squash.T
+        return (half * torch.tanh(z + shift) - offset) / step
+
+    def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
+        """How many thresholds z exceeds."""
+        return (z.unsqueeze(-1) > self._thresholds).sum(-1)
+
+    def values(self) -> Float[Tensor, "d l"]:
+        """(digit - floor(L/2)) / floor(L/2)."""
+        return self._values
+
+
+def _channel(level: int, most: int, squash: Squash) -> tuple[list[float], list[float], list[float]]:
+    """(h, o, s, floor(L/2)), the L-1 thresholds padded with infinity, the L values padded with zero."""
+    # h and s are rounded to float32, as they are in the public implementations: the thresholds then agree to 1e-9.
+    half32 = (torch.tensor(level, device="cpu") - 1) * (1 + MARGIN if squash == "wide" else 1 - MARGIN) / 2
+    offset, step = 0.5 if level % 2 == 0 else 0.0, level // 2
+    half, shift = half32.item(), ((offset / half32).atanh() if squash == "wide" else (offset / half32).tan()).item()
+    thresholds = [math.atanh((k + 0.5 + offset) / half) - shift for k in range(-step, level - 1 - step)]
+    values = [(digit - step) / step for digit in range(level)]
+    padding = most - level
+    return [half, offset, shift, float(step)], thresholds + [math.inf] * padding, values + [0.0] * padding
+
+
+class LFQConfig(ScalarQuantizerConfig):
+    """`bits` channels of two levels each: 2^bits codes (Yu et al. 2023, MAGVIT-v2, arXiv 2310.05737, section 3)."""
+
+    kind: Literal["lfq"] = "lfq"
+    bits: int = Field(18, ge=1, le=62)
+    """Number of channels, one bit each; the codebook has 2^bits codes."""
+    losses: Tuple[LossName] = ("token_entropy", "batch_entropy", "commitment")
+    """Losses that `forward` returns, unweighted. Without an entropy loss nothing keeps the codes in use."""
+
+    @property
+    def digit_levels(self) -> tuple[int, ...]:
+        """Two values per channel."""
+        return (2,) * self.bits
+
+    def build(self) -> "LFQ":
+        """The quantizer."""
+        return LFQ(self)
+
+
+class LFQ(ScalarQuantizer):
+    """Takes the sign of each channel: code = +1 where z > 0, else -1; the gradient passes unchanged (surrogate z)."""
+
+    def __init__(self, config: LFQConfig) -> None:
+        super().__init__(config)
+        self._values: Tensor
+        self.constant("_values", torch.tensor([[-1.0, 1.0]] * config.bits))
+
+    def surrogate(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Z itself."""
+        return z
+
+    def quantize(self, z: Float[Tensor, "n d"]) -> Int[Tensor, "n d"]:
+        """1 where z > 0 (strictly: zero is digit 0)."""
+        return (z > 0).long()
+
+    def values(self) -> Float[Tensor, "d l"]:
+        """-1 and +1."""
+        return self._values
+
+
+@contextmanager
+def watch_latents(quantizer: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with the latents which the quantizer is called with inside the block."""
+    seen: list[Tensor] = []
+    handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -20,13 +20,10 @@ from torch import Tensor, nn
 
 from smalti.config import Two
 from smalti.nn.blocks import AdaptiveNorm, Norm, ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu
-from smalti.nn.layout import time_first
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, time_first
 from smalti.quantize import QuantizerConfig
 from smalti.quantize.quantizer import Quantizer
-from smalti.tokenizer.autoencoder import AutoencoderConfig
-from smalti.tokenizer.cnn import Decoder, Encoder, TokenizerConfig
+from smalti.tokenizer.cnn import AutoencoderConfig, Decoder, Encoder, TokenizerConfig
 
 
 class ConditionalConfig(AutoencoderConfig):

@@ -16,13 +16,21 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple, Two
-from smalti.nn.attention import FrameAttention
-from smalti.nn.blocks import Norm, ResidualBlock
-from smalti.nn.causal import CausalConv, Window, silu
-from smalti.nn.layout import channels_from_end, channels_to_end, join_frames, repeat_frames, to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.nn.blocks import FrameAttention, Norm, ResidualBlock
+from smalti.nn.causal import (
+    CausalConv,
+    Stream,
+    Window,
+    channels_from_end,
+    channels_to_end,
+    join_frames,
+    repeat_frames,
+    silu,
+    to_frames,
+    to_images,
+)
 from smalti.quantize import FSQConfig, QuantizerConfig
-from smalti.tokenizer.autoencoder import AutoencoderConfig
+from smalti.tokenizer.cnn import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve
 
 _PAST = Window(3)

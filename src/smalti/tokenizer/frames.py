@@ -20,9 +20,8 @@ from smalti.data.source import Source, Subset
 from smalti.errors import BadFile, BadTensor, ConfigError
 from smalti.metrics import Features, Pair, Perceptual, Protocol, Report, Scores
 from smalti.metrics.evaluate import OnScores
-from smalti.nn.stream import Stream
-from smalti.tokenizer.autoencoder import NOT_CAUSAL
-from smalti.tokenizer.chunks import mark_last
+from smalti.nn.causal import Stream, mark_last
+from smalti.tokenizer.cnn import NOT_CAUSAL
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, legal_size, size_of, to_uint8, to_video
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream
 from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.tokenizer import Tokenizer
 

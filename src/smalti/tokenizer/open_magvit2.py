@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
 from smalti.nn.blocks import Norm, NormKind, ResidualBlock
-from smalti.nn.causal import CausalConv, CausalUpsample, Window, silu
-from smalti.nn.stream import Stream
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu
 from smalti.quantize import LFQConfig, QuantizerConfig
-from smalti.tokenizer.autoencoder import AutoencoderConfig
+from smalti.tokenizer.cnn import AutoencoderConfig
 
 _EPS = 1e-6
 

@@ -15,13 +15,10 @@ from smalti.config import Config
 from smalti.devices import whole_float32
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
-from smalti.nn.layout import time_first
-from smalti.nn.stream import Stream
+from smalti.nn.causal import Stream, check_stream, check_whole, is_no_frames, mark_last, several, time_first
 from smalti.quantize.entropy import WholeCode
-from smalti.tokenizer.autoencoder import NOT_CAUSAL
 from smalti.tokenizer.card import model_card, read_evaluation
-from smalti.tokenizer.chunks import check_stream, check_whole, crop, is_no_frames, mark_last, several
-from smalti.tokenizer.cnn import TokenizerConfig
+from smalti.tokenizer.cnn import NOT_CAUSAL, TokenizerConfig
 from smalti.tokenizer.conditional import ConditionalConfig, ConditionalDecoder, ConditionalEncoder, Loop, closed_loop
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
@@ -30,7 +27,7 @@ from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import WHOLE_GROUPS, SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
-from smalti.video import check_video, crop_to, describe, legal_size, pad_to, size_of, whole_numbers
+from smalti.video import check_video, crop, crop_to, describe, legal_size, pad_to, size_of, whole_numbers
 
 AnyTokenizerConfig = Annotated[
     TokenizerConfig | ConditionalConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig,

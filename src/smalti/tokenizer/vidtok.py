@@ -16,13 +16,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
-from smalti.nn.attention import FrameAttention
-from smalti.nn.blocks import Norm, ResidualBlock
-from smalti.nn.causal import CausalConv, Start, Window, silu
-from smalti.nn.layout import interleave, join_frames, repeat_frames
-from smalti.nn.stream import Stream
+from smalti.nn.blocks import FrameAttention, Norm, ResidualBlock
+from smalti.nn.causal import CausalConv, Start, Stream, Window, interleave, join_frames, repeat_frames, silu
 from smalti.quantize import FSQConfig, QuantizerConfig
-from smalti.tokenizer.autoencoder import AutoencoderConfig
+from smalti.tokenizer.cnn import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve
 
 

@@ -12,14 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
-from smalti.nn.attention import FrameAttention
-from smalti.nn.blocks import GROUPS, Norm, ResidualBlock
-from smalti.nn.causal import CausalConv, Window
-from smalti.nn.layout import to_frames, to_images
-from smalti.nn.stream import Stream
+from smalti.nn.blocks import GROUPS, FrameAttention, Norm, ResidualBlock
+from smalti.nn.causal import CausalConv, Stream, Window, to_frames, to_images
 from smalti.quantize import FSQConfig, QuantizerConfig
-from smalti.tokenizer.autoencoder import AutoencoderConfig
-from smalti.tokenizer.cnn import Depth
+from smalti.tokenizer.cnn import AutoencoderConfig, Depth
 from smalti.tokenizer_info import PixelRange
 
 Shortcut = Literal["input", "output"]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smalti.files import write_bytes
-from smalti.tokens.format import read_digest_json, write_digest_json
-from smalti.tokens.plan import PLAN, Plan
+from smalti.tokens.plan import PLAN, Plan, read_digest_json, write_digest_json
 from smalti.tokens.shard import ShardReport, read_report
 
 DATASET = "dataset.json"

@@ -21,8 +21,17 @@ from smalti.tokenizer.frames import ids_to_frames, ids_to_image
 from smalti.tokenizer_info import TokenizerInfo
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.finalize import DATASET, summarize_set
-from smalti.tokens.format import open_table, options_of, pyarrow_version, read_digest_json, read_group
-from smalti.tokens.plan import PLAN, Plan, load_plan, read_provenance
+from smalti.tokens.plan import (
+    PLAN,
+    Plan,
+    load_plan,
+    open_table,
+    options_of,
+    pyarrow_version,
+    read_digest_json,
+    read_group,
+    read_provenance,
+)
 from smalti.tokens.shard import TokenRow, shard_schema
 
 if TYPE_CHECKING:

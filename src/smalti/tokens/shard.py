@@ -13,8 +13,7 @@ from torch import Tensor
 from smalti.errors import BadFile, ConfigError, InputError, IntegrityError
 from smalti.files import failpoint, write_bytes
 from smalti.tokens.config import Encoding
-from smalti.tokens.format import read_digest_json, table_bytes, write_digest_json
-from smalti.tokens.plan import Plan
+from smalti.tokens.plan import Plan, read_digest_json, table_bytes, write_digest_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -23,8 +23,7 @@ from smalti.data.video_reader import VideoReader
 from smalti.data.views import ViewConfig
 from smalti.errors import BadFile, ConfigError, MachineError
 from smalti.families import load
-from smalti.progress import Progress
-from smalti.text import printable
+from smalti.text import Progress, printable
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import frames_to_ids, images_to_ids
 from smalti.tokens.plan import Plan, PlannedInput, WorkerConfig

@@ -10,36 +10,20 @@ row whose N_k is a small share of the mean is dead, and becomes a latent of the 
 one follows from (seed, step) and its place in the global batch, for any cut the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from smalti.config import Config
 from smalti.data.source import sample_rng
 from smalti.quantize import Codebook
+from smalti.training.config import CodebookTraining
 from smalti.training.distributed import World
 
 _CHOICE = 2
 """Stream of random numbers that chooses latents: other choices of a step have 0 and 1."""
-
-
-class CodebookTraining(Config):
-    """Learning of a table of codes, beside the gradient that `tokenizer.quantizer` gives it."""
-
-    rows: Literal["gradient", "averages"] = "gradient"
-    """Rows learn by the loss `codebook` and the optimizer, or are moving averages of their latents (EMA codebook),
-    without that loss and without a gradient."""
-    decay: float = Field(0.99, gt=0, lt=1)
-    """Decay of the averages, and of the counts by which dead rows are known."""
-    restart: float = Field(0.0, ge=0, lt=1)
-    """Share of the mean count below which a row is dead, and becomes a latent of the batch; 0 leaves dead rows. A fresh
-    table has dead rows alone: it begins with latents of the first batches."""
 
 
 class CodebookState:
@@ -162,14 +146,3 @@ class _Batch:
             mine = (self.choice // each == place).nonzero()[:, 0]
             self.chosen[mine] = latents[row * each + self.choice[mine] % each]
             self.there[mine] = 1
-
-
-@contextmanager
-def watch_latents(quantizer: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list that fills with the latents which the quantizer is called with inside the block."""
-    seen: list[Tensor] = []
-    handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()

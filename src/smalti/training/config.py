@@ -13,11 +13,11 @@ from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
 from smalti.losses.logits import LogitsConfig
 from smalti.losses.perceptual import LPIPSConfig
+from smalti.nn.blocks import Initialisation
 from smalti.quantize import CodebookConfig
 from smalti.tokenizer import AnyTokenizerConfig
-from smalti.tokenizer.initialise import Initialisation
-from smalti.training.codebook import CodebookTraining
-from smalti.training.tracker import TrackerName
+
+TrackerName = Literal["trackio", "wandb"]
 
 
 class MuonConfig(Config):
@@ -114,6 +114,19 @@ class GANConfig(Config):
         if step < self.start:
             return 0.0
         return min(1.0, (step - self.start + 1) / self.ramp) if self.ramp else 1.0
+
+
+class CodebookTraining(Config):
+    """Learning of a table of codes, beside the gradient that `tokenizer.quantizer` gives it."""
+
+    rows: Literal["gradient", "averages"] = "gradient"
+    """Rows learn by the loss `codebook` and the optimizer, or are moving averages of their latents (EMA codebook),
+    without that loss and without a gradient."""
+    decay: float = Field(0.99, gt=0, lt=1)
+    """Decay of the averages, and of the counts by which dead rows are known."""
+    restart: float = Field(0.0, ge=0, lt=1)
+    """Share of the mean count below which a row is dead, and becomes a latent of the batch; 0 leaves dead rows. A fresh
+    table has dead rows alone: it begins with latents of the first batches."""
 
 
 class RunConfig(Config):

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from smalti.config import load_yaml
-from smalti.errors import ConfigError, InputError, IntegrityError, SmaltiError
+from smalti.errors import ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.files import (
     check_manifest,
     load_tensors,
@@ -31,10 +32,9 @@ from smalti.files import (
     write_json,
 )
 from smalti.model_folder import WEIGHTS, checkpoints, load_strictly
-from smalti.progress import Progress, say
-from smalti.training.config import RunConfig
+from smalti.text import Progress, say
+from smalti.training.config import RunConfig, TrackerName
 from smalti.training.task import RunState, Samples, Savable, StepResult, Task
-from smalti.training.tracker import Tracker
 from smalti.training.watch import RunWatch
 from smalti.version import __version__
 
@@ -401,3 +401,40 @@ def keep_newest(folder: Path, count: int) -> None:
     for old in checkpoints(folder)[:-count]:
         (old / "manifest.json").unlink(missing_ok=True)  # first, so that half of one is never taken for a whole one
         shutil.rmtree(old)
+
+
+class Tracker:
+    """A run of the project `smalti` there, under the name of the run folder; a resumed run goes on where it was.
+
+    Where the service keeps its data, and whether it uses the network, is its own setting: `WANDB_MODE=offline`,
+    `TRACKIO_DIR`. Raises MachineError where it is not installed.
+    """
+
+    def __init__(self, name: TrackerName, folder: Path, config: Mapping[str, Any]) -> None:
+        place = str(folder.resolve())
+        common = {"project": "smalti", "name": folder.name, "config": dict(config), "resume": "allow"}
+        try:
+            if name == "wandb":
+                import wandb as service
+
+                number = hashlib.sha256(place.encode()).hexdigest()[:16]  # the same for a run that is resumed
+                service.init(**common, id=number, dir=place)
+            else:
+                import trackio as service
+
+                service.init(**common)
+        except ImportError:
+            raise MachineError(f"tracker {name}: is not installed; `pip install {name}`") from None
+        self._service: Any = service
+
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        """Send numbers by name."""
+        self._service.log(dict(values), step=step)
+
+    def show(self, name: str, image: Image.Image, step: int) -> None:
+        """Send an image."""
+        self._service.log({name: self._service.Image(image)}, step=step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._service.finish()

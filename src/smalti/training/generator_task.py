@@ -1,28 +1,319 @@
-"""A generator as a task of `fit`: its token sets, steps, bits per token of held-out rows, samples of every task."""
+"""A generator as a task of `fit`: its state, one training step (masked or autoregressive, on rows of a token set), the
+rows, validation and samples."""
 
+import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from smalti.errors import IntegrityError
-from smalti.generation import MaskedTransformer, TokenLoss, autoregressive_loss, complete, validate
+from smalti.data.source import mix, sample_rng
+from smalti.errors import ConfigError, IntegrityError
+from smalti.families import load as load_tokenizer
+from smalti.generation import (
+    Condition,
+    Generator,
+    GeneratorConfig,
+    MaskedConfig,
+    MaskedTransformer,
+    MaskNoise,
+    Origin,
+    Prompt,
+    TaskConfig,
+    TokenLoss,
+    TokenModel,
+    autoregressive_loss,
+    complete,
+    masked_loss,
+    task_prompt,
+    task_tokens,
+    validate,
+)
 from smalti.metrics.contact_sheet import contact_sheet
-from smalti.tokens.dataset import token_batches
+from smalti.tokenizer import Tokenizer
+from smalti.tokens.dataset import Example, TokenBatch, TokenDataset, token_batches
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_step import GeneratorState, GeneratorStep, generator_step, prompt_of, start_generator
-from smalti.training.optimizer import OptimizerState
+from smalti.training.optimizer import OptimizerState, clip_gradient, make_optimizer, set_lr, update_ema, wrap_ddp
 from smalti.training.samples import count_samples, keep_skipped
-from smalti.training.task import Samples, Stateful, Task
-from smalti.training.token_data import GridRows, settle_classes
-from smalti.video import to_uint8
+from smalti.training.task import RunState, Samples, Stateful, Task
+from smalti.video import limit_pixels, to_uint8
+
+_TASK, _DROPOUT, _MASKS = 1, 2, 3
+"""The streams of random numbers of a (seed, step)."""
+
+
+_GIVE_LABELS = "give the set labels (of folders: `smalti tokenize --set inputs.class_folders=true`)"
+
+
+class _Row(NamedTuple):
+    number: int
+    """In the set."""
+    ids: np.ndarray
+    label: int | None
+
+
+class GridRows(TokenDataset):
+    """Rows of the shape of a generator's grid; others (the short clip that ends a video) are left out.
+
+    All are read and checked at once and held in memory, 2 to 8 bytes a token. Classes that have names and no numbers,
+    as those of single tars, are numbered in the byte order of the names, or as `classes` does. Raises ConfigError for a
+    set that is not what the generator is for, naming the field to set.
+    """
+
+    def __init__(self, path: Path, model: GeneratorConfig, classes: tuple[str, ...] = ()) -> None:
+        super().__init__(path, cache=0)  # every group is read once
+        tokens = self.tokens
+        if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
+            found = _listed(tokens.tokenizer_info.levels)
+            raise ConfigError(f"{path}: its ids have the levels {found}; `set` generator.levels={found}")
+        smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
+        rows, names = list[_Row](), list[str | None]()
+        for i in range(len(tokens)):
+            label, name = tokens.class_of(i)
+            rows.append(_Row(i, tokens.ids(i).numpy().astype(smallest), label))
+            names.append(name)
+        places = [place for place, row in enumerate(rows) if row.ids.shape == tuple(model.grid)]
+        if not places:
+            found = _listed(max((row.ids.shape for row in rows), key=math.prod))
+            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); `set` generator.grid={found}")
+        self.rows, self.classes = [rows[place] for place in places], tokens.classes
+        self.other_shapes = len(rows) - len(places)
+        own = [name for name in (names[place] for place in places) if name is not None]
+        if not any(row.label is not None for row in self.rows) and len(own) == len(places):
+            self.classes = classes or tuple(sorted(set(own), key=str.encode))
+            numbers = [_number(path, self.classes, name) for name in own]
+            self.rows = [row._replace(label=number) for row, number in zip(self.rows, numbers, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        number, ids, label = self.rows[index]
+        return Example(torch.from_numpy(ids.astype(np.int64)), -1 if label is None else label, number)
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of rows without a class."""
+        return sum(row.label is None for row in self.rows)
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes; 0 where no row has one."""
+        labels = [row.label for row in self.rows if row.label is not None]
+        return (len(self.classes) or 1 + max(labels)) if labels else 0
+
+    def check_classes(self, classes: int) -> None:
+        """Raise ConfigError where a model of so many classes cannot learn these labels."""
+        path, count = self.tokens.path, self.class_count
+        if not classes:
+            return
+        if self.unlabelled:
+            raise ConfigError(f"{path}: has rows without labels; `set` generator.classes=0, or {_GIVE_LABELS}")
+        if count > classes or (self.classes and count != classes):
+            raise ConfigError(f"{path}: has {count:,} classes; `set` generator.classes={count}")
+
+
+def settle_classes(
+    config: GeneratorTraining, rows: GridRows, previous: GeneratorTraining | None = None
+) -> tuple[GeneratorTraining, tuple[str, ...]]:
+    """Return the config with `class_conditional` and `generator.classes` set by the rows, and what to say of it.
+
+    `previous` is the config of the run that is resumed; runs of versions without `class_conditional` go on as they
+    began. Raises ConfigError where the config asks for classes that the rows do not have.
+    """
+    if config.class_conditional is None and previous is not None and previous.class_conditional is None:
+        return config, ()
+    path, classes, wanted = config.data, config.generator.classes, config.class_conditional
+    count = 0 if rows.unlabelled else rows.class_count
+    if wanted is None:
+        wanted = classes > 0 or count > 0
+    if not wanted:
+        classes = 0
+    elif not classes:
+        if rows.unlabelled:
+            raise ConfigError(f"{path}: has rows without labels; `set` class_conditional=false, or {_GIVE_LABELS}")
+        classes = count
+    notes = list[str]()
+    if wanted and not config.generator.classes:
+        notes.append(f"{path}: the model learns its {count:,} classes; class_conditional=false leaves them out")
+    elif not wanted and rows.class_count:
+        some = f", which {rows.unlabelled:,} of {len(rows):,} rows do not have" if rows.unlabelled else ""
+        notes.append(f"{path}: the model does not learn its {rows.class_count:,} classes{some}")
+    if rows.other_shapes:
+        notes.append(f"{path}: {rows.other_shapes:,} rows of another shape are left out")
+    generator = config.generator.replace({"classes": classes})
+    return config.replace({"class_conditional": wanted, "generator": generator}), tuple(notes)
+
+
+def _number(path: Path, classes: tuple[str, ...], name: str) -> int:
+    if name not in classes:
+        raise ConfigError(f"{path}: its class {name} is none of the {len(classes):,} that are trained on")
+    return classes.index(name)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, numbers)) + "]"
+
 
 _SAMPLES, _BATCH = 4, 16
 """Samples of a task in the log; held-out rows that are scored together."""
+
+
+@dataclass(kw_only=True)
+class GeneratorState(RunState):
+    """The state of a run."""
+
+    config: GeneratorTraining
+    model: TokenModel
+    objective: nn.Module
+    """The loss of a batch, wrapped for several ranks."""
+    ema: Generator
+    """The generator with the EMA weights: it is validated, sampled from and kept."""
+    optimizer: Optimizer
+    tokenizer: Tokenizer | None
+
+
+class Objective(nn.Module):
+    """The loss as a module, so that ranks exchange its gradients."""
+
+    def __init__(self, model: TokenModel, config: GeneratorTraining) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: MaskNoise) -> TokenLoss:
+        """Return the loss of true ids under a prompt; dropout is of `rng`."""
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            if isinstance(self.model, MaskedTransformer):
+                return masked_loss(self.model, ids, prompt, self.config.loss, rng, chances)
+            return autoregressive_loss(self.model, ids, prompt.condition, self.config.loss, rng, chances)
+
+
+def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> GeneratorState:
+    """Return a fresh state; random weights are a function of the seed. Raises IntegrityError for another tokenizer."""
+    tokens = rows.tokens
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = config.generator.build()
+    tokenizer = None
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(str(config.tokenizer), world.device)
+        tokens.check(tokenizer)
+    model.to(world.device).train()
+    classes = rows.classes if config.generator.classes else ()
+    fps = next((row.fps for row in tokens), None)
+    info = tokens.tokenizer_info
+    if info.first_frames > 1:
+        raise ConfigError(
+            f"data: the tokenizer of this token set puts {info.first_frames} frames into the first latent; token models"
+            " are of videos whose first frame stands alone"
+        )
+    origin = Origin(tokenizer=info.fingerprint, strides=info.strides, classes=classes, fps=fps)
+    unused = isinstance(model, MaskedTransformer) and model.config.hints
+    return GeneratorState(
+        config=config,
+        world=world,
+        model=model,
+        objective=wrap_ddp(Objective(model, config), world, unused=unused),
+        ema=Generator(copy.deepcopy(model).requires_grad_(False).eval(), origin),
+        optimizer=make_optimizer(model, config.optimizer),
+        tokenizer=tokenizer,
+    )
+
+
+def task_of_step(config: GeneratorTraining, number: int) -> TaskConfig:
+    """Return the task of a step: a function of (seed, step)."""
+    shares = torch.tensor([share.share for share in config.tasks], dtype=torch.float64)
+    rng = sample_rng(config.seed, number, _TASK)
+    point = torch.rand((), generator=rng, dtype=torch.float64) * shares.sum()
+    return config.tasks[min(int((shares.cumsum(0) <= point).sum()), len(shares) - 1)].task
+
+
+def prompt_of(state: GeneratorState, task: TaskConfig, ids: Tensor, labels: Tensor) -> Prompt:
+    """Return the known and hinted cells of true ids under a task.
+
+    Known cells have the true ids. Hinted cells get ids from re-encoding the decoded clip with the missing pixels filled
+    in.
+    """
+    config, strides = state.config.generator, state.ema.origin.strides
+    tasks = task_tokens(task.kind, config.tasks, len(ids))
+    condition = Condition(labels if config.classes else None, None if tasks is None else tasks.to(ids.device))
+    reach = None if state.tokenizer is None else state.tokenizer.encoder.reach
+    prompt = task_prompt(task, ids, strides, reach=reach, condition=condition)
+    if prompt.hinted is None or not bool(prompt.hinted.any()):
+        return prompt
+    if state.tokenizer is None or not state.ema.hints:
+        return prompt._replace(hinted=None)
+    with torch.inference_mode():
+        shown = state.tokenizer.encode(limit_pixels(task.fill(state.tokenizer.decode(ids))))
+    return prompt._replace(ids=torch.where(prompt.known, ids, shown.clone()))
+
+
+class GeneratorStep(NamedTuple):
+    """The figures of a step; means over ranks."""
+
+    step: int
+    task: str
+    loss: float
+    """The smoothed loss per token, which is minimised."""
+    bits_per_token: float
+    accuracy: float
+    """Share of the masked subtokens whose largest logit is at the true value."""
+    lr: float
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    skipped: bool
+    """Whether the update was left out because a loss or gradient was not finite."""
+
+    @property
+    def note(self) -> str:
+        """The loss, in bits too."""
+        return f"loss {self.loss:.4f} bits/token {self.bits_per_token:.3f}"
+
+    def line(self) -> dict[str, Any]:
+        """Return the line for log.jsonl."""
+        return self._asdict()
+
+
+def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
+    """Train on one batch of this rank; advances `state`."""
+    config, world = state.config, state.world
+    ids, task = batch.ids.to(world.device), task_of_step(config, state.step)
+    prompt = prompt_of(state, task, ids, batch.labels.to(world.device))
+    rng, chances = _noise(state, len(ids))
+    lr = config.optimizer.lr_at(state.step, config.steps)
+    set_lr(state.optimizer, config.optimizer, lr)
+    losses: TokenLoss = state.objective(ids, prompt, rng, chances)
+    entries = world.mean(losses.entries.double())
+    loss = losses.total * (len(entries) / entries.sum())  # ranks then add up to the mean over all entries
+    loss.backward()
+    sums = world.mean(torch.stack([loss.detach().double(), *losses.nats.double(), losses.right.sum().double()]))
+    norm = clip_gradient(state.model, config.optimizer.clip)
+    skipped = world.any(not (bool(torch.isfinite(norm)) and math.isfinite(float(sums[0]))))
+    if not skipped:
+        state.optimizer.step()
+        update_ema(state.ema.model, state.model, config.ema_decay(state.updates))
+        state.updates += 1
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    bits = float((sums[1:-1] / entries).sum()) / math.log(2)
+    accuracy = float(sums[-1] / entries.sum())
+    return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norm), skipped)
+
+
+def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:
+    """Return this rank's dropout generator, and the random numbers of each row by its place in the global batch."""
+    config, world, model = state.config, state.world, state.config.generator
+    rng = torch.Generator(world.device).manual_seed(mix(config.seed, state.step, world.rank, _DROPOUT) >> 1)
+    places = [world.rank + i * world.size for i in range(count)]
+    entries = model.entries if isinstance(model, MaskedConfig) else 0
+    return rng, MaskNoise.of_rows(mix(config.seed, _MASKS), places, state.step, entries, world.device)
 
 
 class GeneratorTask(Task):

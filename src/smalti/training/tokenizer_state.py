@@ -15,12 +15,11 @@ from smalti.families.magicmaster_training import read_training
 from smalti.losses import Anchors
 from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
-from smalti.progress import say
+from smalti.nn.blocks import initialise
 from smalti.quantize import Codebook
-from smalti.text import nearest
+from smalti.text import nearest, say
 from smalti.tokenizer import AnyTokenizerConfig, ConditionalConfig, Tokenizer
 from smalti.tokenizer.inflate import take_image_part
-from smalti.tokenizer.initialise import initialise
 from smalti.training.codebook import CodebookState
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World

@@ -5,7 +5,7 @@ with respect to the reconstructed pixels are linear in the losses, so each is ta
 which the adaptive weight compares, follow from them, and their weighted sum is sent back through the tokenizer once.
 The plain way runs the tokenizer twice and LPIPS and discriminator backward twice.
 
-Micro-batches and ranks give the gradients of the whole batch. Where a loss is no mean over rows (`parts`), ranks
+Micro-batches and ranks give the gradients of the whole batch. Where a loss is no mean over rows (`distributed`), ranks
 exchange what it needs; several micro-batches are surveyed first, with another forward of the tokenizer.
 """
 
@@ -22,10 +22,10 @@ from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import CodebookUse, Usage
-from smalti.training.codebook import watch_latents
+from smalti.quantize.quantizer import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
+from smalti.training.distributed import Part, Whole, cut
 from smalti.training.optimizer import clip_gradient, set_lr, update_ema
-from smalti.training.parts import Part, Whole, cut
 from smalti.training.tokenizer_state import GANState, TrainState
 
 
@@ -110,7 +110,7 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
     lr = _set_lrs(state)
     if video.shape[2] == 1 and state.config.still_frames > 1:
         video = video.expand(-1, -1, state.config.still_frames, -1, -1)
-    parts = cut(state, video, places)
+    parts = cut(state.config, state.step, state.world, video, places)
     if not parts:
         state.step += 1
         return TokenizerStep.empty(state, lr)

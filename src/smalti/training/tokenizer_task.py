@@ -11,13 +11,12 @@ from smalti.data import BadFileLog, Joint, Source, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
-from smalti.progress import say
+from smalti.text import say
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import round_trip, score_tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.samples import count_samples, keep_skipped
-from smalti.training.split import settle_validation, split_data
+from smalti.training.samples import count_samples, keep_skipped, settle_validation, split_data
 from smalti.training.task import Samples, Stateful, Task
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import TokenizerStep, step
@@ -36,25 +35,23 @@ class BadRows:
         self.share = share
         """Largest share of them."""
         self._steps: deque[tuple[int, int]] = deque()
+        self._listed = self._bad = 0
 
     def add(self, listed: int, bad: int) -> None:
         """Count a step's rows over all ranks, and how many of them are bad."""
         self._steps.append((listed, bad))
-        while self._sums()[0] - self._steps[0][0] >= _RECENT:
-            self._steps.popleft()
+        self._listed, self._bad = self._listed + listed, self._bad + bad
+        while self._listed - self._steps[0][0] >= _RECENT:
+            listed, bad = self._steps.popleft()
+            self._listed, self._bad = self._listed - listed, self._bad - bad
 
     @property
     def too_many(self) -> bool:
         """Whether there are more than the share allows; rows before the first step count as good."""
-        listed, bad = self._sums()
-        return bad > self.share * max(listed, _RECENT)
+        return self._bad > self.share * max(self._listed, _RECENT)
 
     def __str__(self) -> str:
-        listed, bad = self._sums()
-        return f"{bad:,} of the last {listed:,} rows could not be read"
-
-    def _sums(self) -> tuple[int, int]:
-        return sum(listed for listed, _ in self._steps), sum(bad for _, bad in self._steps)
+        return f"{self._bad:,} of the last {self._listed:,} rows could not be read"
 
 
 class TokenizerTask(Task):
