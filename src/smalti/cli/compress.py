@@ -63,8 +63,8 @@ def compress_command(
       smalti compress clip.mp4 clip.smt --tokenizer runs/video
       smalti compress clip.mp4 clip.smt --tokenizer runs/video --group 49
       smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
-      smalti compress photo.jpg photo.smt --tokenizer smalti/tiny-image --lambda 1600
-      smalti compress photo.jpg photo.smt --tokenizer smalti/tiny-image --psnr 24
+      smalti compress photo.jpg x.smt --tokenizer smalti/tiny-image --lambda 1600
+      smalti compress photo.jpg x.smt --tokenizer smalti/tiny-image --psnr 24
     """
     from smalti.pipeline.compress import compress
 

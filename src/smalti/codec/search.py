@@ -35,9 +35,9 @@ from smalti.codec.entropy import alphabets, join, split
 from smalti.codec.prior import SPACE, TIME, Canvas, Prior
 from smalti.errors import ConfigError
 from smalti.metrics.pixel import psnr
-from smalti.nn.stream import Stream
-from smalti.progress import Progress
+from smalti.nn.causal import Stream
 from smalti.quantize.quantizer import ScalarQuantizer
+from smalti.text import Progress
 from smalti.tokenizer.conditional import follow
 from smalti.tokenizer.frames import choose_tile, images_to_ids, in_tiles
 from smalti.tokenizer.tokenizer import Tokenizer
@@ -52,6 +52,8 @@ PROBES = 4
 """Random signs that the curvature is estimated with."""
 APART = 3
 """Rows and columns from a token of a group to the next: beyond the prior's reach of two."""
+LEAST_ERROR = 1e-5
+"""Mean squared error below which a frame counts as equal: 98 dB, so that a mean over frames stays finite."""
 _PAST = -min(frame for frame, _, _ in TIME)
 _TO_8_BIT = 127.5**2 / 3
 assert max(max(abs(y), abs(x)) for _, y, x in SPACE) < APART
@@ -62,7 +64,7 @@ class Found(NamedTuple):
 
     ids: Int[Tensor, "1 1 h2 w2"]
     psnr: tuple[float, ...]
-    """PSNR of each frame in dB, of 8-bit pixels."""
+    """PSNR of each frame in dB, of 8-bit pixels; 98 for equal ones."""
 
 
 class Search:
@@ -104,7 +106,7 @@ class Search:
             pixels = target[(..., *tile.place)]
             made = crop_to(made, (1, *pixels.shape[-2:]))
             wrong += float((to_uint8(made).double() - to_uint8(pixels).double()).square().sum())
-        return Found(ids, (float(psnr(torch.tensor(wrong / image.numel()), 255)),))
+        return Found(ids, (_decibels(wrong / image.numel()),))
 
     @torch.no_grad()
     def video(self, frames: Iterable[UInt8[Tensor, "h w 3"]]) -> Iterator[Found]:
@@ -164,7 +166,7 @@ class Search:
     def _quality(self, made: Tensor, target: Tensor) -> tuple[float, ...]:
         made = crop_to(made, (target.shape[2], *target.shape[3:]))
         wrong = (to_uint8(made).double() - to_uint8(target).double()).square()
-        return tuple(psnr(wrong[0].flatten(1).mean(1), 255).tolist())
+        return tuple(_decibels(error) for error in wrong[0].flatten(1).mean(1).tolist())
 
 
 class _Frame:
@@ -270,6 +272,10 @@ class _Frame:
     def _places(self, number: int) -> Integers:
         size = math.prod(self._grid)
         return np.arange(number * size, (number + 1) * size)
+
+
+def _decibels(error: float) -> float:
+    return float(psnr(torch.tensor(max(error, LEAST_ERROR)), 255.0))
 
 
 def _bits(weights: Integers) -> Float64:
