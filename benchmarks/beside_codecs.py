@@ -46,7 +46,7 @@ def by_ids(tokenizer: Tokenizer) -> rd.Round:
 
 
 def by_coded_ids(tokenizer: Tokenizer, prior: Prior, price: float | None) -> rd.Round:
-    """Frames through ids, the encoder's or with a price those of a search, coded by a prior; nothing else is counted."""
+    """Frames through ids coded by a prior, the encoder's or those of a search; nothing else is counted."""
 
     @torch.no_grad()
     def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
