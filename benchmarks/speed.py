@@ -3,7 +3,8 @@
 The limit of a network of convolutions is what a 3x3 convolution of the layer that has most of the work takes (its
 channels and positions, channels last, float32), that of a transformer a product of matrices of its widest layer:
 `share` is the GFLOP/s over the limit's. `bfloat16` is how many times as fast the same is in bfloat16 (`compute_in`, or
-the `precision` of training): below 1 where the processor has no units for it. A stream is 65 frames in chunks.
+the `precision` of training or tokenizing): below 1 where the processor has no units for it. A stream is 65 frames in
+chunks. Freed memory is used again, as by the commands (`keep_freed_memory`).
 
     python -m benchmarks speed
     python -m benchmarks.speed images streams tokenizing sampling training    # some parts alone; the others' rows stay
@@ -23,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import smalti
 from benchmarks.measure import CPU, RESULTS, TINY, fastest, write
+from smalti.allocator import keep_freed_memory
 from smalti.data import open_video, write_video
 from smalti.data.bundled import videos
-from smalti.devices import measure_precisions
+from smalti.devices import Precision, measure_precisions
 from smalti.generation import (
     AutoregressiveConfig,
     Condition,
@@ -185,14 +187,16 @@ def tokenizing(device: torch.device = CPU) -> list[Row]:
         write_video(source, large, fps=24)
         for filter_ in ("lanczos", "torch-bicubic"):
 
-            def tokenize(name: str = filter_) -> object:
-                options = [f"options.resize={name}", "options.cut=after"]
+            def tokenize(name: str = filter_, precision: Precision = "float32") -> object:
+                options = [f"options.resize={name}", "options.cut=after", f"options.precision={precision}"]
                 model = "smalti/tiny-video"
                 return smalti.tokenize(model, source, next(out), size=size, workers=0, set=options, device=str(device))
 
+            others = {"bfloat16": lambda name=filter_: tokenize(name, "bfloat16")} if fast_bfloat16(device) else {}
+
             what = f"tokenize {frames} frames of {height} x {width}, {filter_}"
             limit = convolution(widest(tokenizer), size[0] * size[1] // 16, device)
-            rows.append(row(what, tokenize, limit, {}, device, work))
+            rows.append(row(what, tokenize, limit, others, device, work))
     return rows
 
 
@@ -260,6 +264,7 @@ NOTE = "float32, beside a convolution or a product of the same run; bfloat16: ti
 
 def measure(device: torch.device = CPU) -> tuple[str, Sequence[Row]]:
     """Rows of all parts."""
+    keep_freed_memory()
     rows = list[Row]()
     for name, part in PARTS.items():
         with torch.set_grad_enabled(name == "training"):
@@ -270,6 +275,7 @@ def measure(device: torch.device = CPU) -> tuple[str, Sequence[Row]]:
 def main(names: Sequence[str]) -> None:
     """Measure some parts, print their rows, and put them in place of theirs in results/speed.json."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     path = RESULTS / "speed.json"
     kept = {str(old["what"]): old for old in json.loads(path.read_text())["rows"]} if path.is_file() else {}
     for name in names:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.typecheck import checked
+from tests.typecheck import begin_anew
 
 torch.set_num_threads(1)
 
@@ -57,4 +57,4 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _checks_begin_anew() -> None:
-    checked.clear()
+    begin_anew()

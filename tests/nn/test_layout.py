@@ -28,15 +28,16 @@ def is_channels_last(shape, strides):
 
 
 class Convolutions(TorchDispatchMode):
-    """Within it, what each convolution reads: shape and strides, as torch's kernels are called."""
+    """Within it, what each convolution reads: shape and strides, as torch's kernels are called, and its weights."""
 
     def __init__(self):
         super().__init__()
-        self.read = []
+        self.read, self.weights = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if "convolution" in str(function):
             self.read.append((tuple(args[0].shape), args[0].stride()))
+            self.weights.append(args[1])
         return function(*args, **(kwargs or {}))
 
 
@@ -100,6 +101,24 @@ def test_every_convolution_reads_channels_last_by_all_strides(name, batch, frame
         assert len(seen.read) > 5
         wrong = [(shape, strides) for shape, strides in seen.read if not is_channels_last(shape, strides)]
         assert not wrong, f"{way}: {len(wrong)} of {len(seen.read)}: {wrong[:3]}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_weights_of_a_loaded_tokenizer_lie_as_what_they_multiply(name, tmp_path):
+    """Otherwise torch lays them out anew at every call."""
+    tokenizer = MODELS[name]()
+    tokenizer.save(tmp_path / "tokenizer")
+    loaded = smalti.load(tmp_path / "tokenizer")
+    assert loaded.fingerprint == tokenizer.fingerprint
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with Convolutions() as seen:
+        z = loaded.latents(image)
+        loaded.decode(loaded.encode(image))
+    weights = [weight for weight in seen.weights if weight.dim() == 4]
+    assert len(weights) > 5
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    torch.testing.assert_close(z, tokenizer.latents(image), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 4, 5), (1, 2, 3, 4, 5), (3, 1, 4, 1, 5), (2, 3, 1, 4, 1), (1, 1, 2, 1, 1)])

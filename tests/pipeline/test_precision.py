@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import smalti
+from smalti.config import load_yaml
 from smalti.data.images import read_image
-from smalti.devices import measure_precisions
+from smalti.devices import faster_precision, measure_precisions
 from smalti.errors import ConfigError
 from smalti.families.checkpoint import as_tokenizer
 from smalti.metrics.pixel import psnr
+from smalti.recipes import find
 from smalti.tokens.reader import TokenSet
+from smalti.training.config import TokenizerTraining
 from smalti.video import to_uint8, to_video
 
 PHOTOS = Path(smalti.__file__).parent / "data" / "media" / "photos" / "heldout"
@@ -82,3 +85,23 @@ def test_both_formats_are_timed_on_this_processor():
     speeds = measure_precisions(torch.device("cpu"))
     assert set(speeds) == {"float32", "bfloat16"}
     assert all(0.1 < speed < 10_000 for speed in speeds.values())
+
+
+def test_a_run_in_the_faster_format_keeps_it_when_it_is_resumed_elsewhere(tmp_path):
+    """The config of the run names a format, never `auto`; a machine that is fast in the other one goes on with it."""
+    names = ["steps=1", "batch_size=2", "data.size=32", "validation=null", "tokenizer.width=8"]
+    here = faster_precision(measure_precisions(torch.device("cpu")))
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[here]
+    config = find("tiny", tiny=True).override(names)
+    for given, wanted in (("auto", here), (other, other)):
+        out = tmp_path / given
+        smalti.train(config, out, device="cpu", precision=given)
+        smalti.train(config, out, device="cpu", precision="auto", resume=True)
+        assert load_yaml(TokenizerTraining, out / "config.yaml").precision == wanted
+    with pytest.raises(ConfigError, match="precision"):
+        smalti.train(config, out, device="cpu", precision=here, resume=True)
+
+
+@pytest.mark.parametrize(("bfloat16", "wanted"), [(119.0, "float32"), (120.0, "bfloat16"), (10.0, "float32")])
+def test_the_faster_format_is_faster_by_a_fifth(bfloat16, wanted):
+    assert faster_precision({"float32": 100.0, "bfloat16": bfloat16}) == wanted

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tests.typecheck import CALLS, checked, first_calls
+from tests.typecheck import CALLS, begin_anew, first_calls, free
 
 
 @jaxtyping.jaxtyped(typechecker=first_calls)
@@ -27,6 +27,33 @@ def test_later_calls_are_not_checked_until_the_next_test():
     for _ in range(CALLS):
         transposed(torch.zeros(2, 3))
     transposed(torch.zeros(5, 3))
-    checked.clear()
+    begin_anew()
     with pytest.raises(jaxtyping.TypeCheckError):
         transposed(torch.zeros(5, 3))
+
+
+class Shapes:
+    """What can be wrapped once more around a checked function."""
+
+    @property
+    @jaxtyping.jaxtyped(typechecker=first_calls)
+    def wrong(self) -> Float[Tensor, "1 2 3"]:
+        return torch.zeros(2)
+
+    @classmethod
+    @jaxtyping.jaxtyped(typechecker=first_calls)
+    def columns(cls, matrix: Float[Tensor, "n m"]) -> int:
+        return str(matrix.shape[-1])
+
+
+@pytest.mark.parametrize("call", [lambda: Shapes().wrong, lambda: Shapes.columns(torch.zeros(3, 3))])
+def test_a_function_that_had_its_calls_is_free_in_this_test_alone(call):
+    for _ in range(CALLS):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            call()
+    call()
+    assert free
+    begin_anew()
+    assert not free
+    with pytest.raises(jaxtyping.TypeCheckError):
+        call()

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from smalti.errors import ConfigError, InputError, IntegrityError, MachineError,
 from smalti.files import FORMAT_VERSION, MANIFEST, fingerprint, load_tensors, save_tensors
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig, QuantizerConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from tests import programs
 
 LAYOUT = {"config.json", "model.safetensors", MANIFEST}
 QUANTIZERS = [LFQConfig(bits=5), FSQConfig(levels=(8, 5, 5, 5)), DSQConfig(levels=(8, 5, 3))]
@@ -299,7 +298,7 @@ def test_a_name_of_the_hub_without_network_is_told_in_seconds(environment, tmp_p
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     settings = {**kept, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
     began = time.perf_counter()
-    found = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, timeout=60)
+    found = programs.run("-c", program, env=settings, timeout=60)
     assert time.perf_counter() - began < 60
     assert found.returncode == 0, found.stderr
     seconds, kind, message = found.stdout.strip().split(" ", 2)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+from smalti.allocator import keep_freed_memory
 from smalti.cli import (
     compare,
     compress,
@@ -109,6 +110,7 @@ app.command("doctor", short_help="Check this machine, a recipe or a run.")(docto
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console entry: run one verb and exit."""
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that the terminal's encoding has no letter for.
         if stream is not None and "reconfigure" in dir(stream):

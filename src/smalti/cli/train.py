@@ -3,7 +3,7 @@
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,10 @@ def train_command(
     ] = None,
     device: DeviceOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same as --set seed=N.")] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None,
+        typer.Option(help="The same as --set precision=...; auto: the format that is faster here."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a tokenizer or a token model by a recipe or a config; stop and resume at any step.
@@ -59,6 +63,7 @@ def train_command(
             quantizer=quantizer,
             device=device,
             seed=seed,
+            precision=precision,
             progress=None if advance is None else show_steps(advance, quiet=as_json),
         )
     if not leads:

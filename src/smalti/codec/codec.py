@@ -76,7 +76,7 @@ class Compressed(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What a search of ids aims at, one of three."""
+    """Aim of a search of ids: one of three."""
 
     price: float | None = None
     """Squared error in 8-bit values that a bit is worth; 0 is quality alone."""

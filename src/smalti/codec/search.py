@@ -108,7 +108,6 @@ class Search:
             wrong += float((to_uint8(made).double() - to_uint8(pixels).double()).square().sum())
         return Found(ids, (_decibels(wrong / image.numel()),))
 
-    @torch.no_grad()
     def video(self, frames: Iterable[UInt8[Tensor, "h w 3"]]) -> Iterator[Found]:
         """Search the ids of the frames of a video, one latent frame after the other, in constant memory.
 
@@ -122,12 +121,13 @@ class Search:
         encoding, decoding, before = Stream(), Stream(), list[Tensor]()
         source, count = iter(frames), 1
         while group := list(islice(source, count)):
-            target = to_video(torch.stack(group)).to(tokenizer.device)
-            ids = tokenizer.encode(pad_to(target, (count, *target.shape[3:])), encoding).clone()
-            ids = self._searched(target, ids, before, decoding)
-            quality = self._quality(tokenizer.decode(ids, decoding), target)
-            follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
-            before = [*before, ids][-_PAST:]
+            with torch.no_grad():  # and not around a yield, which would carry it into the caller
+                target = to_video(torch.stack(group)).to(tokenizer.device)
+                ids = tokenizer.encode(pad_to(target, (count, *target.shape[3:])), encoding).clone()
+                ids = self._searched(target, ids, before, decoding)
+                quality = self._quality(tokenizer.decode(ids, decoding), target)
+                follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
+                before = [*before, ids][-_PAST:]
             yield Found(ids, quality)
             count = tokenizer.strides[0]
 

@@ -38,6 +38,7 @@ from smalti.families.source import SourceFiles, config_beside, fetch_from_hub, f
 from smalti.families.taming import TAMING
 from smalti.families.vidtok import VIDTOK
 from smalti.files import cache_folder, write_json
+from smalti.nn.causal import order_weights
 from smalti.quantize import Lookup
 from smalti.text import one_line, shorten
 from smalti.tokenizer import Tokenizer
@@ -350,6 +351,8 @@ def load(
         tokenizer = Tokenizer.load(source.paths[0])
     if dtype is None and source.paths[0] == shipped_folder(str(bare)):
         dtype = torch.float32  # its file holds half precision, which is exact in float32
+    if not tokenizer.config.is_contiguous_on_cpu:
+        order_weights(tokenizer)
     return tokenizer.to(device=place, dtype=dtype)
 
 

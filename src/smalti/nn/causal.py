@@ -160,6 +160,14 @@ def time_first(
     return to_frames(to_images(frames).to(dtype, memory_format=order), frames.shape[:2])
 
 
+def order_weights(network: nn.Module) -> None:
+    """Lay the weights of 2-D convolutions out with the channels last, in place, for inputs that lie so: torch converts
+    others at every call, which took up to 5 % of the time of a small image."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def channels_to_end(x: Float[Tensor, "t b c h w"]) -> Float[Tensor, "t b h w c"]:
     """Return a view with the channels in the last place."""
     return x.permute(0, 1, 3, 4, 2)

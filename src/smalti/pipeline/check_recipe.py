@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smalti.arguments import check_arguments
 from smalti.data import Joint, Source
 from smalti.data.source import sample_rng
-from smalti.devices import measure_precisions, usable_memory
+from smalti.devices import FASTER, measure_precisions, usable_memory
 from smalti.errors import BadFile, ConfigError, InputError, IntegrityError, MachineError, SmaltiError
 from smalti.pipeline.doctor import Check, check_disk
 from smalti.pipeline.train import default_run, find_config, settle_config
@@ -297,8 +297,8 @@ def _format(config: AnyTraining, device: torch.device) -> Check:
         + f"; precision is {config.precision}"
     )
     other = next(name for name in speeds if name != config.precision)
-    if speeds[other] > 1.2 * speeds[config.precision]:
-        return Check("number format", "note", f"{result}, more than 1.2 times slower", f"set precision={other}")
+    if speeds[other] > FASTER * speeds[config.precision]:
+        return Check("number format", "note", f"{result}, more than {FASTER} times slower", f"set precision={other}")
     return Check("number format", "ok", result)
 
 

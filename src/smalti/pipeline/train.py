@@ -4,10 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from smalti.arguments import check_arguments, check_least, check_out_folder
 from smalti.config import load_yaml, parse_yaml
+from smalti.devices import Precision, faster_precision, measure_precisions
 from smalti.errors import ConfigError, InputError
 from smalti.families import load
 from smalti.quantize.codebook import CodebookLossName
@@ -15,8 +16,8 @@ from smalti.quantize.quantizer import LossName
 from smalti.recipes import AnyTraining, find
 from smalti.recipes.quantizers import CODEBOOK_WEIGHTS, QUANTIZER_LOSSES, with_quantizer
 from smalti.text import Progress
-from smalti.training.config import TokenizerTraining
-from smalti.training.distributed import join_world
+from smalti.training.config import RunConfig, TokenizerTraining
+from smalti.training.distributed import World, join_world
 from smalti.training.fit import fit
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.generator_task import GeneratorTask
@@ -28,6 +29,7 @@ _YAML = (".yaml", ".yml")
 _CONFIG = "config.yaml"
 """Config of a run, in its folder."""
 _T = TypeVar("_T", bound=AnyTraining)
+_R = TypeVar("_R", bound=RunConfig)
 
 
 class TrainResult(NamedTuple):
@@ -52,15 +54,17 @@ def train(
     quantizer: str | None = None,
     device: str | None = None,
     seed: int | None = None,
+    precision: Precision | Literal["auto"] | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train by a recipe's name, a .yaml file or a config, in the run folder `out` (`runs/NAME` if none is given).
 
     `set` holds assignments to fields of the config, as `data.path=photos`; `tiny` takes a recipe's small form.
-    `quantizer` takes another one by name, as `lfq18` or `vq8192`, with losses and weights that fit it. With
-    `resume` a stopped run continues from its newest whole checkpoint; its folder alone says its config, `recipe` then.
-    A run that torchrun starts again (`--max-restarts`) resumes by itself. SIGTERM and SIGINT save first. Raises
-    SmaltiError.
+    `quantizer` takes another one by name, as `lfq18` or `vq8192`, with losses and weights that fit it. `precision`
+    is the field of the config; `auto` takes the format that a convolution is faster in on this device, and the run's
+    own when it is resumed. With `resume` a stopped run continues from its newest whole checkpoint; its folder alone
+    says its config, `recipe` then. A run that torchrun starts again (`--max-restarts`) resumes by itself. SIGTERM and
+    SIGINT save first. Raises SmaltiError.
     """
     check_arguments(train, locals(), {"recipe": "give the name of a recipe, a .yaml file, a config or a run folder"})
     check_out_folder("out", out)
@@ -72,9 +76,11 @@ def train(
     with join_world(device, timeout=timedelta(seconds=config.rank_timeout)) as world:
         task: Task
         if isinstance(config, TokenizerTraining):
-            task = TokenizerTask(config, world, _previous(TokenizerTraining, folder, resume))
+            before = _previous(TokenizerTraining, folder, resume)
+            task = TokenizerTask(settle_precision(config, precision, before, world), world, before)
         else:
-            task = GeneratorTask(config, world, _previous(GeneratorTraining, folder, resume))
+            previous = _previous(GeneratorTraining, folder, resume)
+            task = GeneratorTask(settle_precision(config, precision, previous, world), world, previous)
         return TrainResult(folder, config.kind, fit(task, folder, resume=resume, progress=progress), config.steps)
 
 
@@ -93,6 +99,17 @@ def settle_config(config: AnyTraining, set: Sequence[str], quantizer: str | None
     ):
         config = with_architecture_of_init(config, keep_weights=any(text.startswith("weights") for text in set))
     return config
+
+
+def settle_precision(
+    config: _R, precision: Precision | Literal["auto"] | None, previous: _R | None, world: World
+) -> _R:
+    """Return the config in that number format; `auto` is that of the run to resume, `previous`, or bfloat16 where every
+    rank is faster in it."""
+    if precision == "auto":
+        found = faster_precision(measure_precisions(world.device)) if previous is None else previous.precision
+        precision = "bfloat16" if world.min(int(found == "bfloat16")) else "float32"
+    return config if precision is None else config.replace({"precision": precision})
 
 
 def _is_restarted() -> bool:

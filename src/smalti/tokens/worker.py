@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from smalti.allocator import keep_freed_memory
 from smalti.errors import BadFile, SmaltiError
 
 
 def serve_parent() -> None:
     """Serve until the standard input ends."""
     parent = os.getppid()
+    keep_freed_memory()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a hung decoder ends with its parent
         if os.getppid() != parent:
