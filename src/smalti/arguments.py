@@ -24,15 +24,15 @@ _PLAIN: Mapping[object, tuple[type, str]] = {
 
 
 def check_arguments(
-    function: Callable[..., Any], given: Mapping[str, object], remedies: Mapping[str, str] | None = None
+    function: Callable[..., Any], values: Mapping[str, object], remedies: Mapping[str, str] | None = None
 ) -> None:
-    """Raise ConfigError, naming the argument, where one of `given` is not what `function` is annotated with.
+    """Raise ConfigError, naming the argument, where one of `values` is not what `function` is annotated with.
 
     Text must not be empty, nor a list unless its default is; numbers are finite. `remedies` say, by the name of an
     argument, what to give instead. A function calls this first, with its `locals()`.
     """
     for name, (annotation, default) in _parameters(function).items():
-        value = given[name]
+        value = values[name]
         if value is default or (_is_empty(value) and _is_empty(default)) or _fits(value, annotation):
             continue
         remedy = f"; {remedies[name]}" if remedies is not None and name in remedies else ""
@@ -45,7 +45,7 @@ def check_arguments(
             raise ConfigError(f"{name}: is empty; give at least one{remedy}")
         if choices and not remedy:
             check_choice(name, value, choices)
-        raise ConfigError(f"{name}: must be {_words(annotation)} (found {_found(value)}){remedy}")
+        raise ConfigError(f"{name}: must be {_words(annotation)} (found {_quotation(value)}){remedy}")
 
 
 def check_out_folder(name: str, folder: str | os.PathLike[str] | None) -> None:
@@ -71,7 +71,7 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise ConfigError, naming the argument and the nearest choice, for a value that is none of `choices`."""
     if value not in choices:
         near = nearest(value, map(str, choices)) if isinstance(value, str) else ""
-        raise ConfigError(f"{name}: {_found(value)} is none of {', '.join(map(repr, choices))}{near}")
+        raise ConfigError(f"{name}: {_quotation(value)} is none of {', '.join(map(repr, choices))}{near}")
 
 
 @lru_cache(maxsize=64)
@@ -167,7 +167,7 @@ def _words_of(one: object) -> str:
     return str(getattr(kind, "__qualname__", kind))
 
 
-def _found(value: object) -> str:
+def _quotation(value: object) -> str:
     plain = isinstance(value, str | int | float | bool | None | list | tuple | os.PathLike)
     text = repr(value) if plain else type(value).__name__
     return text if len(text) <= 60 and "\n" not in text else f"{type(value).__name__} {text[:50]!r}..."

@@ -128,15 +128,15 @@ class _Loader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int | float | None):
                 raise yaml.YAMLError(f"a key must be a name (line {line})")
-            if key in seen:
+            if key in keys:
                 raise yaml.YAMLError(f"the key {key!r} stands twice (line {line})")
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -45,14 +45,14 @@ def as_device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        result = torch.device(device)
+        torch.empty(0, device=result)
     except (RuntimeError, AssertionError) as error:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         there = f"cpu and {accelerator.type}" if accelerator is not None else "cpu only"
         reason = str(error).splitlines()[0][:120]
         raise MachineError(f"`device` {device}: not available here, where there is {there} ({reason})") from None
-    return found
+    return result
 
 
 def pick_device(name: str | None, local_rank: int = 0) -> torch.device:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -92,11 +92,20 @@ def write_json(path: Path, data: object) -> None:
     write_bytes(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that is there twice, of which Python
+    takes the last."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key is there twice")
+    return result
+
+
 def read_json(path: Path) -> Any:
-    """Read JSON; IntegrityError if it is not."""
+    """Read JSON; IntegrityError if it is not, or an object has a key twice."""
     try:
         with naming_os_errors(path):
-            return json.loads(path.read_bytes())
+            return json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
     except MachineError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{path}: no such file") from None
@@ -207,9 +216,9 @@ def check_manifest(folder: Path, *, extra: bool = False) -> None:
     if not isinstance(wanted, dict):
         raise IntegrityError(f"{folder / MANIFEST}: not a manifest")
     with naming_os_errors(folder):
-        found = _files(folder)
-        for name in sorted(wanted.keys() | (() if extra else found)):
-            if name not in found:
+        files = _files(folder)
+        for name in sorted(wanted.keys() | (() if extra else files)):
+            if name not in files:
                 raise IntegrityError(f"{folder / name}: is missing since it was written; use another copy")
             if name not in wanted:
                 raise IntegrityError(f"{folder / name}: is not listed in {MANIFEST}; move it elsewhere")

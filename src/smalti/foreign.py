@@ -88,7 +88,7 @@ def leaves(tree: object) -> list[tuple[str, object]]:
 
     Raises IntegrityError for a tree that is too deep, or whose parts hold each other over and over.
     """
-    found: list[tuple[str, object]] = []
+    entries: list[tuple[str, object]] = []
     above, before = set[int](), set[int]()
     left, left_of_repeats = VISITS, REPEATS
 
@@ -97,7 +97,7 @@ def leaves(tree: object) -> list[tuple[str, object]]:
         array = _array(node) if isinstance(node, Foreign) else None
         parts = [] if array is not None else _branches(node)
         if not parts and not isinstance(node, dict | list | tuple):
-            found.append((name, node if array is None else array))
+            entries.append((name, node if array is None else array))
         cost = len(parts) * (1 + len(name) // 100)
         left -= cost
         if parts and id(node) in before:  # by these a small file grows without end
@@ -114,16 +114,16 @@ def leaves(tree: object) -> list[tuple[str, object]]:
         above.discard(id(node))
 
     collect(tree, "")
-    return found
+    return entries
 
 
 def tensors(tree: object) -> dict[str, Tensor]:
     """Collect the tensors of a tree by dotted name. Raises as `leaves` does, and where two have one name."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, leaf in leaves(tree):
-        if isinstance(leaf, Tensor) and found.setdefault(name, leaf) is not leaf:
+        if isinstance(leaf, Tensor) and result.setdefault(name, leaf) is not leaf:
             raise IntegrityError(f"two tensors have the name {shown(name)!r}; read one part alone")
-    return found
+    return result
 
 
 def _branches(node: object) -> list[tuple[str, object]]:

@@ -132,8 +132,8 @@ def read_model(path: Path, kind: str, sections: tuple[str, ...], *, optional: tu
     tensors = load_tensors(path / WEIGHTS)
     if (path / MANIFEST).is_file():
         check_manifest(path, extra=True)
-    found = (*sections, *(name for name in optional if name in facts))
-    return ModelFiles(path, {name: facts[name] for name in found}, tensors, str(facts.get("fingerprint")))
+    names = (*sections, *(name for name in optional if name in facts))
+    return ModelFiles(path, {name: facts[name] for name in names}, tensors, str(facts.get("fingerprint")))
 
 
 def checkpoints(run: Path) -> list[Path]:

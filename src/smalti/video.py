@@ -55,9 +55,9 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
         videos = [to_video(item) for item in pixels]
         shapes = [tuple(video.shape[2:]) for video in videos]
         if not videos or len(set(shapes)) > 1:
-            found = f"(t, h, w) = {shapes[0]} and {next(s for s in shapes if s != shapes[0])}" if videos else "none"
+            sizes = f"(t, h, w) = {shapes[0]} and {next(s for s in shapes if s != shapes[0])}" if videos else "none"
             hint = "; smalti.batch takes several sizes" if videos else ""
-            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {found}){hint}")
+            raise BadTensor(f"pixels: a list is images or clips of one size and length (found {sizes}){hint}")
         return torch.cat(videos)
     if not isinstance(pixels, Tensor | np.ndarray):
         pixels = _from_pillow(pixels)
@@ -200,7 +200,7 @@ def check_video(video: Tensor, device: torch.device | None = None, name: str = "
         return
     if not video.numel():
         raise BadTensor(f"{name} is empty (found {describe(video)})")
-    low, high = (float(v) for v in video.detach().aminmax())
+    low, high = torch.stack(video.detach().aminmax()).tolist()  # one wait for a GPU
     if not (low >= -LARGEST_PIXEL and high <= LARGEST_PIXEL):
         if not (math.isfinite(low) and math.isfinite(high)):
             if not finite:
@@ -315,11 +315,11 @@ def to_int64(name: str, numbers: Tensor, first: int, end: int | None, whose: str
     return whole
 
 
-def whole_numbers(name: str, given: object) -> tuple[int, ...]:
+def whole_numbers(name: str, numbers: object) -> tuple[int, ...]:
     """Return the numbers of a size or grid. Raises ConfigError, naming the argument, for what are none."""
-    if isinstance(given, Sequence) and given and all(isinstance(number, int | torch.SymInt) for number in given):
-        return tuple(given)
-    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {given!r})")
+    if isinstance(numbers, Sequence) and numbers and all(isinstance(number, int | torch.SymInt) for number in numbers):
+        return tuple(numbers)
+    raise ConfigError(f"{name}: must be two or three whole numbers, as (17, 256, 256) (found {numbers!r})")
 
 
 def crop(video: Float[Tensor, "b 3 *t h w"], size: tuple[int, ...]) -> Float[Tensor, "b 3 *t2 h2 w2"]:

@@ -290,6 +290,14 @@ def test_a_path_that_cannot_be_is_one_line(under, tmp_path):
         read_json(path)
 
 
+def test_json_with_a_key_twice_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": {"width": 8, "width": 16}}')
+    with pytest.raises(IntegrityError, match="a key is there twice") as fault:
+        read_json(path)
+    one_line(fault, path)
+
+
 def test_an_error_inside_the_block_leaves_nothing_new(tmp_path):
     path = tmp_path / "step-1"
 

@@ -297,8 +297,8 @@ def test_a_kill_while_writing_leaves_the_old_file_or_none(video_tokenizer, film,
 @pytest.fixture
 def own_prior(smalti, image_tokenizer, tmp_path):
     """A prior for the image tokenizer, from a token set, by the command line."""
-    out = tmp_path / "own.safetensors"
-    assert smalti("tokenize", image_tokenizer, photos("heldout"), "--out", tmp_path / "set", "--size", "32").code == 0
+    out, small = tmp_path / "own.safetensors", ("--size", "32", "--workers", "0")
+    assert smalti("tokenize", image_tokenizer, photos("heldout"), "--out", tmp_path / "set", *small).code == 0
     ended = smalti("prior", tmp_path / "set", "--out", out, "--steps", "3", "--json")
     assert ended.code == 0
     assert json.loads(ended.out)["tokenizer"] == load(image_tokenizer).fingerprint

@@ -68,6 +68,10 @@ def test_faults_of_plain_lists(name: str, root: Path) -> None:
 JSON = {
     "no JSON": ("[{", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 3 (char 2)"),
     "deep": ("[" * 200_000, "not valid JSON:"),
+    "a key twice": (
+        '[{"filename": "a.jpg", "prefix": "", "label": 0, "label": 1}]',
+        "not valid JSON: a key is there twice",
+    ),
     "huge number": (json.dumps([A]).replace("0", "9" * 1000), "class 99999999999999999999 is no class number"),
     "an object": ('{"a.jpg": 0}', "holds no list of {filename, prefix, label} (format imagenet-json)"),
     "a string": ('"a.jpg"', "holds no list of"),

@@ -115,5 +115,5 @@ def test_what_is_out_of_range_is_refused():
     for wrong in (-1, 12):
         with pytest.raises(ValueError, match=r"outside \[0, 12\)"):
             f.split(torch.tensor([wrong]))
-    with pytest.raises(ValueError, match=r"sub-token 1 3 is outside \[0, 3\)"):
+    with pytest.raises(ValueError, match=r"sub-token 1: 3 is outside \[0, 3\)"):
         f.join(torch.tensor([[0, 3]]))

@@ -3,9 +3,12 @@
 import copy
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
@@ -240,6 +243,39 @@ def test_bfloat16_convolutions_run_in_bfloat16():
             module.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     step(state, clips().float())
     assert seen == {torch.bfloat16}
+
+
+READING = ("tolist", "item", "__float__", "__int__", "__bool__", "__index__", "cpu", "numpy")
+
+
+class Waits(TorchFunctionMode):
+    """Within it, the lines of the package at which Python reads a tensor's values: a GPU's queue runs empty there."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in READING:
+            caller = sys._getframe(1)
+            while not ({"smalti", "torch"} & {*Path(caller.f_code.co_filename).parts}):
+                caller = caller.f_back
+            path = Path(caller.f_code.co_filename)
+            on_cpu = path.name in ("distributed.py", "codebook.py")  # what they read is there whatever the device
+            if "torch" not in path.parts and not on_cpu:
+                self.lines.append((path.name, caller.f_lineno))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("gan", "most"), [(None, 3), ("patch", 4)])
+def test_a_step_waits_for_its_device_no_more_than_for_pixels_figures_and_ids(gan, most):
+    """With a discriminator also for which of two gradients it takes."""
+    state = start_tokenizer(training(gan=gan and GANS[gan]), ALONE)
+    video = clips().float()
+    step(state, video)
+    with Waits() as seen:
+        step(state, video)
+    assert 0 < len(seen.lines) <= most, seen.lines
 
 
 def test_losses_fall_on_one_batch():

@@ -86,8 +86,8 @@ def page_facts(tokenizers: Sequence[Mapping[str, Any]], models: Sequence[Mapping
 def tokenizer_facts(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the page must know of a tokenizer, but for where it runs."""
     facts = tokenizer.facts()
-    kept = ("levels", "codebook_size", "fingerprint", "is_causal")
-    return {"name": name, "strides": list(tokenizer.strides), **{key: facts[key] for key in kept}}
+    names = ("levels", "codebook_size", "fingerprint", "is_causal")
+    return {"name": name, "strides": list(tokenizer.strides), **{key: facts[key] for key in names}}
 
 
 def write_web_page(tokenizers: Sequence[str | Path], out: Path, progress: Progress | None = None) -> None:
@@ -126,16 +126,16 @@ def _put_programs(name: str, folder: Path, place: str, progress: Progress | None
     config = read_json(target / "config.json")
     try:
         facts = config["tokenizer"]
-        kept = {key: facts[key] for key in ("strides", "levels", "codebook_size", "fingerprint", "is_causal")}
+        public = {key: facts[key] for key in ("strides", "levels", "codebook_size", "fingerprint", "is_causal")}
         files = {key: f"{place}/{Path(about['file']).name}" for key, about in config["programs"].items()}
         is_onnx = config["to"] == "onnx"
         # Conditional tokens: `encode` takes the first frame alone, and the other groups come one after the other.
-        kept["starts_alone"] = isinstance(config["programs"]["encode"]["inputs"]["video"]["shape"][2], int)
+        public["starts_alone"] = isinstance(config["programs"]["encode"]["inputs"]["video"]["shape"][2], int)
     except (KeyError, TypeError, IndexError):
         raise IntegrityError(f"{name}: its config.json is not one that `smalti export` writes") from None
     if not is_onnx:
         raise InputError(f"{name}: holds no ONNX programs; `smalti export --to onnx` writes them")
-    return {**kept, "files": files}
+    return {**public, "files": files}
 
 
 def _are_halves(tokenizer: Tokenizer) -> bool:

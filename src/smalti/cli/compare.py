@@ -121,13 +121,13 @@ def _variants(names: list[str], file: Path | None, medium: "Any", steps: int) ->
     from smalti.errors import ConfigError
 
     groups = variant_groups(medium, steps)
-    found = [one for name in names for one in find_variants(name, groups)]
+    variants = [one for name in names for one in find_variants(name, groups)]
     if file is not None:
-        found += load_yaml(VariantList, file).variants
-    chosen = {one.name: one for one in reversed(found)}
+        variants += load_yaml(VariantList, file).variants
+    chosen = {one.name: one for one in reversed(variants)}
     if not chosen:
         raise ConfigError(f"no variant; give --variant, a group of {', '.join(groups)}, or --variants FILE")
-    return [chosen[name] for name in dict.fromkeys(one.name for one in found)]
+    return [chosen[name] for name in dict.fromkeys(one.name for one in variants)]
 
 
 def _line(share: float, point: "Point") -> str:

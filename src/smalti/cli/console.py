@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from smalti.errors import BadFile, ConfigError, InputError
-from smalti.text import Progress
+from smalti.text import Progress, escape
 from smalti.text import say as say
 
 _LONGEST = 400
@@ -19,7 +19,7 @@ _LONGEST = 400
 
 def message_line(text: object) -> str:
     """Return the text on one line: blanks joined, control characters escaped, at most `_LONGEST` characters."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+    line = escape(" ".join(str(text).split()))
     half = _LONGEST // 2
     return line if len(line) <= _LONGEST else f"{line[: half - 3]} ... {line[-half + 2 :]}"
 

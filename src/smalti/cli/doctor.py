@@ -46,9 +46,9 @@ def doctor_command(
     from smalti.pipeline.doctor import check_run
     from smalti.pipeline.train import is_run
 
-    given = {"set": assignments, "out": out, "tiny": tiny, "quantizer": quantizer, "device": device}
+    options = {"set": assignments, "out": out, "tiny": tiny, "quantizer": quantizer, "device": device}
     if target is None or is_run(target):
-        if wrong := [name for name, value in given.items() if value]:
+        if wrong := [name for name, value in options.items() if value]:
             raise ConfigError(f"`{wrong[0]}` is of a recipe; {'name one' if target is None else f'{target} is a run'}")
         from smalti.pipeline.doctor import check_machine
 

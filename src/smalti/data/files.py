@@ -196,16 +196,16 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[str]:
     Count what is passed over in `left_out`.
     """
     above = {(s.st_dev, s.st_ino) for s in (parent.stat() for parent in root.resolve().parents)}
-    seen = set(above)  # a link to a folder above the root would bring in the whole disk
+    identities = set(above)  # a link to a folder above the root would bring in the whole disk
     folders = [""]
     files: dict[int, set[int]] = {}
     while folders:
         folder = folders.pop()
         status = (root / folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in identities:
             left_out[LINKED_FOLDERS] += 1
             continue
-        seen.add((status.st_dev, status.st_ino))
+        identities.add((status.st_dev, status.st_ino))
         below = []
         try:
             with os.scandir(root / folder) as entries:

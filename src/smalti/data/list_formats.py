@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from smalti.data.metadata import DEFAULT_COLUMNS, MetadataColumns, read_metadata
 from smalti.data.source import NO_CLASSES, NOTHING_LEFT_OUT, Classes, number_classes, raise_listed, suffix_of
 from smalti.errors import InputError
+from smalti.files import unique_keys
 from smalti.text import one_line, printable
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".json", ".jsonl")
@@ -118,7 +119,7 @@ def read_list(
 
 
 def _faults(read: _Rows, root: Path) -> list[str]:
-    faults, seen = [], dict[str, int]()
+    faults, numbers = [], dict[str, int]()
     first = next((row for row in read.rows if row.name and not row.fault), None)
     for row in read.rows:
         which = f"{read.unit} {row.number}"
@@ -126,15 +127,15 @@ def _faults(read: _Rows, root: Path) -> list[str]:
             faults.append(f"{which}{row.fault}")
         elif not row.name:
             faults.append(f"{which} is blank")
-        elif row.name in seen:
-            faults.append(f"{which} repeats {read.unit} {seen[row.name]} ({printable(row.name)})")
+        elif row.name in numbers:
+            faults.append(f"{which} repeats {read.unit} {numbers[row.name]} ({printable(row.name)})")
         elif not os.path.lexists(root / row.name):
             faults.append(f"{which}: no such file {printable(root / row.name)}")
         elif row.label == "":
             faults.append(f"{which} has an empty class")
         elif first is not None and (row.label is None) != (first.label is None):
             faults.append(f"{which} has {'a' if row.label else 'no'} class, unlike {read.unit} {first.number}")
-        seen.setdefault(row.name, row.number)
+        numbers.setdefault(row.name, row.number)
     return faults
 
 
@@ -215,7 +216,7 @@ def _metadata(file: _List) -> _Rows:
 
 def _imagenet_json(file: _List) -> _Rows:
     try:
-        data = json.loads(file.text)
+        data = json.loads(file.text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{printable(file.path)}: not valid JSON: {one_line(error)}") from None
     if not isinstance(data, list):

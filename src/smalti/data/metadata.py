@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smalti.errors import InputError
+from smalti.files import unique_keys
 from smalti.text import one_line, printable
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -107,19 +108,11 @@ def _json_records(text: str) -> Iterator[_Record]:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line, object_pairs_hook=_object)
+            cells = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             yield _Record(number, {}, f" is not valid JSON ({one_line(error)})")
             continue
         yield _Record(number, cells) if isinstance(cells, dict) else _Record(number, {}, " is no JSON object")
-
-
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON. Raises ValueError for a key that is there twice, of which Python takes the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
 
 
 def _row(record: _Record, label: str, caption: str | None) -> MetadataRow:

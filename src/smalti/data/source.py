@@ -256,8 +256,8 @@ def raise_listed(where: str, what: str, faults: list[str]) -> None:
     where there are none."""
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        told = [text if len(text) <= 300 else f"{text[:280]}... ({len(text):,} characters)" for text in faults[:5]]
-        raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(told)}{more}")
+        texts = [text if len(text) <= 300 else f"{text[:280]}... ({len(text):,} characters)" for text in faults[:5]]
+        raise InputError(f"{where}: {len(faults)} bad {what}: {'; '.join(texts)}{more}")
 
 
 def decode_text(data: bytes, where: str) -> str:

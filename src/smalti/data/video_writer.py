@@ -82,13 +82,13 @@ def _write_png_in_bands(file: BinaryIO, pixels: np.ndarray) -> None:
 
 def _image_data(png: memoryview) -> bytes:
     """Return what the IDAT chunks of a PNG hold."""
-    at, found = 8, []
+    at, parts = 8, []
     while at < len(png):
         length = int.from_bytes(png[at : at + 4], "big")
         if bytes(png[at + 4 : at + 8]) == b"IDAT":
-            found.append(png[at + 8 : at + 8 + length])
+            parts.append(png[at + 8 : at + 8 + length])
         at += 12 + length
-    return b"".join(found)
+    return b"".join(parts)
 
 
 def write_video(

@@ -120,8 +120,8 @@ def import_checkpoint(
     reached.
     """
     bare, options = split_options(name)
-    given = {"levels": levels, "weights": copy, "lookup": lookup, "pixels": pixels}
-    options = with_options(options, given, str(name))
+    own = {"levels": levels, "weights": copy, "lookup": lookup, "pixels": pixels}
+    options = with_options(options, own, str(name))
     source = source_at(with_revision(find_tokenizer(bare), revision, str(bare)))
     if not is_foreign(source.paths[0]):  # a folder of ours has no files here
         raise ConfigError(f"{name}: is a tokenizer of smalti already; load it as it is")
@@ -143,11 +143,11 @@ def source_at(place: Path | HubName) -> SourceFiles:
         return files_of(place, FAMILIES) if is_foreign(place) else SourceFiles(str(place), (place,))
     folder = fetch_from_hub(place, FAMILIES)
     name = str(place).removeprefix("hf:")
-    found = SourceFiles(name, (folder,))
+    files = SourceFiles(name, (folder,))
     if is_foreign(folder):
-        found = files_of(folder, published_families(place, FAMILIES) or FAMILIES, name)
+        files = files_of(folder, published_families(place, FAMILIES) or FAMILIES, name)
     commit = next((part.name for part in folder.parents if part.parent.name == "snapshots"), folder.name)
-    return found._replace(repository=place.repository, revision=commit)
+    return files._replace(repository=place.repository, revision=commit)
 
 
 def load_converted(source: SourceFiles, options: ImportOptions) -> Tokenizer:
@@ -228,7 +228,7 @@ def convert_source(source: SourceFiles, options: ImportOptions, digest: str | No
         peer=f"{family.title} {model.kind}",
         copy=model.copy,
         used=sorted(set(names.values())),
-        ignored={reason: found for reason, found in ignored.items() if found},
+        ignored={reason: without_use for reason, without_use in ignored.items() if without_use},
         missing=[],
         notes=notes,
     )
@@ -264,8 +264,8 @@ def _check_options(model: ForeignModel, options: ImportOptions, where: str) -> N
     for name, value in own.items():
         wanted = getattr(options, name)
         if wanted is not None and wanted != value:
-            said, found = _option_text(wanted), "none" if value is None else _option_text(value)
-            raise ConfigError(f"{name} {said}: {where} has {found}; leave the option out")
+            said, actual = _option_text(wanted), "none" if value is None else _option_text(value)
+            raise ConfigError(f"{name} {said}: {where} has {actual}; leave the option out")
 
 
 def _option_text(value: object) -> str:
@@ -280,13 +280,13 @@ def _leftovers(checkpoint: Checkpoint, family: Family, model: ForeignModel, wher
         if stored in checkpoint.tensors and not _equal(checkpoint.tensors[stored], constant):
             raise IntegrityError(f"{where}: {stored} has other values than its architecture gives; another layout")
     ignored: dict[str, list[str]] = {reason: list(names) for reason, names in model.ignored.items()}
-    told = {model.stored(link.source) for link in model.links} | {name for names in ignored.values() for name in names}
+    known = {model.stored(link.source) for link in model.links} | {name for names in ignored.values() for name in names}
     for reason, names in (("constants of its architecture", model.constants), ("stored but never run", model.unused)):
-        found = sorted({model.stored(name) for name in names} & checkpoint.tensors.keys() - told)
-        ignored.setdefault(reason, []).extend(found)
-        told |= set(found)
+        more = sorted({model.stored(name) for name in names} & checkpoint.tensors.keys() - known)
+        ignored.setdefault(reason, []).extend(more)
+        known |= set(more)
     unknown, sources = [], {link.source for link in model.links}
-    for name in sorted(checkpoint.tensors.keys() - told):
+    for name in sorted(checkpoint.tensors.keys() - known):
         if model.inside(name).startswith(family.parts):
             unknown.append(name)
             continue

@@ -238,13 +238,13 @@ def _strides(checkpoint: Checkpoint, options: ImportOptions) -> tuple[tuple[int,
     says them."""
     if options.strides is not None:
         return options.strides, []
-    found = re.findall(r"DV(\d+)x(\d+)x(\d+)", checkpoint.repository or checkpoint.where)
-    if not found:
+    matches = re.findall(r"DV(\d+)x(\d+)x(\d+)", checkpoint.repository or checkpoint.where)
+    if not matches:
         raise ConfigError(
             f"{checkpoint.where}: the tensors of a Cosmos DV do not say how much it compresses; say it with"
             " strides=4x8x8 (8x8x8, 8x16x16), as NAME:strides=4x8x8"
         )
-    time, height, width = map(int, found[-1])
+    time, height, width = map(int, matches[-1])
     return (time, height, width), [f"strides {time}x{height}x{width}, by its name"]
 
 

@@ -161,9 +161,9 @@ def count(shapes: Shapes, start: str) -> int:
 
 def numbered(shapes: Shapes, start: str) -> list[str]:
     """List the numbered parts `start.0`, `start.1`, ... Raises KeyError where there are none."""
-    if not (found := count(shapes, start)):
+    if not (parts := count(shapes, start)):
         raise KeyError(f"{start}.0")
-    return [f"{start}.{i}" for i in range(found)]
+    return [f"{start}.{i}" for i in range(parts)]
 
 
 def turned(links: Sequence[Link], dim: int) -> list[Link]:

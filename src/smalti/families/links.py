@@ -77,7 +77,7 @@ class ForeignModel(NamedTuple):
     def inside(self, stored: str) -> str:
         """Return the name within the network of a tensor of the file; empty for one of other things."""
         if self.names:
-            return next((name for name, found in self.names.items() if found == stored), "")
+            return next((name for name, other in self.names.items() if other == stored), "")
         return stored[len(self.prefix) :] if stored.startswith(self.prefix) else ""
 
 

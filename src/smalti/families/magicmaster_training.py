@@ -90,17 +90,17 @@ def _tokenizer_moments(
 ) -> dict[str, Tensor]:
     """Return the moments by our names; none where a parameter that is run lacks them."""
     names = [name for name in checkpoint.tensors if name.startswith(model.prefix)]
-    found = _entries(checkpoint, "generator", [name.removeprefix(model.prefix) for name in names])
-    if not all(source in found and found[source]["exp_avg"].shape == held[source].shape for source in held):
+    entries = _entries(checkpoint, "generator", [name.removeprefix(model.prefix) for name in names])
+    if not all(source in entries and entries[source]["exp_avg"].shape == held[source].shape for source in held):
         return {}
     moments = {
         f"{kind}/{name}": value
         for kind in _MOMENTS
         for name, value in assemble(
-            tokenizer, model.links, {source: found[source][kind] for source in held}, checkpoint.where
+            tokenizer, model.links, {source: entries[source][kind] for source in held}, checkpoint.where
         ).items()
     }
-    step = torch.as_tensor(next(iter(found.values()))["step"], dtype=torch.float32)
+    step = torch.as_tensor(next(iter(entries.values()))["step"], dtype=torch.float32)
     return moments | {f"step/{name}": step.clone() for name, _ in tokenizer.named_parameters()}
 
 
@@ -120,13 +120,13 @@ def _discriminator_state(
             f"gan.discriminator: that of {checkpoint.where} has other tensors; take the recipe that it was trained by"
         )
     buffers = {names[name] for name, _ in discriminator.named_buffers()} | kernels
-    found = _entries(checkpoint, "discriminator", [name for name in theirs if name not in buffers])
+    entries = _entries(checkpoint, "discriminator", [name for name in theirs if name not in buffers])
     state = {name: theirs[names[name]] for name in discriminator.state_dict()}
     parameters = [name for name, _ in discriminator.named_parameters()]
-    if not all(names[name] in found for name in parameters):
+    if not all(names[name] in entries for name in parameters):
         return state, {}
     return state, {
-        f"{kind}/{name}": torch.as_tensor(found[names[name]][kind], dtype=torch.float32)
+        f"{kind}/{name}": torch.as_tensor(entries[names[name]][kind], dtype=torch.float32)
         for kind in (*_MOMENTS, "step")
         for name in parameters
     }

@@ -72,12 +72,12 @@ def split_options(name: str | Path) -> tuple[str | Path, ImportOptions]:
     return Path(match[1]) if isinstance(name, Path) else match[1], options
 
 
-def with_options(options: ImportOptions, given: Mapping[str, object], name: str) -> ImportOptions:
+def with_options(options: ImportOptions, others: Mapping[str, object], name: str) -> ImportOptions:
     """Return the options that a name holds with those that are given beside it, by their fields; None is not given.
 
     Raises ConfigError where the two say different things.
     """
-    added = {key: value for key, value in given.items() if value is not None}
+    added = {key: value for key, value in others.items() if value is not None}
     for key, value in added.items():
         if (own := getattr(options, key)) not in (getattr(ImportOptions(), key), value):
             raise ConfigError(f"{key}: {value} is given beside {name}, which says {own}; give it once")

@@ -53,13 +53,13 @@ def files_of(place: Path, families: Iterable[Family], where: str = "") -> Source
     for names in (names for family in families for names in family.files):
         if all((place / name).is_file() for name in names):
             return SourceFiles(where, tuple(place / name for name in names))
-    found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    if not found:
+    files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if not files:
         raise InputError(f"{where}: has no file of weights ({', '.join(SUFFIXES)}); give {FORMS}")
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found[:6])
-        raise ConfigError(f"{where}: has {len(found)} files of weights ({listed}); name one of them")
-    return SourceFiles(where, (found[0],))
+    if len(files) > 1:
+        listed = ", ".join(path.name for path in files[:6])
+        raise ConfigError(f"{where}: has {len(files)} files of weights ({listed}); name one of them")
+    return SourceFiles(where, (files[0],))
 
 
 def shards_of(folder: Path, families: Iterable[Family]) -> list[str]:
@@ -79,7 +79,7 @@ def shards_of(folder: Path, families: Iterable[Family]) -> list[str]:
 
 def read_source(source: SourceFiles) -> Checkpoint:
     """Read the files as data. Raises as `read_checkpoint` does, and where two of them have a tensor of one name."""
-    found: dict[str, Tensor] = {}
+    all_tensors: dict[str, Tensor] = {}
     trees = []
     for path in source.paths:
         try:
@@ -88,16 +88,16 @@ def read_source(source: SourceFiles) -> Checkpoint:
             raise IntegrityError(f"{source.where}: {error}" if source.repository else str(error)) from None
         with naming_file(path):
             own = tensors(tree["state_dict"] if isinstance(tree, dict) and "state_dict" in tree else tree)
-        if twice := sorted(own.keys() & found.keys()):
+        if twice := sorted(own.keys() & all_tensors.keys()):
             names = ", ".join(twice[:3])
             raise IntegrityError(f"{path}: has tensors of another file beside it ({names}); fetch it again")
-        found |= own
+        all_tensors |= own
         trees.append(tree)
     return Checkpoint(
         where=source.where,
         file_name=source.paths[0].name,
-        tensors=found,
-        shapes={name: tuple(tensor.shape) for name, tensor in found.items()},
+        tensors=all_tensors,
+        shapes={name: tuple(tensor.shape) for name, tensor in all_tensors.items()},
         tree=trees[0],
         config=config_beside(source.paths[0]),
         repository=source.repository,

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from smalti.config import Blocks
 from smalti.errors import ConfigError
 from smalti.generation.blocks import (
-    SIZES,
     Condition,
     NetworkConfig,
-    SizeName,
     Trunk,
     Vocabulary,
     grid_positions,
@@ -42,10 +40,6 @@ class AutoregressiveConfig(NetworkConfig):
     kind: Literal["autoregressive"] = "autoregressive"
     part_layers: Blocks = Field(2, ge=0)
     """Blocks that predict the sub-tokens of a token one after the other; 0 predicts all at once, as if independent."""
-
-    def sized(self, size: SizeName) -> "AutoregressiveConfig":
-        """Return a copy with the width, depth and heads of S, B, L or H."""
-        return self.replace(SIZES[size]._asdict())
 
     def build(self) -> "AutoregressiveTransformer":
         """Build the model, with weights from torch's global rng."""

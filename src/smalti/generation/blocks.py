@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import Blocks, Config, Triple, Tuple
+from smalti.config import Blocks, C, Config, Triple, Tuple
 from smalti.errors import ConfigError
 from smalti.generation.factorize import Factorization
 from smalti.nn.blocks import fill_truncated_normal
@@ -77,6 +77,10 @@ class NetworkConfig(Config):
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must differ (found {', '.join(self.tasks)})")
         return self
+
+    def sized(self: C, size: SizeName) -> C:
+        """Return a copy with the width, depth and heads of S, B, L or H."""
+        return self.replace(SIZES[size]._asdict())
 
     def factorization(self) -> Factorization:
         """Return the bijection between ids and sub-tokens."""

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from smalti.video import to_int64
+
 LARGEST_SUBTOKEN = 8192
 """Most values of a sub-token in default groups, which are as few as this allows."""
 
@@ -47,18 +49,16 @@ class Factorization:
         self._runs = tuple(_runs(self.levels, group) for group in self.groups)
 
     def split(self, ids: Int[Tensor, "*b"]) -> Int[Tensor, "*b g"]:
-        """Split ids into sub-tokens. Raises ValueError for an id outside [0, codebook_size)."""
-        _check_range("id", ids, self.codebook_size)
-        ids = ids.long()
+        """Split ids into sub-tokens. Raises BadTensor for an id outside [0, codebook_size)."""
+        ids = to_int64("ids", ids, 0, self.codebook_size, "this vocabulary")
         columns = [sum((ids // run.in_id % run.size * run.in_subtoken for run in runs), ids * 0) for runs in self._runs]
         return torch.stack(columns, -1)
 
     def join(self, subtokens: Int[Tensor, "*b g"]) -> Int[Tensor, "*b"]:
-        """Join sub-tokens to ids. Raises ValueError for a sub-token outside [0, sizes[g])."""
+        """Join sub-tokens to ids. Raises BadTensor for a sub-token outside [0, sizes[g])."""
         ids = torch.zeros_like(subtokens[..., 0], dtype=torch.int64)
         for g, (runs, size) in enumerate(zip(self._runs, self.sizes, strict=True)):
-            subtoken = subtokens[..., g].long()
-            _check_range(f"sub-token {g}", subtoken, size)
+            subtoken = to_int64(f"sub-token {g}", subtokens[..., g], 0, size, "this vocabulary")
             for run in runs:
                 ids = ids + subtoken // run.in_subtoken % run.size * run.in_id
         return ids
@@ -98,12 +98,3 @@ def _runs(levels: tuple[int, ...], group: tuple[int, ...]) -> tuple[_Run, ...]:
             runs.append(_Run(math.prod(levels[:j]), weight, levels[j]))
         weight *= levels[j]
     return tuple(runs)
-
-
-def _check_range(what: str, integers: Tensor, end: int) -> None:
-    if integers.is_floating_point() or integers.is_complex() or integers.dtype == torch.bool:
-        raise ValueError(f"{what}s must be integers (found {integers.dtype})")
-    if integers.numel():
-        low, high = (int(v) for v in integers.aminmax())
-        if low < 0 or high >= end:
-            raise ValueError(f"{what} {low if low < 0 else high} is outside [0, {end})")

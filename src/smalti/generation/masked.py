@@ -16,10 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.generation.blocks import (
-    SIZES,
     Condition,
     NetworkConfig,
-    SizeName,
     Trunk,
     Vocabulary,
     grid_positions,
@@ -62,10 +60,6 @@ class MaskedConfig(NetworkConfig):
     """Unit of masking in training and sampling: a whole token, or each sub-token on its own (`part`, MaskBit)."""
     hints: bool = False
     """Whether masked cells may show the token of a condition in place of the mask (COMMIT, MAGVIT)."""
-
-    def sized(self, size: SizeName) -> "MaskedConfig":
-        """Return a copy with the width, depth and heads of S, B, L or H."""
-        return self.replace(SIZES[size]._asdict())
 
     @property
     def entries(self) -> int:

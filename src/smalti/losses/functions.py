@@ -226,7 +226,7 @@ def last_layer_gradients(
     """
 
     def pulled(pixel_grad: Tensor) -> Tensor:
-        found = torch.autograd.grad(recon, weight, grad_outputs=pixel_grad.to(recon.dtype), retain_graph=True)
-        return widen(found[0])
+        gradients = torch.autograd.grad(recon, weight, grad_outputs=pixel_grad.to(recon.dtype), retain_graph=True)
+        return widen(gradients[0])
 
     return pulled(reconstruction_grad), pulled(adversarial_grad)

@@ -174,8 +174,8 @@ class LPIPS(nn.Module):
         for fa, fb, head in zip(a, b, heads, strict=True):
             square = (fa - fb) ** 2
             if rngs is not None:
-                kept = torch.stack([torch.rand(square.shape[1:], generator=rng) for rng in rngs]) >= self.dropout
-                square = square * kept.to(square.device) / (1 - self.dropout)
+                mask = torch.stack([torch.rand(square.shape[1:], generator=rng) for rng in rngs]) >= self.dropout
+                square = square * mask.to(square.device) / (1 - self.dropout)
             terms.append((square.mean((2, 3)) * head).sum(1))
         return terms
 
@@ -256,13 +256,13 @@ def _read_either(path: Path) -> tuple[Net, dict[str, Tensor]]:
 
 def lpips_shapes(net: Net) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a net's weights, in the layout of this module's docstring."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for spec in _SPECS[net]:
-        found[f"features.{spec.place}.weight"] = spec.shape
-        found[f"features.{spec.place}.bias"] = spec.shape[:1]
+        shapes[f"features.{spec.place}.weight"] = spec.shape
+        shapes[f"features.{spec.place}.bias"] = spec.shape[:1]
     for k, spec in enumerate(spec for spec in _SPECS[net] if spec.tap):
-        found[f"lin{k}.weight"] = (1, spec.shape[0], 1, 1)
-    return found
+        shapes[f"lin{k}.weight"] = (1, spec.shape[0], 1, 1)
+    return shapes
 
 
 def _renamed(tree: Mapping[str, Tensor], net: Net) -> dict[str, Tensor]:

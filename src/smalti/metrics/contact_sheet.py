@@ -61,8 +61,8 @@ def _fitted(
     while "/" in title and not fits(title):
         title = title.partition("/")[2]
     whole = title
-    for kept in range(len(whole) - 1, -1, -1):
+    for length in range(len(whole) - 1, -1, -1):
         if fits(title):
             break
-        title = f"{whole[: kept - kept // 2]}..{whole[len(whole) - kept // 2 :]}" if kept else ""
+        title = f"{whole[: length - length // 2]}..{whole[len(whole) - length // 2 :]}" if length else ""
     return title

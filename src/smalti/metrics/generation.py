@@ -50,7 +50,9 @@ def score_generated(
     originals = None if isinstance(real, GivenMoments) else reader.read("real", real, is_generated=False)
     if originals is None and bootstrap:
         raise ConfigError("an interval needs the real set itself: give its media in place of a file of statistics")
-    reference = _Reference.of(originals, protocol) if originals is not None else _Reference(_given(real), None, None)
+    reference = (
+        _Reference.of(originals, protocol) if originals is not None else _Reference(_as_moments(real), None, None)
+    )
     rows = []
     for name, clips in sets.items():
         vectors = reader.read(name, clips, is_generated=True)
@@ -63,7 +65,7 @@ def score_generated(
     return GenerationReport(protocol=reader.protocol, real=count, sets=tuple(rows), spread=_stats_of(rows))
 
 
-def _given(real: object) -> GivenMoments:
+def _as_moments(real: object) -> GivenMoments:
     assert isinstance(real, GivenMoments)
     return real
 

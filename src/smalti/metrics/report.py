@@ -52,6 +52,10 @@ class Frechet(Config):
         return f"{self.originals:,}" if self.reference is None else f"a file of statistics {self.reference[:8]}"
 
 
+_SHOWN = 20
+"""Rows of a table for the terminal."""
+
+
 class ScoreReport(Config):
     """Output that all reports share: JSON, and a table for the terminal."""
 
@@ -59,21 +63,21 @@ class ScoreReport(Config):
         """Return strict JSON; `parse(json.loads(text))` of the same class reads it back to an equal report."""
         return json.dumps(self.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-    def to_text(self, rows: int = 20, width: int = 100) -> str:
-        """Return a table for the terminal, the aggregate first, then at most `rows` rows; remarks are below it."""
+    def to_text(self, width: int = 100) -> str:
+        """Return a table for the terminal, the aggregate first, then at most `_SHOWN` rows; remarks are below it."""
         from rich.console import Console
 
         console = Console(file=io.StringIO(), width=width, markup=False, highlight=False, color_system=None)
         with console.capture() as capture:
-            console.print(self._table(rows))
-            for line in self._remarks(rows):
+            console.print(self._table())
+            for line in self._remarks():
                 console.print(line)
         return capture.get()
 
-    def _table(self, rows: int) -> "Table":
+    def _table(self) -> "Table":
         raise NotImplementedError
 
-    def _remarks(self, rows: int) -> Iterable[str]:
+    def _remarks(self) -> Iterable[str]:
         raise NotImplementedError
 
 
@@ -120,7 +124,7 @@ class Report(ScoreReport):
     listed: int | None = None
     """Number of clips of the data, those that were left out too; None if they were passed one by one."""
 
-    def _table(self, rows: int) -> "Table":
+    def _table(self) -> "Table":
         from rich.table import Table
 
         table = Table(title=title_of(self.protocol, self.clips, self.frames, self.listed))
@@ -128,16 +132,16 @@ class Report(ScoreReport):
         for heading in ("frames", "PSNR dB", "SSIM", "MS-SSIM", "LPIPS"):
             table.add_column(heading, justify="right")
         table.add_row("mean", str(self.frames), *_cells(self), style="bold", end_section=True)
-        for row in self.rows[:rows]:
+        for row in self.rows[:_SHOWN]:
             table.add_row(row.key, str(row.frames), *_cells(row))
         return table
 
-    def _remarks(self, rows: int) -> list[str]:
+    def _remarks(self) -> list[str]:
         lines = [f"{name}: {reason}" for name, reason in sorted(self.absent.items())]
         if self.identical_frames:
             lines.append(f"{self.identical_frames} identical frames count as {self.protocol.psnr_cap:g} dB")
-        if self.clips > rows:
-            lines.append(f"{self.clips - rows} more clips in the JSON report")
+        if self.clips > _SHOWN:
+            lines.append(f"{self.clips - _SHOWN} more clips in the JSON report")
         if frechet := self.frechet:
             digest = (self.protocol.features_digest or "")[:8]
             lines.append(
@@ -205,7 +209,7 @@ class GenerationReport(ScoreReport):
     spread: dict[str, ScoreStats]
     """Statistics of the scores that every set has."""
 
-    def _table(self, rows: int) -> "Table":
+    def _table(self) -> "Table":
         from rich.table import Table
 
         media = "images" if self.protocol.media == "images" else f"clips of {self.protocol.frames} frames"
@@ -229,7 +233,7 @@ class GenerationReport(ScoreReport):
         clips, listed = sum(one.clips for one in self.sets), sum(one.listed or one.clips for one in self.sets)
         return f", with {clips:,} of {listed:,} generated" if clips < listed else ""
 
-    def _remarks(self, rows: int) -> Iterable[str]:
+    def _remarks(self) -> Iterable[str]:
         first, digest = self.sets[0].frechet, (self.protocol.features_digest or "")[:8]
         lines = [f"Fréchet: {first.name}, {first.dim:,} features of {self.protocol.features} {digest}"]
         lines += [f"real: {first.against}"] if first.reference is not None else []

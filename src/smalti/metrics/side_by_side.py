@@ -71,7 +71,7 @@ class Leaderboard(ScoreReport):
     listed: int | None = None
     """Number of clips of the data, those that were left out too; None if they were passed one by one."""
 
-    def _table(self, rows: int) -> "Table":
+    def _table(self) -> "Table":
         from rich.table import Table
 
         table = Table(title=title_of(self.protocol, self.clips, self.frames, self.listed))
@@ -92,7 +92,7 @@ class Leaderboard(ScoreReport):
             table.add_row(size, rate, *cells, f"{row.megapixels_per_second:.2f}")
         return table
 
-    def _remarks(self, rows: int) -> Iterable[str]:
+    def _remarks(self) -> Iterable[str]:
         lines = [f"{name}: {reason}" for name, reason in sorted(self.absent.items())]
         lines.append(f"below a score: its difference from {self.standings[0].name}, clip by clip, ± standard error")
         return lines
@@ -144,7 +144,7 @@ def _standing(contender: Contender, first: Report) -> Standing:
 
 
 def _differences(report: Report, first: Report) -> dict[str, PairedDifference]:
-    found = {}
+    differences = {}
     for name in PAIRED:
         pairs = [(getattr(b, name), getattr(a, name)) for b, a in zip(report.rows, first.rows, strict=True)]
         values = [b - a for b, a in pairs if a is not None and b is not None]
@@ -153,8 +153,8 @@ def _differences(report: Report, first: Report) -> dict[str, PairedDifference]:
         mean = math.fsum(values) / len(values)
         squares = math.fsum((value - mean) ** 2 for value in values)
         error = math.sqrt(squares / (len(values) - 1) / len(values)) if len(values) > 1 else None
-        found[name] = PairedDifference(mean=mean, error=error, clips=len(values))
-    return found
+        differences[name] = PairedDifference(mean=mean, error=error, clips=len(values))
+    return differences
 
 
 def _cell(row: Standing, name: str) -> str:

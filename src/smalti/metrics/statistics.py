@@ -243,7 +243,7 @@ def _read_pickle(path: Path, names: tuple[str, str]) -> list[Any]:
 
 
 def _matrix(array: Any, name: str) -> Tensor:
-    found = torch.from_numpy(np.array(array)) if isinstance(array, np.ndarray) else array
-    if not isinstance(found, Tensor) or not found.is_floating_point() or not bool(found.isfinite().all()):
+    values = torch.from_numpy(np.array(array)) if isinstance(array, np.ndarray) else array
+    if not isinstance(values, Tensor) or not values.is_floating_point() or not bool(values.isfinite().all()):
         raise IntegrityError(f"{name} is not an array of finite numbers")
-    return found.double()
+    return values.double()

@@ -306,11 +306,11 @@ class CausalConv(nn.Module):
         return join_frames((carry, x))
 
     def _tap(self, tap: nn.Module, frames: Tensor, first: int, count: int) -> Tensor:
-        seen = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
-        images = to_images(seen)
+        inputs = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
+        images = to_images(inputs)
         if _POINTS_BY_ROWS and not torch.compiler.is_compiling() and images.shape[0] < 16 and _is_point(tap):
-            return to_frames(point_by_rows(tap, images), seen.shape[:2])
-        return to_frames(tap(images), seen.shape[:2])
+            return to_frames(point_by_rows(tap, images), inputs.shape[:2])
+        return to_frames(tap(images), inputs.shape[:2])
 
 
 def _is_point(tap: nn.Module) -> bool:

@@ -237,12 +237,12 @@ def _steps(config: AnyTraining, probe: _Probe, world: World) -> list[Check]:
 
 def _time(probe: _Probe, rows: int, world: World) -> float:
     """Return the seconds of the faster of two steps, the same on all ranks."""
-    found = []
+    seconds = []
     for _ in range(2):
         began = time.perf_counter()
         probe.step(rows)
-        found.append(time.perf_counter() - began)
-    return float(world.mean(torch.tensor(min(found), device=world.device)))
+        seconds.append(time.perf_counter() - began)
+    return float(world.mean(torch.tensor(min(seconds), device=world.device)))
 
 
 def _size(probe: _Probe) -> Check:

@@ -220,29 +220,29 @@ def _bad_files(folder: Path) -> Check:
 
 def _checkpoints(folder: Path, config: AnyTraining) -> list[Check]:
     """Check every checkpoint against its digests, and the disk for the next one."""
-    found, damaged = checkpoints(folder), list[str]()
+    folders, damaged = checkpoints(folder), list[str]()
     final = folder / config.kind
     if final.is_dir():
         try:
             check_manifest(final)
         except SmaltiError as fault:
             return [Check("checkpoints", "broken", str(fault), "copy it from the newest checkpoint", fault.exit_code)]
-    for checkpoint in found:
+    for checkpoint in folders:
         try:
             check_manifest(checkpoint)
         except SmaltiError as fault:
             damaged.append(str(fault))
-    if not found and had_checkpoints(folder, config):
+    if not folders and had_checkpoints(folder, config):
         what = "there were some, and none is left"
         return [Check("checkpoints", "broken", what, "restore one, or start anew", IntegrityError.exit_code)]
-    if not found:
+    if not folders:
         return [Check("checkpoints", "note", "none yet", f"one is written every {config.save_every:,} steps")]
-    steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in found]
+    steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in folders]
     late = max(0, last_logged_step(folder) - steps[-1])
-    behind = f"{len(found)}, newest of step {steps[-1]:,}, {late:,} steps behind the log"
-    size = max(sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) for one in found)
+    behind = f"{len(folders)}, newest of step {steps[-1]:,}, {late:,} steps behind the log"
+    size = max(sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) for one in folders)
     check = Check("checkpoints", "ok", f"{behind}, all whole")
-    if len(damaged) == len(found):
+    if len(damaged) == len(folders):
         what = f"{behind}: none is whole; the newest: {damaged[-1]}"
         check = Check("checkpoints", "broken", what, "restore one, or start anew", IntegrityError.exit_code)
     elif damaged:

@@ -72,8 +72,8 @@ def evaluate_generated(
     size = protocol.size or _size_of_first(next(iter(folders.values())), protocol)
     protocol = protocol.replace({"size": size})
     sets = {name: _MediaSet(_source(path, protocol, limit=limit), _PREVIEWS) for name, path in folders.items()}
-    given = real.suffix.lower() in STATISTICS_SUFFIXES and not real.is_dir()
-    originals = None if given else _MediaSet(_source(real, protocol, root=root), _PREVIEWS)
+    is_statistics = real.suffix.lower() in STATISTICS_SUFFIXES and not real.is_dir()
+    originals = None if is_statistics else _MediaSet(_source(real, protocol, root=root), _PREVIEWS)
     every = sets if originals is None else {"real": originals, **sets}
     total = sum(len(media.source) for media in every.values())
 

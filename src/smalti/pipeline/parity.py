@@ -86,13 +86,14 @@ class Agreement:
             parts.append(y)
         return torch.cat(parts, 2 if run == "decode" else 1)
 
-    def _ids(self, program: str, name: str, video: Tensor, ids: Tensor, found: Tensor) -> None:
+    def _ids(self, program: str, name: str, video: Tensor, ids: Tensor, others: Tensor) -> None:
         row = self.counts.setdefault(program, {"media": 0, "ids": 0, "differing": 0, "ties": 0, "other": []})
         row["media"] += 1
-        if self._frames("encode") is not None:  # a loop: what comes after an id that differs has another past
-            ids, found = (x[:, : _equal(ids, found) + 1] for x in (ids, found))
+        is_loop = self._frames("encode") is not None
+        if is_loop:  # what comes after an id that differs has another past
+            ids, others = (x[:, : _equal(ids, others) + 1] for x in (ids, others))
         row["ids"] += ids.numel()
-        count = int((ids != found).sum())
+        count = int((ids != others).sum())
         if not count:
             return
         row["differing"] += count
@@ -100,21 +101,18 @@ class Agreement:
         if self._exact is None:
             self._exact = copy.deepcopy(self.tokenizer).double()
         exact = self._exact.latents(video.double())[:, :, : ids.shape[1]]
-        if self._frames("encode") is not None:
-            same = _equal(ids, self._exact.quantizer.encode(exact)) + 1
-            rounding = float((z[:, :, :same] - exact[:, :, :same]).abs().amax())
-        else:
-            rounding = float((z - exact).abs().amax())
-        off = margins(self.tokenizer.quantizer, z, ids, found)
+        same = _equal(ids, self._exact.quantizer.encode(exact)) + 1 if is_loop else None
+        rounding = float((z[:, :, :same] - exact[:, :, :same]).abs().amax())
+        off = margins(self.tokenizer.quantizer, z, ids, others)
         ties = int((off <= _ROUNDING * rounding).sum())
         row["ties"] += ties
         row["other"].append({"medium": name, "differing": count, "margin": float(off.amax()), "rounding": rounding})
 
-    def _pixels(self, program: str, name: str, pixels: Tensor, found: Tensor) -> None:
+    def _pixels(self, program: str, name: str, pixels: Tensor, others: Tensor) -> None:
         row = self.counts.setdefault(program, {"media": 0, "pixels": 0, "largest_difference": 0.0})
         row["media"] += 1
         row["pixels"] += pixels.numel() // 3
-        row["largest_difference"] = max(row["largest_difference"], float((pixels - found).abs().amax()))
+        row["largest_difference"] = max(row["largest_difference"], float((pixels - others).abs().amax()))
 
 
 def _equal(ids: Int[Tensor, "b t h w"], others: Int[Tensor, "b t h w"]) -> int:
@@ -131,7 +129,7 @@ def margins(
     Of several digits that differ, the farthest counts; infinity where no such way leads out."""
     where = ids != others
     rows, own, other = z.movedim(1, -1)[where], quantizer.digits(ids[where]), quantizer.digits(others[where])
-    codes, found = quantizer.decode(ids[where]), rows.new_zeros(len(rows))
+    codes, distances = quantizer.decode(ids[where]), rows.new_zeros(len(rows))
     for j in range(own.shape[1]):
         one = own.clone()
         one[:, j] = other[:, j]
@@ -142,5 +140,5 @@ def margins(
             left = quantizer.encode(rows + middle[:, None] * way) != ids[where]
             near, far = near.where(left, middle), middle.where(left, far)
         distance = (far * way.norm(dim=1)).masked_fill(far == _FARTHEST, torch.inf)
-        found = found.maximum(distance.where(own[:, j] != other[:, j], torch.zeros_like(distance)))
-    return found
+        distances = distances.maximum(distance.where(own[:, j] != other[:, j], torch.zeros_like(distance)))
+    return distances

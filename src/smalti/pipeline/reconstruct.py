@@ -82,12 +82,12 @@ class MediaView(NamedTuple):
     def numbers(self, reader: VideoReader, name: str) -> list[int]:
         """Return the numbers of the frames. Raises BadFile where the video has none of them."""
         chosen = self.options.frames_of(reader.times)
-        kept = [number for number in chosen if self.first <= number and (self.end is None or number < self.end)]
-        if not kept:
+        numbers = [number for number in chosen if self.first <= number and (self.end is None or number < self.end)]
+        if not numbers:
             raise BadFile(
                 printable(name), "short", f"has {len(reader):,} frames, none of {self.first}:{self.end or ''}"
             )
-        return kept
+        return numbers
 
     def of_image(self, source: Path) -> UInt8[Tensor, "h w 3"]:
         """Read an image and crop it. Raises BadFile."""

@@ -70,7 +70,7 @@ def write_program(program: Program, folder: Path, to: Target, weights: WeightTyp
 def _write_onnx(
     program: Program, graph: torch.export.ExportedProgram, path: Path, shapes: Mapping[str, list[int | str]]
 ) -> None:
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         graph,
         input_names=list(program.inputs),
         output_names=list(program.outputs),
@@ -78,16 +78,16 @@ def _write_onnx(
         dynamo=True,
         verbose=False,
     )
-    if made is None:  # what the older exporter returns
+    if onnx_program is None:  # what the older exporter returns
         raise MachineError("torch.onnx: gave no program; update torch")
-    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+    for value in (*onnx_program.model.graph.inputs, *onnx_program.model.graph.outputs):
         if value.name is not None and value.shape is not None:
             value.shape = type(value.shape)(shapes[value.name])
-    for node in made.model.graph.all_nodes():  # where torch was when it made them: paths of this machine
+    for node in onnx_program.model.graph.all_nodes():  # where torch was when it made them: paths of this machine
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
-    made.save(path, external_data=False)
+    onnx_program.save(path, external_data=False)
 
 
 def _write_pt2(graph: torch.export.ExportedProgram, path: Path) -> None:

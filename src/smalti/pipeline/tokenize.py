@@ -91,9 +91,9 @@ def tokenize(
     check_least({"clip": (clip, 1), "overlap": (overlap, 0), "batch": (batch, 1), "workers": (workers, 0)})
     check_least({"gpus": (gpus, 0), "timeout": (timeout, 0.1), "memory": (memory, 0.1), "max_bad": (max_bad, 0)})
     part = _part_of(shard)
-    given: dict[str, object] = {"size": size, "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
-    given["precision"] = precision
-    options = TokenizeOptions.parse({k: v for k, v in given.items() if v is not None}, where="tokenize")
+    fields: dict[str, object] = {"size": size, "fps": fps, "clip": clip, "overlap": overlap, "batch": batch}
+    fields["precision"] = precision
+    options = TokenizeOptions.parse({k: v for k, v in fields.items() if v is not None}, where="tokenize")
     config = _TokenizeConfig(inputs=inputs_at(data, source), options=options).override(set)
     remote = "cuda" if engine == "ray" and gpus else None  # this machine may have no GPU
     place = remote or (device if device is not None and ":" in device else pick_device(device).type)

@@ -142,18 +142,18 @@ def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool =
         return config
     if own.time_kernel == 1 < config.tokenizer.time_kernel:
         raise ConfigError(f"init: {config.init} is an image tokenizer and this run's one of video; use smalti inflate")
-    given = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
-    weights = config.weights if keep_weights else _fitting_weights(config.weights, given)
-    losses = tuple(name for name in weights if name in given)
+    names = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
+    weights = config.weights if keep_weights else _fitting_weights(config.weights, names)
+    losses = tuple(name for name in weights if name in names)
     tokenizer = own.with_quantizer(own.quantizer.replace({"losses": losses}))
     return config.replace({"tokenizer": tokenizer, "weights": weights})
 
 
-def _fitting_weights(weights: Mapping[str, float], given: Sequence[str]) -> dict[str, float]:
-    """Return weights without those of losses that only other quantizers than that of the losses `given` have."""
-    others = QUANTIZER_LOSSES - {*given}
+def _fitting_weights(weights: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Return weights without those of losses that only other quantizers than that of the losses `names` have."""
+    others = QUANTIZER_LOSSES - {*names}
     fitting = {name: weight for name, weight in weights.items() if name not in others}
-    if "codebook" in given and not fitting.keys() & {*given}:
+    if "codebook" in names and not fitting.keys() & {*names}:
         fitting |= CODEBOOK_WEIGHTS
     return fitting
 

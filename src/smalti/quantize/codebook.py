@@ -134,7 +134,7 @@ def _pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
 
 def _best(z: Tensor, table: Tensor, bias: Tensor, *, but: Tensor | None = None) -> Tensor:
     """Return the first row with the largest score of each latent, other than `but`, walking the table in pieces."""
-    found: list[tuple[Tensor, Tensor]] = []
+    bests: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(table), _ROWS):
         scores = torch.addmm(bias[start : start + _ROWS], z, table[start : start + _ROWS].T)
         if but is not None:
@@ -143,8 +143,8 @@ def _best(z: Tensor, table: Tensor, bias: Tensor, *, but: Tensor | None = None) 
             place = row.clamp(0, scores.shape[1] - 1)
             scores.scatter_(1, place, scores.gather(1, place).masked_fill(inside, -torch.inf))
         best = scores.max(1)
-        found.append((best.values, best.indices + start))
-    values, rows = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+        bests.append((best.values, best.indices + start))
+    values, rows = (torch.stack(parts, 1) for parts in zip(*bests, strict=True))
     return rows.gather(1, values.argmax(1, keepdim=True))[:, 0]
 
 

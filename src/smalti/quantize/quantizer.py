@@ -454,9 +454,9 @@ class LFQ(ScalarQuantizer):
 @contextmanager
 def watch_latents(quantizer: nn.Module) -> Iterator[list[Tensor]]:
     """Yield a list that fills with the latents which the quantizer is called with inside the block."""
-    seen: list[Tensor] = []
-    handle = quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    latents: list[Tensor] = []
+    handle = quantizer.register_forward_pre_hook(lambda _, inputs: latents.append(inputs[0]))
     try:
-        yield seen
+        yield latents
     finally:
         handle.remove()

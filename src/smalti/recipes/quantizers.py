@@ -40,8 +40,8 @@ class NamedQuantizer(NamedTuple):
 
 def named_quantizer(name: str) -> NamedQuantizer:
     """Return the quantizer of a name, as `lfq18`. Raises ConfigError that lists the forms of names."""
-    found = re.fullmatch(r"(fsq|dsq|lfq|vq)([1-9][0-9]{0,7})(-cosine)?", name)
-    kind, number, cosine = found.groups() if found else ("", "0", None)
+    match = re.fullmatch(r"(fsq|dsq|lfq|vq)([1-9][0-9]{0,7})(-cosine)?", name)
+    kind, number, cosine = match.groups() if match else ("", "0", None)
     count = int(number)
     if kind in ("fsq", "dsq") and count in SCALAR_LEVELS and not cosine:
         scalar = FSQConfig(levels=SCALAR_LEVELS[count]) if kind == "fsq" else DSQConfig(levels=SCALAR_LEVELS[count])

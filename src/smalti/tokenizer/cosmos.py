@@ -239,8 +239,8 @@ class TimeAttention(nn.Module):
         query, key, value = self.query_key_value(tokens).chunk(3, -1)
         if stream is not None:
             key, value = stream.extend(self, torch.stack([key, value]), 2)
-        new, seen = query.shape[1], key.shape[1]
-        visible = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
+        new, total = query.shape[1], key.shape[1]
+        visible = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
         mixed: Tensor = self.out(_attend(query, key, value, visible))
         back = mixed.unflatten(0, (x.shape[1], *x.shape[3:])).permute(3, 0, 4, 1, 2)
         return x + back

@@ -18,8 +18,7 @@ from torch import Tensor
 from smalti.data.loader import OnBad, evaluation
 from smalti.data.source import Source, Subset
 from smalti.errors import BadFile, BadTensor, ConfigError
-from smalti.metrics import Features, Pair, Perceptual, Protocol, Report, Scores
-from smalti.metrics.evaluate import OnScores
+from smalti.metrics import Features, Pair, Protocol, Report, Scores
 from smalti.nn.causal import Stream, mark_last
 from smalti.tokenizer.cnn import NOT_CAUSAL
 from smalti.tokenizer.tokenizer import Tokenizer
@@ -156,7 +155,7 @@ def reconstruct_frames(
     check_causal(tokenizer, clip)
     waiting, tokens, unnamed = deque[Tensor](), 0, 0
 
-    def kept(group: Iterable[Tensor]) -> Iterator[Tensor]:
+    def remember(group: Iterable[Tensor]) -> Iterator[Tensor]:
         nonlocal unnamed
         for frame in group:
             waiting.append(frame)
@@ -165,7 +164,7 @@ def reconstruct_frames(
 
     def pieces(group: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
         nonlocal tokens, unnamed
-        for ids in frames_to_ids(tokenizer, kept(group), chunk=clip or chunk):
+        for ids in frames_to_ids(tokenizer, remember(group), chunk=clip or chunk):
             tokens += ids.numel()
             frames, unnamed = unnamed, 0
             yield frames, ids
@@ -218,17 +217,15 @@ def score_tokenizer(
     protocol: Protocol,
     *,
     limit: int | None = None,
-    lpips: Perceptual | None = None,
     features: Features | None = None,
     on_bad: OnBad | None = None,
-    progress: OnScores | None = None,
 ) -> Report:
     """Score the first `limit` clips of `source`, in its order, on the tokenizer's device, and return the report.
 
     Files that cannot be read are passed to `on_bad`; the report counts them under `absent["clips"]` and names the
     first. Raises as `smalti.metrics.evaluate_pairs` does, and InputError if every file is bad.
     """
-    scores = Scores(protocol, lpips=lpips, features=features, levels=tokenizer.levels)
+    scores = Scores(protocol, features=features, levels=tokenizer.levels)
 
     def note(number: int, bad: BadFile) -> None:
         scores.bad[number] = bad
@@ -236,11 +233,8 @@ def score_tokenizer(
             on_bad(bad)
 
     first = Subset(source, range(len(source))[:limit])
-    pairs = pairs_of_tokenizer(tokenizer, first, samples=protocol.samples, on_bad=note)
-    for pair in pairs:
-        row = scores.add_pair(pair)
-        if row is not None and progress is not None:
-            progress(row)
+    for pair in pairs_of_tokenizer(tokenizer, first, samples=protocol.samples, on_bad=note):
+        scores.add_pair(pair)
     return scores.report()
 
 

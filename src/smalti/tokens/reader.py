@@ -141,11 +141,6 @@ class TokenSet:
         """Raise IntegrityError unless `tokenizer` is the one that made the set."""
         self.tokenizer_info.check(tokenizer.info, self.path)
 
-    def check_all(self) -> None:
-        """Check every shard against its digest. Raises IntegrityError, naming the file."""
-        for shard in range(len(self._sha256)):
-            self._check_shard(shard)
-
     def shard_path(self, shard: int) -> Path:
         """Return the Parquet file of a shard."""
         return self.path / "data" / f"tokens-{shard:05d}-of-{len(self._sha256):05d}.parquet"

@@ -98,8 +98,8 @@ class CodebookState:
         if self.sums is not None:
             assert batch.sums is not None
             self.sums.lerp_(world.sum(batch.sums), 1 - keep)
-            seen = counts > 0  # m_k / N_k of the others stays as it is
-            table[seen] = self.sums[seen] / self.usage[seen, None]
+            in_use = counts > 0  # m_k / N_k of the others stays as it is
+            table[in_use] = self.sums[in_use] / self.usage[in_use, None]
         self.latents = total
         there = world.sum(batch.there) > 0
         rows, latents = batch.dead[there], world.sum(batch.chosen)[there]

@@ -102,9 +102,9 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                 if log is not None and (ended or result.step % config.sample_every == 0):
                     log.write_samples(result.step, task.samples())
                 if log is not None and (ended or result.step % config.eval_every == 0):
-                    found = task.validate()
-                    log.write_scores(result.step, found)
-                    scores = "".join(f" validation/{name} {value:.4g}" for name, value in [*found.items()][:1])
+                    report = task.validate()
+                    log.write_scores(result.step, report)
+                    scores = "".join(f" validation/{name} {value:.4g}" for name, value in [*report.items()][:1])
                 if stop and not ended:
                     # Without a signal of its own, another rank received one.
                     raise Stopped(result.step, signals[0] if signals else signal.SIGTERM)
@@ -177,10 +177,10 @@ def _check_same(old: RunConfig, new: RunConfig, where: Path) -> None:
 
 def _leaves(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Return the fields of a config and of those in it, by their names with dots."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _leaves(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return found
+        leaves |= _leaves(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return leaves
 
 
 def check_equal_ranks(task: Task) -> None:
@@ -362,9 +362,9 @@ def resume_newest(task: Task, out: Path) -> None:
 
     Raises InputError if it was made with other data.
     """
-    found = checkpoints(out)
+    folders = checkpoints(out)
     faults: list[str] = []
-    for folder in reversed(found):
+    for folder in reversed(folders):
         try:
             about = load_checkpoint(task, folder)
         except (IntegrityError, InputError) as fault:
@@ -377,8 +377,8 @@ def resume_newest(task: Task, out: Path) -> None:
                 f"data: {task.data_count:,} samples, not the ones this run began with; restore them or start anew"
             )
         return
-    if found:
-        raise IntegrityError(f"{out}: none of its {len(found)} checkpoints is whole; the newest: {faults[0]}")
+    if folders:
+        raise IntegrityError(f"{out}: none of its {len(folders)} checkpoints is whole; the newest: {faults[0]}")
     if had_checkpoints(out, task.state.config):
         raise IntegrityError(
             f"{out}: it had checkpoints, and its log reaches step {last_logged_step(out):,}, but there is none; "

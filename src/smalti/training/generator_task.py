@@ -71,8 +71,8 @@ class GridRows(TokenDataset):
         super().__init__(path, cache=0)  # every group is read once
         tokens = self.tokens
         if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
-            found = _listed(tokens.tokenizer_info.levels)
-            raise ConfigError(f"{path}: its ids have the levels {found}; `set` generator.levels={found}")
+            levels = _listed(tokens.tokenizer_info.levels)
+            raise ConfigError(f"{path}: its ids have the levels {levels}; `set` generator.levels={levels}")
         smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
         rows, names = list[_Row](), list[str | None]()
         for i in range(len(tokens)):
@@ -81,8 +81,8 @@ class GridRows(TokenDataset):
             names.append(name)
         places = [place for place, row in enumerate(rows) if row.ids.shape == tuple(model.grid)]
         if not places:
-            found = _listed(max((row.ids.shape for row in rows), key=math.prod))
-            raise ConfigError(f"{path}: its rows are {found} (frames, rows, columns); `set` generator.grid={found}")
+            grid = _listed(max((row.ids.shape for row in rows), key=math.prod))
+            raise ConfigError(f"{path}: its rows are {grid} (frames, rows, columns); `set` generator.grid={grid}")
         self.rows, self.classes = [rows[place] for place in places], tokens.classes
         self.other_shapes = len(rows) - len(places)
         own = [name for name in (names[place] for place in places) if name is not None]
@@ -295,7 +295,9 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     loss.backward()
     sums = world.mean(torch.stack([loss.detach().double(), *losses.nats.double(), losses.right.sum().double()]))
     norm = clip_gradient(state.model, config.optimizer.clip)
-    skipped = world.any(not (bool(torch.isfinite(norm)) and math.isfinite(float(sums[0]))))
+    # One wait for a GPU, not one for each number.
+    sums, norms, entries = torch.cat([sums, norm.double()[None], entries]).cpu().split([len(sums), 1, len(entries)])
+    skipped = world.any(not all(map(math.isfinite, (float(norms), float(sums[0])))))
     if not skipped:
         state.optimizer.step()
         update_ema(state.ema.model, state.model, config.ema_decay(state.updates))
@@ -304,7 +306,7 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     state.step += 1
     bits = float((sums[1:-1] / entries).sum()) / math.log(2)
     accuracy = float(sums[-1] / entries.sum())
-    return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norm), skipped)
+    return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norms), skipped)
 
 
 def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:

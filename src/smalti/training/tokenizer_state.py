@@ -68,17 +68,17 @@ class TrainState(RunState):
 
     def tensors(self) -> dict[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights."""
-        found: dict[str, Stateful] = {
+        parts: dict[str, Stateful] = {
             "tokenizer": self.tokenizer,
             "optimizer": OptimizerState(self.optimizer, self.tokenizer),
         }
         if self.gan is not None:
-            found["discriminator"] = self.gan.discriminator
-            found["discriminator-optimizer"] = OptimizerState(self.gan.optimizer, self.gan.discriminator)
-            found["anchors"] = self.gan
+            parts["discriminator"] = self.gan.discriminator
+            parts["discriminator-optimizer"] = OptimizerState(self.gan.optimizer, self.gan.discriminator)
+            parts["anchors"] = self.gan
         if self.codebook is not None:
-            found["codebook"] = self.codebook
-        return found
+            parts["codebook"] = self.codebook
+        return parts
 
 
 def architecture(config: AnyTokenizerConfig) -> AnyTokenizerConfig:
@@ -149,14 +149,14 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
 def _take_training(state: TrainState) -> None:
     """Put what the training of `init` had into a fresh state, whose EMA weights stay those of the checkpoint."""
     gan, name = state.gan, str(state.config.init)
-    found = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
-    state.tokenizer.load_state_dict(found.live)
-    OptimizerState(state.optimizer, state.tokenizer).load_state_dict(found.moments)
-    if gan is not None and found.discriminator:
-        gan.discriminator.load_state_dict(found.discriminator)
-        OptimizerState(gan.optimizer, gan.discriminator).load_state_dict(found.discriminator_moments)
-    if state.world.is_main and found.lacking:
-        say(f"note: init_training: {name} has no {', no '.join(found.lacking)}: they start anew")
+    foreign = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
+    state.tokenizer.load_state_dict(foreign.live)
+    OptimizerState(state.optimizer, state.tokenizer).load_state_dict(foreign.moments)
+    if gan is not None and foreign.discriminator:
+        gan.discriminator.load_state_dict(foreign.discriminator)
+        OptimizerState(gan.optimizer, gan.discriminator).load_state_dict(foreign.discriminator_moments)
+    if state.world.is_main and foreign.lacking:
+        say(f"note: init_training: {name} has no {', no '.join(foreign.lacking)}: they start anew")
 
 
 def _start_codebook(config: TokenizerTraining, tokenizer: Tokenizer) -> CodebookState | None:

@@ -115,8 +115,11 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
         state.step += 1
         return TokenizerStep.empty(state, lr)
     averages = _averages(state)
-    means, usage = _add_gradients(state, parts)
-    grad_norm, skipped, restarted = _update(state, all(map(math.isfinite, means.values())))
+    measured, ids = _add_gradients(state, parts)
+    means, grad_norm, skipped, restarted = _update(state, measured)
+    usage = Usage(state.tokenizer.levels)
+    if ids:
+        usage.update(torch.cat([part.flatten() for part in ids]).cpu())
     if skipped:
         _restore(state, averages)
     return TokenizerStep(
@@ -134,11 +137,12 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
     )
 
 
-def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, float], Usage]:
-    """Add the whole batch's gradients to both networks; return the means of the losses and the usage of this rank."""
+def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Add the whole batch's gradients to both networks; return the means of the losses, and the ids of this rank's
+    rows, on the device."""
     world, gan = state.world, state.gan
     sums: dict[str, Tensor] = {}
-    usage = Usage(state.tokenizer.levels)
+    seen: list[Tensor] = []
     whole = survey(state, parts) if len(parts) > 1 else None
     if whole is not None and whole.logits is not None and gan is not None:
         gan.anchors = loss.update_lecam_ema(gan.anchors, *whole.logits)
@@ -147,11 +151,10 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
         with _unsynced(state.ddp, last), _unsynced(None if gan is None else gan.ddp, last):
             measured, ids = accumulate(state, part, whole)
         if part.share:
-            usage.update(ids.cpu())
+            seen.append(ids)
         for name, value in measured.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * part.share
-    means = world.mean(torch.stack([*sums.values()]))
-    return dict(zip(sums, means.tolist(), strict=True)), usage  # one wait for a GPU, not one for each loss
+    return dict(zip(sums, world.mean(torch.stack([*sums.values()])), strict=True)), seen
 
 
 def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tuple[dict[str, Tensor], Tensor]:
@@ -215,32 +218,32 @@ def survey(state: TrainState, parts: Sequence[Part]) -> Whole | None:
 
 def _survey_part(state: TrainState, gan: GANState | None, part: Part) -> dict[str, Tensor]:
     """Return the means of one part: its soft code, its logits, its two gradients at the decoder's last layer."""
-    found: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     adaptive = gan is not None and gan.config.adaptive
 
     def keep(mean_code: Tensor) -> Tensor:
-        found["mean_code"] = mean_code.detach()
+        means["mean_code"] = mean_code.detach()
         return mean_code
 
     half = state.config.precision == "bfloat16"
     with torch.autocast(part.video.device.type, torch.bfloat16, enabled=half), torch.set_grad_enabled(adaptive):
         reconstruction = state.tokenizer(part.video, keep)
         if gan is None:
-            return found
+            return means
         pixels = widen(reconstruction.video.detach()).requires_grad_(adaptive)
         fake = gan.discriminator(gan.discriminator.samples(pixels, part.frames))
         if gan.config.lecam:
             with torch.no_grad():
                 real = _score_real(state, gan, gan.discriminator, gan.discriminator.samples(part.video, part.frames))
-            found |= {"real": widen(real.detach()).mean(), "fake": widen(fake.detach()).mean()}
+            means |= {"real": widen(real.detach()).mean(), "fake": widen(fake.detach()).mean()}
         if adaptive:
             total = loss.weigh({**_pixel_losses(state, pixels, part), **reconstruction.losses}, _weights(state))
             adversarial = _gan_losses(gan.config)[0](fake)
             at_pixels = [torch.autograd.grad(value, pixels, retain_graph=True)[0] for value in (total, adversarial)]
             last = state.tokenizer.decoder.last_weight
             gradients = loss.last_layer_gradients(reconstruction.video, last, at_pixels[0], at_pixels[1])
-            found |= dict(zip(("reconstruction", "adversarial"), gradients, strict=True))
-    return found
+            means |= dict(zip(("reconstruction", "adversarial"), gradients, strict=True))
+    return means
 
 
 def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[[Tensor], Tensor] | None:
@@ -388,16 +391,18 @@ def _over_ranks(state: TrainState, part: Part) -> Callable[[Tensor], Tensor]:
     return lambda mean: world.mean(mean * part.share) if world.size > 1 else mean
 
 
-def _update(state: TrainState, finite: bool) -> tuple[float, bool, int | None]:
-    """Update both networks, or neither if something is not finite on any rank; return grad_norm, whether skipped, and
-    the rows of a table of codes that began anew."""
+def _update(state: TrainState, measured: Mapping[str, Tensor]) -> tuple[dict[str, float], float, bool, int | None]:
+    """Update both networks, or neither if something is not finite on any rank; return what was measured as numbers,
+    grad_norm, whether skipped, and the rows of a table of codes that began anew."""
     config, gan = state.config, state.gan
     trained: list[tuple[torch.nn.Module, torch.optim.Optimizer, OptimizerConfig]]
     trained = [(state.tokenizer, state.optimizer, config.optimizer)]
     if gan is not None and gan.config.order == "together" and gan.config.share(state.step) > 0:
         trained.append((gan.discriminator, gan.optimizer, gan.config.optimizer))
     norms = [clip_gradient(module, settings.clip) for module, _, settings in trained]
-    skipped = state.world.any(not (finite and all(bool(torch.isfinite(norm)) for norm in norms)))
+    # One wait for a GPU, not one for each number.
+    figures = torch.stack([number.to(state.world.device) for number in (*measured.values(), *norms)]).tolist()
+    skipped = state.world.any(not all(map(math.isfinite, figures)))
     for _, optimizer, _ in trained:
         if not skipped:
             optimizer.step()
@@ -413,7 +418,7 @@ def _update(state: TrainState, finite: bool) -> tuple[float, bool, int | None]:
             restarted = len(rows)
         state.updates += 1
     state.step += 1
-    return float(norms[0]), skipped, restarted
+    return dict(zip(measured, figures, strict=False)), figures[len(measured)], skipped, restarted
 
 
 def _set_lrs(state: TrainState) -> float:

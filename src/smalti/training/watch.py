@@ -103,12 +103,12 @@ class RunWatch:
         if not (all(isinstance(number, int | float) for number in numbers) and "skipped" in line):
             return []  # validation and samples, runs of version 0.1.0, which had other names, and damaged lines
         self._count(line)
-        found = []
+        warnings = []
         for rule, check in _RULES.items():
             if rule not in self._fired and (fault := check(self, line)) is not None:
                 self._fired.add(rule)
-                found.append(Warned(rule, line["step"], *fault))
-        return found
+                warnings.append(Warned(rule, line["step"], *fault))
+        return warnings
 
     def _count(self, line: Mapping[str, Any]) -> None:
         names = {name: name for name in ("psnr", "perplexity", "gan_weight", "loss/discriminator", "dead_digits")}
