@@ -362,3 +362,26 @@ def test_short_films_of_any_size_keep_both(video_tokenizer, tmp_path, frames, si
     write_video(tmp_path / "a.mp4", list(moving(frames, 40, 50)[:, : size[0], : size[1]]), 25)
     compress_file(tokenizer, tmp_path / "a.mp4", tmp_path / "a.smt")
     assert all_of(tokenizer, tmp_path / "a.smt").shape == (frames, *size, 3)
+
+
+def test_goals_that_are_not_reached_write_nothing(smalti, tmp_path):
+    small, command = tmp_path / "small.png", ("compress", tmp_path / "small.png", tmp_path / "a.smt", "--tokenizer")
+    Image.fromarray(read_image(photos("heldout") / "owl.jpg")[100:132, 200:232].numpy()).save(small)
+    shipped = (*command, SHIPPED_NAMES[0])
+    assert_one_line(smalti(*shipped, "--psnr", 60), 2, "60 dB are not reached, this tokenizer has")
+    assert_one_line(smalti(*shipped, "--bits", 0.001), 2, "0.001 per pixel are not reached, this tokenizer takes")
+    assert_one_line(smalti(*shipped, "--psnr", 20, "--bits", 1), 2, "give one of them")
+    assert_one_line(smalti(*shipped, "--lambda", 1, "--model", "adaptive"), 2, "smalti prior")
+    assert_one_line(smalti(*shipped, "--lambda", -1), 2, "lambda")
+    assert_one_line(smalti(*shipped, "--psnr", "nan"), 2, "psnr")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.png"]
+
+
+def test_a_search_says_its_quality_and_its_price(smalti, tmp_path):
+    small, out = tmp_path / "small.png", tmp_path / "a.smt"
+    Image.fromarray(read_image(photos("heldout") / "owl.jpg")[100:132, 200:232].numpy()).save(small)
+    command = ("compress", small, out, "--tokenizer", SHIPPED_NAMES[0], "--overwrite", "--lambda", 1600)
+    line = smalti(*command).out
+    facts = json.loads(smalti(*command, "--json").out)
+    assert facts["price"] == 1600
+    assert f"{facts['psnr']:.2f} dB at --lambda 1600" in line

@@ -23,7 +23,7 @@ DOORS = {
     "decompress": "decompress",
 }
 """Command -> function of the package."""
-RENAMED = {"class": "label", "from": "source", "targets": "target"}
+RENAMED = {"class": "label", "from": "source", "targets": "target", "lambda": "price"}
 """Options that are words of Python, and the arguments that a command takes several of -> parameters."""
 PRINTED = {"json", "help", "h"}
 """Options of how the command line prints."""

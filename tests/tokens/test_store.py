@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,6 +109,8 @@ def test_rows_are_found_by_place_and_by_key(made):
 
 
 def test_pyarrow_and_duckdb_read_the_same_as_we(made):
+    import duckdb
+
     ours = {row.key: row for row in TokenSet(made.path)}
     table = pq.read_table(made.path / "data").to_pylist()
     assert [row["key"] for row in table] == list(ours)

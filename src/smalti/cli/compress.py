@@ -36,6 +36,16 @@ def compress_command(
         int | None,
         typer.Option(min=1, help="Start a new group every N frames, where decoding can start."),
     ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--lambda", min=0.0, help="Search ids: the squared error that a bit is worth; 0: best quality."),
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(min=0.0, help="Search ids: the best quality at so many bits per pixel.")
+    ] = None,
+    psnr: Annotated[
+        float | None, typer.Option(min=0.0, metavar="DB", help="Search ids: the smallest file with so many dB.")
+    ] = None,
     overwrite: OverwriteOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -45,13 +55,16 @@ def compress_command(
 
     \b
     The file says what it is, holds a seek table, and a digest over every byte.
-    Reading it back needs the same tokenizer. Sound is left out.
+    Reading it back needs the same tokenizer. Sound is left out. With --lambda,
+    --bits or --psnr ids are searched for, which takes some hundred times as long.
 
     \b
     Examples:
       smalti compress clip.mp4 clip.smt --tokenizer runs/video
       smalti compress clip.mp4 clip.smt --tokenizer runs/video --group 49
       smalti compress photo.jpg photo.smt --tokenizer runs/image --model static
+      smalti compress photo.jpg x.smt --tokenizer smalti/tiny-image --lambda 1600
+      smalti compress photo.jpg x.smt --tokenizer smalti/tiny-image --psnr 24
     """
     from smalti.pipeline.compress import compress
 
@@ -63,6 +76,9 @@ def compress_command(
             model=model,
             prior=prior,
             group=group,
+            price=price,
+            bits=bits,
+            psnr=psnr,
             overwrite=overwrite,
             device=device,
             precision=precision,
@@ -81,4 +97,5 @@ def _line(file: "Compressed") -> str:
     size = f"{file.bytes:,} bytes, ideal {file.ideal_bytes:,.0f}, uniform {file.uniform_bytes:,.0f}"
     cost = f"{file.bits_per_pixel:.4f} bits per pixel, 1/{file.ratio:.3g} of the source"
     shape = f"{file.width}x{file.height}{length}, {file.tokens:,} tokens"
-    return f"{message_line(file.path)}: {shape}, {size}, {cost}, {file.seconds:.1f} s"
+    quality = "" if file.psnr is None else f", {file.psnr:.2f} dB at --lambda {file.price:.4g}"
+    return f"{message_line(file.path)}: {shape}, {size}, {cost}{quality}, {file.seconds:.1f} s"

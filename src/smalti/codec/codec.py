@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
@@ -18,6 +18,7 @@ from torch import Tensor
 from smalti.codec.entropy import Model, decode_ids, encode_ids
 from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
 from smalti.codec.prior import Prior, shipped_prior
+from smalti.codec.search import Found, Search
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
@@ -38,6 +39,10 @@ from smalti.tokenizer.tokenizer import Tokenizer
 
 BLOCK_TOKENS = 1 << 16
 """Approximate number of tokens in a block of video: tables are learnt anew in each, which costs a few hundred bytes."""
+LEAST_PRICE, MOST_PRICE = 10.0, 1e5
+"""Prices of a bit between which that of a goal is sought: one changes nothing, the other halves the bits."""
+ATTEMPTS = 7
+"""Bisections of that range: the price is then known to 7 %, the bits to 1 %."""
 
 
 class Compressed(NamedTuple):
@@ -64,6 +69,33 @@ class Compressed(NamedTuple):
     seconds: float
     notes: tuple[str, ...] = ()
     """Parts of the source that the frames do not show, in words: packets without a frame, pauses."""
+    psnr: float | None = None
+    """Mean over the frames in dB, of 8-bit pixels; None without a search."""
+    price: float | None = None
+    """Price of a bit in a search: the squared error in 8-bit values that it is worth."""
+
+
+class Goal(NamedTuple):
+    """Aim of a search of ids: one of three."""
+
+    price: float | None = None
+    """Squared error in 8-bit values that a bit is worth; 0 is quality alone."""
+    bits: float | None = None
+    """The best quality at so many bits per pixel of the whole file."""
+    psnr: float | None = None
+    """The fewest bits at so many dB, the mean over the frames."""
+
+    def is_kept(self, written: Compressed) -> bool:
+        """Whether a file keeps a goal of bits or of PSNR."""
+        if self.bits is not None:
+            return written.bits_per_pixel <= self.bits
+        return self.psnr is None or (written.psnr or 0.0) >= self.psnr
+
+    def shortfall(self, written: Compressed) -> str:
+        """Return in words why no file keeps it: this one comes nearest."""
+        if self.bits is not None:
+            return f"bits: {self.bits:g} per pixel are not reached, this tokenizer takes {written.bits_per_pixel:.4f}"
+        return f"psnr: {self.psnr:g} dB are not reached, this tokenizer has {written.psnr:.2f} at most"
 
 
 class Decompressed(NamedTuple):
@@ -107,6 +139,7 @@ def compress_file(
     model: Model | None = None,
     prior: Prior | None = None,
     group: int | None = None,
+    goal: Goal | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Write an image, or a video by its suffix, as `.smt`, whole or not at all.
@@ -117,38 +150,116 @@ def compress_file(
     Frames are coded as they are read; sound and pauses are left out, a varying frame rate becomes its mean. With
     `group`, every so many frames of a video are encoded without those before: decoding can start at each, and a
     tokenizer that is not causal has no other way. Without, the whole is one stream, and decoding starts at its
-    beginning. Raises BadFile for media that cannot be read, ConfigError for a video and a tokenizer that is not causal
-    without `group`, and for an image with `group`.
+    beginning. With a `goal` ids are searched (see `smalti.codec.search`); for a goal of bits or of PSNR the source is
+    coded several times, and the file is held in memory.
+
+    Raises BadFile for media that cannot be read, ConfigError for a video and a tokenizer that is not causal without
+    `group`, for an image with `group`, for a goal without a prior, and for one that is not reached.
     """
     begin = time.perf_counter()
     chosen = _choose_prior(tokenizer, model, prior)
-    model = model or ("prior" if chosen else "adaptive")
-    if source.suffix.lower() not in VIDEO_SUFFIXES:
-        if group is not None:
-            raise ConfigError(f"{printable(source)}: `group` cuts videos, and this is an image")
-        frame = read_image(source)
-        head = _head(tokenizer, (frame.shape[0], frame.shape[1]), None, prior=chosen)
-        blocks = [(1, images_to_ids(tokenizer, frame[None]))]
-        return _compress(source, target, head, blocks, (model, chosen), begin)
-    check_causal(tokenizer, group, "`group` 17")
-    if tokenizer.first_frames > 1:
+    if goal is not None and chosen is None:
         raise ConfigError(
-            f"{printable(source)}: a video, and a tokenizer whose first latent holds {tokenizer.first_frames} frames: a"
-            " .smt file has no place for that; `smalti tokenize` has"
+            "`lambda`, `bits` and `psnr` weigh bits by a prior for this tokenizer: train one with `smalti prior`, give"
+            " it as `prior`"
         )
-    with open_video(source) as reader:
+    job = _Job(tokenizer, source, model or ("prior" if chosen else "adaptive"), chosen, group)
+    remove_leftovers(target.parent)
+    with new_file(target) as file:
+        if goal is None or goal.price is not None:
+            written = job.write(file, None if goal is None else goal.price, progress)
+        else:
+            data, written = _reach(goal, job, progress)
+            file.write(data)
+    return written._replace(path=target, seconds=time.perf_counter() - begin)
 
-        def frames() -> Iterator[Tensor]:
-            for number, frame in enumerate(reader.frames(), start=1):
-                yield frame
-                if progress is not None:
-                    progress(number, len(reader))
 
-        rate = Fraction(reader.fps).limit_denominator(100_000)
-        aspect = None if reader.pixel_aspect == 1 else reader.pixel_aspect.as_integer_ratio()
-        head = _head(tokenizer, reader.size, rate, group or 0, chosen).replace({"pixel_aspect": aspect})
-        written = _compress(source, target, head, _blocks_of(tokenizer, frames(), head), (model, chosen), begin)
-        return written._replace(notes=reader.notes)
+class _Job(NamedTuple):
+    """One source to code with one tokenizer and one model."""
+
+    tokenizer: Tokenizer
+    source: Path
+    model: Model
+    prior: Prior | None
+    group: int | None
+
+    def write(self, file: BinaryIO | BytesIO, price: float | None, progress: Progress | None) -> Compressed:
+        """Write a whole file: the encoder's ids, or with a price those of a search."""
+        tokenizer, source, qualities = self.tokenizer, self.source, list[float]()
+        search = None if price is None or self.prior is None else Search(tokenizer, self.prior, price)
+
+        def noted(found: Iterable[Found]) -> Iterator[Tensor]:
+            for one in found:
+                qualities.extend(one.psnr)
+                yield one.ids
+
+        def written(head: Head, blocks: Iterable[tuple[int, Tensor]]) -> Compressed:
+            done = _write(file, source, head, blocks, (self.model, self.prior))
+            return done._replace(psnr=sum(qualities) / len(qualities), price=price) if search else done
+
+        if source.suffix.lower() not in VIDEO_SUFFIXES:
+            if self.group is not None:
+                raise ConfigError(f"{printable(source)}: `group` cuts videos, and this is an image")
+            frame = read_image(source)
+            head = _head(tokenizer, (frame.shape[0], frame.shape[1]), None, prior=self.prior)
+            ids = next(noted([search.image(frame, progress)])) if search else images_to_ids(tokenizer, frame[None])
+            return written(head, [(1, ids)])
+        check_causal(tokenizer, self.group, "`group` 17")
+        if tokenizer.first_frames > 1:
+            raise ConfigError(
+                f"{printable(source)}: a video, and a tokenizer whose first latent holds {tokenizer.first_frames}"
+                " frames: a .smt file has no place for that; `smalti tokenize` has"
+            )
+        with open_video(source) as reader:
+
+            def frames() -> Iterator[Tensor]:
+                for number, frame in enumerate(reader.frames(), start=1):
+                    yield frame
+                    if progress is not None:
+                        progress(number, len(reader))
+
+            def encode(part: Iterable[Tensor]) -> Iterator[Tensor]:
+                return noted(search.video(part)) if search else frames_to_ids(tokenizer, part, first=1)
+
+            rate = Fraction(reader.fps).limit_denominator(100_000)
+            aspect = None if reader.pixel_aspect == 1 else reader.pixel_aspect.as_integer_ratio()
+            head = _head(tokenizer, reader.size, rate, self.group or 0, self.prior).replace({"pixel_aspect": aspect})
+            return written(head, _blocks_of(encode, frames(), head))._replace(notes=reader.notes)
+
+
+def _reach(goal: Goal, job: _Job, progress: Progress | None) -> tuple[bytes, Compressed]:
+    """Return the file that comes nearest to a goal from the side that keeps it, by bisection of the price.
+
+    Raises ConfigError where no price keeps it."""
+
+    count = 0
+
+    def noted(done: int, total: int | None = None, note: str = "") -> None:
+        if progress is not None:
+            progress(done, total, f"attempt {count} of {1 + ATTEMPTS}{note}")
+
+    def attempt(price: float) -> tuple[bytes, Compressed]:
+        nonlocal count
+        count += 1
+        file = BytesIO()
+        written = job.write(file, price, noted)
+        return file.getvalue(), written
+
+    best = attempt(0.0 if goal.psnr is not None else MOST_PRICE)
+    if not goal.is_kept(best[1]):
+        raise ConfigError(f"{printable(job.source)}: {goal.shortfall(best[1])}")
+    low, high = math.log(LEAST_PRICE), math.log(MOST_PRICE)
+    for _ in range(ATTEMPTS):
+        middle = (low + high) / 2
+        tried = attempt(math.exp(middle))
+        is_kept = goal.is_kept(tried[1])
+        if is_kept:
+            best = tried
+        if is_kept == (goal.psnr is not None):  # a higher price: fewer bits, and a lower PSNR
+            low = middle
+        else:
+            high = middle
+    return best
 
 
 def decompress_file(
@@ -287,13 +398,15 @@ def _head(
     return head if rate is None else head.replace({"block": max(1, BLOCK_TOKENS // math.prod(head.grid))})
 
 
-def _blocks_of(tokenizer: Tokenizer, frames: Iterable[Tensor], head: Head) -> Iterator[tuple[int, Tensor]]:
+def _blocks_of(
+    encode: Callable[[Iterable[Tensor]], Iterator[Tensor]], frames: Iterable[Tensor], head: Head
+) -> Iterator[tuple[int, Tensor]]:
     """Encode a video to (frames, ids `1 t h w`) of each block."""
     for group in groups_of(frames, head.group or None):
         numbers = count()
         counted = (frame for frame, _ in zip(group, numbers, strict=False))  # next(numbers): frames taken so far
         waiting, given = None, 0
-        for ids in frames_to_ids(tokenizer, counted, first=1):
+        for ids in encode(counted):
             waiting = ids if waiting is None else torch.cat([waiting, ids], 1)
             while waiting.shape[1] > head.block:  # there is more, so this block is full
                 full = head.room(given)
@@ -303,27 +416,23 @@ def _blocks_of(tokenizer: Tokenizer, frames: Iterable[Tensor], head: Head) -> It
         yield next(numbers) - given, waiting
 
 
-def _compress(
+def _write(
+    file: BinaryIO | BytesIO,
     source: Path,
-    target: Path,
     head: Head,
     blocks: Iterable[tuple[int, Tensor]],
     model: tuple[Model, Prior | None],
-    begin: float,
 ) -> Compressed:
-    """Write (frames, ids `1 t h w`) of all blocks to a new file, coded by a model and its prior."""
-    remove_leftovers(target.parent)
-    tokens, bits = 0, 0.0
-    with new_file(target) as file:
-        writer = Writer(file, head)
-        for frames, ids in blocks:
-            coded = encode_ids(ids[0].cpu().numpy().astype(np.int64), head.levels, *model)
-            writer.add(frames, coded.data)
-            tokens, bits = tokens + ids.numel(), bits + coded.bits
-        writer.close()
+    """Write (frames, ids `1 t h w`) of all blocks to a file, coded by a model and its prior."""
+    tokens, bits, writer = 0, 0.0, Writer(file, head)
+    for frames, ids in blocks:
+        coded = encode_ids(ids[0].cpu().numpy().astype(np.int64), head.levels, *model)
+        writer.add(frames, coded.data)
+        tokens, bits = tokens + ids.numel(), bits + coded.bits
+    writer.close()
     return Compressed(
         source=source,
-        path=target,
+        path=source,
         height=head.height,
         width=head.width,
         frames=writer.frames,
@@ -334,7 +443,7 @@ def _compress(
         uniform_bytes=tokens * math.log2(math.prod(head.levels)) / 8,
         bits_per_pixel=8 * writer.bytes / (writer.frames * head.height * head.width),
         ratio=source.stat().st_size / writer.bytes,
-        seconds=time.perf_counter() - begin,
+        seconds=0.0,
     )
 
 

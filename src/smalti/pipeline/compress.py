@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from smalti.arguments import check_arguments, check_least
-from smalti.codec.codec import Compressed, Decompressed, compress_file, decompress_file
+from smalti.codec.codec import Compressed, Decompressed, Goal, compress_file, decompress_file
 from smalti.codec.entropy import Model
 from smalti.codec.prior import Prior
 from smalti.data.source import memory_as_bad_file
@@ -25,6 +25,9 @@ def compress(
     model: Model | None = None,
     prior: Prior | Path | str | None = None,
     group: int | None = None,
+    price: float | None = None,
+    bits: float | None = None,
+    psnr: float | None = None,
     overwrite: bool = False,
     device: str | None = None,
     precision: Precision | None = None,
@@ -38,18 +41,30 @@ def compress(
     are a video of their own, at which decoding can start. `device` None is the best there is, `precision` None the
     number format of the tokenizer's file; in bfloat16 some ids are others, and as good.
 
+    With one of `price`, `bits` and `psnr` the ids are not the encoder's but searched for (docs/codec.md), which takes
+    some hundred times as long and needs a prior. `price` is the squared error in 8-bit values that a bit is worth: 0
+    gives the best quality, 1,600 fewer bits at a quality above that of the encoder's ids. `bits` asks for the best
+    quality at so many bits per pixel of the whole file, `psnr` for the smallest file with so many dB; the price that
+    does it is found by coding the source several times.
+
     Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
-    source or has another suffix, and for a video and a tokenizer that is not causal without `group`.
+    source or has another suffix, for a video and a tokenizer that is not causal without `group`, and for a goal that
+    is not reached.
     """
     check_arguments(compress, locals())
-    check_least({"group": (group, 1)})
+    check_least({"group": (group, 1), "price": (price, 0), "bits": (bits, 0), "psnr": (psnr, 0)})
+    goal = None if price is None and bits is None and psnr is None else Goal(price, bits, psnr)
+    if goal is not None and sum(one is not None for one in goal) > 1:
+        raise ConfigError("`lambda`, `bits` and `psnr` are three ways to say one thing: give one of them")
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
     if target.suffix.lower() != SUFFIX:
         raise ConfigError(f"{printable(target)}: compressed files are written as {SUFFIX}")
     opened = as_tokenizer(tokenizer, device, precision)
     with memory_as_bad_file(printable(source)):
-        return compress_file(opened, source, target, model=model, prior=_opened(prior), group=group, progress=progress)
+        return compress_file(
+            opened, source, target, model=model, prior=_opened(prior), group=group, goal=goal, progress=progress
+        )
 
 
 def decompress(

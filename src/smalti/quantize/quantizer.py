@@ -311,12 +311,16 @@ class ScalarQuantizer(Quantizer):
 
     def recognise(self, codes: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d"], Float[Tensor, " n"]]:
         """Return the nearest digits channel by channel, and the largest distance over the channels."""
-        table = self.scale_codes(self.values().T).T  # a column of values is a row of channels
+        table = self.code_table()
         present = torch.arange(table.shape[1], device=table.device) < self._level_counts[:, None]
         far = (codes.unsqueeze(-1) - table).abs().masked_fill(~present, torch.inf)
         distance, digits = far.min(-1)
         steps = table.diff(dim=1).abs().masked_fill(~present[:, 1:], torch.inf).amin(1)
         return digits, (distance / steps).amax(1)
+
+    def code_table(self) -> Float[Tensor, "d l"]:
+        """Return the code of each digit; rows of channels with fewer levels are padded at the end."""
+        return self.scale_codes(self.values().T).T  # a column of values is a row of channels
 
     def _values_of(self, digits: Int[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return self.values()[torch.arange(self.dim, device=digits.device), digits]

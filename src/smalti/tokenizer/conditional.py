@@ -243,6 +243,15 @@ def closed_loop(
     return Loop(z, torch.cat(ids, 1), torch.cat(pasts) if pasts else video[:0])
 
 
+def follow(encoder: nn.Module, encoding: Stream, decoder: nn.Module, decoding: Stream) -> None:
+    """Let the stream of an encoding go on from the frames that another has decoded, not from those of its own ids.
+
+    With conditional tokens that is their past, so whoever changes ids between two chunks calls it; encoders of other
+    kinds have seen frames alone, and nothing changes."""
+    if isinstance(encoder, ConditionalEncoder) and (past := decoding.get(decoder)) is not None:
+        encoding.put(encoder, past)
+
+
 def past_of(frames: Float[Tensor, "t b 3 h w"]) -> Float[Tensor, "1 b 3 h w"]:
     """Return the past of what comes after some frames: the last of them, within the range of pixels.
 

@@ -1,0 +1,283 @@
+"""Search of ids that cost fewer bits, or reconstruct better, than those of the encoder; the decoder stays as it is.
+
+Minimized is J = D + price * R (rate-distortion optimized quantization, as in video codecs). D is the squared error of
+the reconstruction in 8-bit values, the mean over the channels, summed over all pixels; R the bits of the ids under a
+prior.
+
+A sweep visits every token of a frame, in nine groups: every third row and column at a time, so that no token of a
+group is a neighbour of another in the prior, and hardly one in the decoder. In a visit each digit, in the order in
+which the prior codes them, takes the value v with the least
+
+    price * -log2 p(v | neighbours, earlier digits) + g (v - c) + STEP * h (v - c)^2
+
+where c is its code, g the gradient of D, and h the diagonal of the decoder's J^T J, estimated by E[(J^T s)^2] over
+random signs s (Bekas, Kokiopoulou, Saad 2007). Then the group is decoded once, and a token keeps its new id where the
+squared error of the 3 x 3 tokens around it and the bits of it fell in sum. Sweeps end where J no longer falls.
+
+What a token does to the bits of later tokens, and to later frames, is not counted. A frame is searched given what the
+decoder made of those before, so a video is a stream here, too.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from smalti.codec.contexts import Float64, Integers
+from smalti.codec.entropy import alphabets, join, split
+from smalti.codec.prior import SPACE, TIME, Canvas, Prior
+from smalti.errors import ConfigError
+from smalti.metrics.pixel import psnr
+from smalti.nn.causal import Stream
+from smalti.quantize.quantizer import ScalarQuantizer
+from smalti.text import Progress
+from smalti.tokenizer.conditional import follow
+from smalti.tokenizer.frames import choose_tile, images_to_ids, in_tiles
+from smalti.tokenizer.tokenizer import Tokenizer
+from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
+
+SWEEPS = 4
+"""The most sweeps over a frame: the fourth still changes one token in fifty."""
+STEP = 2.0
+"""Factor of the curvature, for the digits of a token and its neighbours move together: of 1, 2, 3 and 4 that of the
+least J on photographs."""
+PROBES = 4
+"""Random signs that the curvature is estimated with."""
+APART = 3
+"""Rows and columns from a token of a group to the next: beyond the prior's reach of two."""
+LEAST_ERROR = 1e-5
+"""Mean squared error below which a frame counts as equal: 98 dB, so that a mean over frames stays finite."""
+_PAST = -min(frame for frame, _, _ in TIME)
+_TO_8_BIT = 127.5**2 / 3
+assert max(max(abs(y), abs(x)) for _, y, x in SPACE) < APART
+
+
+class Found(NamedTuple):
+    """The ids of the next latent frame of a video, and the quality of the frames that it holds."""
+
+    ids: Int[Tensor, "1 1 h2 w2"]
+    psnr: tuple[float, ...]
+    """PSNR of each frame in dB, of 8-bit pixels; 98 for equal ones."""
+
+
+class Search:
+    """A search for one tokenizer, one prior and one price: the squared error, in 8-bit values, that a bit is worth."""
+
+    def __init__(self, tokenizer: Tokenizer, prior: Prior, price: float) -> None:
+        """Raise ConfigError for a tokenizer whose ids are not digits of one channel each."""
+        quantizer = tokenizer.quantizer
+        if not isinstance(quantizer, ScalarQuantizer) or alphabets(tokenizer.levels) != tuple(tokenizer.levels):
+            raise ConfigError(
+                "a search of ids (`lambda`, `bits`, `psnr`) needs a scalar quantizer, FSQ, LFQ or DSQ, with digits of"
+                " up to 256 levels"
+            )
+        self.tokenizer, self.prior, self.price = tokenizer, prior, price
+        self._levels = tuple(tokenizer.levels)
+        self._table = quantizer.code_table().detach().double().cpu().numpy()
+
+    @torch.no_grad()
+    def image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None = None) -> Found:
+        """Search the ids of an image, tile by tile where it is large and the tokenizer allows."""
+        tokenizer, target = self.tokenizer, to_video(image).to(self.tokenizer.device)
+        ids = images_to_ids(tokenizer, image[None]).clone()
+        if not in_tiles(tokenizer, *image.shape[:2]):
+            ids = self._searched(target, ids, [], None, progress=progress)
+            return Found(ids, self._quality(tokenizer.decode(ids), target))
+        tiles, (_, down, right) = tokenizer.decoding_tiles(choose_tile(tokenizer)), tokenizer.strides
+        cut, wrong = list(tiles.cut((ids.shape[-2], ids.shape[-1]))), 0.0
+        for number, tile in enumerate(cut, start=1):
+            rows, columns = tile.read
+            pixels = target[..., rows.start * down : rows.stop * down, columns.start * right : columns.stop * right]
+            inside = [slice(p.start // s, p.stop // s) for p, s in zip(tile.inside, (down, right), strict=True)]
+            mine = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool)
+            mine[tuple(inside)] = True
+            ids[(..., *tile.read)] = self._searched(pixels, ids[(..., *tile.read)], [], None, mine.flatten().numpy())
+            if progress is not None:
+                progress(number, len(cut))
+        for tile in cut:
+            made = tokenizer.decode(ids[(..., *tile.read)])[(..., *tile.inside)]
+            pixels = target[(..., *tile.place)]
+            made = crop_to(made, (1, *pixels.shape[-2:]))
+            wrong += float((to_uint8(made).double() - to_uint8(pixels).double()).square().sum())
+        return Found(ids, (_decibels(wrong / image.numel()),))
+
+    def video(self, frames: Iterable[UInt8[Tensor, "h w 3"]]) -> Iterator[Found]:
+        """Search the ids of the frames of a video, one latent frame after the other, in constant memory.
+
+        Raises ConfigError for a tokenizer that cannot be streamed frame by frame.
+        """
+        tokenizer = self.tokenizer
+        if not tokenizer.is_causal or tokenizer.lookahead:
+            raise ConfigError(
+                "a search of the ids of a video needs a causal tokenizer whose decoder does not look ahead"
+            )
+        encoding, decoding, before = Stream(), Stream(), list[Tensor]()
+        source, count = iter(frames), 1
+        while group := list(islice(source, count)):
+            with torch.no_grad():  # and not around a yield, which would carry it into the caller
+                target = to_video(torch.stack(group)).to(tokenizer.device)
+                ids = tokenizer.encode(pad_to(target, (count, *target.shape[3:])), encoding).clone()
+                ids = self._searched(target, ids, before, decoding)
+                quality = self._quality(tokenizer.decode(ids, decoding), target)
+                follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
+                before = [*before, ids][-_PAST:]
+            yield Found(ids, quality)
+            count = tokenizer.strides[0]
+
+    def _searched(
+        self,
+        target: Float[Tensor, "1 3 f h w"],
+        ids: Int[Tensor, "1 1 h2 w2"],
+        before: list[Tensor],
+        stream: Stream | None,
+        inside: NDArray[np.bool_] | None = None,
+        progress: Progress | None = None,
+    ) -> Int[Tensor, "1 1 h2 w2"]:
+        """Return ids of one latent frame with a J that is not above that of `ids`.
+
+        `before` are the ids of the last latent frames, `stream` has decoded them; of `inside` alone, a flag for each
+        token, ids may change.
+        """
+        frame = _Frame(self, target, ids, before, stream)
+        height, width = ids.shape[-2:]
+        group = (np.arange(height)[:, None] % APART * APART + np.arange(width) % APART).reshape(-1)
+        places = [
+            np.flatnonzero((group == number) & (True if inside is None else inside)) for number in range(APART**2)
+        ]
+        best, kept = frame.cost(), frame.symbols.copy()
+        for sweep in range(SWEEPS):
+            for at in places:
+                if at.size:
+                    frame.visit(at)
+            if not (cost := frame.cost()) < best:
+                break
+            best, kept = cost, frame.symbols.copy()
+            if progress is not None:
+                progress(sweep + 1, SWEEPS)
+        return torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device)
+
+    def _quality(self, made: Tensor, target: Tensor) -> tuple[float, ...]:
+        made = crop_to(made, (target.shape[2], *target.shape[3:]))
+        wrong = (to_uint8(made).double() - to_uint8(target).double()).square()
+        return tuple(_decibels(error) for error in wrong[0].flatten(1).mean(1).tolist())
+
+
+class _Frame:
+    """One latent frame under search: its symbols, what they cost and what the decoder makes of them."""
+
+    def __init__(
+        self, search: Search, target: Tensor, ids: Tensor, before: list[Tensor], stream: Stream | None
+    ) -> None:
+        self._search, self._target, self._stream = search, target, stream
+        self._grid = (int(ids.shape[-2]), int(ids.shape[-1]))
+        self.symbols = split(ids[0].cpu().numpy(), search._levels).reshape(len(search._levels), -1)
+        """`k n`."""
+        self._canvas = Canvas((len(before) + 1, *self._grid), search._levels)
+        for number, old in enumerate(before):
+            known = split(old[0].cpu().numpy(), search._levels).reshape(len(search._levels), -1)
+            self._canvas.write(self._places(number), known)
+        self._places_here = self._places(len(before))
+        self._canvas.write(self._places_here, self.symbols)
+        self._curvature = self._measured()
+
+    def cost(self) -> float:
+        """J of all tokens."""
+        _, bits = self._priced(np.arange(self.symbols.shape[1]), self.symbols)
+        return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * float(bits.sum())
+
+    def visit(self, at: Integers) -> None:
+        """Give the tokens at these places other symbols where that lowers J."""
+        codes = self._codes(self.symbols).requires_grad_()
+        with torch.enable_grad():
+            errors = self._errors(codes)
+            (gradient,) = torch.autograd.grad(errors.sum(), codes)
+        old = self.symbols[:, at]
+        new = self._proposed(at, self._rows(gradient)[at])
+        if (new == old).all():
+            return
+        tried = self.symbols.copy()
+        tried[:, at] = new
+        change = self._around(self._errors(self._codes(tried)) - errors.detach())[at]
+        bits = self._priced(at, new)[1] - self._priced(at, old)[1]
+        better = (change + self._search.price * bits < 0) & (new != old).any(0)
+        self.symbols[:, at[better]] = new[:, better]
+        self._canvas.write(self._places_here[at], self.symbols[:, at])
+
+    def _proposed(self, at: Integers, gradient: Float64) -> Integers:
+        """Return the symbols `k n` that the model of J prefers."""
+        table, prior = self._search._table, self._search.prior
+        state, chosen = prior.heads(self._canvas.context(self._places_here[at])), []
+        for digit, level in enumerate(self._search._levels):
+            move = table[digit, :level] - table[digit, self.symbols[digit, at]][:, None]
+            model = gradient[:, digit, None] * move + STEP * self._curvature[at, digit, None] * move**2
+            symbol = (model + self._search.price * _bits(prior.weights(state, digit))).argmin(1)
+            state = prior.learn(state, digit, symbol)
+            chosen.append(symbol)
+        return np.stack(chosen)
+
+    def _priced(self, at: Integers, symbols: Integers) -> tuple[Float64, Float64]:
+        """Return the state of the prior after symbols `k n`, and the bits of each token."""
+        prior, total = self._search.prior, np.zeros(at.size)
+        state = prior.heads(self._canvas.context(self._places_here[at]))
+        for digit, values in enumerate(symbols):
+            total += _bits(prior.weights(state, digit))[np.arange(at.size), values]
+            state = prior.learn(state, digit, values)
+        return state, total
+
+    def _measured(self) -> Float64:
+        """Return the diagonal of J^T J of the decoder at the codes of now, `n k`, in the units of D."""
+        rng, codes = torch.Generator().manual_seed(0), self._codes(self.symbols).requires_grad_()
+        total = torch.zeros_like(codes)
+        with torch.enable_grad():
+            made = self._made(codes)
+            for number in range(PROBES):
+                signs = torch.randint(0, 2, made.shape, generator=rng).to(made) * 2 - 1
+                (gradient,) = torch.autograd.grad((made * signs).sum(), codes, retain_graph=number + 1 < PROBES)
+                total += gradient.square()
+        return self._rows(total) * (_TO_8_BIT / PROBES)
+
+    def _errors(self, codes: Tensor) -> Float[Tensor, "h2 w2"]:
+        """Return D of the pixels of each token."""
+        _, down, right = self._search.tokenizer.strides
+        wrong = (self._made(codes).clamp(-1, 1) - self._target).square().sum((0, 1, 2)) * _TO_8_BIT
+        missing = [
+            size * side - length for size, side, length in zip(self._grid, (down, right), wrong.shape, strict=True)
+        ]
+        wrong = F.pad(wrong, (0, missing[1], 0, missing[0]))
+        return wrong.view(self._grid[0], down, self._grid[1], right).sum((1, 3))
+
+    def _around(self, errors: Float[Tensor, "h2 w2"]) -> Float64:
+        """Return the sums over the 3 x 3 tokens around each."""
+        return F.avg_pool2d(errors[None, None], 3, 1, 1, divisor_override=1).double().flatten().cpu().numpy()
+
+    def _made(self, codes: Tensor) -> Tensor:
+        stream = None if self._stream is None else self._stream.fork()
+        return crop_to(self._search.tokenizer.decode_codes(codes, stream), size_of(self._target)).float()
+
+    def _codes(self, symbols: Integers) -> Float[Tensor, "1 k 1 h2 w2"]:
+        rows = np.stack([self._search._table[digit, values] for digit, values in enumerate(symbols)])
+        device = self._target.device
+        return torch.from_numpy(rows).float().view(1, -1, 1, *self._grid).to(device)
+
+    def _rows(self, codes: Tensor) -> Float64:
+        return codes[0].flatten(1).T.double().cpu().numpy()
+
+    def _places(self, number: int) -> Integers:
+        size = math.prod(self._grid)
+        return np.arange(number * size, (number + 1) * size)
+
+
+def _decibels(error: float) -> float:
+    return float(psnr(torch.tensor(max(error, LEAST_ERROR)), 255.0))
+
+
+def _bits(weights: Integers) -> Float64:
+    """Return -log2 of the probabilities of rows of weights; of one that is zero, those of half a weight."""
+    return np.log2(weights.sum(-1, keepdims=True)) - np.log2(np.maximum(weights, 0.5))

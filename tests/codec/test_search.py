@@ -1,0 +1,211 @@
+"""A search of ids: never worse by its own measure, causal, read back by the decoder that there was, goals kept."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from smalti.codec import codec
+from smalti.codec.codec import Goal, compress_file, decompress_file, read_frames
+from smalti.codec.entropy import _encode, alphabets, split
+from smalti.codec.prior import Prior, shipped_prior
+from smalti.codec.search import Search
+from smalti.data import open_video, read_image, write_video
+from smalti.data.bundled import photos
+from smalti.errors import ConfigError
+from smalti.families import load
+from smalti.families.names import TINY_IMAGE
+from smalti.nn.causal import Stream
+from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
+from smalti.tokenizer import ConditionalConfig, TokenizerConfig, frames
+from smalti.tokenizer.conditional import follow
+from smalti.video import to_uint8, to_video
+from tests.cli.conftest import FPS, moving
+from tests.codec.test_prior import arbitrary
+from tests.randomise import random_tokenizer
+
+SMALL = {"width": 8, "patch": 4, "multipliers": (1,), "strides": (), "depth": 1, "decoder_depth": 1}
+QUANTIZERS = {
+    "fsq": FSQConfig(levels=(5, 4, 3)),
+    "lfq": LFQConfig(bits=6),
+    "dsq": DSQConfig(levels=(4, 3)),
+}
+IMAGE = TokenizerConfig(**SMALL, quantizer=QUANTIZERS["fsq"])
+VIDEO = TokenizerConfig(
+    **{**SMALL, "strides": ((2, 2),), "multipliers": (1, 2)}, time_kernel=2, quantizer=IMAGE.quantizer
+)
+CONDITIONAL = ConditionalConfig(
+    image=IMAGE.replace({"patch": 2, "strides": ((1, 2),), "multipliers": (1, 2)}), group=2, width=8
+)
+KINDS = {"image": IMAGE, "video": VIDEO, "conditional": CONDITIONAL}
+
+
+def prior_of(tokenizer):
+    """A prior of whole numbers by a formula, of this tokenizer's ids."""
+    made = arbitrary(tokenizer.levels, largest=3000)
+    return Prior(tokenizer.fingerprint, made.sizes, made._tensors, made._shifts)
+
+
+def clip(count, height, width, seed=0):
+    """Frames uint8 `t h w 3`: noise over a moving ramp."""
+    rng = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0, 200, width)[None, None, :, None] + 9 * torch.arange(count)[:, None, None, None]
+    return (ramp + 40 * torch.rand(count, height, width, 3, generator=rng)).clamp(0, 255).to(torch.uint8)
+
+
+def measured(tokenizer, prior, ids, images, price):
+    """J of ids, from the public doors: squared error in 8-bit values before rounding, and bits of the coder."""
+    video = to_video(images)
+    with torch.no_grad():
+        made = tokenizer.decode(ids, size=video.shape[2:]).clamp(-1, 1)
+    squared = float(((made - video) * 127.5).square().sum()) / 3
+    planes = split(ids[0].numpy(), tokenizer.levels)
+    return squared + price * _encode(planes, alphabets(tokenizer.levels), "prior", prior).bits
+
+
+def plain_ids(tokenizer, images):
+    with torch.inference_mode():
+        return tokenizer.encode(to_video(images))
+
+
+@pytest.mark.parametrize("price", [0.0, 300.0, 1e5])
+@pytest.mark.parametrize("size", [(8, 8), (17, 30), (4, 3), (40, 24)], ids=str)
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_what_is_minimized_is_never_above_that_of_the_encoders_ids(kind, size, price):
+    tokenizer = random_tokenizer(IMAGE.with_quantizer(QUANTIZERS[kind]))
+    prior, image = prior_of(tokenizer), clip(1, *size)
+    found = Search(tokenizer, prior, price).image(image[0])
+    before = measured(tokenizer, prior, plain_ids(tokenizer, image), image, price)
+    after = measured(tokenizer, prior, found.ids, image, price)
+    assert after <= before * (1 + 1e-5) + 1
+    if size == (40, 24):
+        assert after < 0.99 * before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quality_alone_is_better_in_every_frame_or_the_same(kind):
+    tokenizer, images = random_tokenizer(KINDS[kind]), clip(1 if kind == "image" else 7, 24, 32)
+    found = list(Search(tokenizer, prior_of(tokenizer), 0.0).video(images))
+    ids = torch.cat([one.ids for one in found], 1)
+    with torch.inference_mode():
+        made = to_uint8(tokenizer.decode(ids, size=(len(images), 24, 32)))[0]
+    wrong = (made.double() - images.double()).square().flatten(1).mean(1)
+    told = torch.tensor([quality for one in found for quality in one.psnr])
+    assert torch.allclose(10 * torch.log10(255**2 / wrong), told.double(), atol=0.01)
+    first = to_uint8(tokenizer.decode(plain_ids(tokenizer, images)[:, :1], size=(1, 24, 32)))[0].double()
+    assert wrong[0] <= 1.001 * (first[0] - images[0].double()).square().mean()  # rounding to 8 bits moves it a little
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_future_never_reaches_ids_that_were_found(kind):
+    tokenizer, images = random_tokenizer(KINDS[kind]), clip(8, 16, 24)
+    search = Search(tokenizer, prior_of(tokenizer), 200.0)
+    whole = [one.ids for one in search.video(images)]
+    changed = torch.cat([images[:5], 255 - images[5:]])
+    other = [one.ids for one in search.video(changed)]
+    kept = 1 + 4 // tokenizer.strides[0]
+    assert all(torch.equal(a, b) for a, b in zip(whole[:kept], other[:kept], strict=True))
+    assert not torch.equal(torch.cat(whole[kept:], 1), torch.cat(other[kept:], 1))
+    again = [one.ids for one in search.video(iter(images))]
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
+def test_an_image_is_the_first_frame_of_a_video():
+    tokenizer, images = random_tokenizer(CONDITIONAL), clip(3, 16, 24)
+    search = Search(tokenizer, prior_of(tokenizer), 200.0)
+    assert torch.equal(search.image(images[0]).ids, next(search.video(images)).ids)
+
+
+def test_conditional_tokens_after_a_search_follow_what_was_decoded():
+    tokenizer, video = random_tokenizer(CONDITIONAL), to_video(clip(5, 16, 24))
+    with torch.no_grad():
+        encoding, decoding, plain = Stream(), Stream(), Stream()
+        ids = tokenizer.encode(video[:, :, :1], encoding)
+        tokenizer.encode(video[:, :, :1], plain)
+        made = tokenizer.decode((ids + 1) % tokenizer.codebook_size, decoding)
+        follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
+        assert torch.equal(encoding.get(tokenizer.encoder), made.clamp(-1, 1).permute(2, 0, 1, 3, 4))
+        later = video[:, :, 1:3]
+        assert not torch.equal(tokenizer.encode(later, encoding), tokenizer.encode(later, plain))
+
+
+def test_a_higher_price_gives_fewer_bits_and_a_lower_quality():
+    tokenizer, image = load(TINY_IMAGE), read_image(photos("heldout") / "owl.jpg")[100:164, 200:264]
+    prior = shipped_prior(tokenizer.fingerprint)
+
+    def bits(ids):
+        return _encode(split(ids[0].numpy(), tokenizer.levels), prior.sizes, "prior", prior).bits
+
+    plain = plain_ids(tokenizer, image[None])
+    with torch.inference_mode():
+        wrong = (to_uint8(tokenizer.decode(plain, size=(1, 64, 64)))[0, 0].double() - image.double()).square().mean()
+    before = 10 * math.log10(255**2 / wrong)
+    quality, some, many = (Search(tokenizer, prior, price).image(image) for price in (0.0, 800.0, 1e4))
+    assert quality.psnr[0] > before + 0.2
+    assert some.psnr[0] > before
+    assert bits(some.ids) < 0.93 * bits(plain)
+    assert bits(many.ids) < bits(some.ids) < bits(quality.ids)
+    assert many.psnr[0] < some.psnr[0] < quality.psnr[0]
+
+
+def test_a_large_image_is_searched_tile_by_tile(monkeypatch):
+    tokenizer, image = random_tokenizer(IMAGE), clip(1, 80, 64)
+    prior = prior_of(tokenizer)
+    monkeypatch.setattr(frames, "TILED_ABOVE", 1000)
+    monkeypatch.setattr("smalti.codec.search.choose_tile", lambda tokenizer: 32)
+    steps = []
+    found = Search(tokenizer, prior, 0.0).image(image[0], lambda *at: steps.append(at))
+    assert steps == [(n, 6) for n in range(1, 7)]
+    before = measured(tokenizer, prior, plain_ids(tokenizer, image), image, 0.0)
+    assert measured(tokenizer, prior, found.ids, image, 0.0) < 0.99 * before
+    made = to_uint8(tokenizer.decode(found.ids, size=(1, 80, 64)))[0]
+    wrong = float((made.double() - image.double()).square().mean())
+    assert found.psnr[0] == pytest.approx(10 * math.log10(255**2 / wrong), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["video", "conditional"])
+def test_a_file_of_found_ids_is_read_as_any_other(kind, tmp_path):
+    tokenizer, film = random_tokenizer(KINDS[kind]), tmp_path / "film.mp4"
+    write_video(film, list(moving(6, 16, 24)), FPS)
+    done = compress_file(tokenizer, film, tmp_path / "a.smt", prior=prior_of(tokenizer), goal=Goal(price=100.0))
+    made = torch.stack(list(read_frames(tokenizer, done.path, prior=prior_of(tokenizer))))
+    assert made.shape == (6, 16, 24, 3)
+    assert done.price == 100.0
+    with open_video(film) as reader:
+        source = torch.stack(list(reader.frames()))
+    wrong = (made.double() - source.double()).square().flatten(1).mean(1)
+    assert done.psnr == pytest.approx(float((10 * torch.log10(255**2 / wrong)).mean()), abs=0.05)
+    part = list(read_frames(tokenizer, done.path, 2, 4, prior=prior_of(tokenizer)))
+    assert torch.equal(torch.stack(part), made[2:4])
+
+
+def test_goals_are_kept_from_the_side_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(codec, "ATTEMPTS", 4)
+    tokenizer, source, seen = load(TINY_IMAGE), tmp_path / "image.png", []
+    Image.fromarray(read_image(photos("heldout") / "owl.jpg")[120:160, 320:360].numpy()).save(source)
+
+    def written(goal):
+        return compress_file(
+            tokenizer, source, tmp_path / "a.smt", goal=goal, progress=lambda at, of, note="": seen.append(note)
+        )
+
+    best = written(Goal(price=0.0))
+    smaller = written(Goal(psnr=best.psnr - 1))
+    assert best.psnr - 1 <= smaller.psnr < best.psnr - 0.2
+    assert smaller.bytes < best.bytes
+    assert smaller.bytes == (tmp_path / "a.smt").stat().st_size
+    assert decompress_file(tokenizer, smaller.path, tmp_path / "back.png").frames == 1
+    within = written(Goal(bits=smaller.bits_per_pixel))
+    assert within.bits_per_pixel <= smaller.bits_per_pixel
+    assert within.psnr > smaller.psnr - 0.3
+    assert seen[-1] == "attempt 5 of 5"
+
+
+def test_tokenizers_that_cannot_be_searched_say_so():
+    table = random_tokenizer(TokenizerConfig(**SMALL, quantizer=CodebookConfig(size=64, dim=4)))
+    with pytest.raises(ConfigError, match="scalar quantizer"):
+        Search(table, prior_of(table), 0.0)
+    whole = random_tokenizer(VIDEO.replace({"norm": "clip"}))
+    with pytest.raises(ConfigError, match="causal"):
+        next(Search(whole, prior_of(whole), 0.0).video(clip(3, 16, 24)))
