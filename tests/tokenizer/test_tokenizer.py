@@ -1,5 +1,6 @@
 """The token contract, lines 3 to 8, over every quantizer, norm and architecture that claims to be exact."""
 
+import copy
 import itertools
 
 import pytest
@@ -103,15 +104,22 @@ def test_an_image_has_the_ids_of_a_videos_first_frame(plan, norm):
     assert torch.allclose(tokenizer(image).video, tokenizer(video).video[:, :, :1], rtol=0, atol=1e-12)
 
 
-def rounding(pixels):
-    """What sums in another order may differ by in float64. Random networks give pixels up to 5, trained ones up to 1:
-    torch 2.6 has 1.07e-12 at 4.76 in the example below, whose cuts a run meets once in thirty."""
-    return 1e-12 * max(1.0, float(pixels.abs().max()))
+def rounding(tokenizer, ids, whole):
+    """What sums in another order may differ by in float64: eight times what the last bit of every weight of the decoder
+    does to these pixels, which is 5e-15 to 3e-13. A norm over a frame of one position can divide by almost nothing: the
+    second example below has 2e-12, and 4.7e-12 on a processor that adds in another order."""
+    nudged, rng = copy.deepcopy(tokenizer), torch.Generator().manual_seed(0)
+    for weights in nudged.decoder.parameters():
+        ends = torch.randint(0, 2, weights.shape, generator=rng).to(weights) * 2 - 1
+        weights.copy_(torch.nextafter(weights, ends * torch.inf))
+    moved = nudged.decode(ids, size=whole.shape[2:])
+    return 8 * float((moved - whole).abs().max()) + 1e-15 * float(whole.abs().max())
 
 
 @exact
 @settings(max_examples=6, deadline=None)
 @example(cuts=[3, 1, 5, 4, 6], at_once=1)
+@example(cuts=[1, 1, 1, 5, 7], at_once=1)
 @given(cuts=st.lists(st.integers(1, 7), min_size=1, max_size=5), at_once=st.integers(1, 3))
 def test_any_chunking_gives_the_ids_and_pixels_of_the_whole(plan, norm, cuts, at_once):
     tokenizer = built(plan, norm)
@@ -122,7 +130,7 @@ def test_any_chunking_gives_the_ids_and_pixels_of_the_whole(plan, norm, cuts, at
         assert torch.equal(streamed, ids)
         whole = tokenizer.decode(ids, size=(sum(cuts), 8, 8))
         parts = list(tokenizer.decode_stream(ids.split(at_once, 1), size=(sum(cuts), 8, 8)))
-        assert torch.allclose(torch.cat(parts, 2), whole, rtol=0, atol=rounding(whole))
+        assert torch.allclose(torch.cat(parts, 2), whole, rtol=0, atol=rounding(tokenizer, ids, whole))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.kind}-{len(q.digit_levels)}")
