@@ -368,11 +368,13 @@ def test_goals_that_are_not_reached_write_nothing(smalti, tmp_path):
     small, command = tmp_path / "small.png", ("compress", tmp_path / "small.png", tmp_path / "a.smt", "--tokenizer")
     Image.fromarray(read_image(photos("heldout") / "owl.jpg")[100:132, 200:232].numpy()).save(small)
     shipped = (*command, SHIPPED_NAMES[0])
-    assert_one_line(smalti(*shipped, "--psnr", 60), 2, "60 dB are not reached, this tokenizer has")
-    assert_one_line(smalti(*shipped, "--bits", 0.001), 2, "0.001 per pixel are not reached, this tokenizer takes")
+    assert_one_line(smalti(*shipped, "--psnr", 60), 2, "60 dB were not reached; the best file has")
+    assert_one_line(smalti(*shipped, "--bits", 0.001), 2, "0.001 per pixel were not reached; the smallest file has")
     assert_one_line(smalti(*shipped, "--psnr", 20, "--bits", 1), 2, "give one of them")
-    assert_one_line(smalti(*shipped, "--lambda", 1, "--model", "adaptive"), 2, "smalti prior")
+    assert_one_line(smalti(*shipped, "--lambda", 1, "--model", "adaptive"), 2, "leave it out")
     assert_one_line(smalti(*shipped, "--lambda", -1), 2, "lambda")
+    assert_one_line(smalti(*shipped, "--lambda", "inf"), 2, "--lambda")
+    assert_one_line(smalti(*shipped, "--lambda", 1e13), 2, "is above 1e+12")
     assert_one_line(smalti(*shipped, "--psnr", "nan"), 2, "psnr")
     assert [path.name for path in tmp_path.iterdir()] == ["small.png"]
 

@@ -1,13 +1,14 @@
 """A search of ids: never worse by its own measure, causal, read back by the decoder that there was, goals kept."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from smalti.codec import codec
-from smalti.codec.codec import Goal, compress_file, decompress_file, read_frames
+from smalti.codec import codec, search
+from smalti.codec.codec import Compressed, Goal, compress_file, decompress_file, read_frames
 from smalti.codec.entropy import _encode, alphabets, split
 from smalti.codec.prior import Prior, shipped_prior
 from smalti.codec.search import Search
@@ -18,7 +19,7 @@ from smalti.families import load
 from smalti.families.names import TINY_IMAGE
 from smalti.nn.causal import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
-from smalti.tokenizer import ConditionalConfig, TokenizerConfig, frames
+from smalti.tokenizer import ConditionalConfig, TokenizerConfig
 from smalti.tokenizer.conditional import follow
 from smalti.video import to_uint8, to_video
 from tests.cli.conftest import FPS, moving
@@ -100,21 +101,21 @@ def test_quality_alone_is_better_in_every_frame_or_the_same(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_future_never_reaches_ids_that_were_found(kind):
     tokenizer, images = random_tokenizer(KINDS[kind]), clip(8, 16, 24)
-    search = Search(tokenizer, prior_of(tokenizer), 200.0)
-    whole = [one.ids for one in search.video(images)]
+    searched = Search(tokenizer, prior_of(tokenizer), 200.0)
+    whole = [one.ids for one in searched.video(images)]
     changed = torch.cat([images[:5], 255 - images[5:]])
-    other = [one.ids for one in search.video(changed)]
+    other = [one.ids for one in searched.video(changed)]
     kept = 1 + 4 // tokenizer.strides[0]
     assert all(torch.equal(a, b) for a, b in zip(whole[:kept], other[:kept], strict=True))
     assert not torch.equal(torch.cat(whole[kept:], 1), torch.cat(other[kept:], 1))
-    again = [one.ids for one in search.video(iter(images))]
+    again = [one.ids for one in searched.video(iter(images))]
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
 def test_an_image_is_the_first_frame_of_a_video():
     tokenizer, images = random_tokenizer(CONDITIONAL), clip(3, 16, 24)
-    search = Search(tokenizer, prior_of(tokenizer), 200.0)
-    assert torch.equal(search.image(images[0]).ids, next(search.video(images)).ids)
+    searched = Search(tokenizer, prior_of(tokenizer), 200.0)
+    assert torch.equal(searched.image(images[0]).ids, next(searched.video(images)).ids)
 
 
 def test_conditional_tokens_after_a_search_follow_what_was_decoded():
@@ -152,8 +153,8 @@ def test_a_higher_price_gives_fewer_bits_and_a_lower_quality():
 def test_a_large_image_is_searched_tile_by_tile(monkeypatch):
     tokenizer, image = random_tokenizer(IMAGE), clip(1, 80, 64)
     prior = prior_of(tokenizer)
-    monkeypatch.setattr(frames, "TILED_ABOVE", 1000)
-    monkeypatch.setattr("smalti.codec.search.choose_tile", lambda tokenizer: 32)
+    monkeypatch.setattr(search, "TILED_ABOVE", 1000)
+    monkeypatch.setattr(search, "choose_tile", lambda tokenizer: 32)
     steps = []
     found = Search(tokenizer, prior, 0.0).image(image[0], lambda *at: steps.append(at))
     assert steps == [(n, 6) for n in range(1, 7)]
@@ -209,3 +210,45 @@ def test_tokenizers_that_cannot_be_searched_say_so():
     whole = random_tokenizer(VIDEO.replace({"norm": "clip"}))
     with pytest.raises(ConfigError, match="causal"):
         next(Search(whole, prior_of(whole), 0.0).video(clip(3, 16, 24)))
+    with torch.inference_mode():
+        frozen = random_tokenizer(IMAGE)
+    with pytest.raises(ConfigError, match="inference_mode"):
+        Search(frozen, prior_of(frozen), 0.0)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_search_is_the_same_in_every_mode_of_gradients(mode):
+    tokenizer, images = random_tokenizer(VIDEO), clip(3, 16, 24)
+    searched = Search(tokenizer, prior_of(tokenizer), 100.0)
+    plain = torch.cat([found.ids for found in searched.video(images)], 1)
+    with mode():
+        assert torch.equal(torch.cat([found.ids for found in searched.video(images)], 1), plain)
+        assert torch.equal(searched.image(images[0]).ids, plain[:, :1])
+    assert all(weights.grad is None for weights in tokenizer.parameters())
+
+
+def test_the_best_of_all_attempts_is_written(tmp_path, monkeypatch):
+    """A greedy search is not monotone in its price: white has 49.2 dB at 0, and 55.0 at 500."""
+    monkeypatch.setattr(codec, "LEAST_PRICE", 500.0)
+    monkeypatch.setattr(codec, "MOST_PRICE", 500.0)
+    monkeypatch.setattr(codec, "ATTEMPTS", 1)
+    source = tmp_path / "white.png"
+    Image.fromarray(torch.full((24, 24, 3), 255, dtype=torch.uint8).numpy()).save(source)
+    done = compress_file(load(TINY_IMAGE), source, tmp_path / "a.smt", goal=Goal(psnr=52.0))
+    assert done.psnr > 52
+    assert done.price == pytest.approx(500)
+
+
+def test_a_rank_puts_what_was_asked_for_first():
+    def file(size, psnr):
+        return Compressed(Path(), Path(), 8, 8, 1, None, 1, size, 1.0, 1.0, size / 8, 1.0, 0.0, psnr=psnr)
+
+    files = [file(10, 20.0), file(20, 30.0), file(20, 31.0), file(30, 31.0), file(40, 35.0)]
+
+    def best(goal):
+        return max(files, key=goal.rank)
+
+    assert best(Goal(psnr=30.5)) == files[2]  # the smallest with so many dB
+    assert best(Goal(bits=30 / 8)) == files[2]  # the best of so many bits, and of equals the smallest
+    assert best(Goal(psnr=50.0)) == files[4]  # nearest
+    assert best(Goal(bits=1.0)) == files[0]

@@ -38,7 +38,7 @@ def compress_command(
     ] = None,
     price: Annotated[
         float | None,
-        typer.Option("--lambda", min=0.0, help="Search ids: the squared error that a bit is worth; 0: best quality."),
+        typer.Option("--lambda", min=0.0, help="Search ids: the squared error that a bit is worth; 0: quality alone."),
     ] = None,
     bits: Annotated[
         float | None, typer.Option(min=0.0, help="Search ids: the best quality at so many bits per pixel.")

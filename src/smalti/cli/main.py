@@ -38,7 +38,7 @@ from smalti.version import __version__
 
 UNREAD = 1
 """Exit code where the reader of the output was gone."""
-_OPTIONS = {"label": "class", "source": "from"}
+_OPTIONS = {"label": "class", "source": "from", "price": "lambda"}
 """Arguments of functions whose options are called by a word of Python."""
 INTERNAL = 70
 STOPPED = 130

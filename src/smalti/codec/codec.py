@@ -18,7 +18,7 @@ from torch import Tensor
 from smalti.codec.entropy import Model, decode_ids, encode_ids
 from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
 from smalti.codec.prior import Prior, shipped_prior
-from smalti.codec.search import Found, Search
+from smalti.codec.search import Found, Search, check_searchable
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
@@ -39,10 +39,10 @@ from smalti.tokenizer.tokenizer import Tokenizer
 
 BLOCK_TOKENS = 1 << 16
 """Approximate number of tokens in a block of video: tables are learnt anew in each, which costs a few hundred bytes."""
-LEAST_PRICE, MOST_PRICE = 10.0, 1e5
-"""Prices of a bit between which that of a goal is sought: one changes nothing, the other halves the bits."""
+LEAST_PRICE, MOST_PRICE = 10.0, 1e6
+"""Prices of a bit between which that of a goal is sought: one changes nothing, the other has the fewest bits."""
 ATTEMPTS = 7
-"""Bisections of that range: the price is then known to 7 %, the bits to 1 %."""
+"""Bisections of that range: the price is then known to 9 %, the bits to 1 %."""
 
 
 class Compressed(NamedTuple):
@@ -91,11 +91,18 @@ class Goal(NamedTuple):
             return written.bits_per_pixel <= self.bits
         return self.psnr is None or (written.psnr or 0.0) >= self.psnr
 
+    def rank(self, written: Compressed) -> tuple[bool, float, float]:
+        """Return what is larger for a better file: one that keeps the goal and is best in what is free, or comes
+        nearest."""
+        fewest, quality, is_kept = -float(written.bytes), written.psnr or 0.0, self.is_kept(written)
+        is_size_first = is_kept == (self.psnr is not None)
+        return (is_kept, fewest, quality) if is_size_first else (is_kept, quality, fewest)
+
     def shortfall(self, written: Compressed) -> str:
-        """Return in words why no file keeps it: this one comes nearest."""
+        """Return in words that no file kept it, and what the nearest has."""
         if self.bits is not None:
-            return f"bits: {self.bits:g} per pixel are not reached, this tokenizer takes {written.bits_per_pixel:.4f}"
-        return f"psnr: {self.psnr:g} dB are not reached, this tokenizer has {written.psnr:.2f} at most"
+            return f"bits: {self.bits:g} per pixel were not reached; the smallest file has {written.bits_per_pixel:.4f}"
+        return f"psnr: {self.psnr:g} dB were not reached; the best file has {written.psnr:.2f}"
 
 
 class Decompressed(NamedTuple):
@@ -157,13 +164,18 @@ def compress_file(
     `group`, for an image with `group`, for a goal without a prior, and for one that is not reached.
     """
     begin = time.perf_counter()
+    is_video = source.suffix.lower() in VIDEO_SUFFIXES
+    if goal is not None:
+        check_searchable(tokenizer, is_video=is_video)
+        if model not in (None, "prior"):
+            raise ConfigError(f"`price`, `bits` and `psnr` need the model 'prior'; `model` is {model!r}: leave it out")
     chosen = _choose_prior(tokenizer, model, prior)
     if goal is not None and chosen is None:
         raise ConfigError(
-            "`lambda`, `bits` and `psnr` weigh bits by a prior for this tokenizer: train one with `smalti prior`, give"
+            "`price`, `bits` and `psnr` weigh bits by a prior for this tokenizer: train one with `smalti prior`, give"
             " it as `prior`"
         )
-    job = _Job(tokenizer, source, model or ("prior" if chosen else "adaptive"), chosen, group)
+    job = _Job(tokenizer, source, model or ("prior" if chosen else "adaptive"), chosen, group, is_video)
     remove_leftovers(target.parent)
     with new_file(target) as file:
         if goal is None or goal.price is not None:
@@ -182,6 +194,7 @@ class _Job(NamedTuple):
     model: Model
     prior: Prior | None
     group: int | None
+    is_video: bool
 
     def write(self, file: BinaryIO | BytesIO, price: float | None, progress: Progress | None) -> Compressed:
         """Write a whole file: the encoder's ids, or with a price those of a search."""
@@ -197,7 +210,7 @@ class _Job(NamedTuple):
             done = _write(file, source, head, blocks, (self.model, self.prior))
             return done._replace(psnr=sum(qualities) / len(qualities), price=price) if search else done
 
-        if source.suffix.lower() not in VIDEO_SUFFIXES:
+        if not self.is_video:
             if self.group is not None:
                 raise ConfigError(f"{printable(source)}: `group` cuts videos, and this is an image")
             frame = read_image(source)
@@ -230,7 +243,7 @@ class _Job(NamedTuple):
 def _reach(goal: Goal, job: _Job, progress: Progress | None) -> tuple[bytes, Compressed]:
     """Return the file that comes nearest to a goal from the side that keeps it, by bisection of the price.
 
-    Raises ConfigError where no price keeps it."""
+    Raises ConfigError where no attempt keeps it."""
 
     count = 0
 
@@ -245,20 +258,18 @@ def _reach(goal: Goal, job: _Job, progress: Progress | None) -> tuple[bytes, Com
         written = job.write(file, price, noted)
         return file.getvalue(), written
 
-    best = attempt(0.0 if goal.psnr is not None else MOST_PRICE)
-    if not goal.is_kept(best[1]):
-        raise ConfigError(f"{printable(job.source)}: {goal.shortfall(best[1])}")
+    tries = [attempt(0.0 if goal.psnr is not None else MOST_PRICE)]
     low, high = math.log(LEAST_PRICE), math.log(MOST_PRICE)
     for _ in range(ATTEMPTS):
         middle = (low + high) / 2
-        tried = attempt(math.exp(middle))
-        is_kept = goal.is_kept(tried[1])
-        if is_kept:
-            best = tried
-        if is_kept == (goal.psnr is not None):  # a higher price: fewer bits, and a lower PSNR
+        tries.append(attempt(math.exp(middle)))
+        if goal.is_kept(tries[-1][1]) == (goal.psnr is not None):  # a higher price: fewer bits, mostly a lower PSNR
             low = middle
         else:
             high = middle
+    best = max(tries, key=lambda one: goal.rank(one[1]))
+    if not goal.is_kept(best[1]):
+        raise ConfigError(f"{printable(job.source)}: {goal.shortfall(best[1])}")
     return best
 
 

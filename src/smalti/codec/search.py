@@ -35,11 +35,11 @@ from smalti.codec.entropy import alphabets, join, split
 from smalti.codec.prior import SPACE, TIME, Canvas, Prior
 from smalti.errors import ConfigError
 from smalti.metrics.pixel import psnr
-from smalti.nn.causal import Stream
+from smalti.nn.causal import Stream, time_first
 from smalti.quantize.quantizer import ScalarQuantizer
 from smalti.text import Progress
 from smalti.tokenizer.conditional import follow
-from smalti.tokenizer.frames import choose_tile, images_to_ids, in_tiles
+from smalti.tokenizer.frames import choose_tile, images_to_ids
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
 
@@ -54,6 +54,9 @@ APART = 3
 """Rows and columns from a token of a group to the next: beyond the prior's reach of two."""
 LEAST_ERROR = 1e-5
 """Mean squared error below which a frame counts as equal: 98 dB, so that a mean over frames stays finite."""
+TILED_ABOVE = 1 << 19
+"""Pixels of an image above which it is searched tile by tile, where that changes no token: gradients take 1.4 GB a
+million pixels."""
 _PAST = -min(frame for frame, _, _ in TIME)
 _TO_8_BIT = 127.5**2 / 3
 assert max(max(abs(y), abs(x)) for _, y, x in SPACE) < APART
@@ -67,27 +70,44 @@ class Found(NamedTuple):
     """PSNR of each frame in dB, of 8-bit pixels; 98 for equal ones."""
 
 
+def check_searchable(tokenizer: Tokenizer, *, is_video: bool = False) -> None:
+    """Raise ConfigError for a tokenizer whose ids are not digits of one channel each, one without gradients, and for a
+    video one that cannot be streamed frame by frame."""
+    remedy = "leave `price`, `bits` and `psnr` out"
+    is_scalar = isinstance(tokenizer.quantizer, ScalarQuantizer)
+    if not is_scalar or alphabets(tokenizer.levels) != tuple(tokenizer.levels):
+        raise ConfigError(
+            f"a search of ids needs a scalar quantizer, FSQ, LFQ or DSQ, with digits of up to 256 levels; {remedy}"
+        )
+    if is_video and (not tokenizer.is_causal or tokenizer.lookahead):
+        raise ConfigError(
+            f"a search of the ids of a video needs a causal tokenizer whose decoder does not look ahead; {remedy}"
+        )
+    if any(weights.is_inference() for weights in tokenizer.parameters()):
+        raise ConfigError("a search of ids needs gradients: load the tokenizer outside of torch.inference_mode()")
+
+
 class Search:
     """A search for one tokenizer, one prior and one price: the squared error, in 8-bit values, that a bit is worth."""
 
     def __init__(self, tokenizer: Tokenizer, prior: Prior, price: float) -> None:
-        """Raise ConfigError for a tokenizer whose ids are not digits of one channel each."""
-        quantizer = tokenizer.quantizer
-        if not isinstance(quantizer, ScalarQuantizer) or alphabets(tokenizer.levels) != tuple(tokenizer.levels):
-            raise ConfigError(
-                "a search of ids (`lambda`, `bits`, `psnr`) needs a scalar quantizer, FSQ, LFQ or DSQ, with digits of"
-                " up to 256 levels"
-            )
+        """Raise ConfigError as `check_searchable` does."""
+        check_searchable(tokenizer)
         self.tokenizer, self.prior, self.price = tokenizer, prior, price
         self._levels = tuple(tokenizer.levels)
+        quantizer = tokenizer.quantizer
+        assert isinstance(quantizer, ScalarQuantizer)
         self._table = quantizer.code_table().detach().double().cpu().numpy()
 
-    @torch.no_grad()
     def image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None = None) -> Found:
         """Search the ids of an image, tile by tile where it is large and the tokenizer allows."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self._image(image, progress)
+
+    def _image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None) -> Found:
         tokenizer, target = self.tokenizer, to_video(image).to(self.tokenizer.device)
         ids = images_to_ids(tokenizer, image[None]).clone()
-        if not in_tiles(tokenizer, *image.shape[:2]):
+        if not tokenizer.is_tile_exact or image.shape[0] * image.shape[1] <= TILED_ABOVE:
             ids = self._searched(target, ids, [], None, progress=progress)
             return Found(ids, self._quality(tokenizer.decode(ids), target))
         tiles, (_, down, right) = tokenizer.decoding_tiles(choose_tile(tokenizer)), tokenizer.strides
@@ -114,14 +134,14 @@ class Search:
         Raises ConfigError for a tokenizer that cannot be streamed frame by frame.
         """
         tokenizer = self.tokenizer
-        if not tokenizer.is_causal or tokenizer.lookahead:
-            raise ConfigError(
-                "a search of the ids of a video needs a causal tokenizer whose decoder does not look ahead"
-            )
+        check_searchable(tokenizer, is_video=True)
         encoding, decoding, before = Stream(), Stream(), list[Tensor]()
         source, count = iter(frames), 1
         while group := list(islice(source, count)):
-            with torch.no_grad():  # and not around a yield, which would carry it into the caller
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # and not around a yield, which would carry it into the caller
                 target = to_video(torch.stack(group)).to(tokenizer.device)
                 ids = tokenizer.encode(pad_to(target, (count, *target.shape[3:])), encoding).clone()
                 ids = self._searched(target, ids, before, decoding)
@@ -240,7 +260,7 @@ class _Frame:
             for number in range(PROBES):
                 signs = torch.randint(0, 2, made.shape, generator=rng).to(made) * 2 - 1
                 (gradient,) = torch.autograd.grad((made * signs).sum(), codes, retain_graph=number + 1 < PROBES)
-                total += gradient.square()
+                total += gradient.float().square().nan_to_num()
         return self._rows(total) * (_TO_8_BIT / PROBES)
 
     def _errors(self, codes: Tensor) -> Float[Tensor, "h2 w2"]:
@@ -258,8 +278,9 @@ class _Frame:
         return F.avg_pool2d(errors[None, None], 3, 1, 1, divisor_override=1).double().flatten().cpu().numpy()
 
     def _made(self, codes: Tensor) -> Tensor:
-        stream = None if self._stream is None else self._stream.fork()
-        return crop_to(self._search.tokenizer.decode_codes(codes, stream), size_of(self._target)).float()
+        tokenizer, stream = self._search.tokenizer, None if self._stream is None else self._stream.fork()
+        made = tokenizer.decoder(time_first(codes, tokenizer.dtype), stream).permute(1, 2, 0, 3, 4)
+        return crop_to(made, size_of(self._target)).float()
 
     def _codes(self, symbols: Integers) -> Float[Tensor, "1 k 1 h2 w2"]:
         rows = np.stack([self._search._table[digit, values] for digit, values in enumerate(symbols)])

@@ -15,6 +15,8 @@ from smalti.text import Progress, printable
 from smalti.tokenizer.tokenizer import Tokenizer
 
 SUFFIX = ".smt"
+LARGEST_PRICE = 1e12
+"""Highest price of a bit in a search: beyond the squared error of any image."""
 
 
 def compress(
@@ -43,9 +45,9 @@ def compress(
 
     With one of `price`, `bits` and `psnr` the ids are not the encoder's but searched for (docs/codec.md), which takes
     some hundred times as long and needs a prior. `price` is the squared error in 8-bit values that a bit is worth: 0
-    gives the best quality, 1,600 fewer bits at a quality above that of the encoder's ids. `bits` asks for the best
+    is quality alone, 1,600 fewer bits at a quality above that of the encoder's ids. `bits` asks for the best
     quality at so many bits per pixel of the whole file, `psnr` for the smallest file with so many dB; the price that
-    does it is found by coding the source several times.
+    does it is found by coding the source eight times. PSNR is that of the decoder in the number format of the search.
 
     Raises BadFile for media that cannot be read, ConfigError where `target` exists and may not be replaced, is the
     source or has another suffix, for a video and a tokenizer that is not causal without `group`, and for a goal that
@@ -55,7 +57,9 @@ def compress(
     check_least({"group": (group, 1), "price": (price, 0), "bits": (bits, 0), "psnr": (psnr, 0)})
     goal = None if price is None and bits is None and psnr is None else Goal(price, bits, psnr)
     if goal is not None and sum(one is not None for one in goal) > 1:
-        raise ConfigError("`lambda`, `bits` and `psnr` are three ways to say one thing: give one of them")
+        raise ConfigError("`price`, `bits` and `psnr` are three ways to say one thing: give one of them")
+    if price is not None and price > LARGEST_PRICE:
+        raise ConfigError(f"price: is above {LARGEST_PRICE:g}, the most that is allowed")
     source, target = Path(source), Path(target)
     check_targets([target], [source], overwrite=overwrite, other="another name")
     if target.suffix.lower() != SUFFIX:

@@ -47,7 +47,7 @@ def images_to_ids(tokenizer: Tokenizer, images: UInt8[Tensor, "b h w 3"]) -> Int
     Tiles are cut from the 8-bit pixels: the floats of an image of 64 million pixels take 768 MB.
     """
     _, height, width, _ = images.shape
-    if not in_tiles(tokenizer, height, width):
+    if not _in_tiles(tokenizer, height, width):
         return tokenizer.encode(to_video(images[:, None]).to(tokenizer.device))
 
     def encode(part: tuple[slice, slice]) -> Tensor:
@@ -70,7 +70,7 @@ def ids_to_image(
     `into` if given. Raises BadTensor where the ids do not reach that size."""
     ids = ids.to(tokenizer.device)
     image = torch.empty(*size, 3, dtype=torch.uint8) if into is None else into
-    if not in_tiles(tokenizer, *size):
+    if not _in_tiles(tokenizer, *size):
         return image.copy_(to_uint8(crop_to(tokenizer.decode(ids), (1, *size)).cpu())[0, 0])
     rows, columns = ids.shape[-2:]
     _, down, right = tokenizer.strides
@@ -206,8 +206,7 @@ def _parts(pieces: Iterable[tuple[int, Tensor]], latents: int | None) -> Iterato
             frames = 0
 
 
-def in_tiles(tokenizer: Tokenizer, height: int, width: int) -> bool:
-    """Return whether an image of that size is computed tile by tile: it is large, and that changes no token."""
+def _in_tiles(tokenizer: Tokenizer, height: int, width: int) -> bool:
     return height * width > TILED_ABOVE and tokenizer.is_tile_exact
 
 

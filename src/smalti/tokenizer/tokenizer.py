@@ -296,18 +296,15 @@ class Tokenizer(nn.Module):
             video = self._decode(ids, stream, tile, is_last)
         return video if size is None else crop(video, whole_numbers("size", size))
 
-    def decode_codes(
-        self, codes: Float[Tensor, "b d *grid"], stream: Stream | None = None
-    ) -> Float[Tensor, "b 3 *t h w"]:
+    def decode_codes(self, codes: Float[Tensor, "b d *grid"]) -> Float[Tensor, "b 3 *t h w"]:
         """Decode codes `b d t h w`, of images `b d h w`, or what lies between them, with gradients and not quantized.
 
-        With a stream they are the next chunk of a video. Raises BadTensor for another shape."""
-        layouts = (4, 5) if stream is None else (5,)
-        if not isinstance(codes, Tensor) or codes.ndim not in layouts or codes.shape[1] != self.quantizer.dim:
+        Raises BadTensor for another shape."""
+        if not isinstance(codes, Tensor) or codes.ndim not in (4, 5) or codes.shape[1] != self.quantizer.dim:
             raise BadTensor(
                 f"codes must be b {self.quantizer.dim} t h w or b {self.quantizer.dim} h w (found {describe(codes)})"
             )
-        return self._to_video(codes.unsqueeze(2)).squeeze(2) if codes.ndim == 4 else self._to_video(codes, stream)
+        return self._to_video(codes.unsqueeze(2)).squeeze(2) if codes.ndim == 4 else self._to_video(codes)
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a video that comes in chunks of any length (`b 3 t h w` each), equal to those of the whole video.
