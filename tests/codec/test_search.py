@@ -153,7 +153,7 @@ def test_a_higher_price_gives_fewer_bits_and_a_lower_quality():
 def test_a_large_image_is_searched_tile_by_tile(monkeypatch):
     tokenizer, image = random_tokenizer(IMAGE), clip(1, 80, 64)
     prior = prior_of(tokenizer)
-    monkeypatch.setattr(search, "TILED_ABOVE", 1000)
+    monkeypatch.setattr(search, "LARGEST_WHOLE", 1000)
     monkeypatch.setattr(search, "choose_tile", lambda tokenizer: 32)
     steps = []
     found = Search(tokenizer, prior, 0.0).image(image[0], lambda *at: steps.append(at))

@@ -54,7 +54,7 @@ APART = 3
 """Rows and columns from a token of a group to the next: beyond the prior's reach of two."""
 LEAST_ERROR = 1e-5
 """Mean squared error below which a frame counts as equal: 98 dB, so that a mean over frames stays finite."""
-TILED_ABOVE = 1 << 19
+LARGEST_WHOLE = 1 << 19
 """Pixels of an image above which it is searched tile by tile, where that changes no token: gradients take 1.4 GB a
 million pixels."""
 _PAST = -min(frame for frame, _, _ in TIME)
@@ -107,7 +107,7 @@ class Search:
     def _image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None) -> Found:
         tokenizer, target = self.tokenizer, to_video(image).to(self.tokenizer.device)
         ids = images_to_ids(tokenizer, image[None]).clone()
-        if not tokenizer.is_tile_exact or image.shape[0] * image.shape[1] <= TILED_ABOVE:
+        if not tokenizer.is_tile_exact or image.shape[0] * image.shape[1] <= LARGEST_WHOLE:
             ids = self._searched(target, ids, [], None, progress=progress)
             return Found(ids, self._quality(tokenizer.decode(ids), target))
         tiles, (_, down, right) = tokenizer.decoding_tiles(choose_tile(tokenizer)), tokenizer.strides
@@ -260,7 +260,7 @@ class _Frame:
             for number in range(PROBES):
                 signs = torch.randint(0, 2, made.shape, generator=rng).to(made) * 2 - 1
                 (gradient,) = torch.autograd.grad((made * signs).sum(), codes, retain_graph=number + 1 < PROBES)
-                total += gradient.float().square().nan_to_num()
+                total += gradient.float().square()
         return self._rows(total) * (_TO_8_BIT / PROBES)
 
     def _errors(self, codes: Tensor) -> Float[Tensor, "h2 w2"]:
