@@ -18,7 +18,7 @@ from torch import Tensor
 from smalti.codec.entropy import Model, decode_ids, encode_ids
 from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
 from smalti.codec.prior import Prior, shipped_prior
-from smalti.codec.search import Found, Search, check_searchable
+from smalti.codec.search import Search, SearchResult, check_searchable
 from smalti.data.files import VIDEO_SUFFIXES
 from smalti.data.images import read_image
 from smalti.data.source import open_media
@@ -201,8 +201,8 @@ class _Job(NamedTuple):
         tokenizer, source, qualities = self.tokenizer, self.source, list[float]()
         search = None if price is None or self.prior is None else Search(tokenizer, self.prior, price)
 
-        def noted(found: Iterable[Found]) -> Iterator[Tensor]:
-            for one in found:
+        def noted(results: Iterable[SearchResult]) -> Iterator[Tensor]:
+            for one in results:
                 qualities.extend(one.psnr)
                 yield one.ids
 
@@ -383,11 +383,11 @@ def _check_maker(head: Head, tokenizer: Tokenizer, prior: Prior | None, name: st
     head.info.replace({"fingerprint": info.fingerprint if is_mine else head.tokenizer}).check(info, name)
     if head.prior is None:
         return None
-    found = prior or shipped_prior(info.fingerprint)
-    if found is None or found.digest != head.prior:
-        other = "none is given" if found is None else f"this one is {found.digest}"
+    own = prior or shipped_prior(info.fingerprint)
+    if own is None or own.digest != head.prior:
+        other = "none is given" if own is None else f"this one is {own.digest}"
         raise IntegrityError(f"{name}: coded with the prior {head.prior}, {other}: give the one that it was coded with")
-    return found
+    return own
 
 
 def _head(
@@ -416,15 +416,15 @@ def _blocks_of(
     for group in groups_of(frames, head.group or None):
         numbers = count()
         counted = (frame for frame, _ in zip(group, numbers, strict=False))  # next(numbers): frames taken so far
-        waiting, given = None, 0
+        waiting, written = None, 0
         for ids in encode(counted):
             waiting = ids if waiting is None else torch.cat([waiting, ids], 1)
             while waiting.shape[1] > head.block:  # there is more, so this block is full
-                full = head.room(given)
+                full = head.room(written)
                 yield full, waiting[:, : head.block]
-                waiting, given = waiting[:, head.block :], given + full
+                waiting, written = waiting[:, head.block :], written + full
         assert waiting is not None, "a group has a frame"
-        yield next(numbers) - given, waiting
+        yield next(numbers) - written, waiting
 
 
 def _write(

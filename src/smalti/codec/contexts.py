@@ -43,17 +43,17 @@ def visits(height: int, width: int) -> tuple[Visit, ...]:
     """List every position of a plane once: those of the coarsest grid, then the middles of its squares, then the
     middles of the sides of those, with half the grid again and again; visits without positions are left out."""
     grid = [np.arange(0, n, COARSEST) for n in (height, width)]
-    found = [_visit([tuple(grid)], (), height, width)]
+    steps = [_visit([tuple(grid)], (), height, width)]
     step = COARSEST // 2
     while step:
         even = [np.arange(0, n, 2 * step) for n in (height, width)]
         odd = [np.arange(step, n, 2 * step) for n in (height, width)]
         corners = ((-step, -step), (-step, step), (step, -step), (step, step))
         sides = ((-step, 0), (step, 0), (0, -step), (0, step))
-        found.append(_visit([(odd[0], odd[1])], corners, height, width))
-        found.append(_visit([(even[0], odd[1]), (odd[0], even[1])], sides, height, width))
+        steps.append(_visit([(odd[0], odd[1])], corners, height, width))
+        steps.append(_visit([(even[0], odd[1]), (odd[0], even[1])], sides, height, width))
         step //= 2
-    return tuple(visit for visit in found if visit.at.size)
+    return tuple(visit for visit in steps if visit.at.size)
 
 
 def _visit(grids: list[tuple[Integers, ...]], offsets: tuple[tuple[int, int], ...], height: int, width: int) -> Visit:
@@ -114,19 +114,19 @@ class Contexts:
 
     def learn(self, rows: Integers, symbols: Integers) -> None:
         """Count the symbols of a visit."""
-        seen = np.bincount((rows * self._size + symbols).reshape(-1), minlength=self._counts.size)
-        seen = seen.reshape(self._counts.shape)
-        self._totals += (seen @ self._ones)[:, None]
-        self._counts += seen * _ONE
+        counts = np.bincount((rows * self._size + symbols).reshape(-1), minlength=self._counts.size)
+        counts = counts.reshape(self._counts.shape)
+        self._totals += (counts @ self._ones)[:, None]
+        self._counts += counts * _ONE
 
     def _rows(self, time: Integers, space: Integers) -> Integers:
-        found = np.empty((4, time.size), np.int64)
-        np.multiply(time, self._spaces, out=found[0])
-        found[0] += space
-        np.add(time, self._time, out=found[1])
-        np.add(space, self._space, out=found[2])
-        found[3] = self._space + self._spaces
-        return found
+        rows = np.empty((4, time.size), np.int64)
+        np.multiply(time, self._spaces, out=rows[0])
+        rows[0] += space
+        np.add(time, self._time, out=rows[1])
+        np.add(space, self._space, out=rows[2])
+        rows[3] = self._space + self._spaces
+        return rows
 
     def _weights(self, rows: Integers) -> Float64:
         counts, totals = self._counts, self._totals

@@ -228,9 +228,9 @@ def _check_shapes(tensors: Mapping[str, NDArray[Any]], sizes: Sequence[int], shi
         "out.weight": (rows, values),
         "out.bias": (values,),
     }
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     is_int16 = all(tensor.dtype == np.int16 for tensor in tensors.values())
-    if found != wanted or not is_int16 or max(inputs, width, heads) > _WIDEST or min(sizes, default=0) < 2:
+    if shapes != wanted or not is_int16 or max(inputs, width, heads) > _WIDEST or min(sizes, default=0) < 2:
         raise ValueError("shapes")
     if len(shifts) != 4 or not all(0 <= shift <= 14 for shift in shifts):
         raise ValueError("shifts")

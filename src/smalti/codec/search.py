@@ -62,7 +62,7 @@ _TO_8_BIT = 127.5**2 / 3
 assert max(max(abs(y), abs(x)) for _, y, x in SPACE) < APART
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The ids of the next latent frame of a video, and the quality of the frames that it holds."""
 
     ids: Int[Tensor, "1 1 h2 w2"]
@@ -99,17 +99,17 @@ class Search:
         assert isinstance(quantizer, ScalarQuantizer)
         self._table = quantizer.code_table().detach().double().cpu().numpy()
 
-    def image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None = None) -> Found:
+    def image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None = None) -> SearchResult:
         """Search the ids of an image, tile by tile where it is large and the tokenizer allows."""
         with torch.inference_mode(False), torch.no_grad():
             return self._image(image, progress)
 
-    def _image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None) -> Found:
+    def _image(self, image: UInt8[Tensor, "h w 3"], progress: Progress | None) -> SearchResult:
         tokenizer, target = self.tokenizer, to_video(image).to(self.tokenizer.device)
         ids = images_to_ids(tokenizer, image[None]).clone()
         if not tokenizer.is_tile_exact or image.shape[0] * image.shape[1] <= LARGEST_WHOLE:
             ids = self._searched(target, ids, [], None, progress=progress)
-            return Found(ids, self._quality(tokenizer.decode(ids), target))
+            return SearchResult(ids, self._quality(tokenizer.decode(ids), target))
         tiles, (_, down, right) = tokenizer.decoding_tiles(choose_tile(tokenizer)), tokenizer.strides
         cut, wrong = list(tiles.cut((ids.shape[-2], ids.shape[-1]))), 0.0
         for number, tile in enumerate(cut, start=1):
@@ -122,13 +122,13 @@ class Search:
             if progress is not None:
                 progress(number, len(cut))
         for tile in cut:
-            made = tokenizer.decode(ids[(..., *tile.read)])[(..., *tile.inside)]
+            decoded = tokenizer.decode(ids[(..., *tile.read)])[(..., *tile.inside)]
             pixels = target[(..., *tile.place)]
-            made = crop_to(made, (1, *pixels.shape[-2:]))
-            wrong += float((to_uint8(made).double() - to_uint8(pixels).double()).square().sum())
-        return Found(ids, (_decibels(wrong / image.numel()),))
+            decoded = crop_to(decoded, (1, *pixels.shape[-2:]))
+            wrong += float((to_uint8(decoded).double() - to_uint8(pixels).double()).square().sum())
+        return SearchResult(ids, (_decibels(wrong / image.numel()),))
 
-    def video(self, frames: Iterable[UInt8[Tensor, "h w 3"]]) -> Iterator[Found]:
+    def video(self, frames: Iterable[UInt8[Tensor, "h w 3"]]) -> Iterator[SearchResult]:
         """Search the ids of the frames of a video, one latent frame after the other, in constant memory.
 
         Raises ConfigError for a tokenizer that cannot be streamed frame by frame.
@@ -148,7 +148,7 @@ class Search:
                 quality = self._quality(tokenizer.decode(ids, decoding), target)
                 follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
                 before = [*before, ids][-_PAST:]
-            yield Found(ids, quality)
+            yield SearchResult(ids, quality)
             count = tokenizer.strides[0]
 
     def _searched(
@@ -183,9 +183,9 @@ class Search:
                 progress(sweep + 1, SWEEPS)
         return torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device)
 
-    def _quality(self, made: Tensor, target: Tensor) -> tuple[float, ...]:
-        made = crop_to(made, (target.shape[2], *target.shape[3:]))
-        wrong = (to_uint8(made).double() - to_uint8(target).double()).square()
+    def _quality(self, pixels: Tensor, target: Tensor) -> tuple[float, ...]:
+        pixels = crop_to(pixels, (target.shape[2], *target.shape[3:]))
+        wrong = (to_uint8(pixels).double() - to_uint8(target).double()).square()
         return tuple(_decibels(error) for error in wrong[0].flatten(1).mean(1).tolist())
 
 
@@ -256,17 +256,17 @@ class _Frame:
         rng, codes = torch.Generator().manual_seed(0), self._codes(self.symbols).requires_grad_()
         total = torch.zeros_like(codes)
         with torch.enable_grad():
-            made = self._made(codes)
+            pixels = self._decoded(codes)
             for number in range(PROBES):
-                signs = torch.randint(0, 2, made.shape, generator=rng).to(made) * 2 - 1
-                (gradient,) = torch.autograd.grad((made * signs).sum(), codes, retain_graph=number + 1 < PROBES)
+                signs = torch.randint(0, 2, pixels.shape, generator=rng).to(pixels) * 2 - 1
+                (gradient,) = torch.autograd.grad((pixels * signs).sum(), codes, retain_graph=number + 1 < PROBES)
                 total += gradient.float().square()
         return self._rows(total) * (_TO_8_BIT / PROBES)
 
     def _errors(self, codes: Tensor) -> Float[Tensor, "h2 w2"]:
         """Return D of the pixels of each token."""
         _, down, right = self._search.tokenizer.strides
-        wrong = (self._made(codes).clamp(-1, 1) - self._target).square().sum((0, 1, 2)) * _TO_8_BIT
+        wrong = (self._decoded(codes).clamp(-1, 1) - self._target).square().sum((0, 1, 2)) * _TO_8_BIT
         missing = [
             size * side - length for size, side, length in zip(self._grid, (down, right), wrong.shape, strict=True)
         ]
@@ -277,10 +277,10 @@ class _Frame:
         """Return the sums over the 3 x 3 tokens around each."""
         return F.avg_pool2d(errors[None, None], 3, 1, 1, divisor_override=1).double().flatten().cpu().numpy()
 
-    def _made(self, codes: Tensor) -> Tensor:
+    def _decoded(self, codes: Tensor) -> Tensor:
         tokenizer, stream = self._search.tokenizer, None if self._stream is None else self._stream.fork()
-        made = tokenizer.decoder(time_first(codes, tokenizer.dtype), stream).permute(1, 2, 0, 3, 4)
-        return crop_to(made, size_of(self._target)).float()
+        pixels = tokenizer.decoder(time_first(codes, tokenizer.dtype), stream).permute(1, 2, 0, 3, 4)
+        return crop_to(pixels, size_of(self._target)).float()
 
     def _codes(self, symbols: Integers) -> Float[Tensor, "1 k 1 h2 w2"]:
         rows = np.stack([self._search._table[digit, values] for digit, values in enumerate(symbols)])

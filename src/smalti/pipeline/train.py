@@ -107,8 +107,8 @@ def settle_precision(
     """Return the config in that number format; `auto` is that of the run to resume, `previous`, or bfloat16 where every
     rank is faster in it."""
     if precision == "auto":
-        found = faster_precision(measure_precisions(world.device)) if previous is None else previous.precision
-        precision = "bfloat16" if world.min(int(found == "bfloat16")) else "float32"
+        own = faster_precision(measure_precisions(world.device)) if previous is None else previous.precision
+        precision = "bfloat16" if world.min(int(own == "bfloat16")) else "float32"
     return config if precision is None else config.replace({"precision": precision})
 
 

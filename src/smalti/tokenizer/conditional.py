@@ -156,16 +156,16 @@ class ConditionalDecoder(nn.Module):
     def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes (time first), or the next chunk of them, to video, a token frame at a time."""
         past = None if stream is None else stream.get(self)
-        made = []
+        decoded = []
         for one in codes.split(1):
             frames = self.after(one, past)
             past = past_of(frames)
-            made.append(frames.to(codes.dtype))
+            decoded.append(frames.to(codes.dtype))
         if stream is not None and past is not None:
             stream.put(self, past)
-        return torch.cat(made)
+        return torch.cat(decoded)
 
-    def given(
+    def after_pasts(
         self, codes: Float[Tensor, "t b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]
     ) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes from the start of a video, all groups at once, each given its past: what `forward` does one

@@ -228,8 +228,8 @@ class Tokenizer(nn.Module):
         """
         check_video(video, self.device, finite=not torch.is_grad_enabled())
         if video.ndim == 4:
-            made = self._reconstruct(video.unsqueeze(2), whole)
-            return Reconstruction(made.video.squeeze(2), made.ids.squeeze(1), made.losses)
+            result = self._reconstruct(video.unsqueeze(2), whole)
+            return Reconstruction(result.video.squeeze(2), result.ids.squeeze(1), result.losses)
         return self._reconstruct(video, whole)
 
     def encode(
@@ -449,7 +449,7 @@ class Tokenizer(nn.Module):
 
     def _to_video(self, codes: Tensor, stream: Stream | None = None, pasts: Tensor | None = None) -> Tensor:
         if isinstance(self.decoder, ConditionalDecoder) and pasts is not None:
-            frames: Tensor = self.decoder.given(self._time_first(codes), pasts)
+            frames: Tensor = self.decoder.after_pasts(self._time_first(codes), pasts)
         else:
             frames = self.decoder(self._time_first(codes), stream)
         return frames.permute(1, 2, 0, 3, 4)

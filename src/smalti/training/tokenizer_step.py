@@ -142,7 +142,7 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
     rows, on the device."""
     world, gan = state.world, state.gan
     sums: dict[str, Tensor] = {}
-    seen: list[Tensor] = []
+    all_ids: list[Tensor] = []
     whole = survey(state, parts) if len(parts) > 1 else None
     if whole is not None and whole.logits is not None and gan is not None:
         gan.anchors = loss.update_lecam_ema(gan.anchors, *whole.logits)
@@ -151,10 +151,10 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
         with _unsynced(state.ddp, last), _unsynced(None if gan is None else gan.ddp, last):
             measured, ids = accumulate(state, part, whole)
         if part.share:
-            seen.append(ids)
+            all_ids.append(ids)
         for name, value in measured.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value * part.share
-    return dict(zip(sums, world.mean(torch.stack([*sums.values()])), strict=True)), seen
+    return dict(zip(sums, world.mean(torch.stack([*sums.values()])), strict=True)), all_ids
 
 
 def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tuple[dict[str, Tensor], Tensor]:
