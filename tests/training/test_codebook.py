@@ -193,6 +193,17 @@ def test_a_step_that_is_skipped_leaves_counts_and_rows_alone():
     assert not step(state, images(5)).skipped
 
 
+def test_the_step_after_one_that_was_skipped_counts_its_own_latents_alone():
+    state, _ = after(config_of("averages", restart=0.0))
+    before, latents, broken = state.codebook.usage.clone(), float(state.codebook.latents), images(5)
+    broken[0, 0, 0, 0, 0] = torch.nan
+    assert step(state, broken).skipped
+    counts = torch.bincount(state.tokenizer.encode(images(6)).flatten(), minlength=SIZE).to(before)
+    assert not step(state, images(6)).skipped
+    assert float(state.codebook.latents) == latents == float(counts.sum())
+    torch.testing.assert_close(state.codebook.usage, 0.8 * before + 0.2 * counts)
+
+
 def test_what_cannot_be_is_refused():
     losses = {"l2": 1.0, "codebook": 1.0, "commitment": 0.5}
     config = config_of("averages")
