@@ -14,8 +14,8 @@ from smalti.quantize import CodebookConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.codebook import CodebookState
 from smalti.training.config import CodebookTraining, OptimizerConfig, TokenizerTraining
-from smalti.training.distributed import World
-from smalti.training.tokenizer_step import step
+from smalti.training.distributed import Part, World
+from smalti.training.tokenizer_step import accumulate, step
 from tests import programs
 from tests.reference.plain_step import ALONE
 from tests.training.test_cut import clips, start
@@ -202,6 +202,16 @@ def test_the_step_after_one_that_was_skipped_counts_its_own_latents_alone():
     assert not step(state, images(6)).skipped
     assert float(state.codebook.latents) == latents == float(counts.sum())
     torch.testing.assert_close(state.codebook.usage, 0.8 * before + 0.2 * counts)
+
+
+def test_a_row_that_a_rank_has_from_another_is_not_counted_twice():
+    state, _ = after(config_of("averages", restart=0.0))
+    latents = float(state.codebook.latents)
+    for count, share in ((8, 1.0), (1, 0.0)):
+        frames = torch.zeros(count, dtype=torch.int64)
+        accumulate(state, Part(images(6)[:count], tuple(range(count)), frames, share, 8), None)
+    state.codebook.update(ALONE, state.optimizer)
+    assert float(state.codebook.latents) == latents
 
 
 def test_what_cannot_be_is_refused():
