@@ -44,9 +44,9 @@ from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
 
 SWEEPS = 4
-"""The most sweeps over a frame: the fourth still changes one token in fifty."""
+"""The most sweeps over a frame: twice as many gain 0.3 % of the bits of photographs at a price of 1,600."""
 STEP = 2.0
-"""Factor of the curvature, for the digits of a token and its neighbours move together: of 1, 2, 3 and 4 that of the
+"""Factor of the curvature, for the digits of a token and its neighbours move together: of 1, 2 and 3 that of the
 least J on photographs."""
 PROBES = 4
 """Random signs that the curvature is estimated with."""
