@@ -244,12 +244,11 @@ def _reach(goal: Goal, job: _Job, progress: Progress | None) -> tuple[bytes, Com
     """Return the file that comes nearest to a goal from the side that keeps it, by bisection of the price.
 
     Raises ConfigError where no attempt keeps it."""
-
     count = 0
 
     def noted(done: int, total: int | None = None, note: str = "") -> None:
         if progress is not None:
-            progress(done, total, f"attempt {count} of {1 + ATTEMPTS}{note}")
+            progress(done, total, f"attempt {count} of {1 + ATTEMPTS}")
 
     def attempt(price: float) -> tuple[bytes, Compressed]:
         nonlocal count

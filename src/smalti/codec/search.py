@@ -138,10 +138,8 @@ class Search:
         encoding, decoding, before = Stream(), Stream(), list[Tensor]()
         source, count = iter(frames), 1
         while group := list(islice(source, count)):
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # and not around a yield, which would carry it into the caller
+            # Not around the yield, which would carry the modes into the caller.
+            with torch.inference_mode(False), torch.no_grad():
                 target = to_video(torch.stack(group)).to(tokenizer.device)
                 ids = tokenizer.encode(pad_to(target, (count, *target.shape[3:])), encoding).clone()
                 ids = self._searched(target, ids, before, decoding)
@@ -197,19 +195,18 @@ class _Frame:
     ) -> None:
         self._search, self._target, self._stream = search, target, stream
         self._grid = (int(ids.shape[-2]), int(ids.shape[-1]))
-        self.symbols = split(ids[0].cpu().numpy(), search._levels).reshape(len(search._levels), -1)
+        self.symbols = self._split(ids)
         """`k n`."""
         self._canvas = Canvas((len(before) + 1, *self._grid), search._levels)
         for number, old in enumerate(before):
-            known = split(old[0].cpu().numpy(), search._levels).reshape(len(search._levels), -1)
-            self._canvas.write(self._places(number), known)
+            self._canvas.write(self._places(number), self._split(old))
         self._places_here = self._places(len(before))
         self._canvas.write(self._places_here, self.symbols)
         self._curvature = self._measured()
 
     def cost(self) -> float:
         """J of all tokens."""
-        _, bits = self._priced(np.arange(self.symbols.shape[1]), self.symbols)
+        bits = self._priced(np.arange(self.symbols.shape[1]), self.symbols)
         return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * float(bits.sum())
 
     def visit(self, at: Integers) -> None:
@@ -225,7 +222,7 @@ class _Frame:
         tried = self.symbols.copy()
         tried[:, at] = new
         change = self._around(self._errors(self._codes(tried)) - errors.detach())[at]
-        bits = self._priced(at, new)[1] - self._priced(at, old)[1]
+        bits = self._priced(at, new) - self._priced(at, old)
         better = (change + self._search.price * bits < 0) & (new != old).any(0)
         self.symbols[:, at[better]] = new[:, better]
         self._canvas.write(self._places_here[at], self.symbols[:, at])
@@ -242,14 +239,14 @@ class _Frame:
             chosen.append(symbol)
         return np.stack(chosen)
 
-    def _priced(self, at: Integers, symbols: Integers) -> tuple[Float64, Float64]:
-        """Return the state of the prior after symbols `k n`, and the bits of each token."""
+    def _priced(self, at: Integers, symbols: Integers) -> Float64:
+        """Return the bits of tokens at these places with symbols `k n`."""
         prior, total = self._search.prior, np.zeros(at.size)
         state = prior.heads(self._canvas.context(self._places_here[at]))
         for digit, values in enumerate(symbols):
             total += _bits(prior.weights(state, digit))[np.arange(at.size), values]
             state = prior.learn(state, digit, values)
-        return state, total
+        return total
 
     def _measured(self) -> Float64:
         """Return the diagonal of J^T J of the decoder at the codes of now, `n k`, in the units of D."""
@@ -286,6 +283,9 @@ class _Frame:
         rows = np.stack([self._search._table[digit, values] for digit, values in enumerate(symbols)])
         device = self._target.device
         return torch.from_numpy(rows).float().view(1, -1, 1, *self._grid).to(device)
+
+    def _split(self, ids: Int[Tensor, "1 1 h2 w2"]) -> Integers:
+        return split(ids[0].cpu().numpy(), self._search._levels).reshape(len(self._search._levels), -1)
 
     def _rows(self, codes: Tensor) -> Float64:
         return codes[0].flatten(1).T.double().cpu().numpy()
