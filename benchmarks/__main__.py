@@ -21,6 +21,7 @@ from benchmarks import (
     streaming,
     survival,
     tokens,
+    training_memory,
     training_step,
     walk,
 )
@@ -40,6 +41,7 @@ BENCHMARKS: Mapping[str, Callable[[], tuple[str, Sequence[Mapping[str, object]]]
     "speed": speed.measure,
     "streaming": streaming.measure,
     "convolution": convolution.measure,
+    "training_memory": training_memory.measure,
     "training_step": training_step.measure,
     "magicmaster": magicmaster.measure,
     "peers": against.measure,

@@ -110,9 +110,9 @@ def _synchronize(device: torch.device) -> None:
 
 
 def whole_float32(device: torch.device) -> AbstractContextManager[None]:
-    """Return a block in which float32 convolutions on a CUDA device are float32 to the last bit, as on a CPU.
+    """Return a block in which float32 convolutions and products on a CUDA device are whole, as on a CPU.
 
-    By default torch lets them round their inputs to the 11 bits of TF32: on an H200 that moved latents by up to 0.017,
+    By default convolutions round their inputs to the 11 bits of TF32: on an H200 that moved latents by up to 0.017,
     gave 108 of 21,868 ids of `smalti/tiny-image` another value than the CPU's, and one image other ids in a batch of
     eight than alone. In whole float32 1 of 21,868 differed, and none by the batch (benchmarks/results/tf32.json).
     Other devices, and a graph that is being compiled, are left alone.
@@ -120,11 +120,23 @@ def whole_float32(device: torch.device) -> AbstractContextManager[None]:
     return _without_tf32() if device.type == "cuda" and not torch.compiler.is_compiling() else nullcontext()
 
 
+def _without_tf32() -> AbstractContextManager[None]:
+    return _cuda_flags(convolutions=False, products=False, benchmark=torch.backends.cudnn.benchmark)
+
+
+def fast_kernels(wanted: bool) -> AbstractContextManager[None]:
+    """Return a block in which, if `wanted`, CUDA devices round the inputs of float32 convolutions and products to TF32,
+    and cuDNN times its convolutions at each new size and takes the fastest. For training alone: the same call may then
+    have other bits in another process."""
+    return _cuda_flags(convolutions=True, products=True, benchmark=True) if wanted else nullcontext()
+
+
 @contextmanager
-def _without_tf32() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def _cuda_flags(*, convolutions: bool, products: bool, benchmark: bool) -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = convolutions, products, benchmark
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before

@@ -227,13 +227,20 @@ def rows_of_rank(rows):
     return [list(range(rank, rank + 2 * count, 2)) for rank, count in enumerate(rows)]
 
 
+def storages(module):
+    return [p.grad.untyped_storage().data_ptr() for p in module.parameters()]
+
+
 def save_gradients_of_rank(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     world, found = World(rank, 2, torch.device("cpu")), {}
     for number, (discriminator, gan, parts, rows) in enumerate(RANK_CASES):
         config, places = config_of("lfq", discriminator, gan, accumulate=parts), rows_of_rank(rows)[rank]
         known = [places] if rows != (4, 4) else []  # those of a rank that has all of its rows need not be said
-        gradients = gradients_of(start(config, world), clips()[places], *known)
+        state, buffers = start(config, world), []
+        state.optimizer.register_step_pre_hook(lambda *_, found=buffers, of=state: found.extend(storages(of.tokenizer)))
+        gradients = gradients_of(state, clips()[places], *known)
+        assert len({*buffers}) == 1 < len(buffers)  # gradients lie in the buffer that ranks exchange
         found |= {f"{number}/{name}": value for name, value in gradients.items()}
     save_file(found, f"{folder}/{rank}.safetensors")
     torch.distributed.destroy_process_group()

@@ -377,3 +377,21 @@ def test_the_rates_and_the_average_of_a_generator_are_the_formulas_written_out(m
         decay = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3][n]
         for now, before, p in zip(state.ema.model.parameters(), average, state.model.parameters(), strict=True):
             assert torch.allclose(now, decay * before + (1 - decay) * p, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_step_of_a_token_model_has_fast_kernels_where_they_are_wanted_and_its_tokenizer_never(made, wanted):
+    def note(*_):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark))
+
+    config = config_of(made, fast_kernels=wanted, tasks=[{"task": {"kind": "inpainting"}}])
+    rows, seen, encoding = GridRows(config.data, config.generator), [], []
+    state = start_generator(config, rows, ALONE)
+    next(state.model.parameters()).register_hook(note)
+    state.model.register_forward_hook(note)
+    state.optimizer.register_step_pre_hook(note)
+    state.tokenizer.encoder.register_forward_hook(lambda *_: encoding.append(torch.backends.cudnn.benchmark))
+    generator_step(state, next(token_batches(rows, batch_size=2, seed=0)))
+    note()
+    assert seen == [*3 * [(wanted, wanted)], (False, False)]
+    assert encoding == [False]

@@ -257,7 +257,8 @@ def _memory(needed: int, rows: int, world: World) -> Check:
     if free is not None:
         result += f", {free / _GIB:.2f} GiB are free"
         if needed > free:
-            return Check("memory", "note", result, "raise accumulate, lower batch_size, or take a smaller size")
+            remedy = "raise accumulate, set checkpoint_activations, lower batch_size, or take a smaller size"
+            return Check("memory", "note", result, remedy)
     return Check("memory", "ok", result)
 
 

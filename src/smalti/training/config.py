@@ -152,6 +152,10 @@ class RunConfig(Config):
     """Decay of the EMA weights, which are evaluated, sampled from and exported; 0 uses the weights themselves."""
     precision: Precision = "float32"
     """Data type of convolutions and matrix products; parameters, norms, quantizer and losses stay float32."""
+    fast_kernels: bool = False
+    """Whether steps on a CUDA device round the inputs of float32 matrix products to TF32, as torch does those of
+    convolutions anyway, and cuDNN times its kernels at each new size and takes the fastest. Its choice may differ when
+    a run is resumed, which then has other bits."""
     validation_limit: int = Field(32, ge=1)
     """Largest number of clips or rows of `validation` that are scored."""
     workers: int = Field(0, ge=0, le=1024)
@@ -205,7 +209,7 @@ class TokenizerTraining(RunConfig):
     """The config of a tokenizer's training run."""
 
     former_names: ClassVar[Mapping[str, str]] = {"adversary": "gan"}
-    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"accumulate", "max_bad"}
+    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"accumulate", "checkpoint_activations", "max_bad"}
     """`accumulate` only changes rounding, and is fixed where it does more (`cut_note`)."""
 
     kind: Literal["tokenizer"] = "tokenizer"
@@ -238,6 +242,9 @@ class TokenizerTraining(RunConfig):
     accumulate: int = Field(1, ge=1)
     """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`. The gradients are those of the
     whole batch, but a discriminator that compares samples (batch norm, minibatch deviation) may see one micro-batch."""
+    checkpoint_activations: bool = False
+    """Whether the layers of encoder and decoder keep their inputs alone and are computed again on the way back: less
+    memory, a tenth to a fifth more time, the same bits."""
     max_bad: float = Field(0.5, ge=0, le=1)
     """Largest share of rows that cannot be read among the last 1,000; with more, the run ends. Until then a row is left
     out, and a step without any."""

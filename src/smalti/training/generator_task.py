@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.data.source import mix, sample_rng
+from smalti.devices import fast_kernels
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import load as load_tokenizer
 from smalti.generation import (
@@ -289,17 +290,19 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     rng, chances = _noise(state, len(ids))
     lr = config.optimizer.lr_at(state.step, config.steps)
     set_lr(state.optimizer, config.optimizer, lr)
-    losses: TokenLoss = state.objective(ids, prompt, rng, chances)
-    entries = world.mean(losses.entries.double())
-    loss = losses.total * (len(entries) / entries.sum())  # ranks then add up to the mean over all entries
-    loss.backward()
+    with fast_kernels(config.fast_kernels):
+        losses: TokenLoss = state.objective(ids, prompt, rng, chances)
+        entries = world.mean(losses.entries.double())
+        loss = losses.total * (len(entries) / entries.sum())  # ranks then add up to the mean over all entries
+        loss.backward()
     sums = world.mean(torch.stack([loss.detach().double(), *losses.nats.double(), losses.right.sum().double()]))
     norm = clip_gradient(state.model, config.optimizer.clip)
     # One wait for a GPU, not one for each number.
     sums, norms, entries = torch.cat([sums, norm.double()[None], entries]).cpu().split([len(sums), 1, len(entries)])
     skipped = world.any(not all(map(math.isfinite, (float(norms), float(sums[0])))))
     if not skipped:
-        state.optimizer.step()
+        with fast_kernels(config.fast_kernels):  # Muon multiplies matrices
+            state.optimizer.step()
         update_ema(state.ema.model, state.model, config.ema_decay(state.updates))
         state.updates += 1
     state.optimizer.zero_grad(set_to_none=True)

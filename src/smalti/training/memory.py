@@ -1,14 +1,17 @@
-"""The memory of a training run: what its state takes, and what its steps hold for the way back."""
+"""The memory of a training run: what its state takes, what its steps hold for the way back, and how they hold less."""
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from smalti.nn.causal import CausalConv
 from smalti.training.task import Task
 
 _FLOAT = 4
@@ -80,3 +83,27 @@ class SavedBytes(AbstractContextManager["SavedBytes"]):
     @staticmethod
     def _give(held: Tensor | _Held) -> Tensor:
         return held.tensor if isinstance(held, _Held) else held
+
+
+def layers_of(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that a network has in lists: blocks, norms and changes of size, but not their own parts."""
+    for child in network.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        elif not isinstance(child, CausalConv):  # its list is of taps
+            yield from layers_of(child)
+
+
+def recompute(network: nn.Module) -> None:
+    """Let the layers of a network keep their inputs alone where gradients are recorded, and compute the rest of what
+    they hold again on the way back (Chen et al. 2016). Values, gradients and the names of weights stay as they are."""
+    for layer in layers_of(network):
+        layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Tensor], *inputs: object) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    # No layer has random numbers, so their state need not be kept.
+    found: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return found

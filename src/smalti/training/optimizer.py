@@ -28,7 +28,8 @@ def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Mod
     # A new name from torch 2.13 on, where the old one warns.
     known = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {name: False, "find_unused_parameters": unused}
+    # Gradients lie in the buffers that ranks exchange: one copy of them, not two.
+    options: dict[str, Any] = {name: False, "find_unused_parameters": unused, "gradient_as_bucket_view": True}
     return DistributedDataParallel(module, **options)
 
 

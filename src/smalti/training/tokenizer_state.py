@@ -23,6 +23,7 @@ from smalti.tokenizer.inflate import take_image_part
 from smalti.training.codebook import CodebookState
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.memory import recompute
 from smalti.training.optimizer import OptimizerState, make_optimizer, wrap_ddp
 from smalti.training.task import RunState, Stateful
 
@@ -143,6 +144,9 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         state.gan = GANState(config.gan, discriminator, wrap_ddp(discriminator, world), optimizer)
     if config.init_training:
         _take_training(state)
+    if config.checkpoint_activations:
+        for network in (tokenizer.encoder, tokenizer.decoder):  # once the EMA weights are a copy
+            recompute(network)
     return state
 
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smalti import losses as loss
 from smalti.data.source import mix
+from smalti.devices import fast_kernels
 from smalti.losses import Anchors, widen
 from smalti.metrics.codebook import CodebookUse, Usage
 from smalti.quantize.quantizer import watch_latents
@@ -115,8 +116,9 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
         state.step += 1
         return TokenizerStep.empty(state, lr)
     averages = _averages(state)
-    measured, ids = _add_gradients(state, parts)
-    means, grad_norm, skipped, restarted = _update(state, measured)
+    with fast_kernels(state.config.fast_kernels):
+        measured, ids = _add_gradients(state, parts)
+        means, grad_norm, skipped, restarted = _update(state, measured)
     usage = Usage(state.tokenizer.levels)
     if ids:
         usage.update(torch.cat([part.flatten() for part in ids]).cpu())
