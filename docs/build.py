@@ -184,9 +184,8 @@ def speed_table() -> str:
     for row in found["rows"]:
         numbers = [row[name] for name in ("gflop", "ms", "gflop_s", "limit_gflop_s")]
         figures = " | ".join(f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers)
-        others = [
-            "" if row.get(name) is None else f"{row[name]:.3g}" for name in ("bfloat16", "ONNX Runtime", "OpenVINO")
-        ]
+        ratios = [row.get(name) for name in ("bfloat16", "ONNX Runtime", "OpenVINO")]
+        others = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         lines.append(f"| {row['what']} | {figures} | {row['share']:.0%} | {' | '.join(others)} |\n")
     return "".join(lines)
 
