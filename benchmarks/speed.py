@@ -4,10 +4,13 @@ The limit of a network of convolutions is what a 3x3 convolution of the layer th
 channels and positions, channels last, float32), that of a transformer a product of matrices of its widest layer:
 `share` is the GFLOP/s over the limit's. `bfloat16` is how many times as fast the same is in bfloat16 (`compute_in`, or
 the `precision` of training or tokenizing): below 1 where the processor has no units for it. A stream is 65 frames in
-chunks. Freed memory is used again, as by the commands (`keep_freed_memory`).
+chunks. Freed memory is used again, as by the commands (`keep_freed_memory`). ONNX Runtime and OpenVINO run the export
+of the same tokenizer in float32: how many times as long as ours they take, where their ids and pixels are ours. The
+rows of diffusers are its networks with random weights, 8 x 8 pixels a latent as smalti/tiny-image has. What is not
+installed is left out.
 
     python -m benchmarks speed
-    python -m benchmarks.speed images streams tokenizing sampling training    # some parts alone; the others' rows stay
+    python -m benchmarks.speed images streams diffusers tokenizing sampling training    # some; the others' rows stay
 """
 
 import json
@@ -15,6 +18,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import smalti
 from benchmarks.measure import CPU, RESULTS, TINY, fastest, write
+from benchmarks.peers.runtimes import RUNTIMES, Runtimes
 from smalti.allocator import keep_freed_memory
 from smalti.data import open_video, write_video
 from smalti.data.bundled import videos
@@ -52,6 +59,7 @@ CHUNKS = (4, 16, 64)
 SOURCE = (24, 720, 1280)
 """Frames, height and width of the video that is tokenized at 144 x 256."""
 GRID = (1, 16, 16)
+BLOCKS = (("Down", "Encoder"), ("Up", "Decoder"))
 ROUNDS = 3
 
 Row = Mapping[str, object]
@@ -132,7 +140,7 @@ def row(
     device: torch.device = CPU,
     work: float | None = None,
 ) -> Row:
-    """Measure a call beside its limit and the same in another format or way (`others`, at most one); `work` is its
+    """Measure a call beside its limit and the same in another format or by another runtime (`others`); `work` is its
     GFLOP where not all of them are counted."""
     ceiling, operations = limit
     counted = gflop(call) if work is None else work
@@ -141,14 +149,17 @@ def row(
     speed, most = counted / best["call"], operations / best["limit"]
     found = {"what": what, "gflop": counted, "ms": best["call"] * 1e3, "gflop_s": speed, "limit_gflop_s": most}
     faster = best["call"] / best["bfloat16"] if "bfloat16" in best else None
-    return {**found, "share": speed / most, "bfloat16": faster}
+    longer = {name: best[name] / best["call"] if name in best else None for name in RUNTIMES}
+    return {**found, "share": speed / most, "bfloat16": faster, **longer}
 
 
 def networks(device: torch.device, chosen: Callable[[int | None], bool]) -> list[Row]:
-    """Rows of the shipped tokenizers, whole or in chunks."""
+    """Rows of the shipped tokenizers, whole or in chunks; whole ones on a CPU beside other runtimes."""
     models = {name: smalti.load(name, device) for name in ("smalti/tiny-image", "smalti/tiny-video")}
     halved = {name: smalti.load(name, device).compute_in(torch.bfloat16) for name in models}
     is_fast, rows = fast_bfloat16(device), list[Row]()
+    whole = {model for model, _, chunk in workloads().values() if chunk is None and chosen(chunk)}
+    exported = {name: Runtimes(models[name]) for name in whole} if device.type == "cpu" else {}
     for name, (model, video_on_cpu, chunk) in workloads().items():
         if not chosen(chunk):
             continue
@@ -158,6 +169,9 @@ def networks(device: torch.device, chosen: Callable[[int | None], bool]) -> list
         is_large = pixels.numel() > 3 * 300 * 300
         for direction, call in float32.items():
             others = {} if is_large and not is_fast else {"bfloat16": bfloat16[direction]}
+            if chunk is None and model in exported:
+                x = pixels if direction == "encode" else models[model].encode(pixels)
+                others |= exported[model].calls(direction, x, call())
             rows.append(row(f"{name}: {direction}", call, limit, others, device))
     return rows
 
@@ -170,6 +184,29 @@ def images(device: torch.device = CPU) -> list[Row]:
 def streams(device: torch.device = CPU) -> list[Row]:
     """Rows of videos in chunks."""
     return networks(device, lambda chunk: chunk is not None)
+
+
+def diffusers(device: torch.device = CPU) -> list[Row]:
+    """Rows of diffusers' autoencoders with random weights, where it is installed."""
+    if find_spec("diffusers") is None:
+        return []
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    tiny, rows = bool(os.environ.get(TINY)), list[Row]()
+    widths = (32, 32, 32, 32) if tiny else (128, 256, 512, 512)
+    blocks = {f"{way.lower()}_block_types": (f"{way}{coder}Block2D",) * 4 for way, coder in BLOCKS}
+    peers = {
+        "AutoencoderKL": AutoencoderKL(block_out_channels=widths, layers_per_block=2, latent_channels=4, **blocks),
+        "AutoencoderTiny": AutoencoderTiny(),
+    }
+    for name, peer in peers.items():
+        peer.to(device).eval()
+        pixels = video(1, 128, 128)[:, :, 0].to(device)
+        latents = torch.randn(1, 4, 16, 16, device=device)
+        limit = convolution(widths[1] if name == "AutoencoderKL" else 64, 64**2, device)
+        calls = {"encode": lambda of=peer: of.encode(pixels), "decode": lambda of=peer: of.decode(latents)}  # noqa: B023
+        rows += [row(f"diffusers {name} 128 x 128: {way}", call, limit, {}, device) for way, call in calls.items()]
+    return rows
 
 
 def tokenizing(device: torch.device = CPU) -> list[Row]:
@@ -215,7 +252,8 @@ def sampling(device: torch.device = CPU) -> list[Row]:
         def masked(of: torch.nn.Module = model) -> object:
             return sample(of, prompt, SamplingConfig(steps=4))  # type: ignore[arg-type]  # noqa: B023
 
-        rows.append(row(what, masked, product(cells, width, device), {}, device, work))
+        others = {"bfloat16": partial(masked, deepcopy(model).bfloat16())} if fast_bfloat16(device) else {}
+        rows.append(row(what, masked, product(cells, width, device), others, device, work))
     torch.manual_seed(0)
     width, depth = (64, 1) if tiny else (256, 6)
     shape = {"width": width, "depth": depth, "heads": width // 64, "dropout": 0.0, "classes": 8, "part_layers": 0}
@@ -224,10 +262,10 @@ def sampling(device: torch.device = CPU) -> list[Row]:
     guided = TokenSamplingConfig(guidance=GuidanceConfig(scale=2.0))
     work = 2 * 16 * depth * 12 * width**2 * cells / 1e9
     what = f"8 autoregressive samples, guided, width {width}, {depth} blocks"
-    calls = row(
-        what, lambda: sample_autoregressive(ordered, eight, guided), product(16, width, device), {}, device, work
-    )
-    return [*rows, calls]
+    call = partial(sample_autoregressive, ordered, eight, guided)
+    half = partial(sample_autoregressive, deepcopy(ordered).bfloat16(), eight, guided)
+    others = {"bfloat16": half} if fast_bfloat16(device) else {}
+    return [*rows, row(what, call, product(16, width, device), others, device, work)]
 
 
 def training(device: torch.device = CPU) -> list[Row]:
@@ -255,11 +293,15 @@ def training(device: torch.device = CPU) -> list[Row]:
 PARTS: Mapping[str, Callable[[torch.device], list[Row]]] = {
     "images": images,
     "streams": streams,
+    "diffusers": diffusers,
     "tokenizing": tokenizing,
     "sampling": sampling,
     "training": training,
 }
-NOTE = "float32, beside a convolution or a product of the same run; bfloat16: times as fast as float32"
+NOTE = (
+    "float32, beside a convolution or a product of the same run; bfloat16: times as fast as float32; the same network"
+    " in other runtimes: times as long"
+)
 
 
 def measure(device: torch.device = CPU) -> tuple[str, Sequence[Row]]:

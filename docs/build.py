@@ -177,14 +177,16 @@ def speed_table() -> str:
     found = json.loads((DOCS.parent / "benchmarks" / "results" / "speed.json").read_text(encoding="utf-8"))
     lines = [f"{found['cpu']}, torch {found['versions']['torch']}, {found['date']}.\n\n"]
     lines += [
-        "| what | GFLOP | ms | GFLOP/s | limit | share | bfloat16, times as fast |\n",
-        "|---|--:|--:|--:|--:|--:|--:|\n",
+        "| what | GFLOP | ms | GFLOP/s | limit | share | bfloat16, times as fast"
+        " | ONNX Runtime, times as long | OpenVINO |\n",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     ]
     for row in found["rows"]:
         numbers = [row[name] for name in ("gflop", "ms", "gflop_s", "limit_gflop_s")]
         figures = " | ".join(f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers)
-        half = "" if row["bfloat16"] is None else f"{row['bfloat16']:.2g}"
-        lines.append(f"| {row['what']} | {figures} | {row['share']:.0%} | {half} |\n")
+        ratios = [row.get(name) for name in ("bfloat16", "ONNX Runtime", "OpenVINO")]
+        others = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        lines.append(f"| {row['what']} | {figures} | {row['share']:.0%} | {' | '.join(others)} |\n")
     return "".join(lines)
 
 

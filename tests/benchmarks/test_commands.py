@@ -51,3 +51,5 @@ def test_the_small_form_of_the_table_of_speed_has_a_share_for_each_part(monkeypa
         found = [row for row in rows if part in row["what"]]
         assert found, part
         assert all(0 < row["share"] < 4 and row["ms"] > 0 for row in found), part
+    beside = [row["what"] for row in rows if row["ONNX Runtime"] is not None]
+    assert beside == ["image 128 x 128: encode", "image 128 x 128: decode"]

@@ -15,8 +15,8 @@ if sys.version_info < (3, 11):
 
 import tomllib
 
-NOT_TESTED = {"ray", "smalti", "vector-quantize-pytorch"}
-"""Ray takes 210 MB, and its tests are long ones; the last is a peer of the benchmarks."""
+NOT_TESTED = {"ray", "smalti", "diffusers", "openvino", "vector-quantize-pytorch"}
+"""Ray takes 210 MB, and its tests are long ones; the last three are peers of the benchmarks."""
 LINE = re.compile(r"([A-Za-z0-9_-]+)(\[.*\])?([<>=].*)?")
 
 
