@@ -6,7 +6,7 @@ import torch
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import PatchConfig
-from smalti.quantize import LFQConfig
+from smalti.quantize import FSQConfig
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.memory import SavedBytes
 from smalti.training.tokenizer_state import start_tokenizer
@@ -14,7 +14,7 @@ from smalti.training.tokenizer_step import step
 from tests.reference.plain_step import ALONE
 from tests.tokenizer.graph_laws import CONFIGS as FAMILIES
 
-ENTROPIES = {"l1": 1.0, "token_entropy": 0.1, "batch_entropy": -0.1}
+WEIGHTS = {"l1": 1.0, "batch_entropy": -0.1}
 GAN = GANConfig(discriminator=PatchConfig(width=8), adaptive=True, weight=0.75, lecam=0.1)
 FORMS = {
     "micro-batches": {"accumulate": 2},
@@ -25,10 +25,10 @@ FORMS = {
 
 
 def started(tokenizer, again, **changes):
-    quantizer = LFQConfig(bits=6, losses=("token_entropy", "batch_entropy"))
+    quantizer = FSQConfig(levels=(8, 5, 4), losses=("batch_entropy",))
     settings = {
         "tokenizer": tokenizer.with_quantizer(quantizer), "data": ImagesConfig(path=photos("train")), "steps": 3,
-        "batch_size": 4, "weights": ENTROPIES, "checkpoint_activations": again,
+        "batch_size": 4, "weights": WEIGHTS, "checkpoint_activations": again,
     }  # fmt: skip
     state = start_tokenizer(TokenizerTraining(**settings | changes), ALONE)
     rng = torch.Generator().manual_seed(3)
