@@ -21,7 +21,7 @@ from smalti.nn.causal import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, TokenizerConfig
 from smalti.tokenizer.conditional import follow
-from smalti.video import to_uint8, to_video
+from smalti.video import pad_to, to_uint8, to_video
 from tests.cli.conftest import FPS, moving
 from tests.codec.test_prior import arbitrary
 from tests.randomise import random_tokenizer
@@ -39,7 +39,12 @@ VIDEO = TokenizerConfig(
 CONDITIONAL = ConditionalConfig(
     image=IMAGE.replace({"patch": 2, "strides": ((1, 2),), "multipliers": (1, 2)}), group=2, width=8
 )
-KINDS = {"image": IMAGE, "video": VIDEO, "conditional": CONDITIONAL}
+KINDS = {
+    "image": IMAGE,
+    "video": VIDEO,
+    "conditional": CONDITIONAL,
+    "quarters": CONDITIONAL.replace({"quarters": True}),
+}
 
 
 def prior_of(tokenizer):
@@ -110,6 +115,31 @@ def test_the_future_never_reaches_ids_that_were_found(kind):
     assert not torch.equal(torch.cat(whole[kept:], 1), torch.cat(other[kept:], 1))
     again = [one.ids for one in searched.video(iter(images))]
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
+def test_a_search_keeps_the_mode_of_a_token_frame_and_gains_in_each():
+    """A quarter's tokens are searched by the pixels of the quarter: J falls there as elsewhere."""
+    tokenizer = random_tokenizer(KINDS["quarters"])
+    images, size = clip(1, 20, 30).expand(9, -1, -1, -1), tokenizer.codebook_size // 5
+    found = Search(tokenizer, prior_of(tokenizer), 0.0).video(images)
+    encoding, decoding, gains = Stream(), Stream(), []
+    for number, one in enumerate(found):
+        frames = to_video(images[: 2 if number else 1])
+        with torch.inference_mode():
+            ids = tokenizer.encode(pad_to(frames, (frames.shape[2], 20, 32)), encoding)
+            assert torch.equal(one.ids // size, ids // size)
+            mode = (ids // size).unique()
+            assert mode.numel() == 1
+            searched, plain = (
+                float((tokenizer.decode(which, decoding.fork())[..., :20, :30].clamp(-1, 1) - frames).square().sum())
+                for which in (one.ids, ids)
+            )
+            assert searched <= plain * (1 + 1e-6)
+            gains.append((int(mode), 1 - searched / plain))
+            tokenizer.decode(one.ids, decoding)
+        follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
+    assert len(gains) == 5
+    assert max(gain for mode, gain in gains if mode > 0) > 0.01
 
 
 def test_an_image_is_the_first_frame_of_a_video():

@@ -59,6 +59,10 @@ CONFIGS = {
     "conditional": ConditionalConfig(
         image=TokenizerConfig(**CNN, quantizer=BITS, strides=((1, 2),)), group=3, width=8, decoder_depth=(1, 1)
     ),
+    "quarters": ConditionalConfig(
+        image=TokenizerConfig(**CNN, quantizer=FSQConfig(levels=(8, 5, 4)), strides=((1, 2),)), group=3, width=8,
+        decoder_depth=(1, 1), quarters=True,
+    ),
     "cosmos image": CosmosConfig(**COSMOS, strides=((1, 2), (1, 1)), patch=2),
     "cosmos video": CosmosConfig(**COSMOS, time_kernel=3, patch=4),
 }  # fmt: skip

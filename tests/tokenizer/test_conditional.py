@@ -5,14 +5,19 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from smalti.data import bundled, read_image
 from smalti.errors import ConfigError
+from smalti.families import load
+from smalti.families.names import TINY_IMAGE
 from smalti.nn.causal import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, Tokenizer, TokenizerConfig, inflate, start_conditional
+from smalti.video import to_video
 from tests.randomise import random_tokenizer
 
 IMAGES = {
     "two levels": {"patch": 4, "multipliers": (1, 2), "strides": ((1, 2),)},
+    "quarters": {"patch": 4, "multipliers": (1, 2), "strides": ((1, 2),)},
     "one level": {"patch": 4, "multipliers": (1,), "strides": ()},
     "frame norms": {"patch": 1, "multipliers": (1, 2, 2), "strides": ((1, 2), (1, 2)), "norm": "frame", "groups": 2},
 }
@@ -26,7 +31,8 @@ def image_config(name="two levels", quantizer=None):
 
 def built(name="two levels", quantizer=None, dtype=torch.float64, seed=0, **fields):
     """A conditional tokenizer whose every parameter is random: zeros at the ends of its networks would hide faults."""
-    config = ConditionalConfig(image=image_config(name, quantizer), **{"width": 8, **fields})
+    fields = {"width": 8, "quarters": name == "quarters", **fields}
+    config = ConditionalConfig(image=image_config(name, quantizer), **fields)
     return random_tokenizer(config, seed).to(dtype)
 
 
@@ -36,7 +42,9 @@ def clip(frames, height=16, width=24, batch=1, dtype=torch.float64, seed=1):
 
 
 each = pytest.mark.parametrize("name", IMAGES)
-some = pytest.mark.parametrize(("name", "group"), [("two levels", 4), ("one level", 1), ("frame norms", 3)])
+some = pytest.mark.parametrize(
+    ("name", "group"), [("two levels", 4), ("quarters", 4), ("one level", 1), ("frame norms", 3)]
+)
 
 
 @some
@@ -98,9 +106,14 @@ def test_ids_alone_give_the_past_that_the_encoder_knew(name, dtype):
             assert known.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize("quarters", [False, True])
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: q.kind)
-def test_a_forward_pass_has_the_ids_of_encode_and_the_pixels_of_decode(quantizer):
-    tokenizer, video = built(quantizer=quantizer), clip(9, batch=3)
+def test_a_forward_pass_has_the_ids_of_encode_and_the_pixels_of_decode(quantizer, quarters):
+    if quarters and quantizer.kind != "fsq":
+        with pytest.raises(ConfigError, match="quarters needs an image tokenizer with FSQ"):
+            ConditionalConfig.parse({"image": image_config(quantizer=quantizer).plain(), "quarters": True})
+        return
+    tokenizer, video = built(quantizer=quantizer, quarters=quarters), clip(9, batch=3)
     made = tokenizer(video)
     ids = tokenizer.encode(video)
     assert torch.equal(made.ids, ids)
@@ -159,6 +172,109 @@ def test_a_fresh_tokenizer_holds_the_frame_of_the_image_tokenizer_that_it_starts
         start_conditional(fresh)
     with pytest.raises(ConfigError, match="no video form"):
         inflate(fresh, (1,))
+
+
+def modes(tokenizer, ids):
+    """The modes of token frames, `b t`; of each the same in all of its tokens."""
+    digits = tokenizer.quantizer.digits(ids)[:, -1].flatten(2)
+    assert (digits == digits[..., :1]).all()
+    return digits[..., 0]
+
+
+def with_quarters(plain):
+    """The same weights, with `quarters`."""
+    tokenizer = Tokenizer(plain.config.replace({"quarters": True})).to(plain.dtype).eval()
+    tokenizer.load_state_dict(plain.state_dict())
+    return tokenizer
+
+
+@pytest.mark.parametrize("size", [(16, 24), (13, 9), (8, 40)], ids=str)
+def test_each_token_frame_has_the_mode_of_least_error(size):
+    """Every token frame is at least as near to its group as each mode's own, counted by hand."""
+    plain = built(group=2)
+    tokenizer, video = with_quarters(plain), plain.pad(clip(9, *size))
+    image = Tokenizer(plain.config.image).double().eval()
+    image.encoder.load_state_dict(plain.encoder.image.state_dict())
+    image.decoder.load_state_dict(plain.decoder.image.state_dict())
+    past, chosen, (height, width) = None, [], video.shape[3:]
+    with torch.no_grad():
+        ids = tokenizer.encode(video)
+        made = tokenizer.decode(ids)
+        for number, first in enumerate(range(1, 9, 2), start=1):
+            group, past = video[:, :, first : first + 2], made[:, :, first - 1].clamp(-1, 1)
+            z = plain.encoder(torch.cat(list(group.unbind(2)), 1)[None], past[None])
+            codes = plain.quantizer.decode(plain.quantizer.encode(z.permute(1, 2, 0, 3, 4))).permute(2, 0, 1, 3, 4)
+            new = plain.decoder.groups(codes, past[None])[0].unflatten(1, (2, 3)).transpose(1, 2)
+            tries = [(new, plain.quantizer.encode(z.permute(1, 2, 0, 3, 4))[:, 0])]
+            for rows in (slice(0, height // 2), slice(height // 2, None)):
+                for columns in (slice(0, width // 2), slice(width // 2, None)):
+                    mean = group.mean(2)[..., rows, columns]
+                    large = torch.nn.functional.interpolate(mean, size=(height, width), mode="bicubic")
+                    own = image.encode(large.clamp(-1.5, 1.5))
+                    frame = past.clone()
+                    frame[..., rows, columns] = torch.nn.functional.avg_pool2d(image.decode(own), 2)
+                    tries.append((frame[:, :, None].expand(-1, -1, 2, -1, -1), own))
+            errors = [float((one.clamp(-1, 1) - group).square().mean()) for one, _ in tries]
+            best = min(range(5), key=errors.__getitem__)
+            chosen.append(best)
+            assert torch.equal(ids[:, number] % plain.codebook_size, tries[best][1])
+            assert torch.allclose(made[:, :, first : first + 2], tries[best][0], rtol=0, atol=1e-12)
+    assert modes(tokenizer, ids)[0].tolist() == [0, *chosen]
+    assert max(chosen) > 0
+
+
+def test_ids_of_the_first_mode_are_those_without_quarters():
+    plain = built()
+    tokenizer, video = with_quarters(plain), clip(13)
+    assert tokenizer.codebook_size == 5 * plain.codebook_size
+    assert tokenizer.config.modes == 5
+    with torch.no_grad():
+        ids = plain.encode(video)
+        assert torch.equal(tokenizer.decode(ids), plain.decode(ids))
+        tokenizer.train()
+        assert torch.equal(tokenizer.encode(video), ids)
+        tokenizer.eval()
+        assert (modes(tokenizer, tokenizer.encode(video)) > 0).any()
+
+
+def test_the_mode_of_a_token_frame_is_that_of_most_of_its_tokens():
+    tokenizer, video = built("quarters"), clip(5, 16, 24)
+    size = tokenizer.codebook_size // 5
+    with torch.no_grad():
+        ids = tokenizer.encode(video)
+        own = ids[:, 1:] % size
+        for mode in range(5):
+            frame = mode * size + own
+            mixed = frame.clone()
+            mixed[..., 0, :2] = (mode + 1) % 5 * size + own[..., 0, :2]
+            pixels = tokenizer.decode(torch.cat([ids[:, :1], frame], 1))
+            assert torch.equal(tokenizer.decode(torch.cat([ids[:, :1], mixed], 1)), pixels)
+            is_same = (pixels[:, :, 1:] == pixels[:, :, :1].clamp(-1, 1)).all(1).all(1)[0]
+            rows = {1: (0, 8), 2: (0, 8), 3: (8, 16), 4: (8, 16)}.get(mode)
+            if rows is not None:
+                moved = torch.zeros(16, 24, dtype=torch.bool)
+                columns = (0, 12) if mode % 2 else (12, 24)
+                moved[rows[0] : rows[1], columns[0] : columns[1]] = True
+                assert torch.equal(~is_same, moved)
+        half = own.clone()
+        half[..., :1, :] += 3 * size
+        half[..., 1:, :] += 2 * size
+        assert torch.equal(
+            tokenizer.decode(torch.cat([ids[:, :1], half], 1)),
+            tokenizer.decode(torch.cat([ids[:, :1], own + 2 * size], 1)),
+        )
+
+
+def test_a_still_scene_gains_detail_from_token_frame_to_token_frame():
+    image = load(TINY_IMAGE)
+    tokenizer = with_quarters(start_conditional(image).eval())
+    photo = to_video(read_image(sorted(bundled.photos("heldout").glob("*.jpg"))[0]))[..., :64, :64]
+    video = photo.expand(-1, -1, 17, -1, -1)
+    with torch.no_grad():
+        made = tokenizer.decode(tokenizer.encode(video))
+    errors = (made.clamp(-1, 1) - video).square().mean((0, 1, 3, 4))[::4]
+    assert (errors[1:] <= errors[:-1]).all()
+    assert errors[-1] < 0.6 * errors[0]
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -15,7 +15,8 @@ random signs s (Bekas, Kokiopoulou, Saad 2007). Then the group is decoded once, 
 squared error of the 3 x 3 tokens around it and the bits of it fell in sum. Sweeps end where J no longer falls.
 
 What a token does to the bits of later tokens, and to later frames, is not counted. A frame is searched given what the
-decoder made of those before, so a video is a stream here, too.
+decoder made of those before, so a video is a stream here, too. A token frame keeps its mode; where that is a quarter of
+the frame at double size, a token is responsible for a quarter of its pixels there, and the rest of D does not move.
 """
 
 import math
@@ -38,7 +39,7 @@ from smalti.metrics.pixel import psnr
 from smalti.nn.causal import Stream, time_first
 from smalti.quantize.quantizer import ScalarQuantizer
 from smalti.text import Progress
-from smalti.tokenizer.conditional import follow
+from smalti.tokenizer.conditional import follow, window
 from smalti.tokenizer.frames import choose_tile, images_to_ids
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
@@ -95,6 +96,8 @@ class Search:
         check_searchable(tokenizer)
         self.tokenizer, self.prior, self.price = tokenizer, prior, price
         self._levels = tuple(tokenizer.levels)
+        self._free = len(self._levels) - (tokenizer.config.modes > 1)
+        """Digits that may move: not the mode."""
         quantizer = tokenizer.quantizer
         assert isinstance(quantizer, ScalarQuantizer)
         self._table = quantizer.code_table().detach().double().cpu().numpy()
@@ -197,6 +200,8 @@ class _Frame:
         self._grid = (int(ids.shape[-2]), int(ids.shape[-1]))
         self.symbols = self._split(ids)
         """`k n`."""
+        has_modes = search._free < len(search._levels)
+        self._mode = int(self.symbols[-1, 0]) if has_modes and stream is not None and stream.started else 0
         self._canvas = Canvas((len(before) + 1, *self._grid), search._levels)
         for number, old in enumerate(before):
             self._canvas.write(self._places(number), self._split(old))
@@ -231,13 +236,13 @@ class _Frame:
         """Return the symbols `k n` that the model of J prefers."""
         table, prior = self._search._table, self._search.prior
         state, chosen = prior.heads(self._canvas.context(self._places_here[at])), []
-        for digit, level in enumerate(self._search._levels):
+        for digit, level in enumerate(self._search._levels[: self._search._free]):
             move = table[digit, :level] - table[digit, self.symbols[digit, at]][:, None]
             model = gradient[:, digit, None] * move + STEP * self._curvature[at, digit, None] * move**2
             symbol = (model + self._search.price * _bits(prior.weights(state, digit))).argmin(1)
             state = prior.learn(state, digit, symbol)
             chosen.append(symbol)
-        return np.stack(chosen)
+        return np.stack([*chosen, *self.symbols[self._search._free :, at]])
 
     def _priced(self, at: Integers, symbols: Integers) -> Float64:
         """Return the bits of tokens at these places with symbols `k n`."""
@@ -261,13 +266,16 @@ class _Frame:
         return self._rows(total) * (_TO_8_BIT / PROBES)
 
     def _errors(self, codes: Tensor) -> Float[Tensor, "h2 w2"]:
-        """Return D of the pixels of each token."""
+        """Return D of the pixels of each token; of a token frame in a mode of a quarter, D of those pixels."""
         _, down, right = self._search.tokenizer.strides
         wrong = (self._decoded(codes).clamp(-1, 1) - self._target).square().sum((0, 1, 2)) * _TO_8_BIT
         missing = [
             size * side - length for size, side, length in zip(self._grid, (down, right), wrong.shape, strict=True)
         ]
         wrong = F.pad(wrong, (0, missing[1], 0, missing[0]))
+        if self._mode:
+            mine = window(torch.tensor([self._mode], device=wrong.device), wrong.shape)[0]
+            wrong, down, right = wrong[mine].view(wrong.shape[0] // 2, -1), down // 2, right // 2
         return wrong.view(self._grid[0], down, self._grid[1], right).sum((1, 3))
 
     def _around(self, errors: Float[Tensor, "h2 w2"]) -> Float64:

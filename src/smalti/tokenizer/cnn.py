@@ -39,6 +39,11 @@ class AutoencoderConfig(Config):
         return 1
 
     @property
+    def modes(self) -> int:
+        """Ways to code a token frame; more than 1 are told by the last digit of its ids, equal in all of them."""
+        return 1
+
+    @property
     def is_tile_exact(self) -> bool:
         """Whether a large frame can be cut into tiles without changing a token: no where norms or attention see it
         all."""

@@ -8,22 +8,32 @@ The first token frame is that of an image tokenizer, so an image is a video of o
 its own past; the encoder runs the decoder to know that past, and never sees how the original was before. In training
 the past of each group is found first, without gradients, and then all groups are learnt from at once: each clip of a
 batch carries its own r, and no gradient runs back from a group to those before it.
+
+With `quarters` a token frame has a mode. In the first it says what is new, as above; in the others its tokens are those
+of one quarter of the frame at double size, by the image tokenizer, and the rest of the frame stays as it was. The
+encoder decodes all and takes the one with the least squared error, so a scene that stands still gains detail from group
+to group. A constant channel of the codes holds the mode; its digit is the most significant of the ids, so the ids of
+the first mode are those of the same tokenizer without `quarters`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from smalti.config import Two
 from smalti.nn.blocks import AdaptiveNorm, Norm, ResidualBlock, from_patches, to_patches
 from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, time_first
-from smalti.quantize import QuantizerConfig
+from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.quantize.quantizer import Quantizer
 from smalti.tokenizer.cnn import AutoencoderConfig, Decoder, Encoder, TokenizerConfig
+
+QUARTERS = 4
+"""Quarters of a frame, modes 1 to 4: top left, top right, bottom left, bottom right."""
 
 
 class ConditionalConfig(AutoencoderConfig):
@@ -45,6 +55,10 @@ class ConditionalConfig(AutoencoderConfig):
     """Residual blocks of the decoder at half the side of a token, and at its side."""
     residual_scale: float = Field(3.0, gt=0)
     """Factor of the differences from the past inside the networks: what is left of a frame after its past is small."""
+    quarters: bool = False
+    """Whether a token frame may hold one quarter of the frame at double size in place of what is new in all of it, for
+    scenes that stand still. Ids then have a digit of five values more; needs an image tokenizer with FSQ. It has no
+    weights of its own and is left out while a tokenizer is trained, so it can be switched on at any time."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ConditionalConfig":
@@ -57,16 +71,28 @@ class ConditionalConfig(AutoencoderConfig):
             raise ValueError(f"image must have an even number of pixels a side of a token (found {side})")
         if min(*self.depth, *self.decoder_depth) < 0:
             raise ValueError("depth and decoder_depth must be 0 or more")
+        if self.quarters and not isinstance(self.image.quantizer, FSQConfig):
+            raise ValueError(f"quarters needs an image tokenizer with FSQ (found {self.image.quantizer.kind})")
         return self
 
     @property
     def quantizer(self) -> QuantizerConfig:
-        """Quantizer of all token frames: that of the image tokenizer."""
-        return self.image.quantizer
+        """Quantizer of all token frames: that of the image tokenizer, with `quarters` one more channel for the mode."""
+        own = self.image.quantizer
+        if not (self.quarters and isinstance(own, FSQConfig)):
+            return own
+        return own.replace({"levels": (*own.levels, self.modes)})
 
     def with_quantizer(self, quantizer: QuantizerConfig) -> "ConditionalConfig":
         """Return the same networks around another quantizer."""
+        if self.quarters and isinstance(quantizer, FSQConfig):
+            quantizer = quantizer.replace({"levels": quantizer.levels[:-1]})
         return self.replace({"image": self.image.replace({"quantizer": quantizer})})
+
+    @property
+    def modes(self) -> int:
+        """Ways to code a token frame."""
+        return 1 + QUARTERS if self.quarters else 1
 
     @property
     def patch(self) -> int:
@@ -86,7 +112,8 @@ class ConditionalConfig(AutoencoderConfig):
 
     def networks(self, dim: int) -> "tuple[ConditionalEncoder, ConditionalDecoder]":
         """Build the encoder and the decoder around a quantizer of `dim` channels."""
-        return ConditionalEncoder(self, dim), ConditionalDecoder(self, dim)
+        own = dim - self.quarters
+        return ConditionalEncoder(self, own), ConditionalDecoder(self, own)
 
 
 class ConditionalEncoder(nn.Module):
@@ -96,6 +123,7 @@ class ConditionalEncoder(nn.Module):
     def __init__(self, config: ConditionalConfig, dim: int) -> None:
         super().__init__()
         self.group, self.patch, self.scale = config.group, config.patch, config.residual_scale
+        self.quarters = config.quarters
         self.image = Encoder(config.image, dim)
         width, deep = config.width, config.width * config.multiplier
         self.stem = CausalConv(3 * (2 * config.group + 1) * config.patch**2, width, kernel=1)
@@ -111,6 +139,10 @@ class ConditionalEncoder(nn.Module):
         self.reach: int | None = None
         """The whole frame: the past reaches further with every group."""
 
+    def first(self, frame: Float[Tensor, "1 b 3 h w"]) -> Float[Tensor, "1 b d h2 w2"]:
+        """Encode the first frame of a video."""
+        return self._in_mode(self.image(frame), 0)
+
     def forward(
         self, groups: Float[Tensor, "n b c h w"], pasts: Float[Tensor, "n b 3 h w"]
     ) -> Float[Tensor, "n b d h2 w2"]:
@@ -119,8 +151,21 @@ class ConditionalEncoder(nn.Module):
         x: Tensor = self.stem(to_patches(torch.cat([new, torch.tanh(4 * new), pasts], 2), self.patch))
         for layer in self.layers:
             x = layer(x)
-        z: Tensor = self.to_latent(silu(self.norm(x)))
-        return z
+        return self._in_mode(self.to_latent(silu(self.norm(x))), 0)
+
+    def quarter_latents(self, groups: Float[Tensor, "1 b c h w"]) -> Float[Tensor, "m b d h2 w2"]:
+        """Encode each quarter of a group's mean frame, enlarged to the size of the frame, as an image."""
+        wide = groups if groups.dtype == torch.float64 else groups.float()
+        mean = wide.unflatten(2, (self.group, 3)).mean(2)
+        quarters = mean.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)
+        large = F.interpolate(quarters.flatten(0, 1), scale_factor=2.0, mode="bicubic").to(groups.dtype)
+        z: Tensor = self.image(large.unflatten(0, (QUARTERS, -1)))
+        return torch.cat([self._in_mode(one, mode) for mode, one in enumerate(z.split(1), start=1)])
+
+    def _in_mode(self, z: Float[Tensor, "n b d h w"], mode: int) -> Float[Tensor, "n b d2 h w"]:
+        """Append the channel whose digit is the mode."""
+        # Between the thresholds of five levels, which are -0.97, -0.26, 0.26 and 0.97.
+        return torch.cat([z, torch.full_like(z[:, :, :1], 0.6 * (mode - 2))], 2) if self.quarters else z
 
 
 class ConditionalDecoder(nn.Module):
@@ -129,6 +174,7 @@ class ConditionalDecoder(nn.Module):
     def __init__(self, config: ConditionalConfig, dim: int) -> None:
         super().__init__()
         self.group, self.patch, self.scale = config.group, config.patch, config.residual_scale
+        self.dim, self.quarters = dim, config.quarters
         self.image = Decoder(config.image, dim)
         width, deep = config.width, config.width * config.multiplier
         self.from_past = CausalConv(3 * config.patch**2, width)
@@ -170,7 +216,7 @@ class ConditionalDecoder(nn.Module):
     ) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes from the start of a video, all groups at once, each given its past: what `forward` does one
         after the other, with a gradient that stays within a group."""
-        first: Tensor = self.image(codes[:1])
+        first = self.first(codes[:1])
         if not len(pasts):
             return first
         later = _to_frames(self.groups(codes[1:], pasts), self.group)
@@ -179,12 +225,43 @@ class ConditionalDecoder(nn.Module):
     def after(self, codes: Float[Tensor, "1 b d h w"], past: Float[Tensor, "1 b 3 h2 w2"] | None) -> Tensor:
         """Decode one token frame to the frames after `past`, or at the start of a video to its first frame."""
         if past is None:
-            first: Tensor = self.image(codes)
-            return first
+            return self.first(codes)
         return _to_frames(self.groups(codes, past), self.group)
+
+    def first(self, codes: Float[Tensor, "1 b d h w"]) -> Float[Tensor, "1 b 3 h2 w2"]:
+        """Decode the first token frame of a video."""
+        frame: Tensor = self.image(codes[:, :, : self.dim])
+        return frame
 
     def groups(self, codes: Float[Tensor, "n b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]) -> Tensor:
         """Decode token frames, each given its past, to groups `n b c h2 w2` with their frames as channels."""
+        if not self.quarters:
+            return self._new(codes, pasts)
+        modes, codes = modes_of(codes).flatten(), codes[:, :, : self.dim].flatten(0, 1)[None]
+        flat = pasts.flatten(0, 1)[None]
+        if torch.compiler.is_compiling():
+            is_new = (modes == 0).view(1, -1, 1, 1, 1)
+            made = torch.where(is_new, self._new(codes, flat), self._quarter(codes, flat, modes))
+        else:
+            made = flat.new_empty(1, len(modes), 3 * self.group, *flat.shape[-2:])
+            is_new = modes == 0
+            if is_new.any():
+                made[:, is_new] = self._new(codes[:, is_new], flat[:, is_new])
+            if not is_new.all():
+                made[:, ~is_new] = self._quarter(codes[:, ~is_new], flat[:, ~is_new], modes[~is_new])
+        return made.view(*pasts.shape[:2], *made.shape[2:])
+
+    def _quarter(
+        self, codes: Float[Tensor, "1 n d h w"], pasts: Float[Tensor, "1 n 3 h2 w2"], modes: Int[Tensor, " n"]
+    ) -> Tensor:
+        """Decode a quarter at double size, shrink it, and hold it and the rest of the past for the group."""
+        large: Tensor = self.image(codes)
+        small = F.avg_pool2d(large[0].to(pasts.dtype), 2)
+        is_mine = window(modes, pasts.shape[-2:])
+        return _held(torch.where(is_mine[:, None], small.repeat(1, 1, 2, 2), pasts[0])[None], self.group)
+
+    def _new(self, codes: Float[Tensor, "n b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]) -> Tensor:
+        """Decode what is new in groups, and add it to the past."""
         like = self.to_pixels.now.weight.dtype
         past: Tensor = self.from_past(to_patches(pasts.to(like), self.patch))
         for layer in self.past:
@@ -225,10 +302,13 @@ def closed_loop(
     latents, ids, pasts = [], [], []
     for frames in _cut(video, encoder.group, is_start=past is None):
         if past is None:
-            z = encoder.image(frames)
+            z = encoder.first(frames)
         else:
             pasts.append(past)
-            z = encoder(_to_groups(frames, encoder.group), past.to(frames.dtype))
+            groups = _to_groups(frames, encoder.group)
+            z = encoder(groups, past.to(frames.dtype))
+            if encoder.quarters and not encoder.training:
+                z = _least_error(torch.cat([z, encoder.quarter_latents(groups)]), groups, past, decoder, quantizer)
         latents.append(z)
         with torch.no_grad():
             numbers, codes = _quantize(quantizer, z, recorded=recorded)
@@ -241,6 +321,33 @@ def closed_loop(
         stream.put(encoder, past)
     z = torch.cat(latents).permute(1, 2, 0, 3, 4)
     return Loop(z, torch.cat(ids, 1), torch.cat(pasts) if pasts else video[:0])
+
+
+def _least_error(
+    z: Float[Tensor, "m b d h w"], groups: Tensor, past: Tensor, decoder: ConditionalDecoder, quantizer: Quantizer
+) -> Float[Tensor, "1 b d h w"]:
+    """Return, for each video of the batch, the latent of the mode whose decoded group is nearest to the original."""
+    recorded = torch.is_grad_enabled()
+    with torch.no_grad():
+        _, codes = _quantize(quantizer, z, recorded=recorded)
+        pasts = past.expand(len(z), -1, -1, -1, -1)
+        made = decoder.groups(time_first(codes, decoder.last_weight.dtype), pasts).clamp(-1, 1)
+        best = (made - groups).square().flatten(2).mean(2).argmin(0)
+    return z.gather(0, best.view(1, -1, 1, 1, 1).expand(1, *z.shape[1:]))
+
+
+def modes_of(codes: Float[Tensor, "n b d h w"]) -> Int[Tensor, "n b"]:
+    """Return the mode of each token frame: that of most of its tokens, the first of several."""
+    levels = torch.arange(1 + QUARTERS, device=codes.device)
+    digits = (2 * codes[:, :, -1].flatten(2) + 2).round().unsqueeze(-1)
+    counts = (digits == levels).sum(2)
+    return ((1 + QUARTERS) * counts - levels).argmax(-1)
+
+
+def window(modes: Int[Tensor, " n"], size: Sequence[int]) -> Bool[Tensor, "n h w"]:
+    """Return which pixels of frames of this size a mode codes: of 1 to 4 a quarter, of 0 none."""
+    lower, right = (torch.arange(length, device=modes.device) >= length // 2 for length in size)
+    return 1 + 2 * lower[:, None] + right.int() == modes.view(-1, 1, 1)
 
 
 def follow(encoder: nn.Module, encoding: Stream, decoder: nn.Module, decoding: Stream) -> None:
