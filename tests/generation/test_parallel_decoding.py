@@ -427,6 +427,24 @@ def test_an_autoregressive_sample_does_not_depend_on_its_batch_and_keeps_its_beg
     assert torch.equal(sample_autoregressive(model, everything, config), p.ids)
 
 
+@pytest.mark.parametrize("guidance", [GuidanceConfig(), STRONG])
+def test_samples_that_begin_alike_read_their_beginning_once_and_are_as_alone(guidance):
+    model, config = autoregressive(), TokenSamplingConfig(guidance=guidance)
+    p = prompt()
+    beginnings, classes = torch.tensor([3, 1, 3, 3, 1, 1]), torch.tensor([2, 2, 2, 4, 2, 2])
+    p = rows(p, beginnings.tolist())._replace(condition=Condition(classes))
+    p = p._replace(known=(torch.arange(24) < 9).view(GRID).expand_as(p.ids), hinted=None)
+    read = []
+    with model.trunk.register_forward_pre_hook(lambda trunk, inputs: read.append(tuple(inputs[0].shape[:2]))):
+        together = sample_autoregressive(model, p, config, seed=2)
+    # (3, 2), (1, 2) and (3, 4); without a class 3 and 1.
+    is_guided = guidance.scale > 0
+    assert read[0] == (3 + 2 * is_guided, 10)
+    assert set(read[1:]) == {(6 + 6 * is_guided, 1)}
+    for b in range(6):
+        assert torch.equal(sample_autoregressive(model, rows(p, [b]), config, seed=2, samples=[b])[0], together[b])
+
+
 def test_an_autoregressive_model_fills_no_holes():
     with pytest.raises(ConfigError, match="continues the first tokens"):
         sample_autoregressive(autoregressive(), prompt(), TokenSamplingConfig())

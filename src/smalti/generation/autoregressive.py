@@ -102,7 +102,8 @@ def sample_autoregressive(
 ) -> Int[Tensor, "b t h w"]:
     """Fill every cell of a prompt, whose known cells must be the first in raster order, as many in every sample.
 
-    Noise is keyed by (seed, sample, number of the token). Raises ConfigError for another prompt.
+    Noise is keyed by (seed, sample, number of the token). Known tokens are read once for all samples that begin with
+    the same ones, in the same class. Raises ConfigError for another prompt.
     """
     config.guidance.check(model.config.classes, prompt.condition)
     home = prompt.ids.device
@@ -110,20 +111,39 @@ def sample_autoregressive(
     numbers, known = sample_numbers(samples, len(prompt.ids)), _known_first(prompt)
     grid = (prompt.ids.shape[1], prompt.ids.shape[2], prompt.ids.shape[3])
     subtokens = model.factorization.split(prompt.ids.masked_fill(~prompt.known, 0)).flatten(1, 3)
-    stream, done = Stream(), 0
     # Guided throughout or not at all, whatever the schedule: a half that joined later would have no past.
     guided = GuidedBatch.of([config.guidance.scale] * len(numbers), subtokens.device)
     condition = guided.conditions(prompt.condition, model.config.classes)
     here = torch.ones(len(numbers), 1, dtype=torch.bool, device=subtokens.device)
     for i in range(known, subtokens.shape[1]):
-        features = model.features(guided.twice(subtokens[:, done:i]), grid, condition, first=done, stream=stream)
+        if i == known:
+            features, stream = _begin(model, guided.twice(subtokens[:, :known]), grid, condition)
+        else:
+            last = guided.twice(subtokens[:, i - 1 : i])
+            features = model.features(last, grid, condition, first=i - 1, stream=stream)
         scale = config.guidance.at((i - known) / (subtokens.shape[1] - known))
         heads = GuidedHeads(model.vocabulary, features[:, -1:], here, guided.scaled(scale))
         uniform = uniform_noise(seed, numbers, i, (subtokens.shape[2],), subtokens.device)
         for g in range(subtokens.shape[2]):
             subtokens[:, i, g] = sample_logits(heads(g, subtokens[:, i]), uniform[:, g], config)
-        done = i
     return model.factorization.join(subtokens).view(prompt.ids.shape).to(home)
+
+
+def _begin(
+    model: AutoregressiveTransformer,
+    subtokens: Int[Tensor, "b m g"],
+    grid: tuple[int, int, int],
+    condition: Condition,
+) -> tuple[Float[Tensor, "b k d"], Stream]:
+    """Read the first tokens of all rows, equal ones once; return their features and the stream that goes on."""
+    about = [x[:, None] for x in condition if x is not None]
+    rows = torch.cat([subtokens.new_zeros(len(subtokens), 1), subtokens.flatten(1), *about], 1)  # never empty
+    distinct, number = torch.unique(rows, dim=0, return_inverse=True)
+    some = (number == torch.arange(len(distinct), device=number.device)[:, None]).int().argmax(1)  # a row of each
+    stream = Stream()
+    features = model.features(subtokens[some], grid, condition.take(some), stream=stream)
+    keys_values = {layer: carry[:, number] for layer, carry in stream.carries.items()}
+    return features[number], Stream.continued(keys_values)
 
 
 def _known_first(prompt: Prompt) -> int:
