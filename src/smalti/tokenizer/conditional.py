@@ -153,19 +153,25 @@ class ConditionalEncoder(nn.Module):
             x = layer(x)
         return self._in_mode(self.to_latent(silu(self.norm(x))), 0)
 
-    def quarter_latents(self, groups: Float[Tensor, "1 b c h w"]) -> Float[Tensor, "m b d h2 w2"]:
-        """Encode each quarter of a group's mean frame, enlarged to the size of the frame, as an image."""
+    def quarter_latents(
+        self, groups: Float[Tensor, "1 b c h w"], modes: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m b d h2 w2"]:
+        """Encode quarters of a group's mean frame, enlarged to the size of the frame, as images: those of some modes."""
         wide = groups if groups.dtype == torch.float64 else groups.float()
         mean = wide.unflatten(2, (self.group, 3)).mean(2)
-        quarters = mean.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)
+        quarters = (
+            mean.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)[modes - 1]
+        )
         large = F.interpolate(quarters.flatten(0, 1), scale_factor=2.0, mode="bicubic").to(groups.dtype)
-        z: Tensor = self.image(large.unflatten(0, (QUARTERS, -1)))
-        return torch.cat([self._in_mode(one, mode) for mode, one in enumerate(z.split(1), start=1)])
+        return self._in_mode(self.image(large.unflatten(0, (len(modes), -1))), modes)
 
-    def _in_mode(self, z: Float[Tensor, "n b d h w"], mode: int) -> Float[Tensor, "n b d2 h w"]:
+    def _in_mode(self, z: Float[Tensor, "n b d h w"], modes: Int[Tensor, " n"] | int) -> Float[Tensor, "n b d2 h w"]:
         """Append the channel whose digit is the mode."""
+        if not self.quarters:
+            return z
         # Between the thresholds of five levels, which are -0.97, -0.26, 0.26 and 0.97.
-        return torch.cat([z, torch.full_like(z[:, :, :1], 0.6 * (mode - 2))], 2) if self.quarters else z
+        latent = 0.6 * (torch.as_tensor(modes, device=z.device).to(z.dtype) - 2)
+        return torch.cat([z, latent.view(-1, 1, 1, 1, 1).expand_as(z[:, :, :1])], 2)
 
 
 class ConditionalDecoder(nn.Module):
@@ -308,7 +314,7 @@ def closed_loop(
             groups = _to_groups(frames, encoder.group)
             z = encoder(groups, past.to(frames.dtype))
             if encoder.quarters and not encoder.training:
-                z = _least_error(torch.cat([z, encoder.quarter_latents(groups)]), groups, past, decoder, quantizer)
+                z = _with_modes(encoder, decoder, quantizer, z, groups, past)
         latents.append(z)
         with torch.no_grad():
             numbers, codes = _quantize(quantizer, z, recorded=recorded)
@@ -323,16 +329,38 @@ def closed_loop(
     return Loop(z, torch.cat(ids, 1), torch.cat(pasts) if pasts else video[:0])
 
 
-def _least_error(
-    z: Float[Tensor, "m b d h w"], groups: Tensor, past: Tensor, decoder: ConditionalDecoder, quantizer: Quantizer
+def _with_modes(
+    encoder: ConditionalEncoder,
+    decoder: ConditionalDecoder,
+    quantizer: Quantizer,
+    z: Float[Tensor, "1 b d h w"],
+    groups: Float[Tensor, "1 b c h2 w2"],
+    past: Float[Tensor, "1 b 3 h2 w2"],
 ) -> Float[Tensor, "1 b d h w"]:
-    """Return, for each video of the batch, the latent of the mode whose decoded group is nearest to the original."""
+    """Return, for each video of the batch, z or the latent of the quarter whose decoded group is nearer to the original.
+
+    A quarter cannot win where what it holds errs more than z in all: those are not tried, half of them in film.
+    """
     recorded = torch.is_grad_enabled()
-    with torch.no_grad():
+
+    def errors(z: Tensor) -> Float[Tensor, "m b"]:
         _, codes = _quantize(quantizer, z, recorded=recorded)
         pasts = past.expand(len(z), -1, -1, -1, -1)
         made = decoder.groups(time_first(codes, decoder.last_weight.dtype), pasts).clamp(-1, 1)
-        best = (made - groups).square().flatten(2).mean(2).argmin(0)
+        return (made - groups).square().flatten(2).mean(2)
+
+    with torch.no_grad():
+        least, modes = errors(z), torch.arange(1, 1 + QUARTERS, device=z.device)
+        if not torch.compiler.is_compiling():
+            held = (_held(past, encoder.group) - groups).square().mean((0, 2), dtype=torch.float64)
+            outside = (held[:, None] * ~window(modes, held.shape[1:])).mean((2, 3)).T
+            # The margin is for the rounding of sums.
+            modes = modes[(outside < 1.001 * least).any(1)]
+    if not len(modes):
+        return z
+    z = torch.cat([z, encoder.quarter_latents(groups, modes)])
+    with torch.no_grad():
+        best = torch.cat([least, errors(z[1:])]).argmin(0)
     return z.gather(0, best.view(1, -1, 1, 1, 1).expand(1, *z.shape[1:]))
 
 
