@@ -28,7 +28,14 @@ CASES = {"image": (4, 1, 256, 256), "tiny-video": (8, 17, 128, 128)}
 SWITCHES: Mapping[str, Mapping[str, object]] = {
     "none": {},
     "checkpoint_activations": {"checkpoint_activations": True},
+    "fast_kernels": {"fast_kernels": True},
 }
+"""Fields of the config; the last is for a GPU alone."""
+
+
+def shape_of(name: str) -> tuple[int, ...]:
+    """Rows, frames, height and width of a batch."""
+    return (1, 1, 32, 32) if os.environ.get(TINY) else CASES[name]
 
 
 def started(name: str, switch: str, device: torch.device) -> tuple[TrainState, Tensor]:
@@ -38,9 +45,7 @@ def started(name: str, switch: str, device: torch.device) -> tuple[TrainState, T
     weights = {loss: weight for loss, weight in config.weights.items() if loss != "lpips"}
     plain = {"lpips": None, "gan": None, "weights": weights, "precision": "float32", "held_out": 0}
     state = start_tokenizer(config.replace({**plain, **SWITCHES[switch]}), World(0, 1, device))
-    rows, *size = CASES[name]
-    if os.environ.get(TINY):
-        rows, size = 1, [size[0], 32, 32]
+    rows, *size = shape_of(name)
     pixels = video(*size).expand(rows, -1, -1, -1, -1).contiguous().to(device)
     return state, pixels
 
@@ -63,14 +68,15 @@ def measure(device: torch.device = CPU) -> tuple[str, list[dict[str, object]]]:
     """A row for each recipe and switch."""
     keep_freed_memory()
     rows: list[dict[str, object]] = []
-    for name, shape in list(CASES.items())[: 1 if os.environ.get(TINY) else None]:
-        begun = {switch: started(name, switch, device) for switch in SWITCHES}
+    on_cpu = device.type == "cpu"
+    switches = [switch for switch in SWITCHES if not on_cpu or switch != "fast_kernels"]
+    for name in list(CASES)[: 1 if os.environ.get(TINY) else None]:
+        begun = {switch: started(name, switch, device) for switch in switches}
         steps = {switch: lambda one=one: step(*one) for switch, one in begun.items()}
         seconds = fastest(steps, rounds=2, device=device)
-        for switch in SWITCHES:
-            on_cpu = device.type == "cpu"
+        for switch in switches:
             most = child(__name__, name, switch)["mb"] if on_cpu else memory_mb(name, switch, device)
-            row = {"step": f"{name}, {' x '.join(map(str, shape))}", "switch": switch, "s": seconds[switch]}
+            row = {"step": f"{name}, {' x '.join(map(str, shape_of(name)))}", "switch": switch, "s": seconds[switch]}
             row |= {"times as long": seconds[switch] / seconds["none"], "held, MB": held_mb(name, switch, device)}
             rows.append(row | {"peak, MB": most})
     note = "training steps in float32 without LPIPS and discriminator; what a step holds for the way back, and the most"

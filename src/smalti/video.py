@@ -74,8 +74,10 @@ def to_video(pixels: object) -> Float[Tensor, "b 3 t h w"]:
     frames = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     while frames.ndim < 5:
         frames = frames[None]
-    # In place: the float video of an image of 64 million pixels takes 768 MB, and exists once.
-    return frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    # In place: the float video of an image of 64 million pixels takes 768 MB, and exists once. By a number that is on a
+    # CUDA device it is divided as on a CPU; by one that is not, it is multiplied by the rounded inverse.
+    scale = torch.full((), 127.5, device=frames.device)
+    return frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(scale).sub_(1)
 
 
 class SameSize(NamedTuple):

@@ -40,10 +40,10 @@ with join_world("cpu", timeout=timedelta(seconds=300)) as world:
         part = (world.rank, world.size)
         for batch in batches(task.source, batch_size=config.batch_size, seed=config.seed, part=part):
             seen.append(batch.keys)
-            yield batch._replace(video=batch.video.double())
+            yield batch.video.double()
 
     videos = stream()
-    last = [step(task.state, next(videos).video) for _ in range(config.steps)][-1]
+    last = [step(task.state, next(videos)) for _ in range(config.steps)][-1]
     folder.mkdir(exist_ok=True)
     (folder / f"samples-{world.size}-{world.rank}.json").write_text(json.dumps(seen))
     if world.is_main:

@@ -94,7 +94,7 @@ class VariantRun:
                 if self.spent(budget) >= until:
                     return
                 continue
-            share, video = self.spent(budget), batch.video.to(device)
+            share, video = self.spent(budget), batch.to(device).video
             self.flops += self._flops(video, share)
             began = _clock(device)
             result = self.learner.step(video, share)

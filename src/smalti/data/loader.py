@@ -109,8 +109,8 @@ class Joint:
 class Batch(NamedTuple):
     """Samples of one step, without those of bad files, so `b` may be smaller than the batch size, and 0."""
 
-    video: Tensor
-    """Float `b 3 t h w` in [-1, 1]; `0 3 0 0 0` if every row is bad."""
+    pixels: Tensor
+    """uint8 `b t h w 3`; `0 0 0 0 3` if every row is bad."""
     keys: tuple[str, ...]
     """Names of the samples in the source."""
     step: int
@@ -120,6 +120,16 @@ class Batch(NamedTuple):
     """Place of each row in the global batch (in `evaluation`: in the source), counted with the bad ones."""
     listed: int
     """Rows of the global batch (in `evaluation`: of the source), over all ranks and with the bad ones."""
+
+    @property
+    def video(self) -> Tensor:
+        """Float `b 3 t h w` in [-1, 1], made anew on the device of the pixels; `0 3 0 0 0` if every row is bad."""
+        return to_video(self.pixels) if len(self.pixels) else self.pixels.new_empty(0, 3, 0, 0, 0, dtype=torch.float32)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its pixels on a device, as bytes; the program does not wait for a CUDA device."""
+        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
+        return self._replace(pixels=pixels.to(device, non_blocking=True))
 
 
 class _Row(NamedTuple):
@@ -178,9 +188,9 @@ def batches(
 
     loaded = _load(_Reader(_parts(source), seed, workers), plan(), workers, timeout, on_bad)
     for step, rows in zip(count(start_step), loaded, strict=False):
-        video = torch.empty(0, 3, 0, 0, 0, dtype=torch.float32) if rows.pixels is None else to_video(rows.pixels)
+        pixels = torch.empty(0, 0, 0, 0, 3, dtype=torch.uint8) if rows.pixels is None else rows.pixels
         places = tuple(rank + world * row for row in rows.rows)
-        yield Batch(video, rows.keys, step, rows.labels, places, listed.popleft())
+        yield Batch(pixels, rows.keys, step, rows.labels, places, listed.popleft())
 
 
 def evaluation(
@@ -208,7 +218,7 @@ def evaluation(
         if rows.pixels is not None:
             good += len(rows.keys)
             places = tuple(mine[step * batch_size + row] for row in rows.rows)
-            yield Batch(to_video(rows.pixels), rows.keys, step, rows.labels, places, len(source))
+            yield Batch(rows.pixels, rows.keys, step, rows.labels, places, len(source))
     if last is not None and not good and world == 1:
         raise InputError(f"all {len(mine)} files are bad, the last: {last}")
 

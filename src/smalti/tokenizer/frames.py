@@ -261,11 +261,11 @@ def pairs_of_tokenizer(
 
     for batch in evaluation(source, part=share, on_bad=note):
         count += 1
-        number, key = rank + batch.step * world, batch.keys[0]
+        number, key, video = rank + batch.step * world, batch.keys[0], batch.video
         if samples is not None and number >= samples:
-            yield Pair(key, batch.video, number=number)
+            yield Pair(key, video, number=number)
         else:
-            yield Pair(key, batch.video, *round_trip(tokenizer, batch.video), number)
+            yield Pair(key, video, *round_trip(tokenizer, video), number)
 
 
 @torch.no_grad()

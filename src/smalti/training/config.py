@@ -159,7 +159,7 @@ class RunConfig(Config):
     validation_limit: int = Field(32, ge=1)
     """Largest number of clips or rows of `validation` that are scored."""
     workers: int = Field(0, ge=0, le=1024)
-    """Data loading processes per rank."""
+    """Data loading processes per rank; with 0 a thread reads, or the steps of a token model themselves."""
     rank_timeout: float = Field(300.0, ge=1)
     """Seconds in which each of several processes waits for the others; the run ends where one is dead, stopped or
     slower. Must exceed what a validation takes, which the first process does alone."""

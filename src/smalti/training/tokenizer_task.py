@@ -3,11 +3,12 @@
 import hashlib
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from torch import Tensor
 
-from smalti.data import BadFileLog, Joint, Source, batches, evaluation
+from smalti.data import BadFileLog, Batch, Joint, Source, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
@@ -72,8 +73,9 @@ class TokenizerTask(Task):
     def steps(self, folder: Path) -> Iterator[TokenizerStep]:
         """Train to the last step; files that cannot be read are listed in `bad_files.jsonl` (`-RANK`) of `folder`.
 
-        A step without a row that can be read learns nothing and is counted. Raises InputError where more than
-        `max_bad` of the last rows cannot be read, or no row at all could.
+        Without `workers` a thread reads the batch of the next step during each step, and is still in between. A step
+        without a row that can be read learns nothing and is counted. Raises InputError where more than `max_bad` of the
+        last rows cannot be read, or no row at all could.
         """
         config, world = self.state.config, self.state.world
         bad_files = BadFileLog(folder / f"bad_files{f'-{world.rank}' if world.rank else ''}.jsonl")
@@ -86,25 +88,35 @@ class TokenizerTask(Task):
             workers=config.workers,
             on_bad=bad_files,
         )
+
+        def read() -> tuple[Batch, int]:
+            return next(stream), bad_files.total
+
         if world.is_main and (note := config.cut_note(world.size)):
             say(f"warning: {note}")
         usage, recent, empty = Usage(self.state.tokenizer.levels), BadRows(config.max_bad), 0
-        for _ in range(self.state.step, config.steps):
-            batch = next(stream)
-            result = step(self.state, batch.video, batch.places)
-            count_samples(self.state, batch.keys, batch.places)
-            if result.skipped:
-                keep_skipped(self.state, folder, result.line(), batch.keys, batch.places)
-            usage, empty = usage.merge(result.usage), empty + (not result.rows)
-            recent.add(batch.listed, batch.listed - result.rows)
-            if recent.too_many or (result.step == empty == config.steps):
-                raise InputError(
-                    f"step {result.step}: {recent} (max_bad {config.max_bad:g}); repair the files in "
-                    f"{folder / 'bad_files*.jsonl'}, or resume with a larger max_bad"
-                )
-            yield result._replace(usage=usage, bad_files=bad_files.total, empty_steps=empty)
-            if result.rows and (result.skipped or result.step % config.log_every == 0):
-                usage = Usage(usage.levels)  # a line of the log has all batches since the last
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future[tuple[Batch, int]] | None = None
+            for number in range(self.state.step + 1, config.steps + 1):
+                batch, bad = read() if ahead is None else ahead.result()
+                if config.workers == 0 and number < config.steps:  # worker processes read ahead by themselves
+                    ahead = reader.submit(read)
+                result = step(self.state, batch.to(world.device).video, batch.places)
+                count_samples(self.state, batch.keys, batch.places)
+                if result.skipped:
+                    keep_skipped(self.state, folder, result.line(), batch.keys, batch.places)
+                usage, empty = usage.merge(result.usage), empty + (not result.rows)
+                recent.add(batch.listed, batch.listed - result.rows)
+                if recent.too_many or (result.step == empty == config.steps):
+                    raise InputError(
+                        f"step {result.step}: {recent} (max_bad {config.max_bad:g}); repair the files in "
+                        f"{folder / 'bad_files*.jsonl'}, or resume with a larger max_bad"
+                    )
+                if ahead is not None:
+                    wait([ahead])  # validation and samples may read from the same files
+                yield result._replace(usage=usage, bad_files=bad, empty_steps=empty)
+                if result.rows and (result.skipped or result.step % config.log_every == 0):
+                    usage = Usage(usage.levels)  # a line of the log has all batches since the last
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and optimizers' tensors of both networks."""
