@@ -1,10 +1,11 @@
-"""PSNR of video tokenizers by the motion of the clips, frame by frame, and over long clips.
+"""PSNR of video tokenizers by the motion of the clips, frame by frame, and over long clips; the grid of their tokens.
 
     python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
     python -m benchmarks.by_motion datasets smalti/tiny-video smalti/tiny-video-conditional
 
 Of each held-out clip the 17 middle frames at 128 x 128, in three groups by the PSNR of neighbouring frames; then the
-first 97 frames of the first seven clips that have so many, in means over 16 frames.
+first 97 frames of the first seven clips that have so many, in means over 16 frames. Last the power of flat blocks at
+periods of 16, 8, 4 and 2 pixels over that of the original: a grid of 8 pixels a token shows at 8.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from smalti.video import to_uint8, to_video
 LONG, CLIPS, WINDOW = 97, 7, 16
 STILL, MOVING = 35.0, 25.0
 """Decibels between neighbouring frames from which on a clip counts as still, and below which as moving."""
+BLOCK, FLAT = 16, 3.0
+"""Side of a block in pixels, and the deviation of its grey levels below which it is flat."""
 
 
 def clips(data: Path, frames: int, sampling: Literal["center", "first"]) -> Iterator[Tensor]:
@@ -41,11 +44,28 @@ def clips(data: Path, frames: int, sampling: Literal["center", "first"]) -> Iter
             yield clip
 
 
+def reconstructed(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
+    """The clip through its ids, uint8 `t h w 3`."""
+    video = to_video(clip)
+    return to_uint8(tokenizer.decode(tokenizer.encode(video), size=video.shape[2:]))[0]
+
+
 def by_frame(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
     """PSNR of each frame in dB, of 8-bit pixels."""
-    video = to_video(clip)
-    made = to_uint8(tokenizer.decode(tokenizer.encode(video), size=video.shape[2:]))[0]
+    made = reconstructed(tokenizer, clip)
     return psnr((made.float() - clip.float()).square().flatten(1).mean(1), 255)
+
+
+def blocks_of(frames: Tensor) -> Tensor:
+    """Grey levels of the blocks of frames `t h w 3`, `n 16 16`, aligned with the tokens."""
+    cut = frames.double().mean(3).unflatten(1, (-1, BLOCK)).unflatten(3, (-1, BLOCK))
+    return cut.transpose(2, 3).flatten(0, 2)
+
+
+def powers(blocks: Tensor) -> Tensor:
+    """Power of blocks along rows and columns at periods of 16, 8, 4 and 2 pixels, in squares of grey levels."""
+    spectra = [torch.fft.rfft(blocks, dim=axis).abs().square().mean(3 - axis) for axis in (1, 2)]
+    return (sum(spectra)[:, [1, 2, 4, 8]] / (2 * BLOCK**2)).mean(0)  # type: ignore[index]
 
 
 def dbs(values: Tensor) -> str:
@@ -70,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts = ", ".join(f"{group} ({int(mine.sum())}) {rows[mine].mean():.2f}" for group, mine in groups.items())
         print(f"{name}: {len(rows)} clips {rows.mean():.2f} dB; {parts}")
         print(f"  frames 0 4 8 12 16 of clips above 40 dB: {dbs(rows[alike >= 40].mean(0)[::4])}")
+        flat = [blocks_of(clip).flatten(1).std(1) < FLAT for clip in middle]
+        made = torch.cat([blocks_of(reconstructed(tokenizer, c))[f] for c, f in zip(middle, flat, strict=True)])
+        own = torch.cat([blocks_of(clip)[f] for clip, f in zip(middle, flat, strict=True)])
+        print(f"  power of {len(own):,} flat blocks at periods 16 8 4 2: {dbs(powers(made) / powers(own))} times")
         windows = torch.stack([by_frame(tokenizer, clip)[1:].view(-1, WINDOW).mean(1) for clip in long])
         print(f"  means over {WINDOW} frames of {len(long)} clips of {LONG}: {dbs(windows.mean(0))}", flush=True)
 

@@ -1,9 +1,11 @@
-"""The priors that ship with the three tokenizers: trained on the media that those were trained on.
+"""The priors that ship with the tokenizers: trained on the media that those were trained on.
 
     python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
     python -m benchmarks.priors datasets smalti/tiny-image --out tiny-image.safetensors
     python -m benchmarks.priors datasets smalti/tiny-video --out tiny-video.safetensors --steps 2500
     python -m benchmarks.priors datasets smalti/tiny-video-conditional --out conditional.safetensors --steps 2500
+    python -m benchmarks.priors datasets smalti/tiny-image-2 --out tiny-image-2.safetensors
+    python -m benchmarks.priors datasets smalti/tiny-video-2 --out tiny-video-2.safetensors --steps 2500
 
 An image tokenizer sees every training image at five sizes and parts of film frame by frame, a video tokenizer parts of
 film alone. Then the bits of a token are measured on what is held out: images shrunk to 128 x 128, the 17 middle frames

@@ -8,7 +8,7 @@ import pytest
 from smalti.cli.reconstruct import tokenizer_and_media
 from smalti.data import bundled
 from smalti.errors import InputError
-from smalti.families.names import TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL, shipped_folder
+from smalti.families.names import SHIPPED_NAMES, TINY_IMAGE, TINY_VIDEO, shipped_folder
 from tests.cli.conftest import assert_one_line
 
 
@@ -17,7 +17,7 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.mark.parametrize("name", [TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL])
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_one_command_gives_the_figure_of_the_card(smalti, name):
     """On other processors an id may differ here and there."""
     card = (shipped_folder(name) / "README.md").read_text(encoding="utf-8")

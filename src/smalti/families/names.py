@@ -14,8 +14,9 @@ from smalti.text import nearest
 
 TINY_IMAGE, TINY_VIDEO = "smalti/tiny-image", "smalti/tiny-video"
 TINY_VIDEO_CONDITIONAL = "smalti/tiny-video-conditional"
-SHIPPED_NAMES = (TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL)
-"""Names of the trained tokenizers that ship with the package."""
+TINY_IMAGE_2, TINY_VIDEO_2 = "smalti/tiny-image-2", "smalti/tiny-video-2"
+SHIPPED_NAMES = (TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL, TINY_IMAGE_2, TINY_VIDEO_2)
+"""Names of the trained tokenizers that ship with the package; what a name stands for never changes."""
 
 FORMS = (
     f"a tokenizer folder, a run folder, {TINY_IMAGE}, {TINY_VIDEO}, a checkpoint of another project, or"
