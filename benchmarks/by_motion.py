@@ -1,11 +1,13 @@
 """PSNR of video tokenizers by the motion of the clips, frame by frame, and over long clips; the grid of their tokens.
 
     python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
-    python -m benchmarks.by_motion datasets smalti/tiny-video smalti/tiny-video-conditional
+    python -m benchmarks.by_motion datasets smalti/tiny-video smalti/tiny-video-conditional smalti/tiny-video-2
+    python -m benchmarks.by_motion datasets smalti/tiny-video-2 --search 500
 
 Of each held-out clip the 17 middle frames at 128 x 128, in three groups by the PSNR of neighbouring frames; then the
 first 97 frames of the first seven clips that have so many, in means over 16 frames. Last the power of flat blocks at
-periods of 16, 8, 4 and 2 pixels over that of the original: a grid of 8 pixels a token shows at 8.
+periods of 16, 8, 4 and 2 pixels over that of the original: a grid of 8 pixels a token shows at 8. With `--search` the
+middle frames alone, by ids that a search at this price of a bit finds, and the bits of a pixel of those, coded.
 """
 
 import argparse
@@ -16,6 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from smalti.codec.entropy import encode_ids
+from smalti.codec.prior import shipped_prior
+from smalti.codec.search import Search
 from smalti.data import VideosConfig
 from smalti.errors import BadFile
 from smalti.families import load
@@ -50,10 +55,23 @@ def reconstructed(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
     return to_uint8(tokenizer.decode(tokenizer.encode(video), size=video.shape[2:]))[0]
 
 
+def searched(tokenizer: Tokenizer, clip: Tensor, price: float) -> tuple[Tensor, float]:
+    """The clip through searched ids, uint8 `t h w 3`, and the bits of a pixel of the coded ids."""
+    prior = shipped_prior(tokenizer.fingerprint)
+    assert prior is not None
+    ids = torch.cat([found.ids for found in Search(tokenizer, prior, price).video(clip)], 1)
+    made = to_uint8(tokenizer.decode(ids, size=clip.shape[:3]))[0]
+    return made, 8 * len(encode_ids(ids[0].numpy(), tokenizer.levels, "prior", prior).data) / clip[..., 0].numel()
+
+
+def decibels(made: Tensor, clip: Tensor) -> Tensor:
+    """PSNR of each frame in dB, of 8-bit pixels."""
+    return psnr((made.float() - clip.float()).square().flatten(1).mean(1), 255)
+
+
 def by_frame(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
     """PSNR of each frame in dB, of 8-bit pixels."""
-    made = reconstructed(tokenizer, clip)
-    return psnr((made.float() - clip.float()).square().flatten(1).mean(1), 255)
+    return decibels(reconstructed(tokenizer, clip), clip)
 
 
 def blocks_of(frames: Tensor) -> Tensor:
@@ -79,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.by_motion")
     parser.add_argument("data", type=Path, help="what benchmarks.media wrote")
     parser.add_argument("tokenizers", nargs="+", help="as for smalti.load")
+    parser.add_argument("--search", type=float, metavar="PRICE", help="by searched ids, at this price of a bit")
     asked = parser.parse_args(arguments)
     middle = list(clips(asked.data, 17, "center"))
     alike = torch.stack([psnr((c[1:].float() - c[:-1].float()).square().mean(), 255) for c in middle])
@@ -86,10 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     long = [clip for clip, _ in zip(clips(asked.data, LONG, "first"), range(CLIPS), strict=False)]
     for name in asked.tokenizers:
         tokenizer = load(name)
-        rows = torch.stack([by_frame(tokenizer, clip) for clip in middle])
+        if asked.search is None:
+            rows, note = torch.stack([by_frame(tokenizer, clip) for clip in middle]), ""
+        else:
+            found = [searched(tokenizer, clip, asked.search) for clip in middle]
+            rows = torch.stack([decibels(made, clip) for (made, _), clip in zip(found, middle, strict=True)])
+            note = f"; {sum(bits for _, bits in found) / len(found):.4f} bits a pixel"
         parts = ", ".join(f"{group} ({int(mine.sum())}) {rows[mine].mean():.2f}" for group, mine in groups.items())
-        print(f"{name}: {len(rows)} clips {rows.mean():.2f} dB; {parts}")
+        print(f"{name}: {len(rows)} clips {rows.mean():.2f} dB; {parts}{note}")
         print(f"  frames 0 4 8 12 16 of clips above 40 dB: {dbs(rows[alike >= 40].mean(0)[::4])}")
+        if asked.search is not None:
+            continue
         flat = [blocks_of(clip).flatten(1).std(1) < FLAT for clip in middle]
         made = torch.cat([blocks_of(reconstructed(tokenizer, c))[f] for c, f in zip(middle, flat, strict=True)])
         own = torch.cat([blocks_of(clip)[f] for clip, f in zip(middle, flat, strict=True)])

@@ -9,7 +9,10 @@ from smalti.cli.console import TOKENIZER_HELP, integers
 
 
 def inflate_command(
-    image_tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="An image tokenizer. " + TOKENIZER_HELP)],
+    image_tokenizer: Annotated[
+        str,
+        typer.Argument(metavar="TOKENIZER", help="An image tokenizer; with --quarters a video one. " + TOKENIZER_HELP),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     time_strides: Annotated[
         str | None, typer.Option(help="One time stride for each spatial one, as 1,2,2; not with --conditional.")
@@ -26,33 +29,43 @@ def inflate_command(
         int | None,
         typer.Option(min=1, help="Frames of a token that says what is new after the last decoded frame, as 4."),
     ] = None,
+    quarters: Annotated[
+        bool,
+        typer.Option("--quarters", help="Let conditional tokens of a trained tokenizer code quarters of still scenes."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the weights that --conditional adds.")] = 0,
 ) -> None:
     """Make a video tokenizer that starts as the given image tokenizer on every frame.
 
     With --conditional it starts as the image tokenizer on the first frame, and
-    holds it until it is trained.
+    holds it until it is trained. With --quarters a trained one of that kind gets
+    modes for scenes that stand still; its weights stay.
 
     \b
     Examples:
       smalti inflate runs/image --out video-start --time-strides 4 --time 4
       smalti train video --set init=video-start --set data.path=clips
       smalti inflate smalti/tiny-image --out start --conditional 4
+      smalti inflate runs/conditional --out conditional --quarters
     """
     import torch
 
     from smalti.errors import ConfigError
     from smalti.families import load
-    from smalti.tokenizer import inflate, start_conditional
+    from smalti.tokenizer import inflate, start_conditional, with_quarters
 
     image = load(image_tokenizer)
-    if conditional is not None:
+    if quarters:
+        if conditional is not None or time_strides is not None or past is not None or norm is not None:
+            raise ConfigError("--quarters: changes no network; give it alone")
+        video = with_quarters(image)
+    elif conditional is not None:
         if time_strides is not None or past is not None or norm is not None:
             raise ConfigError("--conditional: time strides, past kernels and norms are those of its own networks")
         torch.manual_seed(seed)
         video = start_conditional(image, conditional)
     elif time_strides is None:
-        raise ConfigError("give --time-strides, one for each spatial stride, or --conditional FRAMES")
+        raise ConfigError("give --time-strides, one for each spatial stride, --conditional FRAMES or --quarters")
     else:
         strides = integers("--time-strides", time_strides)
         video = inflate(image, strides, time_kernel=time, past_kernel=past, norm=norm)

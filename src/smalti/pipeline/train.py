@@ -145,6 +145,7 @@ def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool =
     names = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
     weights = config.weights if keep_weights else _fitting_weights(config.weights, names)
     losses = tuple(name for name in weights if name in names)
+    own = architecture(own)
     tokenizer = own.with_quantizer(own.quantizer.replace({"losses": losses}))
     return config.replace({"tokenizer": tokenizer, "weights": weights})
 

@@ -3,7 +3,7 @@
 from smalti.tokenizer.cnn import TokenizerConfig
 from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.cosmos import CosmosConfig
-from smalti.tokenizer.inflate import inflate, start_conditional
+from smalti.tokenizer.inflate import inflate, start_conditional, with_quarters
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tokenizer import AnyTokenizerConfig, Reconstruction, Tokenizer
 from smalti.tokenizer.vidtok import VidTokConfig
@@ -21,4 +21,5 @@ __all__ = [
     "VidTokConfig",
     "inflate",
     "start_conditional",
+    "with_quarters",
 ]

@@ -11,9 +11,9 @@ batch carries its own r, and no gradient runs back from a group to those before 
 
 With `quarters` a token frame has a mode. In the first it says what is new, as above; in the others its tokens are those
 of one quarter of the frame at double size, by the image tokenizer, and the rest of the frame stays as it was. The
-encoder decodes all and takes the one with the least squared error, so a scene that stands still gains detail from group
-to group. A constant channel of the codes holds the mode; its digit is the most significant of the ids, so the ids of
-the first mode are those of the same tokenizer without `quarters`.
+encoder decodes all and takes the one with the least squared error, so a scene that stands still gains detail over its
+first groups. A constant channel of the codes holds the mode; its digit is the most significant of the ids (0 in the
+first token frame), so the ids of the first mode are those of the same tokenizer without `quarters`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.config import Two
+from smalti.errors import ConfigError
 from smalti.nn.blocks import AdaptiveNorm, Norm, ResidualBlock, from_patches, to_patches
 from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, time_first
 from smalti.quantize import FSQConfig, QuantizerConfig
@@ -34,6 +35,8 @@ from smalti.tokenizer.cnn import AutoencoderConfig, Decoder, Encoder, TokenizerC
 
 QUARTERS = 4
 """Quarters of a frame, modes 1 to 4: top left, top right, bottom left, bottom right."""
+TIE = 1e-4
+"""Share by which errors of two modes must differ, so that rounding does not choose."""
 
 
 class ConditionalConfig(AutoencoderConfig):
@@ -58,7 +61,7 @@ class ConditionalConfig(AutoencoderConfig):
     quarters: bool = False
     """Whether a token frame may hold one quarter of the frame at double size in place of what is new in all of it, for
     scenes that stand still. Ids then have a digit of five values more; needs an image tokenizer with FSQ. It has no
-    weights of its own and is left out while a tokenizer is trained, so it can be switched on at any time."""
+    weights of its own: a tokenizer is trained without, and `with_quarters` switches it on."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ConditionalConfig":
@@ -73,6 +76,10 @@ class ConditionalConfig(AutoencoderConfig):
             raise ValueError("depth and decoder_depth must be 0 or more")
         if self.quarters and not isinstance(self.image.quantizer, FSQConfig):
             raise ValueError(f"quarters needs an image tokenizer with FSQ (found {self.image.quantizer.kind})")
+        try:
+            _ = self.quantizer
+        except ConfigError as error:
+            raise ValueError(f"quarters: with a digit for the mode {error}") from None
         return self
 
     @property
@@ -156,14 +163,15 @@ class ConditionalEncoder(nn.Module):
     def quarter_latents(
         self, groups: Float[Tensor, "1 b c h w"], modes: Int[Tensor, " m"]
     ) -> Float[Tensor, "m b d h2 w2"]:
-        """Encode quarters of a group's mean frame, enlarged to the size of the frame, as images: those of some modes."""
+        """Encode quarters of a group's mean frame, enlarged to the size of the frame, as images: of some modes."""
         wide = groups if groups.dtype == torch.float64 else groups.float()
         mean = wide.unflatten(2, (self.group, 3)).mean(2)
         quarters = (
             mean.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)[modes - 1]
         )
         large = F.interpolate(quarters.flatten(0, 1), scale_factor=2.0, mode="bicubic").to(groups.dtype)
-        return self._in_mode(self.image(large.unflatten(0, (len(modes), -1))), modes)
+        # As one frame of a larger batch: a first layer may see several.
+        return self._in_mode(self.image(large[None])[0].unflatten(0, (len(modes), -1)), modes)
 
     def _in_mode(self, z: Float[Tensor, "n b d h w"], modes: Int[Tensor, " n"] | int) -> Float[Tensor, "n b d2 h w"]:
         """Append the channel whose digit is the mode."""
@@ -243,6 +251,7 @@ class ConditionalDecoder(nn.Module):
         """Decode token frames, each given its past, to groups `n b c h2 w2` with their frames as channels."""
         if not self.quarters:
             return self._new(codes, pasts)
+        is_known = codes[:, :, -1].flatten(2).isfinite().all(2)
         modes, codes = modes_of(codes).flatten(), codes[:, :, : self.dim].flatten(0, 1)[None]
         flat = pasts.flatten(0, 1)[None]
         if torch.compiler.is_compiling():
@@ -255,7 +264,8 @@ class ConditionalDecoder(nn.Module):
                 made[:, is_new] = self._new(codes[:, is_new], flat[:, is_new])
             if not is_new.all():
                 made[:, ~is_new] = self._quarter(codes[:, ~is_new], flat[:, ~is_new], modes[~is_new])
-        return made.view(*pasts.shape[:2], *made.shape[2:])
+        made = made.view(*pasts.shape[:2], *made.shape[2:])
+        return made.masked_fill(~is_known[:, :, None, None, None], torch.nan)
 
     def _quarter(
         self, codes: Float[Tensor, "1 n d h w"], pasts: Float[Tensor, "1 n 3 h2 w2"], modes: Int[Tensor, " n"]
@@ -313,7 +323,7 @@ def closed_loop(
             pasts.append(past)
             groups = _to_groups(frames, encoder.group)
             z = encoder(groups, past.to(frames.dtype))
-            if encoder.quarters and not encoder.training:
+            if encoder.quarters:
                 z = _with_modes(encoder, decoder, quantizer, z, groups, past)
         latents.append(z)
         with torch.no_grad():
@@ -337,7 +347,7 @@ def _with_modes(
     groups: Float[Tensor, "1 b c h2 w2"],
     past: Float[Tensor, "1 b 3 h2 w2"],
 ) -> Float[Tensor, "1 b d h w"]:
-    """Return, for each video of the batch, z or the latent of the quarter whose decoded group is nearer to the original.
+    """Return, for each video of the batch, z or the latent of the quarter that decodes nearer to the original.
 
     A quarter cannot win where what it holds errs more than z in all: those are not tried, half of them in film.
     """
@@ -360,7 +370,9 @@ def _with_modes(
         return z
     z = torch.cat([z, encoder.quarter_latents(groups, modes)])
     with torch.no_grad():
-        best = torch.cat([least, errors(z[1:])]).argmin(0)
+        every = torch.cat([least, errors(z[1:])])
+        # Coding a quarter again changes nothing: of modes that are equal but for rounding the first.
+        best = (every <= (1 + TIE) * every.amin(0)).int().argmax(0)
     return z.gather(0, best.view(1, -1, 1, 1, 1).expand(1, *z.shape[1:]))
 
 

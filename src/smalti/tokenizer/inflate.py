@@ -75,6 +75,19 @@ def start_conditional(image: Tokenizer, group: int = 4, *, width: int = 96) -> T
     return video
 
 
+def with_quarters(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a trained conditional tokenizer with `quarters` switched on: the same weights, one digit more in its ids.
+
+    Raises ConfigError for a tokenizer of another kind, and for one whose image tokenizer has no FSQ.
+    """
+    if not isinstance(tokenizer.config, ConditionalConfig):
+        kind = tokenizer.config.kind
+        raise ConfigError(f"quarters are of conditional tokens, of kind conditional-cnn (found {kind!r})")
+    video = Tokenizer(tokenizer.config.replace({"quarters": True})).to(tokenizer.device, tokenizer.dtype)
+    video.load_state_dict(tokenizer.state_dict())
+    return video.train(tokenizer.training)
+
+
 def take_image_part(video: Tokenizer, image: Tokenizer) -> None:
     """Copy the weights of an image tokenizer into the part of a conditional one that makes the first frame."""
     video.encoder.get_submodule("image").load_state_dict(image.encoder.state_dict())

@@ -285,6 +285,8 @@ class TokenizerTraining(RunConfig):
                 raise ValueError(f"{name} and weights.{name} go together: give both or neither")
         if self.accumulate > 1 and self.gan is not None and self.gan.order == "alternate":
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
+        if self.tokenizer.modes > 1:
+            raise ValueError("tokenizer.quarters: train without, then switch it on by smalti inflate --quarters")
         if self.init_training and self.init is None:
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:

@@ -83,7 +83,10 @@ class TrainState(RunState):
 
 
 def architecture(config: AnyTokenizerConfig) -> AnyTokenizerConfig:
-    """Return a config without the losses of its quantizer, which belong to a run."""
+    """Return a config without the losses of its quantizer, which belong to a run, and as it is trained, without
+    quarters."""
+    if isinstance(config, ConditionalConfig):
+        config = config.replace({"quarters": False})
     return config.with_quantizer(config.quantizer.replace({"losses": ()}))
 
 
