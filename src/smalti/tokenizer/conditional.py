@@ -349,7 +349,7 @@ def _with_modes(
 ) -> Float[Tensor, "1 b d h w"]:
     """Return, for each video of the batch, z or the latent of the quarter that decodes nearer to the original.
 
-    A quarter cannot win where what it holds errs more than z in all: those are not tried, half of them in film.
+    A quarter cannot win where what it holds errs more than z in all: those are not tried.
     """
     recorded = torch.is_grad_enabled()
 
