@@ -5,10 +5,12 @@ import math
 import shutil
 
 import pytest
+import torch
 
 from smalti.families import load
 from smalti.families.names import find_tokenizer
 from smalti.recipes import find
+from smalti.tokenizer import Tokenizer
 from tests.cli.conftest import assert_one_line
 
 
@@ -80,4 +82,18 @@ def test_inflate_refuses_wrong_strides(smalti, image_tokenizer, video_tokenizer,
     assert_one_line(smalti("inflate", image_tokenizer, *out, "2,x"), 2, "2,x")
     assert_one_line(smalti("inflate", image_tokenizer, *out, "2,2"), 2, "1 time strides")
     assert_one_line(smalti("inflate", video_tokenizer, *out, "2"), 2, "video tokenizer already")
+    assert_one_line(smalti("inflate", image_tokenizer, "--out", tmp_path / "q", "--quarters"), 2, "conditional-cnn")
+    assert_one_line(smalti("inflate", image_tokenizer, *out, "2", "--quarters"), 2, "give it alone")
     assert not (tmp_path / "video").exists()
+
+
+def test_quarters_are_switched_on_without_another_weight(smalti, image_tokenizer, tmp_path):
+    made = smalti("inflate", image_tokenizer, "--out", tmp_path / "plain", "--conditional", "2")
+    assert made.code == 0, made.err
+    made = smalti("inflate", tmp_path / "plain", "--out", tmp_path / "quarters", "--quarters")
+    assert made.code == 0, made.err
+    plain, quarters = (Tokenizer.load(tmp_path / name) for name in ("plain", "quarters"))
+    assert quarters.config == plain.config.replace({"quarters": True})
+    assert quarters.codebook_size == 5 * plain.codebook_size
+    own = quarters.state_dict()
+    assert all(torch.equal(own[name], weight) for name, weight in plain.state_dict().items())
