@@ -18,9 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smalti.codec.entropy import encode_ids
+from benchmarks.beside_codecs import by_coded_ids
 from smalti.codec.prior import shipped_prior
-from smalti.codec.search import Search
 from smalti.data import VideosConfig
 from smalti.errors import BadFile
 from smalti.families import load
@@ -55,23 +54,9 @@ def reconstructed(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
     return to_uint8(tokenizer.decode(tokenizer.encode(video), size=video.shape[2:]))[0]
 
 
-def searched(tokenizer: Tokenizer, clip: Tensor, price: float) -> tuple[Tensor, float]:
-    """The clip through searched ids, uint8 `t h w 3`, and the bits of a pixel of the coded ids."""
-    prior = shipped_prior(tokenizer.fingerprint)
-    assert prior is not None
-    ids = torch.cat([found.ids for found in Search(tokenizer, prior, price).video(clip)], 1)
-    made = to_uint8(tokenizer.decode(ids, size=clip.shape[:3]))[0]
-    return made, 8 * len(encode_ids(ids[0].numpy(), tokenizer.levels, "prior", prior).data) / clip[..., 0].numel()
-
-
 def decibels(made: Tensor, clip: Tensor) -> Tensor:
     """PSNR of each frame in dB, of 8-bit pixels."""
     return psnr((made.float() - clip.float()).square().flatten(1).mean(1), 255)
-
-
-def by_frame(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
-    """PSNR of each frame in dB, of 8-bit pixels."""
-    return decibels(reconstructed(tokenizer, clip), clip)
 
 
 def blocks_of(frames: Tensor) -> Tensor:
@@ -91,7 +76,7 @@ def dbs(values: Tensor) -> str:
     return " ".join(f"{value:.2f}" for value in values.tolist())
 
 
-@torch.inference_mode()
+@torch.no_grad()  # a search needs gradients, which inference mode rules out
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.by_motion")
@@ -105,22 +90,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     long = [clip for clip, _ in zip(clips(asked.data, LONG, "first"), range(CLIPS), strict=False)]
     for name in asked.tokenizers:
         tokenizer = load(name)
+        note = ""
         if asked.search is None:
-            rows, note = torch.stack([by_frame(tokenizer, clip) for clip in middle]), ""
+            made = [reconstructed(tokenizer, clip) for clip in middle]
         else:
-            found = [searched(tokenizer, clip, asked.search) for clip in middle]
-            rows = torch.stack([decibels(made, clip) for (made, _), clip in zip(found, middle, strict=True)])
-            note = f"; {sum(bits for _, bits in found) / len(found):.4f} bits a pixel"
+            prior = shipped_prior(tokenizer.fingerprint)
+            assert prior is not None
+            search = by_coded_ids(tokenizer, prior, asked.search)
+            sizes, made = zip(*map(search, middle), strict=True)
+            note = f"; {8 * sum(sizes) / sum(clip[..., 0].numel() for clip in middle):.4f} bits a pixel"
+        rows = torch.stack(list(map(decibels, made, middle)))
         parts = ", ".join(f"{group} ({int(mine.sum())}) {rows[mine].mean():.2f}" for group, mine in groups.items())
         print(f"{name}: {len(rows)} clips {rows.mean():.2f} dB; {parts}{note}")
         print(f"  frames 0 4 8 12 16 of clips above 40 dB: {dbs(rows[alike >= 40].mean(0)[::4])}")
         if asked.search is not None:
             continue
         flat = [blocks_of(clip).flatten(1).std(1) < FLAT for clip in middle]
-        made = torch.cat([blocks_of(reconstructed(tokenizer, c))[f] for c, f in zip(middle, flat, strict=True)])
-        own = torch.cat([blocks_of(clip)[f] for clip, f in zip(middle, flat, strict=True)])
-        print(f"  power of {len(own):,} flat blocks at periods 16 8 4 2: {dbs(powers(made) / powers(own))} times")
-        windows = torch.stack([by_frame(tokenizer, clip)[1:].view(-1, WINDOW).mean(1) for clip in long])
+        ours, own = (torch.cat([blocks_of(c)[f] for c, f in zip(which, flat, strict=True)]) for which in (made, middle))
+        print(f"  power of {len(own):,} flat blocks at periods 16 8 4 2: {dbs(powers(ours) / powers(own))} times")
+        windows = torch.stack(
+            [decibels(reconstructed(tokenizer, clip), clip)[1:].view(-1, WINDOW).mean(1) for clip in long]
+        )
         print(f"  means over {WINDOW} frames of {len(long)} clips of {LONG}: {dbs(windows.mean(0))}", flush=True)
 
 

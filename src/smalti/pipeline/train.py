@@ -135,17 +135,16 @@ def with_architecture_of_init(config: TokenizerTraining, *, keep_weights: bool =
     if config.init is None:
         return config
     try:
-        own = load(str(config.init)).config
+        own = architecture(load(str(config.init)).config)
     except InputError as error:
         raise InputError(f"init: {error}") from None
-    if architecture(own) == architecture(config.tokenizer) or is_image_part(own, config.tokenizer):
+    if own == architecture(config.tokenizer) or is_image_part(own, config.tokenizer):
         return config
     if own.time_kernel == 1 < config.tokenizer.time_kernel:
         raise ConfigError(f"init: {config.init} is an image tokenizer and this run's one of video; use smalti inflate")
     names = get_args(CodebookLossName if own.quantizer.kind == "codebook" else LossName)
     weights = config.weights if keep_weights else _fitting_weights(config.weights, names)
     losses = tuple(name for name in weights if name in names)
-    own = architecture(own)
     tokenizer = own.with_quantizer(own.quantizer.replace({"losses": losses}))
     return config.replace({"tokenizer": tokenizer, "weights": weights})
 
