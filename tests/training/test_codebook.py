@@ -103,6 +103,34 @@ def test_rows_of_a_trained_table_move_from_where_they_are():
     assert state.dead.tolist() == [3]  # counts 1.5, 1, 1 and 0.5, of 4 / 4 in even use
 
 
+class Twins(World):
+    """A rank beside another whose tensors are equal to its own."""
+
+    def sum(self, x):
+        return 2 * x
+
+
+def moved(world, z):
+    """A table of averages and its state after three batches, the same for any number of ranks."""
+    torch.manual_seed(0)
+    table = CodebookConfig(size=SIZE, dim=DIM).build().double()
+    config = CodebookTraining(rows="averages", decay=0.8)
+    state = CodebookState(config, table, seed=0, batch_size=4, fresh=True)
+    for number, batch in enumerate(z):
+        state.collect(batch, table.encode(batch), range(len(batch)), number)
+        state.update(world, torch.optim.AdamW(table.parameters()))
+    return {"table": table.codebook.detach(), **state.state_dict()}
+
+
+def test_counts_and_sums_are_those_of_all_ranks():
+    """Two ranks of the same clips leave what one leaves that has each of them twice."""
+    z = torch.randn(3, 2, DIM, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found, wanted = moved(Twins(0, 2, torch.device("cpu")), z), moved(ALONE, z.repeat(1, 2, 1, 1, 1, 1))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+    assert wanted["latents"] == 80
+
+
 @pytest.mark.parametrize("rows", ["averages", "gradient"])
 @pytest.mark.parametrize("parts", [2, 8])
 def test_micro_batches_leave_the_table_of_the_whole_batch(rows, parts):
