@@ -180,9 +180,9 @@ def test_ranks_leave_the_table_of_the_whole_batch(tmp_path):
 @pytest.mark.parametrize("rows", ["averages", "gradient"])
 def test_a_dead_row_becomes_a_latent_of_the_batch_that_seed_and_step_choose(rows):
     chosen = []
-    for seed in (0, 0, 1):
+    for seed, number in ((0, 0), (0, 0), (1, 0), (0, 1)):
         state = start(config_of(rows))
-        state.codebook.seed, state.codebook.fresh = seed, True
+        state.codebook.seed, state.codebook.fresh, state.step = seed, True, number
         before = state.tokenizer.quantizer.codebook.detach().clone()
         state.codebook.latents.fill_(SIZE)  # one latent a row in even use
         state.codebook.usage.copy_(torch.arange(SIZE) / 6)  # 0 to 5/6 are dead
@@ -195,13 +195,16 @@ def test_a_dead_row_becomes_a_latent_of_the_batch_that_seed_and_step_choose(rows
         assert len({*chosen[-1]}) == 6  # no latent twice
         assert torch.equal(state.ema.quantizer.codebook[:6], table[:6])
         assert torch.equal(state.codebook.usage[:6], torch.full((6,), len(z) / SIZE, dtype=torch.float64))
+        if state.codebook.sums is not None:
+            assert torch.equal(state.codebook.sums[:6], state.codebook.usage[:6, None] * table[:6])
         if rows == "gradient":
             moments = state.optimizer.state[state.tokenizer.quantizer.codebook]
             assert not moments["exp_avg"][:6].any()
             assert not moments["exp_avg_sq"][:6].any()
             assert moments["exp_avg"][6:].any()
         assert not torch.equal(table[6:], before[6:])
-    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[0] == chosen[1]
+    assert len({*map(tuple, chosen)}) == 3
 
 
 def test_a_clip_that_cannot_be_read_leaves_its_rows_dead_and_without_restarts_none_moves():
