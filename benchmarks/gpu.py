@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import entropy, magicmaster, speed, training_memory, training_run, training_step
+from benchmarks import entropy, magicmaster, replay, speed, training_memory, training_run, training_step
 from benchmarks.measure import RESULTS, TINY, machine
 from benchmarks.peers.magicmaster import HOW, find
 
@@ -62,6 +62,7 @@ def trained(device: torch.device) -> object:
 
 PARTS = (
     Part("tests", marked_tests),
+    Part("replay", rows(replay.measure)),
     Part("training_run", trained),
     Part("training_step", rows(training_step.measure)),
     Part("training_memory", rows(training_memory.measure)),

@@ -118,6 +118,11 @@ class MaskedTransformer(nn.Module):
         x = self.trunk(torch.cat([prefix, x], 1), self.trunk.rope(positions, prefix.shape[1]), rng=rng)
         return x[:, prefix.shape[1] :]
 
+    @property
+    def replayable(self) -> tuple[Callable[..., Tensor], ...]:
+        """The call that `smalti.nn.replay` can record: the features, at each step of sampling."""
+        return (self.features,)
+
     def blank(self, grid: tuple[int, int, int], count: int) -> Int[Tensor, "b t h w g"]:
         """Return the sub-tokens of `count` samples with everything masked."""
         masks = torch.tensor(self.vocabulary.sizes, device=self.vocabulary.dense.weight.device)

@@ -16,7 +16,7 @@ first groups. A constant channel of the codes holds the mode; its digit is the m
 first token frame), so the ids of the first mode are those of the same tokenizer without `quarters`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -146,6 +146,11 @@ class ConditionalEncoder(nn.Module):
         self.reach: int | None = None
         """The whole frame: the past reaches further with every group."""
 
+    @property
+    def replayable(self) -> tuple[Callable[..., Tensor], ...]:
+        """Calls that do the same for any values: those around the choice of a mode."""
+        return self.forward, self.image.forward
+
     def first(self, frame: Float[Tensor, "1 b 3 h w"]) -> Float[Tensor, "1 b d h2 w2"]:
         """Encode the first frame of a video."""
         return self._in_mode(self.image(frame), 0)
@@ -178,7 +183,8 @@ class ConditionalEncoder(nn.Module):
         if not self.quarters:
             return z
         # Between the thresholds of five levels, which are -0.97, -0.26, 0.26 and 0.97.
-        latent = 0.6 * (torch.as_tensor(modes, device=z.device).to(z.dtype) - 2)
+        numbers = modes if isinstance(modes, Tensor) else torch.full((), modes, device=z.device)
+        latent = 0.6 * (numbers.to(z.dtype) - 2)
         return torch.cat([z, latent.view(-1, 1, 1, 1, 1).expand_as(z[:, :, :1])], 2)
 
 
@@ -212,6 +218,11 @@ class ConditionalDecoder(nn.Module):
     def last_weight(self) -> Tensor:
         """The weight of the last convolution, at which the adaptive GAN weight compares gradients."""
         return self.to_pixels.now.weight
+
+    @property
+    def replayable(self) -> tuple[Callable[..., Tensor], ...]:
+        """Calls that do the same for any values, as of the encoder."""
+        return self._new, self.image.forward
 
     def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes (time first), or the next chunk of them, to video, a token frame at a time."""

@@ -1,7 +1,7 @@
 """The tokenizer: pixels -> latents -> ids -> latents -> pixels, whole, streamed, or tile by tile."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from smalti.devices import whole_float32
 from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.model_folder import dtype_of, fingerprint_of, read_model, upload_model, write_model
 from smalti.nn.causal import Stream, check_stream, check_whole, is_no_frames, mark_last, several, time_first
+from smalti.nn.replay import calls_of
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
 from smalti.tokenizer.cnn import NOT_CAUSAL, TokenizerConfig
@@ -157,6 +158,11 @@ class Tokenizer(nn.Module):
         if self.source is None:
             raise InputError("this tokenizer was not imported from another project: its ids have no other form")
         return self.source.ids
+
+    @property
+    def replayable(self) -> tuple[Callable[..., Tensor], ...]:
+        """Calls of the networks that `smalti.nn.replay` can record."""
+        return *calls_of(self.encoder), *calls_of(self.decoder)
 
     def __repr__(self) -> str:
         """One line; `encoder` and `decoder` print their layers."""
@@ -473,9 +479,7 @@ class Tokenizer(nn.Module):
         self._check_causal()
         s = self.strides[0]
         first = 0 if stream.started or s == 1 else 1
-        if torch.compiler.is_compiling():
-            return
-        if frames < 1 or frames % s != first % s:
+        if not torch.compiler.is_compiling() and (frames < 1 or frames % s != first % s):
             rule = f"1 + {s}*n frames at the start" if first else f"a multiple of {s} frames"
             raise BadTensor(
                 f"a chunk of a stream has {rule} (found {frames}); encode_stream takes chunks of any length"
