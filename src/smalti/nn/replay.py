@@ -46,7 +46,7 @@ class Recording(NamedTuple):
 
 
 class _Like(NamedTuple):
-    """What of a tensor is part of a recording."""
+    """Shape, order in memory, type and device of a tensor."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -59,7 +59,7 @@ class _Like(NamedTuple):
 
 
 class _Past(NamedTuple):
-    """What of a stream is part of a recording."""
+    """Layers of a stream and the form of what they carry over."""
 
     is_ending: bool
     layers: tuple[nn.Module, ...]
@@ -111,7 +111,7 @@ class Replays:
             delattr(_owner(call), call.__name__)
         self._recorded.clear()
 
-    def run(self, call: Callable[..., Tensor], *arguments: object, **named: object) -> Tensor:
+    def run(self, call: Callable[..., Tensor], *arguments: object) -> Tensor:
         """Return what the call gives, for a size that was recorded by replaying it.
 
         Raises ConfigError while gradients are recorded and under autocast, where weights were moved since the block
@@ -123,11 +123,11 @@ class Replays:
         if self._found() != self._places:
             raise ConfigError("replayed: weights were moved or replaced since the block began; begin it again")
         tensors, streams = list[Tensor](), list[Stream]()
-        likes = _map((arguments, tuple(named.items())), lambda leaf: self._like(call, leaf, tensors, streams))
+        likes = _map(arguments, lambda leaf: self._like(call, leaf, tensors, streams))
         key = call, likes, _switches()
         if key not in self._recorded:
             if key not in self._once or len(self) == self._kept:
-                y = call(*arguments, **named)
+                y = call(*arguments)
                 if not (streams and _grew(likes, streams[0])):
                     self._remember(key)
                 return y
@@ -184,8 +184,7 @@ class Replays:
                     return streams[0]
                 return leaf
 
-            arguments, named = _map(likes, restored)
-            y = call(*arguments, **dict(named))
+            y = call(*_map(likes, restored))
             after = self._carries(call, streams[0]) if streams else {}
             layers[:] = after
             return y, *after.values()
