@@ -19,7 +19,7 @@ SHIPPED_NAMES = (TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL, TINY_IMAGE_2, T
 """Names of the trained tokenizers that ship with the package; what a name stands for never changes."""
 
 FORMS = (
-    f"a tokenizer folder, a run folder, {TINY_IMAGE}, {TINY_VIDEO}, a checkpoint of another project, or"
+    f"a tokenizer folder, a run folder, {TINY_IMAGE_2}, {TINY_VIDEO_2}, a checkpoint of another project, or"
     " OWNER/NAME[@REVISION] for the hub"
 )
 """Names that `load` takes, for messages."""
