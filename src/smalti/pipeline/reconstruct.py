@@ -16,7 +16,7 @@ from smalti.data.images import read_image
 from smalti.data.source import check_bad_share, memory_as_bad_file
 from smalti.data.video_writer import write_media
 from smalti.data.videos import VideoReader, open_video
-from smalti.data.views import CropResize
+from smalti.data.views import CropResize, viewed
 from smalti.devices import Precision
 from smalti.errors import BadFile, ConfigError
 from smalti.families.checkpoint import as_tokenizer
@@ -201,10 +201,9 @@ def reconstruct_file(
     if source.suffix.lower() in VIDEO_SUFFIXES:
         check_causal(tokenizer, clip)
         with open_video(source) as reader:
-            numbers, apply = view.numbers(reader, str(source)), view.crop(reader.size)
-            (height, width), fps = apply.size, view.options.fps or float(reader.fps)
-            chosen = (torch.from_numpy(apply.apply(frame.numpy())) for frame in reader.at(numbers))
-            frames = reconstruct_frames(tokenizer, chosen, clip=clip)
+            numbers, crop = view.numbers(reader, str(source)), view.crop(reader.size)
+            (height, width), fps = crop.size, view.options.fps or float(reader.fps)
+            frames = reconstruct_frames(tokenizer, viewed(reader, numbers, crop), clip=clip)
             write_media(target, written(frames, len(numbers)), fps, reader.pixel_aspect)
             notes = reader.notes
     else:
