@@ -6,7 +6,7 @@
 A page of this folder has a table of the fields of a config class between `<!-- fields: FSQConfig -->` and
 `<!-- end -->`; the class is named without its module. `<!-- floors -->` is the import contract of pyproject.toml,
 `<!-- zoo -->` the tokenizers of other projects that load by name, `<!-- speed -->` benchmarks/results/speed.json,
-`<!-- rates -->` rate_distortion.json and its BD-rates beside it.
+`<!-- rates -->` rate_distortion.json beside it.
 `api.md` is generated as a whole. Nothing else in a page is changed.
 """
 
@@ -192,10 +192,9 @@ def speed_table() -> str:
 
 
 def rates_table() -> str:
-    """Make the tables of `python -m benchmarks.rate_distortion`: other codecs at as many bits as ours, and BD-rates."""
+    """Make the table of `python -m benchmarks.rate_distortion`: other codecs at as many bits as ours."""
     results = DOCS.parent / "benchmarks" / "results"
     rows = json.loads((results / "rate_distortion.json").read_text(encoding="utf-8"))["rows"]
-    rates = json.loads((results / "rate_distortion_bd_rates.json").read_text(encoding="utf-8"))["rows"]
     names = {"smalti ids": "ids", "smalti files": "file"}
     codecs = {
         **{"JPEG": "JPEG", "WEBP": "WebP", "AVIF": "AVIF", "libx264": "x264", "libx264 psnr": "x264, psnr"},
@@ -219,15 +218,6 @@ def rates_table() -> str:
         at = [scores(next((row for row in others if row["codec"] == codec), None)) for codec in codecs]
         what = f"{key[1].removeprefix('smalti/')}, {names.get(ours['codec'], 'coded')}"
         lines.append(f"| {key[0]} | {what} | {ours['bits_per_pixel']:.4f} | {scores(ours)} | {' | '.join(at)} |\n")
-    found = {(row["media"], row["codec"]): row["bd_rate"] for row in rates}
-    lines += [
-        "\nBD-rates by PSNR, the mean change of bits over the qualities that both reach, with searched ids:\n\n",
-        f"| media | {' | '.join(codecs.values())} |\n",
-        f"|---|{'--:|' * len(codecs)}\n",
-    ]
-    for media in dict.fromkeys(row["media"] for row in rates if row["bd_rate"] is not None):
-        values = [found.get((media, codec)) for codec in codecs]
-        lines.append(f"| {media} | {' | '.join('-' if v is None else f'{v:+.0%}' for v in values)} |\n")
     return "".join(lines)
 
 
