@@ -1,6 +1,9 @@
 """Clips and video files: which frames make a clip, and that any frame is the same however it is reached."""
 
 import gc
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -183,3 +186,27 @@ def test_a_frame_that_was_read_does_not_wait_for_the_garbage_collector(tmp_path:
         assert sum(type(thing) is av.VideoFrame for thing in gc.get_objects()) < 10
     finally:
         gc.enable()
+
+
+WRITTEN = """
+import hashlib, sys, torch
+from smalti.data import write_video
+rng, digest = torch.Generator().manual_seed(0), hashlib.sha256()
+for height, width in ((32, 32), (64, 64), (96, 64), (128, 80), (96, 96), (96, 128)):
+    for number in range(3):
+        coarse = torch.rand(9, 3, 4, 4, generator=rng)
+        frames = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").mul(120).add(60)
+        write_video(sys.argv[1], iter(frames.permute(0, 2, 3, 1).to(torch.uint8)), 24, crf=12)
+        digest.update(open(sys.argv[1], "rb").read())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc fills fresh memory if asked")
+def test_the_bytes_of_a_small_video_do_not_depend_on_what_fresh_memory_holds(tmp_path):
+    found = set()
+    for fill in ("0", "1", "170"):
+        command = [sys.executable, "-c", WRITTEN, str(tmp_path / "a.mp4")]
+        done = subprocess.run(command, env=os.environ | {"MALLOC_PERTURB_": fill}, capture_output=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from smalti.nn.blocks import AdaptiveNorm, ResidualBlock, fill_truncated_normal, initialise
-from smalti.nn.causal import CausalConv, CausalUpsample
+from smalti.nn.causal import CausalConv, CausalUpsample, Window
 from smalti.quantize import FSQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 
@@ -48,6 +48,20 @@ def layers(tokenizer):
     for module in tokenizer.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module not in inner:
             yield [module.weight], module.bias, module.weight[0].numel(), False
+
+
+@pytest.mark.parametrize("out", [4, 6])
+@pytest.mark.parametrize("past", ["point", "full"])
+def test_a_fresh_residual_block_adds_a_number_per_channel_to_its_skip(out, past):
+    """The bias of its second convolution, whose weights are zero: a fresh network is its stems, strides and skips."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = ResidualBlock(4, out, Window(3, past), norm="position").double()
+    x = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        skip = x if block.skip is None else block.skip(x)
+        bias = block.conv2.now.bias.view(1, 1, -1, 1, 1)
+        torch.testing.assert_close(block(x), skip + bias, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -103,6 +103,34 @@ def test_rows_of_a_trained_table_move_from_where_they_are():
     assert state.dead.tolist() == [3]  # counts 1.5, 1, 1 and 0.5, of 4 / 4 in even use
 
 
+class Twins(World):
+    """A rank beside another whose tensors are equal to its own."""
+
+    def sum(self, x):
+        return 2 * x
+
+
+def moved(world, z):
+    """A table of averages and its state after three batches, the same for any number of ranks."""
+    torch.manual_seed(0)
+    table = CodebookConfig(size=SIZE, dim=DIM).build().double()
+    config = CodebookTraining(rows="averages", decay=0.8)
+    state = CodebookState(config, table, seed=0, batch_size=4, fresh=True)
+    for number, batch in enumerate(z):
+        state.collect(batch, table.encode(batch), range(len(batch)), number)
+        state.update(world, torch.optim.AdamW(table.parameters()))
+    return {"table": table.codebook.detach(), **state.state_dict()}
+
+
+def test_counts_and_sums_are_those_of_all_ranks():
+    """Two ranks of the same clips leave what one leaves that has each of them twice."""
+    z = torch.randn(3, 2, DIM, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found, wanted = moved(Twins(0, 2, torch.device("cpu")), z), moved(ALONE, z.repeat(1, 2, 1, 1, 1, 1))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+    assert wanted["latents"] == 80
+
+
 @pytest.mark.parametrize("rows", ["averages", "gradient"])
 @pytest.mark.parametrize("parts", [2, 8])
 def test_micro_batches_leave_the_table_of_the_whole_batch(rows, parts):
@@ -152,9 +180,9 @@ def test_ranks_leave_the_table_of_the_whole_batch(tmp_path):
 @pytest.mark.parametrize("rows", ["averages", "gradient"])
 def test_a_dead_row_becomes_a_latent_of_the_batch_that_seed_and_step_choose(rows):
     chosen = []
-    for seed in (0, 0, 1):
+    for seed, number in ((0, 0), (0, 0), (1, 0), (0, 1)):
         state = start(config_of(rows))
-        state.codebook.seed, state.codebook.fresh = seed, True
+        state.codebook.seed, state.codebook.fresh, state.step = seed, True, number
         before = state.tokenizer.quantizer.codebook.detach().clone()
         state.codebook.latents.fill_(SIZE)  # one latent a row in even use
         state.codebook.usage.copy_(torch.arange(SIZE) / 6)  # 0 to 5/6 are dead
@@ -167,13 +195,16 @@ def test_a_dead_row_becomes_a_latent_of_the_batch_that_seed_and_step_choose(rows
         assert len({*chosen[-1]}) == 6  # no latent twice
         assert torch.equal(state.ema.quantizer.codebook[:6], table[:6])
         assert torch.equal(state.codebook.usage[:6], torch.full((6,), len(z) / SIZE, dtype=torch.float64))
+        if state.codebook.sums is not None:
+            assert torch.equal(state.codebook.sums[:6], state.codebook.usage[:6, None] * table[:6])
         if rows == "gradient":
             moments = state.optimizer.state[state.tokenizer.quantizer.codebook]
             assert not moments["exp_avg"][:6].any()
             assert not moments["exp_avg_sq"][:6].any()
             assert moments["exp_avg"][6:].any()
         assert not torch.equal(table[6:], before[6:])
-    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[0] == chosen[1]
+    assert len({*map(tuple, chosen)}) == 3
 
 
 def test_a_clip_that_cannot_be_read_leaves_its_rows_dead_and_without_restarts_none_moves():

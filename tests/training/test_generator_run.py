@@ -16,9 +16,11 @@ from smalti.config import load_yaml
 from smalti.data import bundled, open_video, write_video
 from smalti.data.videos import read_clip
 from smalti.errors import ConfigError, InputError, IntegrityError
+from smalti.families import load
 from smalti.files import sha256
 from smalti.generation import Generator, MaskedConfig, PaintingTask
 from smalti.model_folder import checkpoints
+from smalti.pipeline.generate import generate
 from smalti.pipeline.train import train
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.dataset import token_batches
@@ -243,6 +245,18 @@ def test_a_sample_follows_from_seed_and_number_and_greedy_takes_the_likeliest(ma
     assert found["a"] == found["b"]
     assert found["b"] != found["c"]
     assert found["d"] == found["e"]
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+def test_an_input_is_encoded_once_for_all_its_samples(made, undisturbed, tmp_path, batch):
+    tokenizer, encoded = load(made / "tokenizer"), []
+    tokenizer.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(tuple(inputs[0].shape[:2])))
+    fields = {"task": "prediction", "input": clip_of(tmp_path), "steps": 2, "device": "cpu", "tokenizer": tokenizer}
+    done = generate(undisturbed, tmp_path / "five", count=5, batch=batch, **fields).done
+    assert encoded == [(9, 1)]
+    del fields["tokenizer"]
+    four = generate(undisturbed, tmp_path / "four", count=4, batch=1, **fields).done
+    assert [sha256(file.path) for file in done][:4] == [sha256(file.path) for file in four]
 
 
 def test_longer_video_goes_on_window_after_window(made, undisturbed, tmp_path):

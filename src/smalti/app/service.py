@@ -29,7 +29,7 @@ from smalti.generation import (
     task_tokens,
 )
 from smalti.model_folder import find_model
-from smalti.pipeline.generate import own_tokenizer, sample_ids
+from smalti.pipeline.generate import own_tokenizer, sample_ids, start_ids
 from smalti.tokenizer import Tokenizer
 from smalti.video import Size, to_uint8, to_video
 
@@ -196,9 +196,9 @@ class Service:
         tasks = task_tokens(task.kind, model.tasks, 1)
         condition = Condition(labels, None if tasks is None else tasks.to(tokenizer.device))
         with torch.inference_mode():
-            around = None if video is None else video.to(tokenizer.device)
+            start = None if video is None else start_ids(tokenizer, task, video.to(tokenizer.device))
             config = SamplingConfig(steps=steps)
-            ids = sample_ids(generator, tokenizer, task, around, condition, config, seed=seed, samples=[0])
+            ids = sample_ids(generator, tokenizer, task, start, condition, config, seed=seed, samples=[0])
         return _ids_answer(ids, size=generator.size)
 
     def _tokenizer(self, query: Mapping[str, str]) -> Tokenizer:

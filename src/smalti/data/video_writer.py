@@ -26,6 +26,8 @@ from smalti.text import one_line, printable
 WRITTEN_SUFFIXES = (".mp4", ".mkv", ".mov")
 _BAND = 1 << 22
 """Pixels of an image that are written at a time."""
+_NARROW = 112
+"""Pixels: of narrower frames, x264's choice of quality by macroblock reads memory that it has not written."""
 _MEDIA_CRF = 12
 """Finer than the usual 18: what is visible should be the tokenizer's loss, not the video codec's."""
 
@@ -142,6 +144,8 @@ def _encode(
                 if count == 0:
                     size = (pixels.shape[0], pixels.shape[1])
                     stream.height, stream.width = size
+                    if size[1] < _NARROW:  # the bytes of up to 128 x 80 and 96 x 96 pixels differed from call to call
+                        stream.options = {**stream.options, "x264-params": "mbtree=0"}
                     format = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
                     stream.pix_fmt = format
                     # Untagged video is shown in wrong colours.

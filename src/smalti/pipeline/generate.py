@@ -200,26 +200,32 @@ def generate(
     return result
 
 
+def start_ids(
+    tokenizer: Tokenizer, task: TaskConfig, video: Float[Tensor, "b 3 frames height width"]
+) -> Int[Tensor, "b t h w"]:
+    """Return the ids of what a task knows of a video, and of how it fills the rest."""
+    return tokenizer.encode(task.fill(video))
+
+
 def sample_ids(
     generator: Generator,
     tokenizer: Tokenizer,
     task: TaskConfig,
-    video: Float[Tensor, "b 3 frames height width"] | None,
+    start: Int[Tensor, "b t h w"] | None,
     condition: Condition,
     sampling: SamplingConfig,
     *,
     seed: int,
     samples: Sequence[int],
 ) -> Int[Tensor, "b t h w"]:
-    """Sample ids around what a task knows of a video of the model's size; without a video, around nothing.
+    """Sample ids around what a task knows of a video of the model's size, whose ids are the `start` of each sample as
+    `start_ids` finds them; without any, around nothing.
 
     `samples` are the numbers of the samples, which key their noise beside the seed.
     """
-    model = generator.model
-    if video is None:
+    model, ids = generator.model, start
+    if ids is None:
         ids = torch.zeros(len(samples), *model.config.grid, dtype=torch.int64, device=tokenizer.device)
-    else:
-        ids = tokenizer.encode(task.fill(video))
     prompt = task_prompt(task, ids, generator.origin.strides, reach=tokenizer.encoder.reach, condition=condition)
     if not generator.hints:  # as in its training
         prompt = prompt._replace(hinted=None)
@@ -360,21 +366,22 @@ class _Sampler:
         self, jobs: dict[str, list[_Job]], source: Source | None, on_bad: OnBad, batch: int
     ) -> Iterator[_Job]:
         """Sample and write all, `batch` at a time; yield each when it is written. Bad inputs go to `on_bad`."""
-        pairs = self._starts(jobs, source, on_bad)
-        while pending := list(islice(pairs, batch)):
-            together = [job for job, _ in pending]
-            clips = self._sample(together, torch.cat([video for _, video in pending]))
+        starts = self._starts(jobs, source, on_bad)
+        while pending := list(islice(starts, batch)):
+            together, videos, ids = zip(*pending, strict=True)
+            clips = self._sample(together, torch.cat(videos), None if source is None else torch.cat(ids))
             for job, clip in zip(together, clips, strict=True):
                 self._write(job.target, clip)
                 yield job
 
     def _starts(
         self, jobs: dict[str, list[_Job]], source: Source | None, on_bad: OnBad
-    ) -> Iterator[tuple[_Job, Tensor]]:
-        """Yield every sample and its input, `1 3 t h w`; for prediction, the last known frame is repeated."""
+    ) -> Iterator[tuple[_Job, Tensor, Tensor]]:
+        """Yield every sample, its input, `1 3 t h w`, and the ids of that, which is encoded once for all its samples;
+        for prediction, the last known frame is repeated."""
         size, originals = self.generator.size, self.request.originals
         if source is None:
-            yield from ((job, torch.zeros(1, 3, *size)) for job in jobs[""])
+            yield from ((job, torch.zeros(1, 3, *size), torch.empty(0)) for job in jobs[""])
             return
         for clip in evaluation(source, on_bad=on_bad):
             key, video = clip.keys[0], clip.video
@@ -387,10 +394,12 @@ class _Sampler:
             if originals is not None:
                 self._write(originals / target_name(key, is_video=size[0] > 1), to_uint8(video)[0])
             whole = video[:, :, [min(i, frames - 1) for i in range(size[0])]]
-            yield from ((job, whole) for job in jobs[key])
+            with torch.inference_mode():
+                ids = start_ids(self.tokenizer, self.request.task, whole.to(self.tokenizer.device))
+            yield from ((job, whole, ids) for job in jobs[key])
 
     @torch.inference_mode()
-    def _sample(self, jobs: list[_Job], video: Tensor) -> Tensor:
+    def _sample(self, jobs: Sequence[_Job], video: Tensor, start: Tensor | None) -> Tensor:
         """Return samples as `b t h w 3` uint8 frames, around what the task knows of the video."""
         request, task = self.request, self.request.task
         video = video.to(self.tokenizer.device)
@@ -398,7 +407,7 @@ class _Sampler:
             self.generator,
             self.tokenizer,
             task,
-            None if request.input is None else video,
+            start,
             self._condition(jobs, task.kind, video.device),
             self.sampling,
             seed=self.seed,
@@ -415,7 +424,7 @@ class _Sampler:
             clip = torch.cat([clip, *self._windows(jobs, ids, request.length)], 2)[:, :, : request.length]
         return to_uint8(clip.cpu())
 
-    def _windows(self, jobs: list[_Job], first: Tensor, length: int) -> Iterator[Tensor]:
+    def _windows(self, jobs: Sequence[_Job], first: Tensor, length: int) -> Iterator[Tensor]:
         """Yield the new frames of the windows after `first`, each of which begins with the end of the one before."""
         stride, task, tokenizer = self.generator.origin.strides[0], self.request.task, self.tokenizer
         keep = 1 + ((task.frames if isinstance(task, PredictionTask) else 1) - 1) // stride
@@ -436,7 +445,7 @@ class _Sampler:
             total += frames.shape[2]
             yield frames
 
-    def _condition(self, jobs: list[_Job], kind: TaskKind, device: torch.device) -> Condition:
+    def _condition(self, jobs: Sequence[_Job], kind: TaskKind, device: torch.device) -> Condition:
         tasks = task_tokens(kind, self.generator.model.config.tasks, len(jobs))
         classes = [job.label for job in jobs if job.label is not None]
         labels = torch.tensor(classes) if classes else None  # all have a class, or none
