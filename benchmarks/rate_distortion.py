@@ -95,8 +95,8 @@ def by_pillow(form: str, quality: int) -> Round:
     return there_and_back
 
 
-def by_ffmpeg(codec: str, crf: int) -> Round:
-    """A video through an encoder of FFmpeg; the bytes are those of its packets and of its parameter sets.
+def by_ffmpeg(codec: str, crf: int, *, parameter_sets: bool = True) -> Round:
+    """A video through an encoder of FFmpeg; the bytes are those of its packets and of its `parameter_sets`.
 
     Not of the text that x264 and x265 write about themselves: for a second of film it is a good part of the file.
     """
@@ -123,7 +123,7 @@ def by_ffmpeg(codec: str, crf: int) -> Round:
                     bare = text.filter(av.Packet(bytes(packet))) if text else [packet]
                     size += sum(part.size for part in bare)
                     container.mux(packet)
-            size += len(stream.codec_context.extradata or b"")
+            size += len(stream.codec_context.extradata or b"") if parameter_sets else 0
         with VideoReader(data.getvalue()) as reader:
             return size, torch.stack(list(reader.frames()))
 
