@@ -1,24 +1,29 @@
 """smalti's tokenizers against those of other projects: equal CPU time or equal steps, one thread, in turns.
 
-    SMALTI_PEERS=peers SMALTI_MAGICMASTER=MagicMaster python -m benchmarks.against images --seconds 600
-    python -m benchmarks.against videos --seconds 900 --size 64
-    python -m benchmarks.against rates         # four learning rates of each peer, in a few steps; video-rates on film
-    python -m benchmarks.against check         # each peer forward, backward, and one batch that it learns
+    export SMALTI_PEERS=peers SMALTI_MAGICMASTER=MagicMaster
+    python -m benchmarks.against check    # each peer forward, backward, and one batch that it learns
+    RACE="python -m benchmarks.against images --data photos --size 64 --steps 1000 --limit 32"
+    $RACE --seconds 30 --seeds 1 --points 1 --rate 3e-4 --rate 1e-3 --rate 3e-3 --rate 1e-2 --out looks
+    $RACE --seconds 600 --seeds 1 --rate 1e-3 --rate 3e-3 --out race
+    $RACE --seconds 600 --seeds 3 --rate 1e-3 --rate 3e-3 --only "MagicMaster 2-D, FSQ 64,000, rate 0.003" \\
+        --only "smalti, FSQ 64,000, rate 0.003" --out race --test heldout.txt --keep
 
-A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). What is
-equal for all: L1 (and LPIPS by --lpips), the batches, the averaging of weights, the evaluator. Each peer is there
-twice: with its published optimizer, which was chosen for runs of days, and `tuned`: AdamW at a rate for short runs
-(`rates` tries four), warm-up, cosine, clipping at 1. A comparison that was stopped continues by the same command.
+A peer is its encoder, decoder and quantizer with the quantizer's own loss, as narrow as its norms allow (32). Equal
+for all are L1 (and LPIPS by --lpips), AdamW with a warm-up and a cosine, batches, averaging of weights, the evaluator,
+and the search of a learning rate: short looks at four, whole runs at two. Three splits never mix: `data` without one
+file in five (learnt from), that fifth (choices), and --test, which is scored when all runs have ended. What was
+stopped continues by the same command.
 """
 
 import argparse
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import trivial
@@ -26,6 +31,7 @@ from benchmarks.measure import RESULTS, machine
 from benchmarks.peers import architectures
 from benchmarks.peers.architectures import Peer
 from benchmarks.peers.learner import PeerLearner, Shared
+from benchmarks.rate_distortion import by_ffmpeg
 from smalti.app.compare import write_comparison
 from smalti.comparison import (
     Budget,
@@ -43,8 +49,10 @@ from smalti.comparison import (
     variant_groups,
 )
 from smalti.comparison.manifest import prepare_comparison
-from smalti.data import batches
+from smalti.comparison.summary import compare_means
+from smalti.data import bundled, evaluation, source_of
 from smalti.data.source import Medium
+from smalti.errors import InputError
 from smalti.files import read_json, write_json
 from smalti.losses.perceptual import LPIPS, LPIPSConfig
 from smalti.metrics import SMALTI, evaluate_pairs, pairs_of
@@ -57,52 +65,67 @@ SECONDS = 120.0
 
 
 def ours(medium: Medium, steps: int) -> list[Variant]:
-    """The base, its quantizer exchanged for a peer's, and a network of the shape that the peers have."""
+    """The network of smalti/tiny-image, the base on film; once with its quantizer exchanged for a peer's."""
     groups = variant_groups(medium, steps)
     lfq = next(one for one in groups["quantizers"] if one.name == "lfq14")
-    strides = [[1, 2], [1, 2], [1, 2]] if medium == "images" else [[1, 2], [2, 2], [2, 2]]
-    shape = (
-        *("tokenizer.patch=1", "tokenizer.width=32", "tokenizer.multipliers=[1, 2, 2, 4]"),
-        *(f"tokenizer.strides={strides}", "tokenizer.depth=2", "tokenizer.decoder_depth=2", "tokenizer.middle=2"),
-        "optimizer.lr=1e-3",
-    )
     pixels = ("weights.l1=1.0", "weights.l2=0.0")
+    of_images = ("tokenizer.patch=4", "tokenizer.multipliers=[1, 2]", "tokenizer.strides=[[1, 2]]")
+    shape = of_images if medium == "images" else ()
     return [
-        Variant(name="smalti base, FSQ 64,000", set=pixels),
-        Variant(name="smalti base, LFQ 2^14", set=(*lfq.set, *pixels)),
-        Variant(name="smalti, MAGVIT-v2's shape, FSQ 64,000", set=(*shape, *pixels)),
+        Variant(name="smalti, FSQ 64,000", set=(*shape, *pixels)),
+        Variant(name="smalti, LFQ 2^14", set=(*lfq.set, *shape, *pixels)),
     ]
 
 
-def entries(medium: Medium, shared: Shared) -> list[LearnerSource]:
-    """Return all variants."""
+def entries(medium: Medium, shared: Shared, rates: Sequence[float]) -> list[LearnerSource]:
+    """Return all contenders, each at all learning rates; the rest of the optimizer is one for all."""
     more = () if shared.lpips is None else (f"weights.lpips={shared.lpips_weight}", "lpips={kind: lpips}")
     trainings = {one.name: one.training(medium, shared.steps, more) for one in ours(medium, shared.steps)}
     if shared.lpips is not None:
         trainings = {name: config.replace({"lpips_frames": "random"}) for name, config in trainings.items()}
 
-    def own(name: str) -> LearnerSource:
-        config = trainings[name]
-        return LearnerSource(name, lambda seed: TokenizerLearner(config.replace({"seed": seed}), CPU, shared.lpips))
+    def own(name: str, rate: float) -> LearnerSource:
+        config = trainings[name].replace({"optimizer": optimizer(rate, shared.steps)})
+        build = lambda seed: TokenizerLearner(config.replace({"seed": seed}), CPU, shared.lpips)  # noqa: E731
+        return LearnerSource(at_rate(name, rate), build)
 
-    def theirs(peer: Peer, name: str, optimizer: OptimizerConfig) -> LearnerSource:
-        return LearnerSource(name, lambda seed: PeerLearner(peer, seed, shared, optimizer))
+    def theirs(peer: Peer, rate: float) -> LearnerSource:
+        settings = optimizer(rate, shared.steps)
+        return LearnerSource(at_rate(peer.name, rate), lambda seed: PeerLearner(peer, seed, shared, settings))
 
     peers = architectures.images() if medium == "images" else architectures.videos()
-    found = [own(name) for name in trainings]
-    for peer in peers:
-        tuned = OptimizerConfig(lr=peer.rate, warmup=max(1, shared.steps // 20))
-        found += [theirs(peer, peer.name, peer.optimizer), theirs(peer, f"{peer.name}, tuned", tuned)]
-    return found
+    return [own(name, rate) for name in trainings for rate in rates] + [
+        theirs(peer, rate) for peer in peers for rate in rates
+    ]
+
+
+def optimizer(rate: float, steps: int) -> OptimizerConfig:
+    """AdamW with a warm-up of a twentieth, a cosine and clipping at 1."""
+    return OptimizerConfig(lr=rate, warmup=max(1, steps // 20))
+
+
+def at_rate(name: str, rate: float) -> str:
+    """The name of a contender at a learning rate."""
+    return f"{name}, rate {rate:g}"
 
 
 def compete(
-    media: ComparisonData, budget: Budget, shared: Shared, out: Path, only: Sequence[str] = ()
+    media: ComparisonData,
+    budget: Budget,
+    shared: Shared,
+    out: Path,
+    rates: Sequence[float] = (1e-3,),
+    only: Sequence[str] = (),
+    tests: Sequence[Path] = (),
 ) -> tuple[str, Sequence[Mapping[str, object]]]:
-    """Compare all variants; continue with what is in `out`. Write its page there, return a row per variant."""
-    chosen = [entry for entry in entries(media.medium, shared) if not only or any(o in entry.name for o in only)]
+    """Compare all variants; continue with what is in `out`. Write its page there, return a row per variant.
+
+    Held-out clips are for choices. Those of `tests` are read when all runs have ended, and choose nothing.
+    """
+    kept = {path.name: read_test_split(media, path) for path in tests}
+    chosen = [entry for entry in entries(media.medium, shared, rates) if not only or any(o in entry.name for o in only)]
     asked = {"media": media.plain(), "terms": budget.plain(), "steps": shared.steps, "lpips": shared.lpips is not None}
-    prepare_comparison(out, {**asked, "contenders": {entry.name: {} for entry in chosen}}, resume=True)
+    prepare_comparison(out, {**asked, "contenders": {}}, resume=True)  # they come and go: no run knows of others
     parts = load_parts(media)
     evaluator, absent = Evaluator.with_weights(parts.heldout, CPU)
     about: dict[str, Any] = {"terms": budget.plain(), "data": parts.about, "absent": absent}
@@ -120,35 +143,106 @@ def compete(
         each_round=lambda runs: write_comparison(out, runs, parts, about),
     )
     write_comparison(out, runs, parts, about)
-    rows = trivial_rows(media, parts.heldout)
+    split = {"split": "validation"}
+    rows = [split | row for row in trivial_rows(media, parts.heldout)]
+    alike = at_equal_flops(runs)
     for row in summarise_runs(runs):
         scores = {name: effect.mean for name, effect in row.effects.items()}
         spreads = {f"{name}_spread": effect.spread for name, effect in row.effects.items() if name == "psnr"}
-        costs = {"steps": row.steps, "seconds": row.seconds, "gflop_a_step": row.flops_per_step / 1e9}
-        rows.append({"contender": row.name, "parameters": row.parameters, **costs, **scores, **spreads})
+        costs = {
+            "steps": row.steps,
+            "seconds": row.seconds,
+            "gflop_an_image": row.flops_per_step / 1e9 / budget.batch_size,
+        }
+        equal = {"psnr_at_equal_flops": alike[row.name]} if row.name in alike else {}
+        rows.append(
+            split | {"contender": row.name, "parameters": row.parameters, **costs, **scores, **spreads, **equal}
+        )
+    for name, clips in kept.items():
+        rows += [{"split": name} | row for row in (*trivial_rows(media, clips), *final_rows(runs, clips))]
     data = parts.about
-    equal = f"{budget.amount:g} {budget.budget} each, {budget.seeds} seeds"
-    return f"{equal}; {data['measured_on']} held-out clips, {media.size} px, L1; protocol smalti-learn", rows
+    equal_budget = f"{budget.amount:g} {budget.budget} each, {budget.seeds} seeds"
+    return f"{equal_budget}; {data['measured_on']} held-out clips, {media.size} px, L1; protocol smalti-learn", rows
+
+
+def read_test_split(media: ComparisonData, path: Path) -> list[tuple[str, torch.Tensor]]:
+    """A split on which nothing is chosen. Raises InputError if it has a picture of those that are learnt from or
+    chosen on, under this or another name: what counts is their pixels, in the box that is scored."""
+    whole = media.data or (bundled.photos if media.medium == "images" else bundled.videos)("train")
+    settings = {"size": media.size, "frames": media.frames, "prefer": media.medium, "root": media.root}
+    known = {digest(b.video): b.keys[0] for b in evaluation(source_of(whole, **settings).build())}
+    known |= {digest(video): key for key, video in load_parts(media).heldout}
+    found = [(b.keys[0], b.video) for b in evaluation(source_of(path, **settings).build())]
+    for key, video in found:
+        if digest(video) in known:
+            raise InputError(
+                f"{path}: {key} is {known[digest(video)]} of {whole}; nothing of a test split may be there"
+            )
+    return found
+
+
+def digest(video: torch.Tensor) -> bytes:
+    """A digest of all pixels."""
+    return hashlib.sha256(video.numpy().tobytes()).digest()
+
+
+def final_rows(runs: Sequence[VariantRun], clips: Sequence[tuple[str, torch.Tensor]]) -> list[dict[str, object]]:
+    """The scores of all runs as they are at their ends: means over seeds, and the spread of PSNR."""
+    evaluator, _ = Evaluator.with_weights(clips, CPU)
+    scores = ("psnr", "ssim", "lpips")
+    found: dict[str, dict[str, list[float]]] = {score: {} for score in scores}
+    for run in runs:
+        report = None if run.fault else evaluator.score(run.learner)
+        for score in scores if report is not None else ():
+            if (value := getattr(report, score)) is not None:
+                found[score].setdefault(run.source.name, []).append(value)
+    effects = {score: compare_means(found[score]) for score in scores}
+    return [
+        {"contender": name, "seeds": len(values), **{s: effects[s][name].mean for s in scores if name in effects[s]}}
+        | {"psnr_spread": effects["psnr"][name].spread, "psnr_of_seeds": values}
+        for name, values in found["psnr"].items()
+    ]
+
+
+def at_equal_flops(runs: Sequence[VariantRun]) -> dict[str, float]:
+    """The PSNR of each contender, the mean over its runs, when a run had spent as many operations as the cheapest run
+    in all: on the line between the points of the validation split. Those that have no point before have none."""
+    runs = [run for run in runs if run.points and run.fault is None]
+    spent = min((run.points[-1].flops for run in runs), default=0.0)
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        flops, psnrs = [p.flops for p in run.points], [p.psnr for p in run.points]
+        if flops[0] <= spent:
+            found.setdefault(run.source.name, []).append(float(np.interp(spent, flops, psnrs)))
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def trivial_rows(media: ComparisonData, heldout: Sequence[tuple[str, torch.Tensor]]) -> list[dict[str, object]]:
     """What needs no network, on the same held-out clips: without these rows a table of tokenizers says nothing.
 
-    JPEG has the bits of 64,000 codes at a token for 8 x 8 pixels, of 4 frames in video, and takes more where even its
-    coarsest setting does.
+    JPEG and x264 have the bits of 64,000 codes at a token for 8 x 8 pixels, of 4 frames in video, and take more where
+    even their coarsest setting does. JPEG's are those of the file, x264's (tuned for PSNR) those of the frames alone.
     """
     length = 1 if media.medium == "images" else 4
 
-    def at_the_rate_of_tokens(frames: torch.Tensor) -> tuple[int, torch.Tensor]:
+    def bytes_of_tokens(frames: torch.Tensor) -> int:
         t, h, w, _ = frames.shape
-        tokens = (1 + math.ceil((t - 1) / length)) * math.ceil(h / 8) * math.ceil(w / 8)
-        return trivial.jpeg(frames, int(tokens * math.log2(64_000) / 8))
+        return int((1 + math.ceil((t - 1) / length)) * math.ceil(h / 8) * math.ceil(w / 8) * math.log2(64_000) / 8)
+
+    def x264(frames: torch.Tensor) -> tuple[int, torch.Tensor]:
+        most, low, high = bytes_of_tokens(frames), 0, 51
+        while low < high:  # the finest that is small enough: sizes fall with crf
+            middle = (low + high) // 2
+            size, _ = by_ffmpeg("libx264 psnr", middle, parameter_sets=False)(frames)
+            low, high = (low, middle) if size <= most else (middle + 1, high)
+        return by_ffmpeg("libx264 psnr", low, parameter_sets=False)(frames)
 
     baselines: dict[str, Callable[[torch.Tensor], tuple[int, torch.Tensor]]] = {
         "grey": trivial.grey,
         "mean colour": trivial.mean_colour,
         "16x16 means": trivial.block_means,
-        "JPEG": at_the_rate_of_tokens,
+        "JPEG": lambda frames: trivial.jpeg(frames, bytes_of_tokens(frames)),
+        "x264, tune=psnr": x264,
     }
     rows: list[dict[str, object]] = []
     for name, there_and_back in baselines.items():
@@ -181,7 +275,7 @@ def check() -> None:
         coarse = torch.rand(2, 3, 1, 4, 4, generator=rng) * 2 - 1
         video = torch.nn.functional.interpolate(coarse, size=(frames, size, size), mode="trilinear")
         for peer in peers:
-            rate = OptimizerConfig(lr=peer.rate, warmup=0, schedule="constant")
+            rate = OptimizerConfig(lr=1e-3, warmup=0, schedule="constant")
             learner = PeerLearner(peer, 0, Shared(steps=100, size=size), rate)
             psnrs = [learner.step(video, 0.0).psnr for _ in range(30)]
             made, ids = learner.round_trip(video)
@@ -194,31 +288,20 @@ def check() -> None:
             )
 
 
-def rates(media: ComparisonData, steps: int = 60, batch_size: int = 4) -> None:
-    """The held-out PSNR of each peer after a few steps at several rates, to choose `Peer.rate` by."""
-    parts = load_parts(media)
-    evaluator = Evaluator(parts.heldout)
-    for peer in architectures.images() if media.medium == "images" else architectures.videos():
-        for lr in (1e-4, 3e-4, 1e-3, 3e-3):
-            settings = OptimizerConfig(lr=lr, warmup=max(1, steps // 20))
-            learner = PeerLearner(peer, 0, Shared(steps=steps, size=media.size), settings)
-            order = batches(parts.train, batch_size=batch_size, seed=0)
-            for number, batch in enumerate(islice(order, steps)):
-                learner.step(batch.video, number / steps)
-            scored = evaluator.score(learner)
-            print(f"{peer.name}, {lr:g}: {'not finite' if scored is None else f'{scored.psnr:.2f} dB'}", flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, run the compare_variants."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against")
-    parser.add_argument("what", choices=("images", "videos", "rates", "video-rates", "check"))
+    parser.add_argument("what", choices=("images", "videos", "check"))
     for name in ("--data", "--heldout", "--root", "--out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--seconds", type=float, help="CPU time of each; without it the budget is --steps")
     parser.add_argument("--steps", type=int, default=300, help="of the schedules, and the budget without --seconds")
     for name, value in (("--size", 128), ("--frames", 17), ("--seeds", 2), ("--points", 8), ("--limit", 16)):
         parser.add_argument(name, type=int, default=value)
+    parser.add_argument("--rate", type=float, action="append", help="learning rate; repeatable (1e-3)")
+    parser.add_argument(
+        "--test", type=Path, action="append", default=[], help="a split scored when all have ended; repeatable"
+    )
     parser.add_argument("--batch", type=int, help="4 pictures, 1 clip")
     parser.add_argument("--lpips", type=float, default=0.0, help="weight of LPIPS (VGG) beside L1")
     parser.add_argument("--keep", action="store_true", help="write results/against_MEDIUM.json")
@@ -229,13 +312,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check()
         return
     places = {"data": asked.data, "heldout": asked.heldout, "root": asked.root}
-    if asked.what == "rates":
-        rates(ComparisonData(data=asked.data, size=64, limit=16))
-        return
-    if asked.what == "video-rates":
-        film = {"medium": "videos", "size": 32, "frames": 9, "limit": 6}
-        rates(ComparisonData.parse({**film, **places}, where="against"), batch_size=1)
-        return
     fields = {"medium": asked.what, "size": asked.size, "frames": asked.frames, "limit": asked.limit}
     media = ComparisonData.parse({**fields, **places}, where="against")
     budget = Budget(
@@ -248,13 +324,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network: LPIPS | None = LPIPSConfig(net="vgg").build() if asked.lpips else None
     shared = Shared(steps=asked.steps, size=asked.size, lpips=network, lpips_weight=asked.lpips or 1.0)
     out = asked.out or Path("runs") / f"peers-{asked.what}"
-    note, rows = compete(media, budget, shared, out, asked.only)
+    note, rows = compete(media, budget, shared, out, asked.rate or [1e-3], asked.only, asked.test)
     print(note)
     for row in rows:
         print(row)
     if asked.keep:
         points = [point.plain() for point in read_points(out)]
-        write_json(RESULTS / f"against_{asked.what}.json", {**read_json(out / "report.json"), "points": points})
+        write_json(
+            RESULTS / f"against_{asked.what}.json",
+            {**read_json(out / "report.json"), "points": points, "rows": list(rows)},
+        )
     print(f"{out / 'index.html'}: open this page to see it all")
 
 

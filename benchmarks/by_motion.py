@@ -3,11 +3,14 @@
     python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
     python -m benchmarks.by_motion datasets smalti/tiny-video smalti/tiny-video-conditional smalti/tiny-video-2
     python -m benchmarks.by_motion datasets smalti/tiny-video-2 --search 500
+    python -m benchmarks.by_motion vtest.avi smalti/tiny-video-2 --drift 795
 
 Of each held-out clip the 17 middle frames at 128 x 128, in three groups by the PSNR of neighbouring frames; then the
 first 97 frames of the first seven clips that have so many, in means over 16 frames. Last the power of flat blocks at
 periods of 16, 8, 4 and 2 pixels over that of the original: a grid of 8 pixels a token shows at 8. With `--search` the
 middle frames alone, by ids that a search at this price of a bit finds, and the bits of a pixel of those, coded.
+With `--drift N` the first N frames of one long video as one stream, in means over 100 frames, beside the same frames
+where each hundred is a stream of its own: what a stream loses with its length is the difference.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.beside_codecs import by_coded_ids
+from benchmarks.rate_distortion import by_coded_ids
 from smalti.codec.prior import shipped_prior
 from smalti.data import VideosConfig
 from smalti.errors import BadFile
@@ -27,7 +30,7 @@ from smalti.metrics.pixel import psnr
 from smalti.tokenizer import Tokenizer
 from smalti.video import to_uint8, to_video
 
-LONG, CLIPS, WINDOW = 97, 7, 16
+LONG, CLIPS, WINDOW, DRIFT = 97, 7, 16, 100
 STILL, MOVING = 35.0, 25.0
 """Decibels between neighbouring frames from which on a clip counts as still, and below which as moving."""
 BLOCK, FLAT = 16, 3.0
@@ -52,6 +55,22 @@ def reconstructed(tokenizer: Tokenizer, clip: Tensor) -> Tensor:
     """The clip through its ids, uint8 `t h w 3`."""
     video = to_video(clip)
     return to_uint8(tokenizer.decode(tokenizer.encode(video), size=video.shape[2:]))[0]
+
+
+def drift(tokenizer: Tokenizer, path: Path, frames: int) -> tuple[Tensor, Tensor]:
+    """PSNR in dB of each hundred frames of a video, of one stream and of a stream for each."""
+    view = {"size": 128, "frames": frames, "crop": "center", "flip": False, "sampling": "first"}
+    source = VideosConfig(path=path).replace(view).build()
+    film = source.load(0, torch.Generator())
+
+    def streamed(clip: Tensor) -> Tensor:
+        ids = tokenizer.encode_stream(to_video(part) for part in clip.split(WINDOW))
+        made = torch.cat([to_uint8(part)[0] for part in tokenizer.decode_stream(ids, size=clip.shape[:3])])
+        return decibels(made, clip)
+
+    parts = film.split(DRIFT)
+    whole = streamed(film).split(DRIFT)
+    return torch.stack([one.mean() for one in whole]), torch.stack([streamed(part).mean() for part in parts])
 
 
 def decibels(made: Tensor, clip: Tensor) -> Tensor:
@@ -80,10 +99,16 @@ def dbs(values: Tensor) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.by_motion")
-    parser.add_argument("data", type=Path, help="what benchmarks.media wrote")
+    parser.add_argument("data", type=Path, help="what benchmarks.media wrote; a video for --drift")
     parser.add_argument("tokenizers", nargs="+", help="as for smalti.load")
     parser.add_argument("--search", type=float, metavar="PRICE", help="by searched ids, at this price of a bit")
+    parser.add_argument("--drift", type=int, metavar="FRAMES", help="of the video DATA, as one stream")
     asked = parser.parse_args(arguments)
+    if asked.drift is not None:
+        for name in asked.tokenizers:
+            whole, alone = drift(load(name), asked.data, asked.drift)
+            print(f"{name}: one stream {dbs(whole)}; a stream for each {DRIFT} frames {dbs(alone)}", flush=True)
+        return
     middle = list(clips(asked.data, 17, "center"))
     alike = torch.stack([psnr((c[1:].float() - c[:-1].float()).square().mean(), 255) for c in middle])
     groups = {"still": alike >= STILL, "between": (alike >= MOVING) & (alike < STILL), "moving": alike < MOVING}

@@ -1,12 +1,15 @@
-"""Bytes against PSNR, SSIM and LPIPS: `smalti compress` beside x264, x265 (also tuned for PSNR), SVT-AV1, JPEG, WebP,
-AVIF, and what is trivial: one colour a clip, means of squares.
+"""Bits against PSNR, SSIM, LPIPS and VMAF: tokens of the shipped tokenizers beside x264, x265 (also tuned for PSNR),
+SVT-AV1, JPEG, WebP, AVIF, and what is trivial: one colour a clip, means of squares.
 
-Held-out photographs at 256 x 256 and held-out film of 41 x 144 x 256, in the tokenizers of `rate_tokenizers` (trained
-for some minutes each). Bytes of ours are those of the whole file; those of images are whole files too; of the video
-codecs only the coded frames count, without a container. LPIPS (alex) needs weights, see docs/metrics.md. VMAF of film
-is measured where the package vmaf-torch is installed (an implementation of its model 0.6.1 in PyTorch, not libvmaf).
+    python -m benchmarks rate_distortion      # of the photographs and the videos that smalti ships
+    python -m benchmarks.beside_codecs smalti/tiny-image-2 --data kodak --size 256 --search 500 --keep kodak
+    python -m benchmarks.rate_distortion      # all that is kept: tables, BD-rates, docs/rate-distortion.png
 
-python -m benchmarks rate_distortion      # draws docs/rate-distortion.png; half an hour on one core, trainings included
+Of smalti there are three kinds of bits: ids of log2(codebook size) each, ids coded by the tokenizer's prior (the
+encoder's, and those that a search finds at some prices of a bit), and whole files of `smalti compress`. Of x264, x265
+and SVT-AV1 the coded frames count; of JPEG, WebP and AVIF the whole file, of which the container is a good part if
+images are small. LPIPS (alex) needs weights, see docs/metrics.md. VMAF of video is measured where the package
+vmaf-torch is installed (an implementation of its model 0.6.1 in PyTorch, not libvmaf; made for larger frames).
 """
 
 import io
@@ -25,20 +28,30 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import trivial
-from benchmarks.measure import write
-from benchmarks.rate_tokenizers import IMAGES, VIDEOS, trained
+from benchmarks.measure import RESULTS, write
 from smalti.codec.codec import compress_file, read_frames
+from smalti.codec.entropy import encode_ids
+from smalti.codec.prior import Prior, shipped_prior
+from smalti.codec.search import Search
 from smalti.data import ImagesConfig, bundled, open_video
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
 from smalti.errors import InputError
+from smalti.families import load
+from smalti.files import read_json
 from smalti.metrics import SMALTI, bd_rate, evaluate_pairs, find_lpips, pairs_of
 from smalti.tokenizer import Tokenizer
-from smalti.video import to_video
+from smalti.video import to_uint8, to_video
 
 PROTOCOL = SMALTI.replace({"name": "smalti-alex", "lpips": "alex", "ms_ssim": False})
-SCORES = ("psnr", "ssim", "lpips")
+SCORES = ("psnr", "ssim", "lpips", "vmaf")
 PICTURE = Path("docs/rate-distortion.png")
+KEPT = RESULTS / "rates"
+"""A file for each set of media."""
+OURS = "smalti"
+"""Coded ids of the first tokenizer; `smalti NAME` are of further ones, besides `smalti ids` and `smalti files`."""
+PRICES = (500.0, 4000.0)
+NOTE = "at the bits of each of our points; none where a codec's coarsest setting takes more"
 QUALITIES = {"JPEG": (3, 6, 12, 25, 50, 75, 90), "WEBP": (0, 5, 20, 45, 70, 85), "AVIF": (5, 15, 30, 45, 60, 75)}
 CRFS = {"libx264": (51, 46, 41, 36, 31, 26, 21), "libx265": (51, 46, 41, 36, 31, 26, 21)}
 CRFS["libsvtav1"] = (63, 57, 50, 43, 36, 29, 22)
@@ -66,6 +79,11 @@ class Point(NamedTuple):
     """Mean over frames and clips; of film alone, None without vmaf-torch."""
 
 
+def is_ours(point: Point) -> bool:
+    """Whether it is one of smalti."""
+    return point.codec.split()[0] == OURS
+
+
 def by_pillow(form: str, quality: int) -> Round:
     """A picture through Pillow."""
 
@@ -77,8 +95,8 @@ def by_pillow(form: str, quality: int) -> Round:
     return there_and_back
 
 
-def by_ffmpeg(codec: str, crf: int) -> Round:
-    """A video through an encoder of FFmpeg; the bytes are those of its packets and of its parameter sets.
+def by_ffmpeg(codec: str, crf: int, *, parameter_sets: bool = True) -> Round:
+    """A video through an encoder of FFmpeg; the bytes are those of its packets and of its `parameter_sets`.
 
     Not of the text that x264 and x265 write about themselves: for a second of film it is a good part of the file.
     """
@@ -105,7 +123,7 @@ def by_ffmpeg(codec: str, crf: int) -> Round:
                     bare = text.filter(av.Packet(bytes(packet))) if text else [packet]
                     size += sum(part.size for part in bare)
                     container.mux(packet)
-            size += len(stream.codec_context.extradata or b"")
+            size += len(stream.codec_context.extradata or b"") if parameter_sets else 0
         with VideoReader(data.getvalue()) as reader:
             return size, torch.stack(list(reader.frames()))
 
@@ -125,6 +143,33 @@ def by_smalti(tokenizer: Tokenizer, is_video: bool) -> Round:
                 Image.fromarray(frames[0].numpy()).save(source)
                 done = compress_file(tokenizer, source, coded)
             return done.bytes, torch.stack(list(read_frames(tokenizer, coded)))
+
+    return there_and_back
+
+
+def by_ids(tokenizer: Tokenizer) -> Round:
+    """Frames through their ids, each of log2(codebook size) bits."""
+
+    @torch.no_grad()
+    def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
+        ids = tokenizer.encode(to_video(frames))
+        made = to_uint8(tokenizer.decode(ids, size=frames.shape[:3]))
+        return round(ids.numel() * math.log2(tokenizer.codebook_size) / 8), made[0]
+
+    return there_and_back
+
+
+def by_coded_ids(tokenizer: Tokenizer, prior: Prior, price: float | None) -> Round:
+    """Frames through ids coded by a prior, the encoder's or those of a search; nothing else is counted."""
+
+    @torch.no_grad()  # a search needs gradients, which inference mode rules out
+    def there_and_back(frames: Tensor) -> tuple[int, Tensor]:
+        if price is None:
+            ids = tokenizer.encode(to_video(frames))
+        else:
+            ids = torch.cat([found.ids for found in Search(tokenizer, prior, price).video(frames)], 1)
+        made = to_uint8(tokenizer.decode(ids, size=frames.shape[:3]))
+        return len(encode_ids(ids[0].numpy(), tokenizer.levels, "prior", prior).data), made[0]
 
     return there_and_back
 
@@ -168,7 +213,7 @@ def point(media: str, codec: str, setting: str, there_and_back: Round, clips: Ma
     pairs = pairs_of(reconstruct, ((key, to_video(frames)) for key, frames in clips.items()))
     report = evaluate_pairs(pairs, PROTOCOL, lpips=find_lpips("alex"))
     pixels = sum(math.prod(f.shape[:3]) for f in clips.values())
-    scores = (float(getattr(report, name)) for name in SCORES)
+    scores = (float(getattr(report, name)) for name in SCORES if name != "vmaf")
     seen = [score for score in vmaf if score is not None]
     mean = sum(seen) / len(seen) if seen else None
     found = Point(media, codec, setting, 8 * spent / pixels, *scores, mean)
@@ -209,22 +254,43 @@ def of_video_codecs(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
             yield point(media, encoder, f"crf {crf}", by_ffmpeg(encoder, crf), clips)
 
 
-def points() -> Iterator[Point]:
-    """All of them."""
-    tokenizers = {name: Tokenizer.load(folder) for name, folder in trained().items()}
-    photographs, film = clips()
-    for name in IMAGES:
-        yield point("photographs", "smalti", name, by_smalti(tokenizers[name], False), photographs)
-    yield from of_still_codecs("photographs", photographs)
-    yield from of_trivial("photographs", photographs)
-    for name in (*VIDEOS, "8x8"):
-        yield point("film", "smalti", name, by_smalti(tokenizers[name], True), film)
-    yield from of_video_codecs("film", film)
-    yield from of_trivial("film", film)
+def points(
+    media: str, tokenizers: Sequence[str], clips: Mapping[str, Tensor], prices: Sequence[float] = ()
+) -> list[Point]:
+    """All points: those of the tokenizers, by ids of the encoder and of searches at these prices of a bit, and those of
+    every codec at its settings."""
+    still = all(len(frames) == 1 for frames in clips.values())
+    found = []
+    for number, name in enumerate(tokenizers):
+        tokenizer = load(name)
+        found.append(point(media, f"{OURS} ids", name, by_ids(tokenizer), clips))
+        if (prior := shipped_prior(tokenizer.fingerprint)) is not None:
+            for price in (None, *prices):
+                setting = name if price is None else f"{name}, searched at {price:g}"
+                codec = f"{OURS} {name}" if number else OURS
+                found.append(point(media, codec, setting, by_coded_ids(tokenizer, prior, price), clips))
+        found.append(point(media, f"{OURS} files", name, by_smalti(tokenizer, not still), clips))
+    found += of_trivial(media, clips)
+    if still:
+        found += of_still_codecs(media, clips)
+    return [*found, *of_video_codecs(media, clips)]
+
+
+def keep(name: str, found: Sequence[Point]) -> None:
+    """Write `results/rates/NAME.json`."""
+    KEPT.mkdir(exist_ok=True)
+    note = "all settings; bits per pixel over all clips, scores are means over clips"
+    write(f"rates/{name}", [one._asdict() for one in found], note=note)
+
+
+def kept() -> list[Point]:
+    """All points that are kept, medium after medium."""
+    return [Point(**row) for path in sorted(KEPT.glob("*.json")) for row in read_json(path)["rows"]]
 
 
 def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
-    """The Bjøntegaard delta rate of every codec over ours, by PSNR: -0.5 takes half of our bits for the same PSNR.
+    """The Bjøntegaard delta rate of every codec over the coded ids of the first tokenizer, by PSNR: -0.5 takes half of
+    our bits for the same PSNR.
 
     Over the qualities that both reach; None where there are none in common.
     """
@@ -232,37 +298,37 @@ def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
     for media in dict.fromkeys(p.media for p in found):
         curves: dict[str, list[tuple[float, float]]] = {}
         for p in (p for p in found if p.media == media and p.codec not in TRIVIAL):
-            curves.setdefault(p.codec, []).append((p.bits_per_pixel, p.psnr))
+            if p.codec == OURS or not is_ours(p):
+                curves.setdefault(p.codec, []).append((p.bits_per_pixel, p.psnr))
+        ours = curves.pop(OURS, [])
         for codec, curve in curves.items():
             try:
-                rate = bd_rate(curves["smalti"], curve) if codec != "smalti" else None
+                rate = bd_rate(ours, curve)
             except InputError:
                 rate = None
-            if codec != "smalti":
-                rows.append({"media": media, "codec": codec, "bd_rate": rate})
+            rows.append({"media": media, "codec": codec, "bd_rate": rate})
     return rows
 
 
-def at_equal_bytes(found: Sequence[Point]) -> list[dict[str, object]]:
-    """A row for each of our points: what every other codec has at as many bytes, on the line between its neighbours in
-    the logarithm of the bytes; None where its coarsest setting takes more."""
-    rows = []
-    for ours in (p for p in found if p.codec == "smalti"):
-        for codec in dict.fromkeys(p.codec for p in found if p.media == ours.media):
-            curve = sorted(p for p in found if (p.media, p.codec) == (ours.media, codec))
+def at_equal_bits(found: Sequence[Point]) -> list[dict[str, object]]:
+    """A row for each of our points: what every other codec has at as many bits, on the line between its neighbours in
+    the logarithm of the bits; None where its coarsest setting takes more."""
+    rows: list[dict[str, object]] = []
+    for ours in filter(is_ours, found):
+        rows.append({**ours._asdict(), "least_bits_per_pixel": None})
+        for codec in dict.fromkeys(p.codec for p in found if p.media == ours.media and not is_ours(p)):
+            curve = [p for p in found if (p.media, p.codec) == (ours.media, codec)]
             curve.sort(key=lambda p: p.bits_per_pixel)
             rates = np.log2([p.bits_per_pixel for p in curve])
             here = math.log2(ours.bits_per_pixel)
-            inside = rates[0] <= here <= rates[-1]
-            row: dict[str, object] = {"media": ours.media, "tokenizer": ours.setting, "codec": codec}
-            row["bits_per_pixel"] = ours.bits_per_pixel
-            for name in SCORES:
-                values = [getattr(p, name) for p in curve]
-                score = getattr(ours, name) if codec == "smalti" else float(np.interp(here, rates, values))
-                row[name] = score if inside else None
+            row = ours._asdict() | {"codec": codec, "least_bits_per_pixel": curve[0].bits_per_pixel}
             if codec in TRIVIAL:  # one point, given as it is
                 row |= {"bits_per_pixel": curve[0].bits_per_pixel, **{n: getattr(curve[0], n) for n in SCORES}}
-            row["least_bits_per_pixel"] = curve[0].bits_per_pixel
+            else:
+                inside = rates[0] <= here <= rates[-1]
+                for name in SCORES:
+                    values = [getattr(p, name) for p in curve]
+                    row[name] = float(np.interp(here, rates, values)) if inside and None not in values else None
             rows.append(row)
     return rows
 
@@ -271,40 +337,53 @@ def draw(found: Sequence[Point], path: Path) -> None:
     """Curves of all codecs: a row for each kind of media, a column for each score."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
     kinds = list(dict.fromkeys(p.media for p in found))
+    figure = Figure(figsize=(14, 2.6 * len(kinds)), layout="constrained")
     axes = figure.subplots(len(kinds), len(SCORES), squeeze=False)
-    titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS (alex), lower is better"}
+    titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS (alex), lower is better", "vmaf": "VMAF"}
     for i, media in enumerate(kinds):
         for j, name in enumerate(SCORES):
             ax = axes[i, j]
-            for codec in dict.fromkeys(p.codec for p in found if p.media == media):
-                curve = sorted(
-                    (p.bits_per_pixel, getattr(p, name)) for p in found if (p.media, p.codec) == (media, codec)
-                )
+            mine = [p for p in found if p.media == media and getattr(p, name) is not None]
+            for codec in dict.fromkeys(p.codec for p in mine):
+                curve = sorted((p.bits_per_pixel, getattr(p, name)) for p in mine if p.codec == codec)
                 if codec == "mean colour":  # at nearly no bits: the axis would hold little else
                     ax.axhline(curve[0][1], ls="--", lw=0.8, color="grey", label=codec)
                     continue
-                is_ours = codec == "smalti"
-                style = {"color": "black", "marker": "D", "linestyle": "none"} if is_ours else {"marker": "."}
-                ax.plot(*zip(*curve, strict=True), label=codec.removeprefix("lib"), zorder=3 if is_ours else 2, **style)
+                style = {"marker": "."}
+                if codec.split()[0] == OURS:
+                    line = "none" if codec in (f"{OURS} ids", f"{OURS} files") else "-"
+                    style = {"color": "black", "marker": "x" if codec == f"{OURS} files" else "D", "linestyle": line}
+                ax.plot(*zip(*curve, strict=True), label=codec.removeprefix("lib"), **style)
             ax.set_xscale("log")
             ax.set_title(f"{media}: {titles[name]}", fontsize=10)
             ax.grid(alpha=0.3)
-        axes[i, 0].legend(fontsize=8)
+            ax.set_visible(bool(mine))
+        axes[i, 0].legend(fontsize=6)
     for ax in axes[-1]:
         ax.set_xlabel("bits per pixel")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=70)
+
+
+def page() -> list[dict[str, object]]:
+    """The table at equal bits of all that is kept; BD-rates go to results/rate_distortion_bd_rates.json, the curves to
+    docs."""
+    found = kept()
+    write("rate_distortion_bd_rates", bd_rates(found), note="bits of each codec over ours at equal PSNR, less 1")
+    draw(found, PICTURE)
+    rows = at_equal_bits(found)
+    write("rate_distortion", rows, note=NOTE)
+    return rows
 
 
 def measure() -> tuple[str, Sequence[Mapping[str, object]]]:
-    """The table at equal bytes; all points go to results/rate_distortion_points.json, the curves to docs."""
+    """Measure the media of the package, and make the page of all that is kept."""
     find_lpips("alex")  # without weights it ends here
-    found = list(points())
-    note = "all settings; bits per pixel over all clips, scores are means over clips"
-    write("rate_distortion_points", [p._asdict() for p in found], note=note)
-    write("rate_distortion_bd_rates", bd_rates(found), note="bits of each codec over ours at equal PSNR, less 1")
-    draw(found, PICTURE)
-    return "at the bytes of each of our tokenizers; none where a codec's coarsest setting takes more", at_equal_bytes(
-        found
-    )
+    photographs, videos = clips()
+    keep("photographs", points("photographs", ["smalti/tiny-image-2"], photographs, PRICES))
+    keep("videos", points("videos", ["smalti/tiny-video-2"], videos))
+    return NOTE, page()
+
+
+if __name__ == "__main__":
+    page()

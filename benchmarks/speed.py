@@ -210,7 +210,7 @@ def diffusers(device: torch.device = CPU) -> list[Row]:
 
 
 def tokenizing(device: torch.device = CPU) -> list[Row]:
-    """Rows of `smalti tokenize` at 144 x 256 of an H.264 video, by both filters; ms are those of all frames."""
+    """Rows of `smalti tokenize` at 144 x 256 of an H.264 video, by three filters; ms are those of all frames."""
     frames, height, width = (5, 72, 128) if os.environ.get(TINY) else SOURCE
     size = (32, 32) if os.environ.get(TINY) else (144, 256)
     tokenizer, rows = smalti.load("smalti/tiny-video", device), list[Row]()
@@ -222,7 +222,7 @@ def tokenizing(device: torch.device = CPU) -> list[Row]:
             small = torch.stack(list(reader.frames(0, frames))).permute(0, 3, 1, 2)
         large = F.interpolate(small, size=(height, width), mode="bicubic").permute(0, 2, 3, 1)
         write_video(source, large, fps=24)
-        for filter_ in ("lanczos", "torch-bicubic"):
+        for filter_ in ("lanczos", "torch-bicubic", "swscale-bicubic"):
 
             def tokenize(name: str = filter_, precision: Precision = "float32") -> object:
                 options = [f"options.resize={name}", "options.cut=after", f"options.precision={precision}"]

@@ -5,7 +5,8 @@
 
 A page of this folder has a table of the fields of a config class between `<!-- fields: FSQConfig -->` and
 `<!-- end -->`; the class is named without its module. `<!-- floors -->` is the import contract of pyproject.toml,
-`<!-- zoo -->` the tokenizers of other projects that load by name, `<!-- speed -->` benchmarks/results/speed.json.
+`<!-- zoo -->` the tokenizers of other projects that load by name, `<!-- speed -->` benchmarks/results/speed.json,
+`<!-- rates -->` rate_distortion.json beside it.
 `api.md` is generated as a whole. Nothing else in a page is changed.
 """
 
@@ -32,8 +33,8 @@ from smalti.families import zoo
 from smalti.families.checkpoint import FAMILIES
 
 DOCS = Path(__file__).resolve().parent
-MARKER = re.compile(r"(<!-- (fields|floors|zoo|licences|speed):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|licences|speed|end)\b.*-->")
+MARKER = re.compile(r"(<!-- (fields|floors|zoo|licences|speed|rates):? ?(\w*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+COMMENT = re.compile(r"<!-- (?:fields|floors|zoo|licences|speed|rates|end)\b.*-->")
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 COMMANDS = ("smalti.cli", "smalti.app")
 """Packages behind the command line and its pages, which nobody imports."""
@@ -190,7 +191,40 @@ def speed_table() -> str:
     return "".join(lines)
 
 
-TABLES = {"floors": floors_table, "zoo": zoo_table, "licences": licences_table, "speed": speed_table}
+def rates_table() -> str:
+    """Make the table of `python -m benchmarks.rate_distortion`: other codecs at as many bits as ours."""
+    results = DOCS.parent / "benchmarks" / "results"
+    rows = json.loads((results / "rate_distortion.json").read_text(encoding="utf-8"))["rows"]
+    names = {"smalti ids": "ids", "smalti files": "file"}
+    codecs = {
+        **{"JPEG": "JPEG", "WEBP": "WebP", "AVIF": "AVIF", "libx264": "x264", "libx264 psnr": "x264, psnr"},
+        **{"libx265": "x265", "libx265 psnr": "x265, psnr", "libsvtav1": "SVT-AV1"},
+    }
+
+    def scores(row: dict[str, Any] | None) -> str:
+        if row is None or row["psnr"] is None:
+            return "-"
+        vmaf = "" if row["vmaf"] is None else f", {row['vmaf']:.0f}"
+        return f"{row['psnr']:.2f}, {row['lpips']:.3f}{vmaf}"
+
+    lines = [
+        f"| media | smalti | bits per pixel | PSNR, LPIPS (VMAF) | {' | '.join(codecs.values())} |\n",
+        f"|---|---|--:|{'--:|' * (len(codecs) + 1)}\n",
+    ]
+    for ours in (row for row in rows if row["codec"].split()[0] == "smalti"):
+        key = ours["media"], ours["setting"]
+        others = rows[rows.index(ours) + 1 :]
+        others = list(itertools.takewhile(lambda row: row["codec"].split()[0] != "smalti", others))
+        at = [scores(next((row for row in others if row["codec"] == codec), None)) for codec in codecs]
+        what = f"{key[1].removeprefix('smalti/')}, {names.get(ours['codec'], 'coded')}"
+        lines.append(f"| {key[0]} | {what} | {ours['bits_per_pixel']:.4f} | {scores(ours)} | {' | '.join(at)} |\n")
+    return "".join(lines)
+
+
+TABLES = {
+    **{"floors": floors_table, "zoo": zoo_table, "licences": licences_table},
+    **{"speed": speed_table, "rates": rates_table},
+}
 
 Definition = ast.FunctionDef | ast.ClassDef
 

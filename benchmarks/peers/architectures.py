@@ -2,7 +2,7 @@
 
 Nothing of them is copied here: a checkout of each lies in the folder that SMALTI_PEERS names, under the name given
 below. What their files import beyond torch, einops and vector-quantize-pytorch, and no measured model runs, is stood in
-for. Losses of quantizers are theirs, with their own weights; so are the optimizers' settings.
+for. Losses of quantizers are theirs, with their own weights.
 """
 
 import importlib
@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import magicmaster
-from smalti.training.config import OptimizerConfig
 
 VARIABLE = "SMALTI_PEERS"
 HOW = (
     f"set {VARIABLE} to a folder with checkouts of github.com/TencentARC/SEED-Voken as seed-voken, "
     "lucidrains/magvit2-pytorch as magvit2-pytorch, microsoft/VidTok as vidtok; and "
-    f"{magicmaster.VARIABLE} to one of ZhichengHuang/MagicMaster; pip install --no-deps vector-quantize-pytorch einx "
-    "taylor-series-linear-attention rotary-embedding-torch torch-einops-utils"
+    f"{magicmaster.VARIABLE} to one of ZhichengHuang/MagicMaster; pip install --no-deps einops einx frozendict loguru "
+    "rotary-embedding-torch taylor-series-linear-attention torch-einops-utils vector-quantize-pytorch"
 )
 
 
@@ -45,24 +44,15 @@ class Peer(NamedTuple):
     build: Callable[[int], nn.Module]
     """The module for pictures or clips of so many pixels a side; it gives a `Rebuilt` of `b 3 t h w`."""
     levels: tuple[int, ...]
-    optimizer: OptimizerConfig
-    """As published."""
-    rate: float
-    """Of AdamW in short runs; `python -m benchmarks.against rates` shows what others give."""
-
-
-def optimizer(lr: float, betas: tuple[float, float], decay: float = 0.0) -> OptimizerConfig:
-    """A constant rate without warm-up and clipping, as all of them train."""
-    return OptimizerConfig(lr=lr, betas=betas, weight_decay=decay, warmup=0, schedule="constant", clip=None)
 
 
 def images() -> tuple[Peer, ...]:
     """For pictures, 8x8 pixels a token."""
     fsq, lfq = (8, 8, 8, 5, 5, 5), (2,) * 14
     return (
-        Peer("MagicMaster 2-D, FSQ 64,000", _magicmaster_2d, fsq, optimizer(5.4e-5, (0.5, 0.9)), 1e-3),
-        Peer("Open-MAGVIT2 2-D, LFQ 2^14", OpenMagvit2, lfq, optimizer(1e-4, (0.5, 0.9)), 3e-4),
-        Peer("magvit2-pytorch, FSQ 64,000", Lucidrains, fsq, optimizer(2e-5, (0.9, 0.99), 0.01), 3e-4),
+        Peer("MagicMaster 2-D, FSQ 64,000", _magicmaster_2d, fsq),
+        Peer("Open-MAGVIT2 2-D, LFQ 2^14", OpenMagvit2, lfq),
+        Peer("magvit2-pytorch, FSQ 64,000", Lucidrains, fsq),
     )
 
 
@@ -70,8 +60,8 @@ def videos() -> tuple[Peer, ...]:
     """For clips, 4x8x8 pixels a token."""
     fsq = (8, 8, 8, 5, 5, 5)
     return (
-        Peer("MagicMaster 3-D, FSQ 64,000", _magicmaster_3d, fsq, optimizer(5.4e-5, (0.5, 0.9)), 1e-3),
-        Peer("VidTok causal 4x8x8, FSQ 2^15", VidTok, (8,) * 5, optimizer(1e-5, (0.9, 0.999)), 1e-3),
+        Peer("MagicMaster 3-D, FSQ 64,000", _magicmaster_3d, fsq),
+        Peer("VidTok causal 4x8x8, FSQ 2^15", VidTok, (8,) * 5),
     )
 
 

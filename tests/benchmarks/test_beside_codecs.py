@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.beside_codecs import by_ids
+from benchmarks.rate_distortion import by_ids
 from smalti import Tokenizer, TokenizerConfig
 from smalti.video import to_uint8, to_video
 

@@ -8,7 +8,7 @@ import pytest
 from smalti.cli.reconstruct import tokenizer_and_media
 from smalti.data import bundled
 from smalti.errors import InputError
-from smalti.families.names import SHIPPED_NAMES, TINY_IMAGE, TINY_VIDEO, shipped_folder
+from smalti.families.names import SHIPPED_NAMES, TINY_IMAGE, TINY_IMAGE_2, TINY_VIDEO_2, shipped_folder
 from tests.cli.conftest import assert_one_line
 
 
@@ -30,7 +30,7 @@ def test_pictures_and_film_need_no_tokenizer_named(smalti, tmp_path):
     media = [bundled.photos("heldout") / "owl.jpg", bundled.videos("heldout") / "march.mp4"]
     ended = smalti("reconstruct", *media, "--out", tmp_path, "--only", "--frames", "0:9", "--json")
     assert (ended.code, sorted(p.name for p in tmp_path.iterdir())) == (0, ["march.mp4", "owl.png"])
-    for name, row in zip((TINY_IMAGE, TINY_VIDEO), json.loads(ended.out)["done"], strict=True):
+    for name, row in zip((TINY_IMAGE_2, TINY_VIDEO_2), json.loads(ended.out)["done"], strict=True):
         options = ["--out", tmp_path / "by-name", "--only", "--frames", "0:9", "--json"]
         by_name = smalti("reconstruct", name, row["source"], *options)
         assert json.loads(by_name.out)["done"][0]["psnr"] == row["psnr"]

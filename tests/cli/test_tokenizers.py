@@ -83,7 +83,10 @@ def test_inflate_refuses_wrong_strides(smalti, image_tokenizer, video_tokenizer,
     assert_one_line(smalti("inflate", image_tokenizer, *out, "2,2"), 2, "1 time strides")
     assert_one_line(smalti("inflate", video_tokenizer, *out, "2"), 2, "video tokenizer already")
     assert_one_line(smalti("inflate", image_tokenizer, "--out", tmp_path / "q", "--quarters"), 2, "conditional-cnn")
-    assert_one_line(smalti("inflate", image_tokenizer, *out, "2", "--quarters"), 2, "give it alone")
+    assert_one_line(smalti("inflate", image_tokenizer, *out, "2", "--quarters"), 2, "give one of --time-strides")
+    assert_one_line(smalti("inflate", image_tokenizer, *out[:-1]), 2, "give one of --time-strides")
+    way = ("--conditional", "2", "--norm", "frame")
+    assert_one_line(smalti("inflate", image_tokenizer, *out[:-1], *way), 2, "--conditional: past kernels and norms")
     assert not (tmp_path / "video").exists()
 
 

@@ -1,5 +1,6 @@
 """Pixels as the two projects have them: OpenCV's filters to the bit, and each project's own order of steps."""
 
+import math
 import zlib
 
 import numpy as np
@@ -210,3 +211,42 @@ def test_torchs_filter_knows_no_fractions_of_a_pixel():
     for name in ("torch-bicubic", "cv2-bilinear"):
         with pytest.raises(ConfigError, match="set cut to before or after"):
             TokenizeOptions.parse({"resize": name})
+
+
+def cubic(many, few, a=-0.6):
+    """The matrix of Keys' cubic kernel, widened where it shrinks, its rows of sum 1, edges repeated."""
+    wide = max(1.0, many / few)
+    rows = np.zeros((few, many))
+    for row in range(few):
+        centre = (row + 0.5) * many / few - 0.5
+        for tap in range(math.floor(centre - 2 * wide), math.ceil(centre + 2 * wide) + 1):
+            x = abs(tap - centre) / wide
+            near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+            rows[row, min(max(tap, 0), many - 1)] += near if x < 1 else far if x < 2 else 0.0
+    return rows / rows.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("size", [(144, 256), (64, 64), (33, 71), (12, 20), (225, 400), (300, 500), (720, 401)])
+@pytest.mark.parametrize("noise", [False, True])
+def test_swscales_filter_is_a_cubic_that_widens_where_it_shrinks(size, noise):
+    """Noise is of half the range: between its two passes swscale cuts what overshoots. It steps through a frame by
+    1/65536 of a pixel, which noise that is enlarged shows."""
+    frame = np.random.default_rng(size[0]).integers(70 if noise else 0, 180 if noise else 256, (225, 400, 3), np.uint8)
+    if not noise:
+        frame = np.array(Image.fromarray(frame[:60, :100]).resize((400, 225), Image.Resampling.BILINEAR))
+    view = ViewConfig(size=size, crop="center", flip=False, crop_order="after", resize="swscale-bicubic")
+    whole = view.view(frame.shape[:2], torch.Generator())
+    found = whole._replace(box=(0, 0, *whole.scaled[::-1]), size=whole.scaled).apply(frame)
+    rows, columns = (cubic(many, few) for many, few in zip(frame.shape[:2], whole.scaled, strict=True))
+    channels = np.moveaxis(frame.astype(float), 2, 0)
+    wanted = np.stack([rows @ channel @ columns.T for channel in channels], 2).clip(0, 255)
+    assert abs(found - wanted).max() <= (5 if noise and size[0] > 225 else 1.5)
+    assert abs((found - wanted).mean()) < (0.05 if size[0] > 20 else 0.5)
+
+
+def test_swscales_filter_scales_whole_frames():
+    for order in ("together", "before"):
+        with pytest.raises(ConfigError, match=r"scales whole frames, .* set crop_order to after"):
+            ImagesConfig.parse({"path": "x", "resize": "swscale-bicubic", "crop_order": order})
+    with pytest.raises(ConfigError, match="set cut to after"):
+        TokenizeOptions.parse({"resize": "swscale-bicubic"})

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -16,6 +17,9 @@ from hypothesis import strategies as st
 
 from smalti.data import VideosConfig, bundled, open_video, read_clip, write_video
 from smalti.data.clips import clip_indices
+from smalti.data.video_reader import scaled_by_swscale
+from smalti.data.views import ViewConfig, viewed
+from tests.containers import turned
 
 PLACES = st.floats(0, 1)
 
@@ -210,3 +214,48 @@ def test_the_bytes_of_a_small_video_do_not_depend_on_what_fresh_memory_holds(tmp
         done = subprocess.run(command, env=os.environ | {"MALLOC_PERTURB_": fill}, capture_output=True, check=True)
         found.add(done.stdout)
     assert len(found) == 1
+
+
+SWSCALE = {"crop_order": "after", "resize": "swscale-bicubic", "crop": "center", "flip": False}
+
+
+@pytest.mark.parametrize("size", [(36, 60), (24, 24), (72, 130), (90, 150)])
+def test_frames_scaled_as_their_colours_are_made_are_those_scaled_after(size, tmp_path):
+    """Luma and chroma are scaled where else three channels are, so that rounding differs, and cut pixels."""
+    write_video(tmp_path / "a.mp4", moving(6, (90, 150)), fps=25)
+    with open_video(tmp_path / "a.mp4") as reader:
+        wanted = [scaled_by_swscale(frame.numpy(), size).astype(int) for frame in reader.at([1, 1, 4])]
+        found = [frame.numpy().astype(int) for frame in reader.at([1, 1, 4], size)]
+        whole = list(reader.at([2]))
+        assert torch.equal(next(reader.at([2], (90, 150))), whole[0])
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == (*size, 3)
+        assert abs(a - b).max() <= 3
+        assert abs((a - b).mean()) < 0.3
+
+
+def test_frames_of_rgb_and_turned_ones_are_scaled_alike(tmp_path):
+    write_video(tmp_path / "a.mp4", moving(3, (64, 96)), fps=25)
+    for degrees, size in ((90, (48, 20)), (180, (20, 48))):
+        shutil.copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+        with open_video(turned(tmp_path / "b.mp4", degrees)) as reader, open_video(tmp_path / "a.mp4") as plain:
+            found = next(reader.at([1], size)).numpy()
+            assert np.array_equal(found, np.rot90(next(plain.at([1], (20, 48))).numpy(), degrees // 90))
+    with av.open(str(tmp_path / "rgb.mkv"), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=25)
+        stream.height, stream.width, stream.pix_fmt, stream.options = 64, 96, "rgb24", {"qp": "0"}
+        frame = moving(1, (64, 96))[0].numpy()
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    with open_video(tmp_path / "rgb.mkv") as reader:
+        assert np.array_equal(next(reader.at([0], (20, 48))).numpy(), scaled_by_swscale(frame, (20, 48)))
+
+
+def test_clips_token_sets_and_reconstructions_see_the_same_scaled_frames(tmp_path):
+    write_video(tmp_path / "a.mp4", moving(5, (64, 96)), fps=25)
+    clip = VideosConfig(path=tmp_path, size=(32, 40), frames=5, **SWSCALE).build().load(0, torch.Generator())
+    with open_video(tmp_path / "a.mp4") as reader:
+        scaled = torch.stack(list(reader.at(range(5), (32, 48))))
+        view = ViewConfig(size=(32, 40), **SWSCALE).view(reader.size, torch.Generator())
+        assert torch.equal(torch.stack(list(viewed(reader, range(5), view))), clip)
+    assert torch.equal(scaled[:, :, 4:44], clip)

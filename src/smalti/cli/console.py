@@ -75,7 +75,7 @@ def bar(what: str, total: int | None) -> Iterator[Progress]:
         yield advance
 
 
-TOKENIZER_HELP = "A tokenizer folder, a run, smalti/tiny-image, smalti/tiny-video, or OWNER/NAME."
+TOKENIZER_HELP = "A tokenizer folder, a run, smalti/tiny-image-2, smalti/tiny-video-2, or OWNER/NAME."
 
 TokenizerOption = Annotated[str, typer.Option(metavar="TOKENIZER", help=TOKENIZER_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -54,20 +54,22 @@ def inflate_command(
     from smalti.families import load
     from smalti.tokenizer import inflate, start_conditional, with_quarters
 
+    ways = {"--time-strides": time_strides, "--conditional": conditional, "--quarters": quarters or None}
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "give one of --time-strides, one for each spatial stride, --conditional FRAMES and --quarters"
+        )
+    if time_strides is None and (past is not None or norm is not None):
+        raise ConfigError(f"{given[0]}: past kernels and norms are those of its own networks")
     image = load(image_tokenizer)
-    if quarters:
-        if conditional is not None or time_strides is not None or past is not None or norm is not None:
-            raise ConfigError("--quarters: changes no network; give it alone")
-        video = with_quarters(image)
-    elif conditional is not None:
-        if time_strides is not None or past is not None or norm is not None:
-            raise ConfigError("--conditional: time strides, past kernels and norms are those of its own networks")
-        torch.manual_seed(seed)
-        video = start_conditional(image, conditional)
-    elif time_strides is None:
-        raise ConfigError("give --time-strides, one for each spatial stride, --conditional FRAMES or --quarters")
-    else:
+    if time_strides is not None:
         strides = integers("--time-strides", time_strides)
         video = inflate(image, strides, time_kernel=time, past_kernel=past, norm=norm)
+    elif conditional is not None:
+        torch.manual_seed(seed)
+        video = start_conditional(image, conditional)
+    else:
+        video = with_quarters(image)
     video.save(out)
     print(f"{out}: a video tokenizer, one token for {' x '.join(map(str, video.strides))} (time, height, width)")

@@ -57,8 +57,8 @@ def reconstruct_command(
     \b
     Images become PNG and videos MP4 at the frame rate of the source. Videos
     are streamed: memory does not grow with their length. Without a tokenizer,
-    smalti's own small ones: smalti/tiny-image for images, smalti/tiny-video
-    for videos.
+    smalti's own small ones: smalti/tiny-image-2 for images,
+    smalti/tiny-video-2 for videos.
 
     \b
     Examples:

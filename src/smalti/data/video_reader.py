@@ -18,6 +18,7 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
@@ -114,8 +115,9 @@ class VideoReader:
         end = len(self) if stop is None else min(stop, len(self))
         return self.at(range(start, end, stride))
 
-    def at(self, indices: Iterable[int]) -> Iterator[Tensor]:
-        """Yield the frames of these numbers, which must not fall; a number may repeat. Each is uint8 `h w 3`.
+    def at(self, indices: Iterable[int], size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """Yield the frames of these numbers, which must not fall; a number may repeat. Each is uint8 `h w 3`, scaled to
+        `size` (height, width) in the pass that makes its colours if given (bicubic, antialiased).
 
         Decoding starts at the last keyframe before the first number, or at the beginning where the file does not say
         which packet is which frame. Raises BadFile where a frame is missing, damaged or of another size than the first.
@@ -131,7 +133,7 @@ class VideoReader:
             expected = number + 1
             if number < target:
                 continue
-            pixels = self._pixels(number, frame)
+            pixels = self._pixels(number, frame, size)
             while target == number:
                 yield pixels
                 target = next(queue, None)
@@ -218,16 +220,18 @@ class VideoReader:
         self._container.close()
         self._container, self._stream = self._open()
 
-    def _pixels(self, index: int, frame: VideoFrame) -> Tensor:
+    def _pixels(self, index: int, frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
         if frame.is_corrupt:
             raise BadFile(self._name, "corrupt", f"frame {index} of {len(self)} is damaged; copy the file again")
         shape = (frame.width, frame.height) if is_turned(self._matrix) else (frame.height, frame.width)
         if shape != self.size:
-            size = f"{shape[1]} x {shape[0]}"
-            what = f"frame {index} is {size}, the first {self.size[1]} x {self.size[0]}; split the file"
+            what = (
+                f"frame {index} is {shape[1]} x {shape[0]}, the first {self.size[1]} x {self.size[0]}; split the file"
+            )
             raise BadFile(self._name, "size-change", what)
         with decoder_faults(self._name):
-            return torch.from_numpy(turn_upright(rgb_of(frame, self._reformatter), self._matrix))
+            stored = size[::-1] if size is not None and is_turned(self._matrix) else size
+            return torch.from_numpy(turn_upright(rgb_of(frame, self._reformatter, stored), self._matrix))
 
     def _first_size(self) -> tuple[int, int]:
         for _, frame in self._decoded_from(0):
@@ -322,20 +326,42 @@ SMPTE170M, LIMITED = 6, 1
 """Matrix and range of the planes that `planes_of` makes: BT.601, 16 to 235, which is what swscale takes by default."""
 
 
-def rgb_of(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+def rgb_of(frame: VideoFrame, reformatter: VideoReformatter, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return the pixels of a decoded frame as uint8 `h w 3`, by the matrix and range that the frame names.
 
-    A frame that names none is taken as BT.601 in the limited range, as by FFmpeg. Chroma is interpolated (bicubic).
+    A frame that names none is taken as BT.601 in the limited range, as by FFmpeg. Chroma is interpolated (bicubic);
+    with `size` (height, width) luma and chroma are scaled to it in the same pass.
     """
     # One thread: a scaler with threads that is alive at a fork hangs the child when it frees it (measured).
     if frame.format.is_rgb or len(frame.format.components) < 3 or not frame.format.is_planar:
-        return reformatter.reformat(frame, format="rgb24", threads=1, interpolation=_TO_RGB).to_ndarray()
+        pixels = reformatter.reformat(frame, format="rgb24", threads=1, interpolation=_TO_RGB).to_ndarray()
+        return pixels if size is None else scaled_by_swscale(pixels, size)
+    height, width = size or (frame.height, frame.width)
     # To planes of RGB and together again is the same to the bit and 2 to 3 times as fast as packed RGB directly.
-    planes = reformatter.reformat(frame, format="gbrp", threads=1, interpolation=_TO_RGB)
-    pixels = np.empty((planes.height, planes.width, 3), np.uint8)
-    for channel, plane in zip((1, 2, 0), planes.planes, strict=True):
+    planes = reformatter.reformat(frame, width, height, format="gbrp", threads=1, interpolation=_TO_RGB)
+    return _together(planes.planes[number] for number in (2, 0, 1))
+
+
+def scaled_by_swscale(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return uint8 `h w 3` scaled to `size` (height, width) by the filter with which `rgb_of` scales.
+
+    Channel by channel: swscale would scale RGB by way of its YUV, up to 9 levels away.
+    """
+    channels = (av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[..., c]), format="gray") for c in range(3))
+    scaler = VideoReformatter()
+    scaled = (scaler.reformat(one, *size[::-1], format="gray", threads=1, interpolation=_TO_RGB) for one in channels)
+    return _together(one.planes[0] for one in scaled)
+
+
+def _together(planes: Iterable[VideoPlane]) -> np.ndarray:
+    """Return the planes of red, green and blue as uint8 `h w 3`."""
+    channels = []
+    for plane in planes:
         rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(plane.height, plane.line_size)
-        pixels[..., channel] = rows[:, : plane.width]
+        channels.append(rows[:, : plane.width])
+    pixels = np.empty((*channels[0].shape, 3), np.uint8)
+    for number, channel in enumerate(channels):
+        pixels[..., number] = channel
     return pixels
 
 

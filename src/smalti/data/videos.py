@@ -12,6 +12,7 @@ from smalti.data.packing import MediaConfig
 from smalti.data.source import Store, StoreSource
 from smalti.data.video_reader import VideoReader, open_video
 from smalti.data.video_writer import write_video
+from smalti.data.views import viewed
 from smalti.errors import BadFile
 from smalti.text import printable
 
@@ -68,5 +69,5 @@ class Videos(StoreSource):
                 what = f"has {len(reader)} frames at {reader.fps:.3g} fps, too few for {config.frames} frames"
                 raise BadFile(name, "short", what)
             order = sorted(set(clip.indices))  # a loop goes back, a reader does not
-            pixels = {i: torch.from_numpy(crop.apply(f.numpy())) for i, f in zip(order, reader.at(order), strict=True)}
+            pixels = dict(zip(order, viewed(reader, order, crop), strict=True))
             return torch.stack([pixels[i] for i in clip.indices])

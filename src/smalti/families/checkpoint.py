@@ -320,8 +320,8 @@ def load(
 ) -> Tokenizer:
     """Load the tokenizer of that name, for inference: on the CPU and with the number type of its file unless said.
 
-    `name` is a tokenizer folder, a run folder (its finished tokenizer, or its newest checkpoint's), `smalti/tiny-image`
-    or `smalti/tiny-video`, which ship with the package, a checkpoint of another project (a file, or its folder), or a
+    `name` is a tokenizer folder, a run folder (its finished tokenizer, or its newest checkpoint's), a name that
+    ships with the package, as `smalti/tiny-image-2`, a checkpoint of another project (a file, or its folder), or a
     repository of the Hugging Face hub, ours or another project's, which is downloaded once into its cache:
     `owner/name`, `owner/name@revision`, `owner/name/file.ckpt`, or the same after `hf:`. A folder that exists comes
     before a repository of the same name; a `Path` is never a repository. `revision` says the same as `@revision`.

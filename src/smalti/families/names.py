@@ -15,11 +15,15 @@ from smalti.text import nearest
 TINY_IMAGE, TINY_VIDEO = "smalti/tiny-image", "smalti/tiny-video"
 TINY_VIDEO_CONDITIONAL = "smalti/tiny-video-conditional"
 TINY_IMAGE_2, TINY_VIDEO_2 = "smalti/tiny-image-2", "smalti/tiny-video-2"
-SHIPPED_NAMES = (TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL, TINY_IMAGE_2, TINY_VIDEO_2)
+TINY_IMAGE_2_PERCEPTUAL = "smalti/tiny-image-2-perceptual"
+SHIPPED_NAMES = (
+    *(TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL),
+    *(TINY_IMAGE_2, TINY_VIDEO_2, TINY_IMAGE_2_PERCEPTUAL),
+)
 """Names of the trained tokenizers that ship with the package; what a name stands for never changes."""
 
 FORMS = (
-    f"a tokenizer folder, a run folder, {TINY_IMAGE}, {TINY_VIDEO}, a checkpoint of another project, or"
+    f"a tokenizer folder, a run folder, {TINY_IMAGE_2}, {TINY_VIDEO_2}, a checkpoint of another project, or"
     " OWNER/NAME[@REVISION] for the hub"
 )
 """Names that `load` takes, for messages."""

@@ -16,11 +16,11 @@ from smalti.data.images import read_image
 from smalti.data.source import check_bad_share, memory_as_bad_file
 from smalti.data.video_writer import write_media
 from smalti.data.videos import VideoReader, open_video
-from smalti.data.views import CropResize
+from smalti.data.views import CropResize, viewed
 from smalti.devices import Precision
 from smalti.errors import BadFile, ConfigError
 from smalti.families.checkpoint import as_tokenizer
-from smalti.families.names import TINY_IMAGE, TINY_VIDEO
+from smalti.families.names import TINY_IMAGE_2, TINY_VIDEO_2
 from smalti.metrics import SMALTI
 from smalti.metrics.report import capped_psnr
 from smalti.pipeline.outputs import Outputs, media_jobs
@@ -121,10 +121,11 @@ def reconstruct(
     folder `out`.
 
     Images become PNG and videos MP4 at the frame rate of the source, beside the original if `side_by_side`.
-    `tokenizer` is one, or a name as `smalti.load` takes it; None is smalti/tiny-image for images and smalti/tiny-video
-    for videos. `clip` cuts videos into videos of so many frames, for tokenizers that are not causal. `frames` (first,
-    end) takes a part of every video, to its last frame where `end` is None; `fps` the frames at that rate, by their
-    times; `size` the center crop at that (height, width), or side of a square. `device` None is the best there is.
+    `tokenizer` is one, or a name as `smalti.load` takes it; None is smalti/tiny-image-2 for images and
+    smalti/tiny-video-2 for videos. `clip` cuts videos into videos of so many frames, for tokenizers that are not
+    causal. `frames` (first, end) takes a part of every video, to its last frame where `end` is None; `fps` the frames
+    at that rate, by their times; `size` the center crop at that (height, width), or side of a square. `device` None is
+    the best there is.
     `precision` None computes in the number format of the tokenizer's file; in bfloat16 some ids are others, as good.
     `progress` hears of every frame, `on_file` of every file: its result, or its fault.
 
@@ -141,7 +142,7 @@ def reconstruct(
     if tokenizer is not None:
         models = dict.fromkeys(kinds, as_tokenizer(tokenizer, device, precision))
     else:
-        shipped = {is_video: TINY_VIDEO if is_video else TINY_IMAGE for is_video in kinds}
+        shipped = {is_video: TINY_VIDEO_2 if is_video else TINY_IMAGE_2 for is_video in kinds}
         models = {is_video: as_tokenizer(name, device, precision) for is_video, name in shipped.items()}
     outputs = Outputs[Reconstructed](len(jobs), [], [])
     for number, job in enumerate(jobs, start=1):
@@ -200,10 +201,9 @@ def reconstruct_file(
     if source.suffix.lower() in VIDEO_SUFFIXES:
         check_causal(tokenizer, clip)
         with open_video(source) as reader:
-            numbers, apply = view.numbers(reader, str(source)), view.crop(reader.size)
-            (height, width), fps = apply.size, view.options.fps or float(reader.fps)
-            chosen = (torch.from_numpy(apply.apply(frame.numpy())) for frame in reader.at(numbers))
-            frames = reconstruct_frames(tokenizer, chosen, clip=clip)
+            numbers, crop = view.numbers(reader, str(source)), view.crop(reader.size)
+            (height, width), fps = crop.size, view.options.fps or float(reader.fps)
+            frames = reconstruct_frames(tokenizer, viewed(reader, numbers, crop), clip=clip)
             write_media(target, written(frames, len(numbers)), fps, reader.pixel_aspect)
             notes = reader.notes
     else:

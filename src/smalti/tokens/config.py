@@ -49,7 +49,7 @@ class TokenizeOptions(Config):
     size: SizeField = None
     """Height and width of the center crop, or one number for a square; null keeps the size of each file. `--size`"""
     resize: Filter = "lanczos"
-    """Filter that scales, as in `ViewConfig`; `torch-bicubic` is the fastest, and needs `cut` before or after."""
+    """Filter that scales, as in `ViewConfig`; `swscale-bicubic` is the fastest for videos, and needs `cut` after."""
     cut: CropOrder = "together"
     """Order of cropping and scaling, as in `ViewConfig`."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)

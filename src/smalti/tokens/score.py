@@ -9,13 +9,14 @@ from torch import Tensor
 
 from smalti.data.images import decode_image
 from smalti.data.video_reader import VideoReader
+from smalti.data.views import viewed
 from smalti.errors import BadFile
 from smalti.metrics import Pair
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.plan import load_plan
 from smalti.tokens.reader import TokenSet, decode_row
 from smalti.tokens.shard import TokenRow
-from smalti.tokens.tokenize import Item, apply_view, items_of, media_digest, open_medium
+from smalti.tokens.tokenize import Item, apply_view, items_of, media_digest, open_medium, view_of
 from smalti.video import latent_frames, to_video
 
 
@@ -72,4 +73,4 @@ def _original(tokens: TokenSet, item: Item, row: TokenRow, frames: int) -> Tenso
             return apply_view(options.view, decode_image(file, name, options.max_pixels), item.key)[None]
     with VideoReader(media, options.max_pixels, name) as reader:
         numbers = options.frames_of(reader.times)[row.start : row.start + min(frames, row.size[0])]
-        return torch.stack([apply_view(options.view, frame, item.key) for frame in reader.at(numbers)])
+        return torch.stack(list(viewed(reader, numbers, view_of(options.view, reader.size, item.key))))

@@ -20,7 +20,7 @@ from smalti.data.parquet import ParquetStore
 from smalti.data.source import Store, memory_as_bad_file, open_media
 from smalti.data.tars import TarStore
 from smalti.data.video_reader import VideoReader
-from smalti.data.views import ViewConfig
+from smalti.data.views import CropResize, ViewConfig, viewed
 from smalti.errors import BadFile, ConfigError, MachineError
 from smalti.families import load
 from smalti.text import Progress, printable
@@ -209,8 +209,12 @@ def media_digest(file: BinaryIO | BytesIO) -> bytes:
 
 def apply_view(view: ViewConfig, frame: Tensor, key: str) -> Tensor:
     """Return the crop of an image or frame `h w 3` that a token set shows. Raises BadFile, naming `key`."""
-    unused = torch.Generator().manual_seed(0)  # the views of token sets are not random
-    return torch.from_numpy(view.view((frame.shape[0], frame.shape[1]), unused, key).apply(frame.numpy()))
+    return torch.from_numpy(view_of(view, (frame.shape[0], frame.shape[1]), key).apply(frame.numpy()))
+
+
+def view_of(view: ViewConfig, size: tuple[int, int], key: str) -> CropResize:
+    """Return the crop of images or frames of that height and width. Raises BadFile, naming `key`."""
+    return view.view(size, torch.Generator().manual_seed(0), key)  # the views of token sets are not random
 
 
 def _class_of(
@@ -326,7 +330,7 @@ class _ShardMaker:
             pts = np.asarray(reader.pts, np.int64)[numbers]
             fps = options.fps or reader.fps / options.stride
             aspect = None if reader.pixel_aspect == 1 else "/".join(map(str, reader.pixel_aspect.as_integer_ratio()))
-            frames = (apply_view(self.view, frame, item.key) for frame in reader.at(numbers))
+            frames = viewed(reader, numbers, view_of(self.view, reader.size, item.key))
             shared: deque[Tensor] = deque(maxlen=options.overlap)
             for clip in options.clips_of(len(numbers)):
                 fresh = islice(frames, clip.frames - len(shared) if clip.start else clip.frames)
