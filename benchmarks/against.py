@@ -166,7 +166,7 @@ def compete(
 
 
 def read_test_split(media: ComparisonData, path: Path) -> list[tuple[str, torch.Tensor]]:
-    """A split on which nothing is chosen. Raises InputError if it has a picture of those that are learnt from or
+    """A split on which nothing is chosen. Raises InputError if it has an image of those that are learnt from or
     chosen on, under this or another name: what counts is their pixels, in the box that is scored."""
     whole = media.data or (bundled.photos if media.medium == "images" else bundled.videos)("train")
     settings = {"size": media.size, "frames": media.frames, "prefer": media.medium, "root": media.root}

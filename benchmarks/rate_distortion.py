@@ -50,7 +50,8 @@ KEPT = RESULTS / "rates"
 """A file for each set of media."""
 OURS = "smalti"
 """Coded ids of the first tokenizer; `smalti NAME` are of further ones, besides `smalti ids` and `smalti files`."""
-PRICES = (500.0, 4000.0)
+PRICES = (500.0, 1600.0, 4000.0)
+"""With the ids of the encoder four rates, which BD-rates need."""
 NOTE = "at the bits of each of our points; none where a codec's coarsest setting takes more"
 QUALITIES = {"JPEG": (3, 6, 12, 25, 50, 75, 90), "WEBP": (0, 5, 20, 45, 70, 85), "AVIF": (5, 15, 30, 45, 60, 75)}
 CRFS = {"libx264": (51, 46, 41, 36, 31, 26, 21), "libx265": (51, 46, 41, 36, 31, 26, 21)}
@@ -79,9 +80,9 @@ class Point(NamedTuple):
     """Mean over frames and clips; of film alone, None without vmaf-torch."""
 
 
-def is_ours(point: Point) -> bool:
+def is_ours(codec: str) -> bool:
     """Whether it is one of smalti."""
-    return point.codec.split()[0] == OURS
+    return codec.split()[0] == OURS
 
 
 def by_pillow(form: str, quality: int) -> Round:
@@ -298,7 +299,7 @@ def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
     for media in dict.fromkeys(p.media for p in found):
         curves: dict[str, list[tuple[float, float]]] = {}
         for p in (p for p in found if p.media == media and p.codec not in TRIVIAL):
-            if p.codec == OURS or not is_ours(p):
+            if p.codec == OURS or not is_ours(p.codec):
                 curves.setdefault(p.codec, []).append((p.bits_per_pixel, p.psnr))
         ours = curves.pop(OURS, [])
         for codec, curve in curves.items():
@@ -311,17 +312,18 @@ def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
 
 
 def at_equal_bits(found: Sequence[Point]) -> list[dict[str, object]]:
-    """A row for each of our points: what every other codec has at as many bits, on the line between its neighbours in
-    the logarithm of the bits; None where its coarsest setting takes more."""
+    """A row for each of our points, and after it, `beside` it, what every other codec has at as many bits: on the line
+    between its neighbours in the logarithm of the bits; None where its coarsest setting takes more."""
     rows: list[dict[str, object]] = []
-    for ours in filter(is_ours, found):
-        rows.append({**ours._asdict(), "least_bits_per_pixel": None})
-        for codec in dict.fromkeys(p.codec for p in found if p.media == ours.media and not is_ours(p)):
+    for ours in (p for p in found if is_ours(p.codec)):
+        mine = {**ours._asdict(), "beside": ours.codec, "least_bits_per_pixel": None}
+        rows.append(mine)
+        for codec in dict.fromkeys(p.codec for p in found if p.media == ours.media and not is_ours(p.codec)):
             curve = [p for p in found if (p.media, p.codec) == (ours.media, codec)]
             curve.sort(key=lambda p: p.bits_per_pixel)
             rates = np.log2([p.bits_per_pixel for p in curve])
             here = math.log2(ours.bits_per_pixel)
-            row = ours._asdict() | {"codec": codec, "least_bits_per_pixel": curve[0].bits_per_pixel}
+            row = mine | {"codec": codec, "least_bits_per_pixel": curve[0].bits_per_pixel}
             if codec in TRIVIAL:  # one point, given as it is
                 row |= {"bits_per_pixel": curve[0].bits_per_pixel, **{n: getattr(curve[0], n) for n in SCORES}}
             else:
@@ -351,7 +353,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
                     ax.axhline(curve[0][1], ls="--", lw=0.8, color="grey", label=codec)
                     continue
                 style = {"marker": "."}
-                if codec.split()[0] == OURS:
+                if is_ours(codec):
                     line = "none" if codec in (f"{OURS} ids", f"{OURS} files") else "-"
                     style = {"color": "black", "marker": "x" if codec == f"{OURS} files" else "D", "linestyle": line}
                 ax.plot(*zip(*curve, strict=True), label=codec.removeprefix("lib"), **style)

@@ -22,6 +22,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -211,13 +212,11 @@ def rates_table() -> str:
         f"| media | smalti | bits per pixel | PSNR, LPIPS (VMAF) | {' | '.join(codecs.values())} |\n",
         f"|---|---|--:|{'--:|' * (len(codecs) + 1)}\n",
     ]
-    for ours in (row for row in rows if row["codec"].split()[0] == "smalti"):
-        key = ours["media"], ours["setting"]
-        others = rows[rows.index(ours) + 1 :]
-        others = list(itertools.takewhile(lambda row: row["codec"].split()[0] != "smalti", others))
-        at = [scores(next((row for row in others if row["codec"] == codec), None)) for codec in codecs]
-        what = f"{key[1].removeprefix('smalti/')}, {names.get(ours['codec'], 'coded')}"
-        lines.append(f"| {key[0]} | {what} | {ours['bits_per_pixel']:.4f} | {scores(ours)} | {' | '.join(at)} |\n")
+    for (media, setting, kind), group in itertools.groupby(rows, itemgetter("media", "setting", "beside")):
+        beside = {row["codec"]: row for row in group}
+        figures = " | ".join(scores(beside.get(codec)) for codec in (kind, *codecs))
+        what = f"{setting.removeprefix('smalti/')}, {names.get(kind, 'coded')}"
+        lines.append(f"| {media} | {what} | {beside[kind]['bits_per_pixel']:.4f} | {figures} |\n")
     return "".join(lines)
 
 

@@ -17,7 +17,7 @@ from smalti.errors import InputError
 SHARED = Shared(steps=2, size=32)
 
 
-def pictures(folder, names, first=0):
+def images(folder, names, first=0):
     folder.mkdir()
     for seed, name in enumerate(names, first):
         rng = torch.Generator().manual_seed(seed)
@@ -31,7 +31,7 @@ def pictures(folder, names, first=0):
 def splits(tmp_path):
     names = [f"{i}.png" for i in range(12)]
     assert 0 < sum(map(is_held_out, names)) < 12
-    return pictures(tmp_path / "data", names), pictures(tmp_path / "test", ["a.png", "b.png"], 100)
+    return images(tmp_path / "data", names), images(tmp_path / "test", ["a.png", "b.png"], 100)
 
 
 def test_our_contender_for_images_is_the_network_that_ships():
@@ -53,7 +53,7 @@ def test_every_contender_is_there_once_at_every_rate_with_one_optimizer(medium):
     assert learner.config.steps == SHARED.steps
 
 
-def test_a_test_split_has_no_picture_of_the_others_under_any_name(splits):
+def test_a_test_split_has_no_image_of_the_others_under_any_name(splits):
     data, test = splits
     media = ComparisonData(data=data, size=32, limit=1)
     assert [key for key, _ in against.read_test_split(media, test)] == ["a.png", "b.png"]
@@ -61,7 +61,7 @@ def test_a_test_split_has_no_picture_of_the_others_under_any_name(splits):
         shutil.copy(path, test / "z.png")
         with pytest.raises(InputError, match=rf"z\.png is {path.name}"):
             against.read_test_split(media, test)
-    apart = pictures(test.parent / "apart", ["held.png"], 200)
+    apart = images(test.parent / "apart", ["held.png"], 200)
     shutil.copy(apart / "held.png", test / "z.png")
     with pytest.raises(InputError, match=r"z\.png is held\.png"):
         against.read_test_split(media.replace({"heldout": apart}), test)
