@@ -1,159 +1,402 @@
 """Train the second edition of the small weights on one GPU, in the seconds that there are.
 
-    python -m benchmarks.media datasets --film big_buck_bunny.mp4 --until 490 --photos photos
-    python -m benchmarks.gpu_training image datasets --seconds 240 --out tiny-image-2
-    python -m benchmarks.gpu_training conditional datasets --init tiny-image-2 --seconds 350 --out conditional
+    python -m benchmarks.gpu_training image IMAGES --init start --seconds 200 --out tiny-image-2
+    python -m benchmarks.gpu_training conditional IMAGES --clips trainlist01.txt --root UCF-101 \\
+        --init start-video --image tiny-image-2 --seconds 300 --out video
+    python -m benchmarks.gpu_training perceptual IMAGES --init tiny-image-2 --seconds 150 --out perceptual
 
-A probe of the same run says how many steps fit; the learning rates' cosine then spans those. `OUT` is the tokenizer in
-half precision with its training.yaml; OUT-figures.json beside it has the speed and the curves, OUT-curves.png the
-curves drawn.
+A GPU does a step of networks this small sooner than Python starts its kernels, and crops in less time than readers hand
+them over. So the media lie on it, in the sizes that crops are taken from, and a whole step (crops, losses and gradients
+of `smalti train`, Muon, EMA) is one CUDA graph; with a discriminator, and on a CPU, it runs as it is. The learning rate
+and the size of crops follow the share of the seconds that is spent. `OUT` is the tokenizer in half precision with its
+training.yaml; OUT-figures.json beside it has the speed and the curves. Clips are read with OpenCV.
 """
 
 import argparse
 import json
-import shutil
+import math
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from benchmarks.measure import machine
-from benchmarks.training_run import curves_of, draw
-from smalti.config import Config
-from smalti.data import ImagesConfig, JointConfig, VideosConfig
+from smalti.data import ImagesConfig
+from smalti.devices import fast_kernels
 from smalti.families import load
-from smalti.families.names import TINY_IMAGE
-from smalti.files import read_rows
-from smalti.pipeline.train import train
-from smalti.tokenizer import ConditionalConfig, TokenizerConfig
-from smalti.training.config import MuonConfig, OptimizerConfig, TokenizerTraining
-from smalti.training.fit import Stopped
+from smalti.tokenizer import ConditionalConfig, Tokenizer
+from smalti.training import tokenizer_step
+from smalti.training.config import OptimizerConfig, TokenizerTraining
+from smalti.training.distributed import Part, World
+from smalti.training.optimizer import clip_gradient, update_ema
+from smalti.training.tokenizer_state import TrainState, start_tokenizer
 
-PROBE = 120
-"""Steps of the probe, of which the last quarter counts: before, readers start and kernels are chosen."""
-SHARE = 0.95
-"""Share of the seconds that the steps of the run are to take; the rest is for its start and its end."""
-CURVES = ("total", "psnr", "perplexity", "validation/psnr")
+IMAGE_SHORT = {64: [round(64 / share) for share in np.linspace(0.25, 0.75, 11)], 128: [128, 144, 160, 192, 224, 256]}
+"""Short sides that images are scaled to before crops of 64 and of 128 pixels are taken from them."""
+CLIP_SHORT = {64: [80, 92, 107, 128, 160, 213], 128: [128, 144, 176, 213]}
+"""The same for clips."""
+FRAMES = 25
+HOLD = 0.45
+"""Share of the seconds at the full learning rate and with crops of 64 pixels; then it falls, and crops have 128."""
+VALIDATED = 118
+"""Images of a validation."""
 
-IMAGE = load(TINY_IMAGE).config.replace({"decoder_depth": 2})
-"""That of `smalti/tiny-image` with one more block in the decoder at each resolution: 3.96 million parameters, 7.9 MB in
-half precision."""
+
+class Media:
+    """Images (clips of one frame) or clips, as 8-bit pixels on the device in several sizes."""
+
+    def __init__(self, items: Sequence[Sequence[np.ndarray]], device: torch.device) -> None:
+        """`items` are levels of clips, each `n 3 h w`."""
+        self.levels, self.count = len(items), len(items[0])
+        flat = [clip for level in items for clip in level]
+        shapes = torch.tensor([[len(clip), *clip.shape[2:]] for clip in flat], device=device)
+        self.frames, self.height, self.width = shapes.T
+        ends = torch.tensor([clip.size for clip in flat], device=device).cumsum(0)
+        self.start = ends - shapes.prod(1) * 3
+        self.pixels = torch.cat([torch.from_numpy(clip.ravel()).to(device) for clip in flat])
+
+    def draw(self, rows: int, frames: int, size: int) -> Tensor:
+        """Return random crops `b 3 t h w` in [-1, 1], half of them mirrored; clips that are too short stay on their
+        last frame. Nothing waits for the device."""
+        device = self.pixels.device
+        chance = torch.rand(6, rows, device=device, dtype=torch.float64)
+        one = (chance[0] * self.levels).long() * self.count + (chance[1] * self.count).long()
+        length, height, width = self.frames[one], self.height[one], self.width[one]
+        first, top, left = (
+            (share * (free.clamp(min=0) + 1)).long()
+            for share, free in zip(chance[2:5], (length - frames, height - size, width - size), strict=True)
+        )
+        along = torch.arange(size, device=device)
+        columns = torch.where((chance[5] < 0.5)[:, None], along, size - 1 - along) + left[:, None]
+        lines = along + top[:, None]
+        times = torch.minimum(torch.arange(frames, device=device) + first[:, None], length[:, None] - 1)
+        planes = times[:, None] * 3 + torch.arange(3, device=device)[:, None]  # b 3 t
+        place = planes[..., None] * height.view(-1, 1, 1, 1) + lines[:, None, None]
+        place = place[..., None] * width.view(-1, 1, 1, 1, 1) + columns[:, None, None, None]
+        return self.pixels[place + self.start[one].view(-1, 1, 1, 1, 1)].float() / 127.5 - 1
 
 
-def common(steps: int, workers: int) -> dict[str, Any]:
-    """Return the fields that both runs share."""
+def scaled(frames: Sequence[np.ndarray], short: int) -> np.ndarray:
+    """Scale frames `h w 3` by Lanczos to a short side, never above their own; return `n 3 h w`."""
+    height, width = frames[0].shape[:2]
+    factor = min(1.0, short / min(height, width))
+    size = round(width * factor), round(height * factor)
+    made = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
+    return np.ascontiguousarray(np.stack(made).transpose(0, 3, 1, 2))
+
+
+def read_image(path: Path) -> list[np.ndarray]:
+    """Read an image as a clip of one frame."""
+    return [np.asarray(Image.open(path).convert("RGB"))]
+
+
+def read_clip(path: Path) -> list[np.ndarray]:
+    """Read all frames of a clip."""
+    import cv2
+
+    reader, frames = cv2.VideoCapture(str(path)), []
+    while (found := reader.read())[0]:
+        frames.append(np.ascontiguousarray(found[1][..., ::-1]))
+    if not frames:
+        raise SystemExit(f"{path}: no frames")
+    return frames
+
+
+def lay_out(
+    clips: Sequence[Sequence[np.ndarray]], shorts: dict[int, list[int]], device: torch.device, pool: ThreadPoolExecutor
+) -> dict[int, Media]:
+    """Put clips on the device, for each size of crops in its sizes."""
     return {
-        "steps": steps,
-        "weights": {"l2": 1.0, "batch_entropy": -0.001},
-        "entropy_boost_steps": max(1, steps // 2),
-        "optimizer": OptimizerConfig(lr=2e-3, warmup=min(100, steps), muon=MuonConfig(lr=0.02, turns=3)),
-        "precision": "bfloat16",
-        "workers": workers,
-        "held_out": 0,
-        "log_every": max(1, min(20, steps // 4)),
-        "save_every": max(1, steps // 2),
-        "sample_every": steps,
-        "eval_every": max(1, steps // 4),
-        "keep": 1,
+        size: Media([list(pool.map(lambda clip, s=s: scaled(clip, s), clips)) for s in each], device)
+        for size, each in shorts.items()
     }
 
 
-def images(data: Path) -> ImagesConfig:
-    """Return the photographs and frames to learn from."""
-    return ImagesConfig(path=data / "ImageNet/train", size=64, scale=(0.25, 0.75), in_memory=429)
+class Unchecked(nn.Module):
+    """A tokenizer's forward pass that does not look at the values of its input."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, video: Tensor, whole: Any = None) -> Any:
+        """Reconstruct."""
+        return self.tokenizer._reconstruct(video, whole)
 
 
-def image(data: Path, steps: int, workers: int) -> TokenizerTraining:
-    """Return the run of the image tokenizer."""
-    held_out = ImagesConfig(path=data / "ImageNet/validation", size=128, crop="center", flip=False)
-    run = {"batch_size": 128, "entropy_boost": 19.0, "validation_limit": 118, "ema": 0.999}
-    return TokenizerTraining(tokenizer=IMAGE, data=images(data), validation=held_out, **run, **common(steps, workers))
+class Kind(NamedTuple):
+    """A batch of one step."""
+
+    draw: Callable[[], Tensor]
+    every: int
+    """It is the batch of one step in so many."""
 
 
-def conditional(data: Path, steps: int, workers: int, init: Path) -> TokenizerTraining:
-    """Return the run of the conditional tokenizer on long clips; the image tokenizer inside stays as it is."""
-    folder = data / "ucf101"
-    videos = VideosConfig(
-        path=folder / "trainlist01.txt", root=folder / "UCF-101", size=64, frames=49, scale=(0.3, 0.8)
-    )
-    first = load(str(init)).config
-    assert isinstance(first, TokenizerConfig)
-    view = {"size": 128, "frames": 17, "crop": "center", "flip": False, "sampling": "center"}
-    held_out = VideosConfig(path=folder / "testlist01.txt", root=folder / "UCF-101").replace(view)
-    run = {"batch_size": 32, "entropy_boost": 9.0, "validation_limit": 32, "ema": 0.998}
-    return TokenizerTraining(
-        tokenizer=ConditionalConfig(image=first, decoder_depth=(2, 2)),
-        data=JointConfig(images=images(data), videos=videos, share=0.1),
-        validation=held_out if (folder / "testlist01.txt").exists() else None,
-        init=init,
-        frozen=("encoder.image", "decoder.image"),
-        still_frames=49,
-        last_frame_weight=2.0,
-        **run,
-        **common(steps, workers),
-    )
+class Steps:
+    """Steps on the batches of some kinds, each kind recorded as one CUDA graph where that is wanted."""
+
+    def __init__(self, state: TrainState, kinds: Sequence[Kind], *, record: bool) -> None:
+        self.state, self.kinds = state, kinds
+        self.rates = self._rates()
+        self.graphs: list[torch.cuda.CUDAGraph | None] = [None] * len(kinds)
+        self.found: list[dict[str, Tensor]] = [{} for _ in kinds]
+        self.count = 0
+        if record:
+            self._record()
+
+    def _rates(self) -> list[tuple[Tensor, float]]:
+        """Make the learning rates tensors, which a graph reads; return each with its peak."""
+        optimizer, settings = self.state.optimizer, self.state.config.optimizer
+        device, rates = self.state.world.device, []
+        for group in optimizer.param_groups:
+            peak = settings.muon.lr if settings.muon is not None and "turns" in group else settings.lr
+            group["lr"] = torch.tensor(0.0, device=device)
+            if "turns" not in group:
+                group["capturable"] = device.type == "cuda"
+                group["foreach"] = device.type == "cuda"
+            rates.append((group["lr"], float(peak)))
+        return rates
+
+    def _once(self, kind: int) -> None:
+        state = self.state
+        video = self.kinds[kind].draw()
+        part = Part(video, tuple(range(len(video))), video.new_zeros(len(video), dtype=torch.long), 1.0, len(video))
+        state.optimizer.zero_grad(set_to_none=True)
+        measured, _ = tokenizer_step.accumulate(state, part)
+        clip_gradient(state.tokenizer, state.config.optimizer.clip)
+        state.optimizer.step()
+        update_ema(state.ema, state.tokenizer, state.config.ema)
+        self.found[kind] = measured
+
+    def _record(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for kind in range(len(self.kinds)):
+                for _ in range(3):
+                    self._once(kind)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        for kind in range(len(self.kinds)):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._once(kind)
+            self.graphs[kind] = graph
+
+    def step(self, share: float) -> int:
+        """Take a step at a share of the peak learning rates; return the kind of its batch."""
+        for rate, peak in self.rates:
+            rate.fill_(peak * share)
+        self.count += 1
+        kind = next((i for i, kind in enumerate(self.kinds) if self.count % kind.every == 0), len(self.kinds) - 1)
+        graph = self.graphs[kind]
+        if graph is None:
+            self._once(kind)
+        else:
+            graph.replay()
+        return kind
 
 
-def probe(config: TokenizerTraining, device: str) -> float:
-    """Return how many steps a second a run makes once it is under way."""
-    with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder) / "run", device=device)
-        speeds = [
-            line["steps_per_second"] for line in read_rows(Path(folder) / "run" / "log.jsonl", "steps_per_second")
-        ]
-    last = speeds[-max(1, len(speeds) // 4) :]
-    return float(sum(last) / len(last))
+def rate(share: float, count: int, hold: float = HOLD) -> float:
+    """Return the share of the peak learning rate: a warm-up of 100 steps, then constant, then half a cosine to 1 %."""
+    warm = min(1.0, (count + 1) / 100)
+    if share <= hold:
+        return warm
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - hold) / (1 - hold)))))
+
+
+def settings(config: Any, given: argparse.Namespace, **more: Any) -> TokenizerTraining:
+    """Return the run's config."""
+    muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
+    plain: dict[str, Any] = {
+        "tokenizer": config,
+        "data": ImagesConfig(path=given.images, size=64, scale=(0.25, 0.75)),
+        "steps": 10**6,
+        "batch_size": given.batch,
+        "optimizer": OptimizerConfig(lr=given.lr, schedule="constant", muon=muon),
+        "precision": "bfloat16",
+        "weights": {"l2": 1.0, "batch_entropy": -0.001},
+        "ema": given.ema,
+        "init": given.init,
+    }
+    return TokenizerTraining(**plain | more)
+
+
+def graph_run(state: TrainState, phases: Sequence[Sequence[Kind]], given: argparse.Namespace, validate: Any) -> Any:
+    """Train in the seconds that there are: the first phase with its kinds of batches, then the second."""
+    began, curve, checks = time.monotonic(), [], []
+    state.ddp = Unchecked(state.tokenizer)
+    record, steps, done = given.device == "cuda" and not given.eager, None, 0
+    with fast_kernels(True):
+        for number, kinds in enumerate(phases):
+            count = 0 if steps is None else steps.count
+            steps = Steps(state, kinds, record=record)
+            steps.count = count
+            end = HOLD if number + 1 < len(phases) else 1.0
+            while (share := (time.monotonic() - began) / given.seconds) < end:
+                for _ in range(given.log):
+                    kind = steps.step(rate(share, steps.count))
+                found = {name: float(value) for name, value in steps.found[kind].items()}
+                if not math.isfinite(found["total"]):
+                    raise SystemExit(f"step {steps.count}: the loss is {found['total']}")
+                psnr = -10 * math.log10(found["squared_error"] / 4)
+                curve.append([steps.count, round(time.monotonic() - began, 2), number, kind, round(psnr, 3)])
+                if time.monotonic() - began > (len(checks) + 1) * given.seconds / 8:
+                    checks.append([steps.count, validate(state.ema) if validate else None])
+                    print(json.dumps({"seconds": curve[-1][1], "curve": curve[-1], "checked": checks[-1]}), flush=True)
+            done = steps.count
+    return {"steps": done, "curve": curve, "validation": checks, "recorded": record}
+
+
+def plain_run(state: TrainState, draws: Sequence[Callable[[], Tensor]], given: argparse.Namespace) -> Any:
+    """Train as `smalti train` does, with a discriminator; how many steps there will be follows from the first."""
+    began, curve, mark = time.monotonic(), [], 0.0
+    with fast_kernels(True):
+        while state.step < state.config.steps:
+            if state.step == 10:
+                mark = time.monotonic()
+            if state.step == 40:
+                left = given.seconds - (time.monotonic() - began)
+                count = 40 + int(0.95 * left * 30 / (time.monotonic() - mark))
+                gan = state.config.gan
+                assert gan is not None
+                assert state.gan is not None
+                started = gan.replace({"start": count // 5})
+                state.config = state.config.replace({"steps": count, "gan": started})
+                state.gan.config = started
+            share = state.step / state.config.steps
+            line = tokenizer_step.step(state, draws[share > HOLD]())
+            if state.step % given.log == 0:
+                curve.append([line.step, round(time.monotonic() - began, 2), round(line.psnr, 3), dict(line.losses)])
+                print(json.dumps(curve[-1]), flush=True)
+            if time.monotonic() - began > given.seconds:
+                break
+    return {"steps": state.step, "of": state.config.steps, "curve": curve}
+
+
+def combined(given: argparse.Namespace) -> ConditionalConfig:
+    """Write a conditional tokenizer to start from: `--init` with the image tokenizer `--image` inside."""
+    image, before = load(str(given.image)), load(str(given.init))
+    assert isinstance(before.config, ConditionalConfig)
+    config = before.config.replace({"image": image.config, "quarters": False})
+    whole = Tokenizer(config)
+    weights = {name: value for name, value in before.state_dict().items() if ".image." not in name}
+    for part, own in (("encoder", image.encoder), ("decoder", image.decoder)):
+        weights |= {f"{part}.image.{name}": value for name, value in own.state_dict().items()}
+    whole.load_state_dict(weights)
+    given.init = given.out.with_name(f"{given.out.name}-start")
+    whole.eval().save(given.init, replace=True)
+    return config
+
+
+def validation(folder: Path | None, device: torch.device, pool: ThreadPoolExecutor) -> Any:
+    """Return the mean PSNR of the middles of held-out images, scaled to 128 pixels."""
+    if folder is None:
+        return None
+    frames = list(pool.map(lambda path: scaled(read_image(path), 128), sorted(files(folder))[:VALIDATED]))
+    middles = [f[..., (f.shape[2] - 128) // 2 :, (f.shape[3] - 128) // 2 :][..., :128, :128] for f in frames]
+    video = torch.from_numpy(np.concatenate(middles)).to(device).float() / 127.5 - 1
+
+    def measure(tokenizer: Tokenizer) -> float:
+        with torch.inference_mode():
+            made = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in video.split(16)])
+        made = ((made.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        return round(float((-10 * ((made - video).square().mean((1, 2, 3)) / 4).log10()).mean()), 3)
+
+    return measure
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder."""
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Probe, train, keep the weights and the figures."""
+    """Lay the media out, train, keep the weights and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("image", "conditional"))
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--init", type=Path, help="image tokenizer of the conditional one")
-    parser.add_argument("--seconds", type=float, default=240.0, help="of all: probe, run, end")
-    parser.add_argument("--steps", type=int, help="so many, without a probe")
-    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("what", choices=("image", "conditional", "perceptual"))
+    parser.add_argument("images", type=Path, help="folder of images")
+    parser.add_argument("--clips", type=Path, help="list of clips; some of their frames are images, too")
+    parser.add_argument("--root", type=Path, help="folder of the clips")
+    parser.add_argument("--validation", type=Path, help="folder of images that are scored during the run")
+    parser.add_argument("--init", type=Path, required=True, help="tokenizer to start from")
+    parser.add_argument("--image", type=Path, help="image tokenizer inside the conditional one")
+    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--batch", type=int, default=128, help="crops of 64 pixels; of 128 a quarter as many")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.01)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--log", type=int, default=50, help="steps between figures")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="record no CUDA graphs")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    began = time.monotonic()
+    began, device = time.monotonic(), torch.device(given.device)
+    torch.manual_seed(1)
+    with ThreadPoolExecutor(16) as pool:
+        photographs = list(pool.map(read_image, files(given.images)))
+        clips = []
+        if given.clips is not None:
+            names = [line.split()[0] for line in given.clips.read_text("utf-8").splitlines()]
+            clips = list(pool.map(lambda name: read_clip(given.root / name), names))
+            photographs += [[frame] for clip in clips for frame in clip[::24]]
+        images = lay_out(photographs, IMAGE_SHORT, device, pool)
+        videos = lay_out(clips, CLIP_SHORT, device, pool) if given.what == "conditional" else {}
+        validate = validation(given.validation, device, pool)
+    ready = time.monotonic() - began
+    print(f"{len(photographs)} images, {len(clips)} clips, laid out in {ready:.1f} s", flush=True)
+    world, batches = World(0, 1, device), {64: given.batch, 128: max(1, given.batch // 4)}
+    if given.what == "conditional":
+        more = {
+            "frozen": ("encoder.image", "decoder.image"),
+            "still_frames": FRAMES,
+            "last_frame_weight": 2.0,
+        }
+        state = start_tokenizer(settings(combined(given), given, **more), world)
 
-    def config(steps: int) -> TokenizerTraining:
-        if given.what == "image":
-            return image(given.data, steps, given.workers)
-        return conditional(given.data, steps, given.workers, given.init)
+        def still(size: int) -> Tensor:
+            return images[size].draw(batches[size], 1, size).expand(-1, -1, FRAMES, -1, -1)
 
-    steps, speed = given.steps, None
-    if steps is None:
-        unvalidated: dict[str, object] = {"validation": None, "eval_every": PROBE, "log_every": PROBE // 12}
-        speed = probe(config(PROBE).replace(unvalidated), given.device)
-        steps = max(PROBE, int(SHARE * (given.seconds - (time.monotonic() - began)) * speed))
-        print(f"{speed:.2f} steps a second: {steps} steps", file=sys.stderr, flush=True)
-    settings = config(steps)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        try:
-            train(settings, run, device=given.device)
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-        keep(run, settings, given.out, {"probe_steps_per_second": speed, "seconds": time.monotonic() - began})
+        phases = [
+            [Kind(lambda s=s: still(s), 10), Kind(lambda s=s: videos[s].draw(batches[s], FRAMES, s), 1)]
+            for s in (64, 128)
+        ]
+        found = graph_run(state, phases, given, None)
+    elif given.what == "image":
+        state = start_tokenizer(settings(load(str(given.init)).config, given), world)
+        phases = [[Kind(lambda s=s: images[s].draw(batches[s], 1, s), 1)] for s in (64, 128)]
+        found = graph_run(state, phases, given, validate)
+    else:
+        gan = {"discriminator": {"kind": "patch", "width": 48}, "weight": 0.1, "adaptive": True, "lecam": 0.001}
+        more = {
+            "frozen": ("encoder",),
+            "weights": {"l2": 1.0, "lpips": 0.5},
+            "lpips": {"net": "vgg"},
+            "gan": {**gan, "start": 100_000, "ramp": 200},
+            "optimizer": OptimizerConfig(lr=given.lr, muon={"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}),
+        }
+        config = load(str(given.init)).config
+        config = config.with_quantizer(config.quantizer.replace({"losses": ()}))
+        state = start_tokenizer(settings(config, given, **more), world)
+        found = plain_run(state, [lambda s=s: images[s].draw(batches[s], 1, s) for s in (64, 128)], given)
+    figures = {**machine(), "what": given.what, "laid_out_s": ready, **found, "validated": None}
+    if validate:
+        figures["validated"] = validate(state.ema)
+    state.ema.half().eval().save(given.out, replace=True)
+    (given.out / "training.yaml").write_text(state.config.to_yaml(), encoding="utf-8")
+    figures |= {"seconds": time.monotonic() - began, "batch": given.batch, "gpu": str(device)}
+    if device.type == "cuda":
+        figures |= {"gpu": torch.cuda.get_device_name(), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    given.out.with_name(f"{given.out.name}-figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    print(json.dumps({name: value for name, value in figures.items() if name not in ("curve", "versions")}))
     return 0
-
-
-def keep(run: Path, settings: Config, out: Path, figures: dict[str, Any]) -> None:
-    """Write the weights in half precision, their training.yaml, the figures and the curves."""
-    shutil.rmtree(out, ignore_errors=True)
-    load(str(run)).half().save(out)
-    (out / "training.yaml").write_text(settings.to_yaml(), encoding="utf-8")
-    log = list(read_rows(run / "log.jsonl"))
-    curves = curves_of(log, CURVES)
-    figures |= {**machine(), "steps": log[-1]["step"], "curves": curves}
-    figures["steps_per_second"] = [n["steps_per_second"] for n in log if "steps_per_second" in n][-5:]
-    out.with_name(f"{out.name}-figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    draw({name: curve for name, curve in curves.items() if curve["step"]}, out.with_name(f"{out.name}-curves.png"))
 
 
 if __name__ == "__main__":

@@ -90,3 +90,43 @@ def test_a_run_resumes_bit_for_bit(tmp_path, name):
     train(config.override(["steps=2"]), tmp_path / "parts")
     train(config.override(["steps=4"]), tmp_path / "parts", resume=True)
     assert final_digests(tmp_path / "whole") == final_digests(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_matrices_made_orthogonal_together_are_those_made_so_alone(shape, count):
+    given = torch.stack([matrix(shape, seed)[0] * 10.0**seed for seed in range(count)])
+    alone = torch.stack([orthogonalize(one, 4, torch.float32) for one in given])
+    assert torch.allclose(orthogonalize(given, 4, torch.float32), alone, atol=2e-5)
+
+
+def test_layers_of_one_shape_move_as_each_would_alone():
+    """And by a learning rate that is a tensor as by the same number."""
+    config = OptimizerConfig(lr=1.0, weight_decay=0.1, muon=MuonConfig(lr=0.02, momentum=0.8))
+    shapes = [(8, 12), (12, 8), (8, 12), (8, 12)]
+    for as_tensor in (False, True):
+        together = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in shapes)
+        alone = [nn.ModuleList([nn.Linear(*shape, bias=False)]) for shape in shapes]
+        for one, layer in zip(alone, together, strict=True):
+            one[0].load_state_dict(layer.state_dict())
+        optimizers = [make_optimizer(module, config) for module in (together, *alone)]
+        if as_tensor:
+            optimizers[0].param_groups[0]["lr"] = torch.tensor(0.02)
+        rng = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            for one, layer in zip(alone, together, strict=True):
+                layer.weight.grad = one[0].weight.grad = torch.randn(layer.weight.shape, generator=rng)
+            for optimizer in optimizers:
+                optimizer.step()
+        for one, layer in zip(alone, together, strict=True):
+            assert torch.allclose(layer.weight, one[0].weight, atol=1e-5)
+
+
+def test_a_kernel_without_a_gradient_stays():
+    layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(2))
+    before = layers[1].weight.detach().clone()
+    optimizer = make_optimizer(layers, OptimizerConfig(lr=1.0, muon=MuonConfig()))
+    layers[0].weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert torch.equal(layers[1].weight, before)
+    assert not optimizer.state[layers[1].weight]

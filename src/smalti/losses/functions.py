@@ -45,7 +45,8 @@ def weigh_frames(video: Float[Tensor, "b 3 t h w"], stride: int, last: float) ->
     """Return a weight for each frame: `last` to 1 for the first frame and the last of every `stride` after it. Their
     mean is 1."""
     frames = torch.arange(video.shape[2], device=video.device)
-    weights = torch.where(frames % stride == 0, last, 1.0).to(widen(video).dtype)
+    weights = torch.ones(len(frames), dtype=widen(video).dtype, device=video.device)
+    weights.masked_fill_(frames % stride == 0, last)
     return (weights / weights.mean()).view(-1, 1, 1)
 
 

@@ -37,7 +37,9 @@ def soft_digits(
     logits = (2 * rows * values - values.square()) / temperature
     width = values.shape[1]
     if min(levels) < width:
-        absent = torch.arange(width, device=z.device) >= torch.tensor(levels, device=z.device)[:, None]
+        # Without a table that would be copied to a GPU, which waits.
+        places = torch.arange(width, device=z.device)
+        absent = torch.stack([places >= level for level in levels])
         logits = logits.masked_fill(absent, _ABSENT)
     return logits.log_softmax(-1)
 
@@ -77,7 +79,7 @@ def mean_code(log_p: Float[Tensor, "n d l"], levels: Sequence[int]) -> Float[Ten
 
 def _mean_of_joints(log_p: Tensor, levels: Sequence[int]) -> Tensor:
     total: Tensor = _SumOfJoints.apply(log_p, tuple(levels))  # type: ignore[no-untyped-call, unused-ignore]
-    return total / torch.tensor(float(log_p.shape[0]), dtype=total.dtype, device=total.device)
+    return total / float(log_p.shape[0])
 
 
 def halves(levels: Sequence[int]) -> int:

@@ -120,6 +120,17 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(z.device.type, enabled=False):
             return self._number(self.quantize(_exact(_to_rows(z)))).view(_positions(z))
 
+    def nearest(self, z: Float[Tensor, "b d ..."]) -> tuple[Integer[Tensor, "b ..."], Float[Tensor, "b d ..."]]:
+        """Return the ids and codes of a latent without gradients: those of `encode` and `decode`, but nothing waits for
+        the device. Where z is not finite, codes are NaN and the id says nothing."""
+        self._check_latent("z", z)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            rows = _exact(_to_rows(z))
+            is_finite = rows.isfinite().all(1, keepdim=True)
+            digits = self.quantize(rows.where(is_finite, 0))
+            codes = self.look_up(digits).masked_fill(~is_finite, torch.nan)
+            return self._number(digits).view(_positions(z)), _from_rows(codes, z)
+
     def decode(self, ids: Integer[Tensor, "b ..."]) -> Float[Tensor, "b d ..."]:
         """Return the codes of ids of any integer type, bit for bit those that `forward` gave.
 

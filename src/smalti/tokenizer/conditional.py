@@ -422,12 +422,10 @@ def past_of(frames: Float[Tensor, "t b 3 h w"]) -> Float[Tensor, "1 b 3 h w"]:
 def _quantize(quantizer: Quantizer, z: Float[Tensor, "t b d h w"], *, recorded: bool) -> tuple[Tensor, Tensor]:
     """Return the ids `b t h w` and codes `b d t h w` of latents; NaN in a training step gives codes that are NaN."""
     z = z.detach().permute(1, 2, 0, 3, 4)
-    if not recorded:
-        ids = quantizer.encode(z)
-        return ids, quantizer.decode(ids)
-    finite = z.isfinite().all(1, keepdim=True)
-    ids = quantizer.encode(z.where(finite, 0))
-    return ids, quantizer.decode(ids).masked_fill(~finite, torch.nan)
+    if recorded:
+        return quantizer.nearest(z)
+    ids = quantizer.encode(z)
+    return ids, quantizer.decode(ids)
 
 
 def _blocks(channels: int, depth: int) -> Iterator[ResidualBlock]:

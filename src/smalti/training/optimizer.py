@@ -6,7 +6,7 @@ matrices too, works with every torch that smalti does, and is beside AdamW in on
 step of torch's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -117,21 +117,23 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(
-    matrix: Float[Tensor, "m n"], turns: int = 5, dtype: torch.dtype = torch.bfloat16
-) -> Float[Tensor, "m n"]:
-    """Return nearly the orthogonal matrix next to one, by a Newton-Schulz iteration of so many turns in a number type.
+    matrices: Float[Tensor, "*b m n"], turns: int = 5, dtype: torch.dtype = torch.bfloat16
+) -> Float[Tensor, "*b m n"]:
+    """Return nearly the orthogonal matrix next to each of one or `b` matrices, by a Newton-Schulz iteration of so many
+    turns in a number type.
 
     Singular vectors stay, singular values become about 1; a zero matrix stays zero.
     """
     a, b, c = _COEFFICIENTS
-    x = matrix.to(dtype)
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
-    x = x / x.norm().clamp(min=1e-7)
+    x = matrices.to(dtype)
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(turns):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 class Muon(Optimizer):
@@ -156,20 +158,44 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step along the gradients; parameters without one stay."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self._own:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
+        self.move_kernels()
         self._adamw.step()
         return loss
 
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient, keep = self.state[parameter], parameter.grad, group["momentum"]
-        assert gradient is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(gradient, 1 - keep)
-        matrix = gradient.lerp(state["momentum"], keep).flatten(1)
-        update = orthogonalize(matrix, group["turns"], group["dtype"]).view(parameter.shape).to(parameter.dtype)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5)
+    @torch.no_grad()
+    def move_kernels(self) -> None:
+        """Take Muon's part of a step."""
+        for group in self._own:
+            self._move([p for p in group["params"] if p.grad is not None], group)
+
+    def _move(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Move parameters along their gradients: those of one shape together, for a GPU waits for each call."""
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta, keep, lr = [self.state[p]["momentum"] for p in parameters], group["momentum"], group["lr"]
+        torch._foreach_lerp_(momenta, gradients, 1 - keep)
+        ahead = torch._foreach_lerp(gradients, momenta, keep)
+        torch._foreach_mul_(list(parameters), 1 - lr * group["weight_decay"])
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for parameter, direction in zip(parameters, ahead, strict=True):
+            matrix = direction.flatten(1)
+            alike.setdefault(matrix.shape, []).append((parameter, matrix))
+        for (rows, columns), pairs in alike.items():
+            matrices = [matrix for _, matrix in pairs]
+            updates = orthogonalize(torch.stack(matrices) if len(pairs) > 1 else matrices[0], *_how(group))
+            step = lr * max(1.0, rows / columns) ** 0.5
+            for (parameter, _), update in zip(pairs, updates if len(pairs) > 1 else [updates], strict=True):
+                change = update.view(parameter.shape).to(parameter.dtype)
+                if isinstance(step, Tensor):
+                    parameter.sub_(change * step)
+                else:
+                    parameter.add_(change, alpha=-step)
+
+
+def _how(group: Mapping[str, Any]) -> tuple[int, torch.dtype]:
+    """Return the turns and the number type of a group."""
+    return group["turns"], group["dtype"]
