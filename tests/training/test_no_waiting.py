@@ -1,4 +1,4 @@
-"""On a GPU a training step's losses and gradients wait for nothing: no value is looked at, no table comes from the host.
+"""On a GPU the losses and gradients of a training step wait for nothing: no value is read, nothing is copied there.
 
 A step is run on tensors without values, where looking at one is an error, and every copy from the host is seen."""
 
@@ -58,9 +58,7 @@ def without_values(config) -> TrainState:
     return state
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [("tiny", 1), ("tiny-video", 5), ("tiny-video-conditional", 9)]
-)
+@pytest.mark.parametrize(("name", "frames"), [("tiny", 1), ("tiny-video", 5), ("tiny-video-conditional", 9)])
 def test_losses_and_gradients_wait_for_nothing(name, frames, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # these tensors have none
     muon = ["optimizer.muon={turns: 2}", "init=null", "lpips=null", "gan=null", "precision=float32"]
