@@ -1,4 +1,4 @@
-"""On a GPU a training step's losses and gradients wait for nothing: no value is looked at, no table comes from the host.
+"""On a GPU a training step's losses and gradients wait for nothing: no value is looked at, no table is copied there.
 
 A step is run on tensors without values, where looking at one is an error, and every copy from the host is seen."""
 
@@ -36,31 +36,17 @@ class Host(TorchDispatchMode):
         return result
 
 
-class Unchecked(torch.nn.Module):
-    """The forward pass without the check of its input's values."""
-
-    def __init__(self, tokenizer) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def forward(self, video, whole=None):
-        return self.tokenizer._reconstruct(video, whole)
-
-
 def without_values(config) -> TrainState:
     """The state of a run whose weights have no values."""
     state = start_tokenizer(config, World(0, 1, torch.device("cpu")))
     state.tokenizer.to(META)
     state.ema.to(META)
     state.world = World(0, 1, META)
-    state.ddp = Unchecked(state.tokenizer)
     state.optimizer = make_optimizer(state.tokenizer, config.optimizer)
     return state
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [("tiny", 1), ("tiny-video", 5), ("tiny-video-conditional", 9)]
-)
+@pytest.mark.parametrize(("name", "frames"), [("tiny", 1), ("tiny-video", 5), ("tiny-video-conditional", 9)])
 def test_losses_and_gradients_wait_for_nothing(name, frames, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # these tensors have none
     muon = ["optimizer.muon={turns: 2}", "init=null", "lpips=null", "gan=null", "precision=float32"]
