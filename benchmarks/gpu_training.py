@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +200,7 @@ def rate(share: float, count: int, hold: float = HOLD) -> float:
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - hold) / (1 - hold)))))
 
 
-def settings(config: Any, given: argparse.Namespace, **more: Any) -> TokenizerTraining:
+def settings(config: Any, given: argparse.Namespace, more: Mapping[str, Any] = {}) -> TokenizerTraining:
     """Return the run's config."""
     muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
     plain: dict[str, Any] = {
@@ -214,7 +214,7 @@ def settings(config: Any, given: argparse.Namespace, **more: Any) -> TokenizerTr
         "ema": given.ema,
         "init": given.init,
     }
-    return TokenizerTraining(**plain | more)
+    return TokenizerTraining(**plain | dict(more))
 
 
 def graph_run(state: TrainState, phases: Sequence[Sequence[Kind]], given: argparse.Namespace, validate: Any) -> Any:
@@ -305,8 +305,8 @@ def files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Lay the media out, train, keep the weights and the figures."""
+def options() -> argparse.ArgumentParser:
+    """What the program is told."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("image", "conditional", "perceptual"))
     parser.add_argument("images", type=Path, help="folder of images")
@@ -324,7 +324,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--eager", action="store_true", help="record no CUDA graphs")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Lay the media out, train, keep the weights and the figures."""
+    given = options().parse_args(arguments)
     began, device = time.monotonic(), torch.device(given.device)
     torch.manual_seed(1)
     with ThreadPoolExecutor(16) as pool:
@@ -346,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "still_frames": FRAMES,
             "last_frame_weight": 2.0,
         }
-        state = start_tokenizer(settings(combined(given), given, **more), world)
+        state = start_tokenizer(settings(combined(given), given, more), world)
 
         def still(size: int) -> Tensor:
             return images[size].draw(batches[size], 1, size).expand(-1, -1, FRAMES, -1, -1)
@@ -371,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         config = load(str(given.init)).config
         config = config.with_quantizer(config.quantizer.replace({"losses": ()}))
-        state = start_tokenizer(settings(config, given, **more), world)
+        state = start_tokenizer(settings(config, given, more), world)
         found = plain_run(state, [lambda s=s: images[s].draw(batches[s], 1, s) for s in (64, 128)], given)
     figures = {**machine(), "what": given.what, "laid_out_s": ready, **found, "validated": None}
     if validate:
