@@ -26,7 +26,14 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="where the paths of a list start")
     parser.add_argument("--size", type=int, default=128, help="of the square in the middle, shrunk")
     parser.add_argument("--frames", type=int, default=1, help="1: images")
-    parser.add_argument("--search", type=float, nargs="+", default=(), metavar="PRICE", help="ids at these prices")
+    parser.add_argument(
+        "--search",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="PRICE",
+        help="of the first tokenizer, ids at these prices",
+    )
     parser.add_argument("--keep", metavar="NAME", help="write results/rates/NAME.json")
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -49,6 +49,9 @@ VALIDATED = 118
 """Images of a validation."""
 
 
+Validate = Callable[[Tokenizer], float]
+
+
 class Media:
     """Images (clips of one frame) or clips, as 8-bit pixels on the device in several sizes."""
 
@@ -117,6 +120,16 @@ def lay_out(
         size: Media([list(pool.map(lambda clip, s=s: scaled(clip, s), clips)) for s in each], device)
         for size, each in shorts.items()
     }
+
+
+class Laid(NamedTuple):
+    """What lies on the device."""
+
+    images: dict[int, Media]
+    videos: dict[int, Media]
+    validate: Validate | None
+    counts: tuple[int, int]
+    """Images and clips."""
 
 
 class Kind(NamedTuple):
@@ -200,7 +213,7 @@ def rate(share: float, count: int, hold: float = HOLD) -> float:
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - hold) / (1 - hold)))))
 
 
-def settings(config: Any, given: argparse.Namespace, more: Mapping[str, Any] = {}) -> TokenizerTraining:
+def settings(config: Any, given: argparse.Namespace, changes: Mapping[str, Any]) -> TokenizerTraining:
     """Return the run's config."""
     muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
     plain: dict[str, Any] = {
@@ -214,10 +227,12 @@ def settings(config: Any, given: argparse.Namespace, more: Mapping[str, Any] = {
         "ema": given.ema,
         "init": given.init,
     }
-    return TokenizerTraining(**plain | dict(more))
+    return TokenizerTraining(**plain | dict(changes))
 
 
-def graph_run(state: TrainState, phases: Sequence[Sequence[Kind]], given: argparse.Namespace, validate: Any) -> Any:
+def graph_run(
+    state: TrainState, phases: Sequence[Sequence[Kind]], given: argparse.Namespace, validate: Validate | None
+) -> dict[str, Any]:
     """Train in the seconds that there are: the first phase with its kinds of batches, then the second."""
     began, curve, checks = time.monotonic(), [], []
     record, steps, done = given.device == "cuda" and not given.eager, None, 0
@@ -242,7 +257,7 @@ def graph_run(state: TrainState, phases: Sequence[Sequence[Kind]], given: argpar
     return {"steps": done, "curve": curve, "validation": checks, "recorded": record}
 
 
-def plain_run(state: TrainState, draws: Sequence[Callable[[], Tensor]], given: argparse.Namespace) -> Any:
+def plain_run(state: TrainState, draws: Sequence[Callable[[], Tensor]], given: argparse.Namespace) -> dict[str, Any]:
     """Train as `smalti train` does, with a discriminator; how many steps there will be follows from the first."""
     began, curve, mark = time.monotonic(), [], 0.0
     with fast_kernels(True):
@@ -283,7 +298,7 @@ def combined(given: argparse.Namespace) -> ConditionalConfig:
     return config
 
 
-def validation(folder: Path | None, device: torch.device, pool: ThreadPoolExecutor) -> Any:
+def validation(folder: Path | None, device: torch.device, pool: ThreadPoolExecutor) -> Validate | None:
     """Return the mean PSNR of the middles of held-out images, scaled to 128 pixels."""
     if folder is None:
         return None
@@ -306,7 +321,7 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def options() -> argparse.ArgumentParser:
-    """What the program is told."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("image", "conditional", "perceptual"))
     parser.add_argument("images", type=Path, help="folder of images")
@@ -327,60 +342,72 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Lay the media out, train, keep the weights and the figures."""
-    given = options().parse_args(arguments)
-    began, device = time.monotonic(), torch.device(given.device)
-    torch.manual_seed(1)
+def lay_out_all(given: argparse.Namespace, device: torch.device) -> Laid:
+    """Read the media and put them on the device."""
     with ThreadPoolExecutor(16) as pool:
         photographs = list(pool.map(read_image, files(given.images)))
-        clips = []
+        clips: list[list[np.ndarray]] = []
         if given.clips is not None:
             names = [line.split()[0] for line in given.clips.read_text("utf-8").splitlines()]
             clips = list(pool.map(lambda name: read_clip(given.root / name), names))
             photographs += [[frame] for clip in clips for frame in clip[::24]]
         images = lay_out(photographs, IMAGE_SHORT, device, pool)
         videos = lay_out(clips, CLIP_SHORT, device, pool) if given.what == "conditional" else {}
-        validate = validation(given.validation, device, pool)
+        return Laid(images, videos, validation(given.validation, device, pool), (len(photographs), len(clips)))
+
+
+def image(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
+    """Train an image tokenizer."""
+    state = start_tokenizer(settings(load(str(given.init)).config, given, {}), world)
+    phases = [[Kind(lambda s=s: laid.images[s].draw(rows[s], 1, s), 1)] for s in (64, 128)]
+    return state, graph_run(state, phases, given, laid.validate)
+
+
+def conditional(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
+    """Train the conditional part of a tokenizer: one step in ten has images that stand still."""
+    more = {"frozen": ("encoder.image", "decoder.image"), "still_frames": FRAMES, "last_frame_weight": 2.0}
+    state = start_tokenizer(settings(combined(given), given, more), world)
+
+    def still(size: int) -> Tensor:
+        return laid.images[size].draw(rows[size], 1, size).expand(-1, -1, FRAMES, -1, -1)
+
+    phases = [
+        [Kind(lambda s=s: still(s), 10), Kind(lambda s=s: laid.videos[s].draw(rows[s], FRAMES, s), 1)]
+        for s in (64, 128)
+    ]
+    return state, graph_run(state, phases, given, None)
+
+
+def perceptual(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
+    """Train another decoder for the ids of an image tokenizer."""
+    gan = {"discriminator": {"kind": "patch", "width": 48}, "weight": 0.1, "adaptive": True, "lecam": 0.001}
+    muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
+    more = {
+        "frozen": ("encoder",),
+        "weights": {"l2": 1.0, "lpips": 0.5},
+        "lpips": {"net": "vgg"},
+        "gan": {**gan, "start": 100_000, "ramp": 200},
+        "optimizer": OptimizerConfig(lr=given.lr, muon=muon),
+    }
+    config = load(str(given.init)).config
+    config = config.with_quantizer(config.quantizer.replace({"losses": ()}))
+    state = start_tokenizer(settings(config, given, more), world)
+    return state, plain_run(state, [lambda s=s: laid.images[s].draw(rows[s], 1, s) for s in (64, 128)], given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Lay the media out, train, keep the weights and the figures."""
+    given = options().parse_args(arguments)
+    began, device = time.monotonic(), torch.device(given.device)
+    torch.manual_seed(1)
+    laid = lay_out_all(given, device)
     ready = time.monotonic() - began
-    print(f"{len(photographs)} images, {len(clips)} clips, laid out in {ready:.1f} s", flush=True)
-    world, batches = World(0, 1, device), {64: given.batch, 128: max(1, given.batch // 4)}
-    if given.what == "conditional":
-        more = {
-            "frozen": ("encoder.image", "decoder.image"),
-            "still_frames": FRAMES,
-            "last_frame_weight": 2.0,
-        }
-        state = start_tokenizer(settings(combined(given), given, more), world)
-
-        def still(size: int) -> Tensor:
-            return images[size].draw(batches[size], 1, size).expand(-1, -1, FRAMES, -1, -1)
-
-        phases = [
-            [Kind(lambda s=s: still(s), 10), Kind(lambda s=s: videos[s].draw(batches[s], FRAMES, s), 1)]
-            for s in (64, 128)
-        ]
-        found = graph_run(state, phases, given, None)
-    elif given.what == "image":
-        state = start_tokenizer(settings(load(str(given.init)).config, given), world)
-        phases = [[Kind(lambda s=s: images[s].draw(batches[s], 1, s), 1)] for s in (64, 128)]
-        found = graph_run(state, phases, given, validate)
-    else:
-        gan = {"discriminator": {"kind": "patch", "width": 48}, "weight": 0.1, "adaptive": True, "lecam": 0.001}
-        more = {
-            "frozen": ("encoder",),
-            "weights": {"l2": 1.0, "lpips": 0.5},
-            "lpips": {"net": "vgg"},
-            "gan": {**gan, "start": 100_000, "ramp": 200},
-            "optimizer": OptimizerConfig(lr=given.lr, muon={"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}),
-        }
-        config = load(str(given.init)).config
-        config = config.with_quantizer(config.quantizer.replace({"losses": ()}))
-        state = start_tokenizer(settings(config, given, more), world)
-        found = plain_run(state, [lambda s=s: images[s].draw(batches[s], 1, s) for s in (64, 128)], given)
-    figures = {**machine(), "what": given.what, "laid_out_s": ready, **found, "validated": None}
-    if validate:
-        figures["validated"] = validate(state.ema)
+    print("{} images, {} clips, laid out in {:.1f} s".format(*laid.counts, ready), flush=True)
+    rows = {64: given.batch, 128: max(1, given.batch // 4)}
+    train = {"image": image, "conditional": conditional, "perceptual": perceptual}[given.what]
+    state, found = train(given, laid, World(0, 1, device), rows)
+    figures = {**machine(), "what": given.what, "laid_out_s": ready, **found}
+    figures["validated"] = laid.validate(state.ema) if laid.validate else None
     state.ema.half().eval().save(given.out, replace=True)
     (given.out / "training.yaml").write_text(state.config.to_yaml(), encoding="utf-8")
     figures |= {"seconds": time.monotonic() - began, "batch": given.batch, "gpu": str(device)}

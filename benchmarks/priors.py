@@ -64,10 +64,12 @@ def clips(data: Path, part: str) -> list[Path]:
     return [data / "ucf101" / "UCF-101" / line.split()[0] for line in lines]
 
 
-def to_learn(tokenizer: Tokenizer, data: Path) -> Iterator[np.ndarray]:
+def to_learn(tokenizer: Tokenizer, data: Path, photographs: Path | None) -> Iterator[np.ndarray]:
     """Blocks of ids to train on."""
     rng, is_image = random.Random(0), tokenizer.strides[0] == 1
-    for path in sorted((data / "ImageNet" / "train").rglob("*.JPEG")) if is_image else ():
+    images = sorted((data / "ImageNet" / "train").rglob("*.JPEG"))
+    images += [] if photographs is None else sorted(photographs.glob("*.jpg"))
+    for path in images if is_image else ():
         image = Image.open(path).convert("RGB")
         for scale in SCALES:
             yield ids_of(tokenizer, [shrunk(image, scale * rng.uniform(0.9, 1.1), rng.random() < 0.5)])
@@ -116,12 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="what benchmarks.media wrote")
     parser.add_argument("tokenizer", help="as for smalti.load")
     parser.add_argument("--out", type=Path, help="the file to write; none: only measure the prior that there is")
+    parser.add_argument("--photographs", type=Path, help="more to train on: what benchmarks.photographs wrote")
     parser.add_argument("--steps", type=int, default=3000)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     tokenizer = load(asked.tokenizer)
     if asked.out is not None:
-        learned = learn_prior(to_learn(tokenizer, asked.data), tokenizer.info, steps=asked.steps)
+        learned = learn_prior(to_learn(tokenizer, asked.data, asked.photographs), tokenizer.info, steps=asked.steps)
         learned.prior.save(asked.out)
         print(f"{learned.tokens:,} tokens, {learned.steps:,} steps, {learned.loss:.3f} bits a token")
     prior = learned.prior if asked.out is not None else shipped_prior(tokenizer.fingerprint)

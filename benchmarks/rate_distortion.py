@@ -258,15 +258,15 @@ def of_video_codecs(media: str, clips: Mapping[str, Tensor]) -> Iterator[Point]:
 def points(
     media: str, tokenizers: Sequence[str], clips: Mapping[str, Tensor], prices: Sequence[float] = ()
 ) -> list[Point]:
-    """All points: those of the tokenizers, by ids of the encoder and of searches at these prices of a bit, and those of
-    every codec at its settings."""
+    """All points: those of the tokenizers, by ids of the encoder and of the first also by those of searches at these
+    prices of a bit, and those of every codec at its settings."""
     still = all(len(frames) == 1 for frames in clips.values())
     found = []
     for number, name in enumerate(tokenizers):
         tokenizer = load(name)
         found.append(point(media, f"{OURS} ids", name, by_ids(tokenizer), clips))
         if (prior := shipped_prior(tokenizer.fingerprint)) is not None:
-            for price in (None, *prices):
+            for price in (None, *(() if number else prices)):
                 setting = name if price is None else f"{name}, searched at {price:g}"
                 codec = f"{OURS} {name}" if number else OURS
                 found.append(point(media, codec, setting, by_coded_ids(tokenizer, prior, price), clips))

@@ -79,6 +79,7 @@ def measure(device: torch.device = CPU) -> tuple[str, list[dict[str, object]]]:
 
 def both(case: Case, plain: list[Tensor], device: torch.device) -> dict[str, object]:
     """One way after the other: recordings end with their block."""
+    torch.cuda.empty_cache()
     held = torch.cuda.memory_reserved(device)
     with replayed(case.model, kept=64) as replays:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""On a GPU a training step's losses and gradients wait for nothing: no value is looked at, no table is copied there.
+"""On a GPU the losses and gradients of a training step wait for nothing: no value is read, nothing is copied there.
 
 A step is run on tensors without values, where looking at one is an error, and every copy from the host is seen."""
 
