@@ -65,6 +65,7 @@ PARTS = (
     Part("replay", rows(replay.measure)),
     Part("training_run", trained),
     Part("training_step", rows(training_step.measure)),
+    Part("recorded_step", rows(training_step.measure_recorded)),
     Part("training_memory", rows(training_memory.measure)),
     Part("magicmaster", rows(magicmaster.measure)),
     Part("entropy", rows(entropy.measure)),
@@ -72,8 +73,10 @@ PARTS = (
 )
 
 
-def absent(name: str) -> str | None:
+def absent(name: str, device: torch.device) -> str | None:
     """Why a part cannot be done here."""
+    if name == "recorded_step" and device.type != "cuda":
+        return "needs a CUDA device"
     missing = [package for package in NEEDED.get(name, ()) if importlib.util.find_spec(package) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
@@ -113,7 +116,7 @@ def main() -> int:
         if given.parts and name not in given.parts:
             continue
         spent = (time.monotonic() - began) / 60
-        reason = absent(name) or (f"{MINUTES} minutes were over" if spent > MINUTES - 1 else None)
+        reason = absent(name, device) or (f"{MINUTES} minutes were over" if spent > MINUTES - 1 else None)
         print(f"{name}: {reason or 'begins'} ({spent:.1f} min)", file=sys.stderr, flush=True)
         done[name] = {"left out": reason} if reason else attempt(run, device)
         keep(given.out, row | {"parts": done})

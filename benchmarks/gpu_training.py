@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.measure import machine
 from smalti.data import ImagesConfig
@@ -132,18 +132,6 @@ class Laid(NamedTuple):
     """Images and clips."""
 
 
-class Unchecked(nn.Module):
-    """A tokenizer's forward pass that does not look at the values of its input."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def forward(self, video: Tensor, whole: Any = None) -> Any:
-        """Reconstruct."""
-        return self.tokenizer._reconstruct(video, whole)
-
-
 class Kind(NamedTuple):
     """A batch of one step."""
 
@@ -247,7 +235,6 @@ def graph_run(
 ) -> dict[str, Any]:
     """Train in the seconds that there are: the first phase with its kinds of batches, then the second."""
     began, curve, checks = time.monotonic(), [], []
-    state.ddp = Unchecked(state.tokenizer)
     record, steps, done = given.device == "cuda" and not given.eager, None, 0
     with fast_kernels(True):
         for number, kinds in enumerate(phases):

@@ -1,4 +1,5 @@
-"""A training step against the plain way of it: two forwards of the tokenizer, two passes through LPIPS and D."""
+"""A training step against the plain way of it: two forwards of the tokenizer, two passes through LPIPS and D; and, on
+a GPU, a step that is recorded as a CUDA graph against one that is not."""
 
 import copy
 
@@ -9,9 +10,10 @@ from benchmarks.measure import CPU, fastest
 from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import PatchConfig, StyleGAN2Config
+from smalti.families import load
 from smalti.losses.perceptual import LPIPS, lpips_shapes
 from smalti.tokenizer import TokenizerConfig
-from smalti.training.config import GANConfig, TokenizerTraining
+from smalti.training.config import GANConfig, MuonConfig, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import Part, World
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import accumulate, step
@@ -83,6 +85,30 @@ def measure(device: torch.device = CPU) -> tuple[str, list[dict[str, object]]]:
         f"a GAN step at 2x{SIZE}x{SIZE} with LPIPS and adaptive weight; gradient_difference: relative, float32",
         rows,
     )
+
+
+def measure_recorded(device: torch.device) -> tuple[str, list[dict[str, object]]]:
+    """Seconds per step of the training of smalti/tiny-image-2, with `cuda_graph` and without."""
+    config = TokenizerTraining(
+        tokenizer=load("smalti/tiny-image-2").config,
+        data=ImagesConfig(path=photos("train")),
+        steps=1_000_000,
+        batch_size=128,
+        weights={"l2": 1.0, "batch_entropy": -0.001},
+        optimizer=OptimizerConfig(muon=MuonConfig(turns=3, precision="bfloat16")),
+        precision="bfloat16",
+        fast_kernels=True,
+    )
+    video = (torch.rand(128, 3, 1, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1).to(device)
+    steps = {}
+    for name in ("plain", "recorded"):
+        state = start_tokenizer(config.replace({"cuda_graph": name == "recorded"}), World(0, 1, device))
+        steps[name] = lambda s=state: step(s, video)
+        for _ in range(3):  # the second is recorded
+            steps[name]()
+    times = fastest(steps, rounds=5, device=device)
+    row = {"batch": "128 x 64 x 64", "plain_s": times["plain"], "recorded_s": times["recorded"]}
+    return "a step of smalti/tiny-image-2's training", [row | {"ratio": times["plain"] / times["recorded"]}]
 
 
 def _difference(state: TrainState, video: Tensor) -> float:

@@ -109,6 +109,15 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def is_in_graph() -> bool:
+    """Return whether the calls of this moment become a graph: compiled, exported, or captured on a CUDA device.
+
+    No value can be looked at then."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def whole_float32(device: torch.device) -> AbstractContextManager[None]:
     """Return a block in which float32 convolutions and products on a CUDA device are whole, as on a CPU.
 

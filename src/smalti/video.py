@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from smalti.arguments import check_arguments, check_least
+from smalti.devices import is_in_graph
 from smalti.errors import BadTensor, ConfigError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def check_video(video: Tensor, device: torch.device | None = None, name: str = "
         raise BadTensor(f"{wanted} (found {describe(video)}){_shape_hint(video, name)}")
     if device is not None and video.device != device:
         raise BadTensor(f"{name} is on {video.device}, the tokenizer on {device}: {name}.to(tokenizer.device)")
-    if torch.compiler.is_compiling() or video.is_meta:
+    if is_in_graph() or video.is_meta:
         return
     if not video.numel():
         raise BadTensor(f"{name} is empty (found {describe(video)})")
@@ -308,7 +309,7 @@ def to_int64(name: str, numbers: Tensor, first: int, end: int | None, whose: str
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise BadTensor(f"{name} must be integers (found {str(numbers.dtype).removeprefix('torch.')})")
     whole = numbers.long()
-    if end is not None and not torch.compiler.is_compiling() and whole.numel():
+    if end is not None and not is_in_graph() and whole.numel():
         low, high = (int(number) for number in whole.aminmax())
         if low < first or high >= end:
             worst = low if low < first else high

@@ -1,12 +1,15 @@
-"""A recording without a GPU: the operations of a call as torch dispatches them, run again in their order."""
+"""A recording without a GPU: the operations of a call as torch dispatches them, run again in their order and in the
+same memory; those of a backward pass too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from smalti.nn.replay import Recording
 
@@ -23,17 +26,13 @@ class _Tape(TorchDispatchMode):
         self.steps.append((function, args, kwargs or {}, result))
         return result
 
-    def again(self, wanted: Sequence[Tensor]) -> list[Tensor]:
-        """What the operations make now of the same inputs and weights, in the place of those results."""
-        now: dict[int, Tensor] = {}
-
-        def new(x: Any) -> Any:
-            return now.get(id(x), x)
-
+    def again(self) -> None:
+        """Run the operations on what lies in the same memory now, and put there what they give."""
         for function, args, kwargs, result in self.steps:
-            fresh = function(*tree_map(new, args), **tree_map(new, kwargs))
-            now.update({id(a): b for a, b in zip(tree_leaves(result), tree_leaves(fresh), strict=True)})
-        return [new(x) for x in wanted]
+            fresh = function(*args, **kwargs)
+            for place, value in zip(tree_leaves(result), tree_leaves(fresh), strict=True):
+                if isinstance(place, Tensor) and place.data_ptr() != value.data_ptr():  # else a view, or in place
+                    place.copy_(value)
 
     def names(self) -> set[str]:
         """The operations, and `nonzero` where an index is a mask."""
@@ -45,6 +44,15 @@ class _Tape(TorchDispatchMode):
 
 def is_mask(x: object) -> bool:
     return isinstance(x, Tensor) and x.dtype == torch.bool
+
+
+@contextmanager
+def as_if_captured() -> Iterator[None]:
+    """A block in which torch says that a CUDA stream is being captured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        yield
 
 
 class Traced:
@@ -59,7 +67,7 @@ class Traced:
     def __call__(self, run: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> Recording:
         with torch.inference_mode(False), torch.no_grad():
             inputs = tuple(torch.empty_like(x).copy_(x) for x in tensors)
-            with _Tape() as tape:
+            with as_if_captured(), _Tape() as tape:
                 found = run(*inputs)
             results = tuple(torch.zeros_like(x) for x in found)
         self.operations |= tape.names()
@@ -68,7 +76,8 @@ class Traced:
         def replay() -> None:
             self.replayed += 1
             with torch.inference_mode(False), torch.no_grad():
-                for result, value in zip(results, tape.again(found), strict=True):
+                tape.again()
+                for result, value in zip(results, found, strict=True):
                     result.copy_(value)
 
         return Recording(inputs, results, replay)

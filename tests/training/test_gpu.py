@@ -15,6 +15,7 @@ from smalti.training.distributed import World
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
 from tests.randomise import random_tokenizer
+from tests.training.test_recorded import CASES, recipe
 
 pytestmark = pytest.mark.gpu
 SMALL = {
@@ -122,3 +123,32 @@ def test_bfloat16_steps_are_finite_and_learn(judge, order):
     assert not any(measured.skipped for measured in found)
     assert found[-1].losses["l1"] < found[0].losses["l1"]
     assert all(p.dtype == torch.float32 for p in state.tokenizer.parameters())
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_recorded_steps_are_those_of_steps_that_are_not(case, fast):
+    """From the same weights at each step, for two shapes in turns; cuDNN may choose other kernels."""
+    name, changes, _ = CASES[case]
+    config = recipe(name, [*changes, f"fast_kernels={fast}"])
+    frames = 1 if name == "tiny" else 5
+    states, found = [], []
+    for is_recorded in (False, True):
+        state = start_tokenizer(config.replace({"cuda_graph": is_recorded}), World(0, 1, torch.device("cuda")))
+        gradients = []
+        state.optimizer.register_step_pre_hook(
+            lambda *_, s=state, g=gradients: g.append(
+                [p.grad.clone() for p in s.tokenizer.parameters() if p.requires_grad]
+            )
+        )
+        states, found = [*states, state], [*found, gradients]
+    plain, recorded = states
+    for number in range(8):
+        video = clip(frames, torch.float32)[: 1 + number % 2, ..., :16, :16] * (1 - 0.1 * number)
+        recorded.tokenizer.load_state_dict(plain.tokenizer.state_dict())
+        lines = [step(state, video) for state in states]
+        assert not any(line.skipped for line in lines)
+        assert lines[1].losses == pytest.approx(lines[0].losses, rel=1e-2, abs=1e-4)
+        wanted, given = (torch.cat([g.flatten() for g in gradients[-1]]) for gradients in found)
+        assert (wanted - given).norm() < 1e-2 * wanted.norm()
+    assert len(recorded.recorded) == 2

@@ -36,24 +36,12 @@ class Host(TorchDispatchMode):
         return result
 
 
-class Unchecked(torch.nn.Module):
-    """The forward pass without the check of its input's values."""
-
-    def __init__(self, tokenizer) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def forward(self, video, whole=None):
-        return self.tokenizer._reconstruct(video, whole)
-
-
 def without_values(config) -> TrainState:
     """The state of a run whose weights have no values."""
     state = start_tokenizer(config, World(0, 1, torch.device("cpu")))
     state.tokenizer.to(META)
     state.ema.to(META)
     state.world = World(0, 1, META)
-    state.ddp = Unchecked(state.tokenizer)
     state.optimizer = make_optimizer(state.tokenizer, config.optimizer)
     return state
 

@@ -126,6 +126,19 @@ def test_a_batch_that_is_not_finite_moves_nothing():
     assert not step(state, video).skipped
 
 
+@pytest.mark.parametrize("frozen", ["encoder", "decoder"])
+@pytest.mark.parametrize("weights", [LFQ_WEIGHTS, {"l1": 1.0}])
+def test_a_step_with_a_frozen_network_learns_and_skips_a_batch_that_is_not_finite(frozen, weights):
+    tokenizer = MODEL if "commitment" in weights else MODEL.with_quantizer(LFQConfig(bits=6, losses=()))
+    state = start_tokenizer(training(tokenizer=tokenizer, weights=weights, frozen=(frozen,)), ALONE)
+    before, video = copy.deepcopy(state.tokenizer.state_dict()), clips().float()
+    assert step(state, torch.full_like(video, torch.nan)).skipped
+    assert all(torch.equal(before[name], t) for name, t in state.tokenizer.state_dict().items())
+    assert not step(state, video).skipped
+    moved = {n.split(".")[0] for n, t in state.tokenizer.state_dict().items() if not torch.equal(before[n], t)}
+    assert moved == {"encoder", "decoder"} - {frozen}
+
+
 @pytest.mark.parametrize(
     ("weights", "said"),
     [

@@ -74,7 +74,7 @@ def select_frames(video: Float[Tensor, "b 3 t h w"], index: Int[Tensor, " b"] | 
     return video[torch.arange(video.shape[0], device=video.device), :, index].unsqueeze(2)
 
 
-def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
     """sum_i weights[i] * losses[i], a scalar. Raises ConfigError unless both have the same, non-empty set of names,
     so that a misspelt weight stops the run at its first step.
     """

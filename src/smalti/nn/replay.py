@@ -196,18 +196,20 @@ class CudaGraphs:
     """Records CUDA graphs. They share their working memory, for only one is replayed at a time: it is that of the
     largest. What each has of its own are inputs and results."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, warm_ups: int = 1) -> None:
+        self._warm_ups = warm_ups
         self._device, self._stream, self._pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> Recording:
-        """Run the function once aside, so that libraries have what they need, and record it."""
+        """Run the function aside, so that libraries have what they need, and record it."""
         graph, caller = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         # Results of inference mode could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(self._device):
             inputs = tuple(torch.empty_like(x).copy_(x) for x in tensors)
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
-                run(*inputs)
+                for _ in range(self._warm_ups):
+                    run(*inputs)
             caller.wait_stream(self._stream)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 results = run(*inputs)

@@ -99,8 +99,8 @@ def _joint(p: Tensor, levels: Sequence[int]) -> Tensor:
 def _incidence(levels: Sequence[int], width: int, like: Tensor) -> Tensor:
     """One row a joint state, one column a (channel, level): 1 where the state has that level there."""
     digits = torch.cartesian_prod(*(torch.arange(level, device=like.device) for level in levels))
-    digits = digits.view(-1, len(levels))
-    return torch.nn.functional.one_hot(digits, width).flatten(1).to(like.dtype)
+    digits = digits.view(-1, len(levels), 1)
+    return (digits == torch.arange(width, device=like.device)).flatten(1).to(like.dtype)  # `one_hot` looks at values
 
 
 class _SumOfJoints(torch.autograd.Function):

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.config import Config, Tuple
+from smalti.devices import is_in_graph
 from smalti.errors import BadTensor
 from smalti.quantize.entropy import WholeCode, batch_entropy, soft_digits, token_entropy
 from smalti.video import describe, to_int64
@@ -50,7 +51,8 @@ class Quantizer(nn.Module, ABC):
     Laws (tests/quantize): `codes == decode(encode(z))`, `ids(digits(i)) == i` for every id, each layout has the ids and
     codes of every other bit for bit, and so have bf16 and fp16 autocast, because all arithmetic inside is float32
     (float64 for a float64 z). Raises BadTensor, a ValueError of one line, for a tensor that cannot be right. What can
-    only be seen in the values (NaN, ids out of range) is checked in eager mode, not in a compiled or exported graph.
+    only be seen in the values (NaN, ids out of range) is checked in eager mode, not in a compiled, exported or captured
+    graph.
     """
 
     def __init__(self, levels: Sequence[int], dim: int) -> None:
@@ -98,11 +100,11 @@ class Quantizer(nn.Module, ABC):
 
         `whole` is for a z that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
 
-        A z that is not finite is refused, but where a gradient is recorded: there its codes are NaN, so that the loss
-        shows it and a training step can skip, and nothing waits for the device.
+        A z that is not finite is refused, but while gradients are recorded: there its codes are NaN, also of a frozen
+        encoder, so that the loss shows it and a training step can skip, and nothing waits for the device.
         """
         self._check_latent("z", z)
-        recorded = torch.is_grad_enabled() and z.requires_grad
+        recorded = torch.is_grad_enabled()
         if not recorded:
             _check_finite("z", z)
         with torch.autocast(z.device.type, enabled=False):
@@ -154,7 +156,7 @@ class Quantizer(nn.Module, ABC):
         _check_finite("codes", codes)
         with torch.autocast(codes.device.type, enabled=False):
             digits, off = self.recognise(_exact(_to_rows(codes)))
-            if not torch.compiler.is_compiling() and (count := int((off > 0.25).sum())):
+            if not is_in_graph() and (count := int((off > 0.25).sum())):
                 raise BadTensor(
                     f"codes: {count:,} of {len(off):,} are no codes of this quantizer; encode takes latents"
                 )
@@ -238,7 +240,7 @@ def _exact(z: Tensor) -> Tensor:
 
 
 def _check_finite(name: str, x: Tensor) -> None:
-    if not torch.compiler.is_compiling() and not torch.isfinite(x).all():
+    if not is_in_graph() and not torch.isfinite(x).all():
         raise BadTensor(f"{name} has {int((~torch.isfinite(x)).sum()):,} values that are not finite (NaN or infinite)")
 
 

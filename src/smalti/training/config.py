@@ -209,7 +209,9 @@ class TokenizerTraining(RunConfig):
     """The config of a tokenizer's training run."""
 
     former_names: ClassVar[Mapping[str, str]] = {"adversary": "gan"}
-    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | {"accumulate", "checkpoint_activations", "max_bad"}
+    changeable: ClassVar[frozenset[str]] = RunConfig.changeable | frozenset(
+        ("accumulate", "checkpoint_activations", "cuda_graph", "max_bad")
+    )
     """`accumulate` only changes rounding, and is fixed where it does more (`cut_note`)."""
 
     kind: Literal["tokenizer"] = "tokenizer"
@@ -245,6 +247,10 @@ class TokenizerTraining(RunConfig):
     checkpoint_activations: bool = False
     """Whether the layers of encoder and decoder keep their inputs alone and are computed again on the way back: less
     memory, a tenth to a fifth more time, the same bits."""
+    cuda_graph: bool = False
+    """Whether losses and gradients of a step are recorded as a CUDA graph, once for each shape of batch that comes
+    twice (of four at most), and replayed after that: Python starts one graph and not each kernel, some thousand a step.
+    For one CUDA device, without `gan`, `accumulate`, `codebook` and `lpips.dropout`."""
     max_bad: float = Field(0.5, ge=0, le=1)
     """Largest share of rows that cannot be read among the last 1,000; with more, the run ends. Until then a row is left
     out, and a step without any."""
@@ -287,6 +293,8 @@ class TokenizerTraining(RunConfig):
             raise ValueError("gan.order alternate needs accumulate 1: the discriminator moves within the batch")
         if self.tokenizer.modes > 1:
             raise ValueError("tokenizer.quarters: train without, then switch it on by smalti inflate --quarters")
+        if self.cuda_graph:
+            self._check_recordable()
         if self.init_training and self.init is None:
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:
@@ -305,6 +313,16 @@ class TokenizerTraining(RunConfig):
                 what = f"held_out is of the {own[0]} of {own[1]}, and validation shows the {shown[0]} of {shown[1]}"
                 raise ValueError(f"{what}: set held_out to 0, or validation to null")
         return self
+
+    def _check_recordable(self) -> None:
+        hindrances = {
+            "gan": self.gan is not None,
+            "accumulate above 1": self.accumulate > 1,
+            "codebook": self.codebook is not None,
+            "lpips.dropout": self.lpips is not None and self.lpips.dropout > 0,
+        }
+        if found := [name for name, is_there in hindrances.items() if is_there]:
+            raise ValueError(f"cuda_graph: a step with {' and '.join(found)} cannot be recorded; set it to false")
 
     def _check_codebook(self, codebook: CodebookTraining) -> None:
         quantizer = self.tokenizer.quantizer

@@ -16,6 +16,7 @@ from smalti.losses import Anchors
 from smalti.losses.logits import LogitDistance
 from smalti.losses.perceptual import LPIPS
 from smalti.nn.blocks import initialise
+from smalti.nn.replay import CudaGraphs
 from smalti.quantize import Codebook
 from smalti.text import nearest, say
 from smalti.tokenizer import AnyTokenizerConfig, ConditionalConfig, Tokenizer
@@ -25,6 +26,7 @@ from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.memory import recompute
 from smalti.training.optimizer import OptimizerState, make_optimizer, wrap_ddp
+from smalti.training.recorded import RecordedGradients, check_recordable
 from smalti.training.task import RunState, Stateful
 
 
@@ -66,6 +68,8 @@ class TrainState(RunState):
     """Counts and averages of a table of codes, if the config has them."""
     lpips: LPIPS | None = None
     logits: LogitDistance | None = None
+    recorded: RecordedGradients | None = None
+    """Recordings of the steps, if the config has them."""
 
     def tensors(self) -> dict[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights."""
@@ -112,6 +116,7 @@ def freeze(tokenizer: Tokenizer, parts: Sequence[str]) -> None:
 
 def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
     """Return a fresh state; random weights are a function of the seed."""
+    check_recordable(config, world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer(config.tokenizer)
@@ -150,6 +155,9 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
     if config.checkpoint_activations:
         for network in (tokenizer.encoder, tokenizer.decoder):  # once the EMA weights are a copy
             recompute(network)
+    if config.cuda_graph:
+        # Three runs aside, in which libraries choose their kernels.
+        state.recorded = RecordedGradients(tokenizer.parameters(), CudaGraphs(world.device, warm_ups=3))
     return state
 
 

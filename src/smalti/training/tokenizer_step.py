@@ -27,6 +27,7 @@ from smalti.quantize.quantizer import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.distributed import Part, Whole, cut
 from smalti.training.optimizer import clip_gradient, set_lr, update_ema
+from smalti.training.recorded import Measured
 from smalti.training.tokenizer_state import GANState, TrainState
 
 
@@ -151,7 +152,7 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
     for part in parts:
         last = part is parts[-1]
         with _unsynced(state.ddp, last), _unsynced(None if gan is None else gan.ddp, last):
-            measured, ids = accumulate(state, part, whole)
+            measured, ids = accumulate(state, part, whole) if state.recorded is None else _replayed(state, part)
         if part.share:
             all_ids.append(ids)
         for name, value in measured.items():
@@ -159,10 +160,26 @@ def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, 
     return dict(zip(sums, world.mean(torch.stack([*sums.values()])), strict=True)), all_ids
 
 
-def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tuple[dict[str, Tensor], Tensor]:
+def _replayed(state: TrainState, part: Part) -> Measured:
+    """Do as `accumulate` for the one part of a batch, recorded: its numbers lie on the device."""
+    assert state.recorded is not None
+    weights, device = _weights(state), part.video.device
+    numbers = (torch.full((), weight, device=device) for weight in weights.values())  # no copy, which would wait
+
+    def run(video: Tensor, frames: Tensor, *numbers: Tensor) -> Measured:
+        inside = part._replace(video=video, frames=frames)
+        return accumulate(state, inside, weights=dict(zip(weights, numbers, strict=True)))
+
+    return state.recorded.run(run, (part.video, part.frames.to(device, non_blocking=True), *numbers))
+
+
+def accumulate(
+    state: TrainState, part: Part, whole: Whole | None = None, weights: Mapping[str, float | Tensor] | None = None
+) -> Measured:
     """Add one micro-batch's gradients, times its share of the batch, to both networks; return its losses and ids.
 
-    Without `whole` it is all that this rank has of the batch, and ranks exchange what a loss needs.
+    Without `whole` it is all that this rank has of the batch, and ranks exchange what a loss needs. `weights` of the
+    losses are those of the step, if they are not given.
     """
     config, video = state.config, part.video
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -173,7 +190,7 @@ def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tup
         # The graph is cut at the pixels: every loss is differentiated down to here, once.
         pixels = widen(reconstruction.video.detach()).requires_grad_()
         pixel_losses = _pixel_losses(state, pixels, part)
-        weights = _weights(state)
+        weights = _weights(state) if weights is None else weights
         total = loss.weigh({**pixel_losses, **reconstruction.losses}, weights)
         (at_pixels,) = torch.autograd.grad(total, pixels, retain_graph=bool(reconstruction.losses))
         measured = {**pixel_losses, **reconstruction.losses, "total": total}
@@ -187,7 +204,8 @@ def accumulate(state: TrainState, part: Part, whole: Whole | None = None) -> tup
             measured |= gan_losses | {"gan_weight": weight}
     outputs, gradients = [reconstruction.video], [(at_pixels * part.share).to(reconstruction.video.dtype)]
     for name, value in reconstruction.losses.items():  # these reach the encoder by another way than the pixels
-        outputs, gradients = [*outputs, value], [*gradients, torch.full_like(value, weights[name] * part.share)]
+        if value.requires_grad:  # not where it is frozen
+            outputs, gradients = [*outputs, value], [*gradients, torch.ones_like(value) * (weights[name] * part.share)]
     torch.autograd.backward(outputs, gradients)
     measured["squared_error"] = (pixels.clamp(-1, 1) - video).square().mean()
     return {name: value.detach() for name, value in measured.items()}, reconstruction.ids
