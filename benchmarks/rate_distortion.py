@@ -293,7 +293,8 @@ def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
     """The Bjøntegaard delta rate of every codec over the coded ids of the first tokenizer, by PSNR: -0.5 takes half of
     our bits for the same PSNR.
 
-    Over the qualities that both reach; None where there are none in common.
+    Over the qualities that both reach; None where there are none in common. Points that another of the same codec beats
+    in bits and quality are left out: the encoder's ids, where a search finds better ones for fewer bits.
     """
     rows = []
     for media in dict.fromkeys(p.media for p in found):
@@ -304,11 +305,20 @@ def bd_rates(found: Sequence[Point]) -> list[dict[str, object]]:
         ours = curves.pop(OURS, [])
         for codec, curve in curves.items():
             try:
-                rate = bd_rate(ours, curve)
+                rate = bd_rate(unbeaten(ours), unbeaten(curve))
             except InputError:
                 rate = None
             rows.append({"media": media, "codec": codec, "bd_rate": rate})
     return rows
+
+
+def unbeaten(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points of bits and quality that no other has or exceeds at as many bits or fewer."""
+    kept: list[tuple[float, float]] = []
+    for bits, quality in sorted(curve, key=lambda point: (point[0], -point[1])):
+        if not kept or quality > kept[-1][1]:
+            kept.append((bits, quality))
+    return kept
 
 
 def at_equal_bits(found: Sequence[Point]) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.prediction import DRIFT, NOISE, trivial
-from benchmarks.rate_distortion import Point, bd_rates
+from benchmarks.rate_distortion import Point, bd_rates, unbeaten
 from benchmarks.trivial import block_means, grey, jpeg, mean_colour
 from smalti.video import to_video
 
@@ -94,3 +94,12 @@ def test_bd_rates_are_over_ours_and_none_without_a_common_quality():
     assert rows["half"] == pytest.approx(-0.5)
     assert rows["better"] is None
     assert set(rows) == {"half", "better"}
+
+
+def test_points_that_others_beat_are_no_part_of_a_curve():
+    curve = [(3.0, 30.0), (1.0, 20.0), (2.0, 31.0), (1.0, 22.0), (4.0, 31.0), (5.0, 33.0)]
+    assert unbeaten(curve) == [(1.0, 22.0), (2.0, 31.0), (5.0, 33.0)]
+    points = [Point("media", "smalti", str(bits), bits, quality, 0.0, 0.0, None) for bits, quality in curve]
+    points += [Point("media", "x", str(bits), 2 * bits, quality, 0.0, 0.0, None) for bits, quality in curve]
+    (row,) = bd_rates(points)
+    assert row["bd_rate"] == pytest.approx(1.0)
