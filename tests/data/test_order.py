@@ -4,7 +4,10 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice, pairwise
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smalti.data import Batch, ImagesConfig, JointConfig, VideosConfig, batches, bundled, evaluation
+from smalti.data import Batch, ImagesConfig, JointConfig, VideosConfig, batches, bundled, evaluation, loader
 from smalti.data.source import Order, mix, sample_rng
 from smalti.errors import BadFile, ConfigError, InputError
 
@@ -235,6 +238,26 @@ def test_an_evaluation_counts_the_files_that_kill_their_reader() -> None:
     found = list(evaluation(Numbers(5, deadly=(0, 3)), workers=2, on_bad=faults.append))
     assert [batch.keys for batch in found] == [("number 1",), ("number 2",), ("number 4",)]
     assert [(fault.path, fault.code) for fault in faults] == [("number 0", "crash"), ("number 3", "crash")]
+
+
+def test_a_reader_that_dies_before_it_is_watched_is_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping, starts = loader._keeping_child_handler, 0
+
+    @contextmanager
+    def late() -> Iterator[None]:
+        nonlocal starts
+        with keeping():
+            yield
+        starts += 1
+        end = time.monotonic() + 60
+        while starts == 1 and len(active_children()) > 1 and time.monotonic() < end:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(loader, "_keeping_child_handler", late)
+    faults: list[BadFile] = []
+    found = list(evaluation(Numbers(5, deadly=(0,)), workers=2, on_bad=faults.append))
+    assert [batch.keys for batch in found] == [(f"number {i}",) for i in range(1, 5)]
+    assert [(fault.path, fault.code) for fault in faults] == [("number 0", "crash")]
 
 
 def test_rows_of_different_size_are_one_clear_line() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, count
-from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -323,10 +323,10 @@ _TICK = 1.0
 
 
 def _watched(loader: DataLoader[_T], reading: Callable[[], str], late: Callable[[], Sequence[int]]) -> Iterator[_T]:
-    others = set(active_children())
     with _keeping_child_handler():
         iterator = iter(loader)
-    processes = set(active_children()) - others
+    # Not by `active_children`, which leaves out a process that has died before it is asked for the first time.
+    processes: Sequence[BaseProcess] = cast(Any, iterator)._workers
     while True:
         try:
             item = next(iterator)
