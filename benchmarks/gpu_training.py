@@ -31,12 +31,15 @@ from benchmarks.measure import machine
 from smalti.data import ImagesConfig
 from smalti.devices import fast_kernels
 from smalti.families import load
+from smalti.metrics.pixel import psnr
 from smalti.tokenizer import ConditionalConfig, Tokenizer
+from smalti.tokenizer.inflate import take_image_part
 from smalti.training import tokenizer_step
 from smalti.training.config import OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import Part, World
 from smalti.training.optimizer import clip_gradient, update_ema
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
+from smalti.video import to_uint8, to_video
 
 IMAGE_SHORT = {64: [round(64 / share) for share in np.linspace(0.25, 0.75, 11)], 128: [128, 144, 160, 192, 224, 256]}
 """Short sides that images are scaled to before crops of 64 and of 128 pixels are taken from them."""
@@ -289,10 +292,9 @@ def combined(given: argparse.Namespace) -> ConditionalConfig:
     assert isinstance(before.config, ConditionalConfig)
     config = before.config.replace({"image": image.config, "quarters": False})
     whole = Tokenizer(config)
-    weights = {name: value for name, value in before.state_dict().items() if ".image." not in name}
-    for part, own in (("encoder", image.encoder), ("decoder", image.decoder)):
-        weights |= {f"{part}.image.{name}": value for name, value in own.state_dict().items()}
-    whole.load_state_dict(weights)
+    own = {name: value for name, value in before.state_dict().items() if ".image." not in name}
+    whole.load_state_dict(whole.state_dict() | own)
+    take_image_part(whole, image)
     given.init = given.out.with_name(f"{given.out.name}-start")
     whole.eval().save(given.init, replace=True)
     return config
@@ -304,13 +306,14 @@ def validation(folder: Path | None, device: torch.device, pool: ThreadPoolExecut
         return None
     frames = list(pool.map(lambda path: scaled(read_image(path), 128), sorted(files(folder))[:VALIDATED]))
     middles = [f[..., (f.shape[2] - 128) // 2 :, (f.shape[3] - 128) // 2 :][..., :128, :128] for f in frames]
-    video = torch.from_numpy(np.concatenate(middles)).to(device).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.stack(middles)).permute(0, 1, 3, 4, 2).to(device)
+    video = to_video(pixels)
 
     def measure(tokenizer: Tokenizer) -> float:
         with torch.inference_mode():
             made = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in video.split(16)])
-        made = ((made.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-        return round(float((-10 * ((made - video).square().mean((1, 2, 3)) / 4).log10()).mean()), 3)
+        errors = (to_uint8(made).float() - pixels).square().flatten(1).mean(1)
+        return round(float(psnr(errors, 255).mean()), 3)
 
     return measure
 

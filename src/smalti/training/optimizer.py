@@ -186,16 +186,12 @@ class Muon(Optimizer):
             alike.setdefault(matrix.shape, []).append((parameter, matrix))
         for (rows, columns), pairs in alike.items():
             matrices = [matrix for _, matrix in pairs]
-            updates = orthogonalize(torch.stack(matrices) if len(pairs) > 1 else matrices[0], *_how(group))
+            batch = torch.stack(matrices) if len(pairs) > 1 else matrices[0]
+            updates = orthogonalize(batch, group["turns"], group["dtype"]).expand(len(pairs), -1, -1)
             step = lr * max(1.0, rows / columns) ** 0.5
-            for (parameter, _), update in zip(pairs, updates if len(pairs) > 1 else [updates], strict=True):
+            for (parameter, _), update in zip(pairs, updates, strict=True):
                 change = update.view(parameter.shape).to(parameter.dtype)
                 if isinstance(step, Tensor):
                     parameter.sub_(change * step)
                 else:
                     parameter.add_(change, alpha=-step)
-
-
-def _how(group: Mapping[str, Any]) -> tuple[int, torch.dtype]:
-    """Return the turns and the number type of a group."""
-    return group["turns"], group["dtype"]
