@@ -29,6 +29,8 @@ from smalti.losses import (
     select_frames,
     update_lecam_ema,
     weigh,
+    weigh_flat_areas,
+    weigh_frames,
 )
 
 shapes = st.tuples(*(st.integers(1, n) for n in (3, 5, 6, 6)))
@@ -51,6 +53,40 @@ def test_pixel_losses_are_means_and_scale_with_the_difference(shape):
     assert torch.allclose(l2(video + error, video), (error**2).sum() / error.numel())
     assert torch.allclose(l1(video + 2 * error, video), 2 * l1(video + error, video))
     assert torch.allclose(l2(video + 2 * error, video), 4 * l2(video + error, video))
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes, part=st.sampled_from([(slice(1), slice(1)), (slice(1), slice(None)), (slice(None), slice(1))]))
+def test_errors_count_as_often_as_their_weights_say(shape, part):
+    video, made = clip(*shape), clip(*shape, seed=1)
+    weights = clip(*shape, seed=2).square()[:, :1, part[0], part[1], part[1]]
+    weighed = (made - video) * weights.expand_as(video)
+    assert torch.allclose(l1(made, video, weights), weighed.abs().sum() / video.numel())
+    assert torch.allclose(l2(made, video, weights), (weighed * (made - video)).sum() / video.numel())
+
+
+@settings(max_examples=20, deadline=None)
+@given(frames=st.integers(1, 30), stride=st.integers(1, 8), last=st.floats(0.1, 10))
+def test_the_last_frame_of_each_token_weighs_more_and_the_mean_weight_is_one(frames, stride, last):
+    weights = weigh_frames(clip(2, frames, 3, 4), stride, last).flatten().double()
+    assert weights.shape == (frames,)
+    assert weights.mean().item() == pytest.approx(1)
+    wanted = torch.tensor([last if frame % stride == 0 else 1.0 for frame in range(frames)], dtype=torch.float64)
+    assert torch.allclose(weights / weights[0], wanted / last)  # frame 0 ends the first token
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=st.tuples(*(st.integers(1, n) for n in (2, 3, 24, 24))), weight=st.floats(0, 100), scale=st.floats(0, 0.2))
+def test_flat_areas_weigh_more_by_the_variance_of_grey_levels_around_a_pixel(shape, weight, scale):
+    video = scale * clip(*shape)
+    weights = weigh_flat_areas(video, weight)
+    grey = video.mean(1) * 127.5
+    for b, t, row, column in torch.cartesian_prod(*(torch.tensor([0, size - 1]).unique() for size in shape)).tolist():
+        rows, columns = (slice(max(0, at - 7), at + 8) for at in (row, column))
+        variance = grey[b, t, rows, columns].var(correction=0)
+        assert weights[b, 0, t, row, column].item() == pytest.approx(1 + weight / (1 + variance.item() / 9))
+    assert weights.shape == (shape[0], 1, *shape[1:])
+    assert torch.allclose(weigh_flat_areas(torch.full_like(video, 0.3), weight), torch.tensor(1 + weight).double())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -22,6 +22,7 @@ from smalti.losses.functions import (
     select_frames,
     update_lecam_ema,
     weigh,
+    weigh_flat_areas,
     weigh_frames,
     widen,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "select_frames",
     "update_lecam_ema",
     "weigh",
+    "weigh_flat_areas",
     "weigh_frames",
     "widen",
 ]

@@ -22,32 +22,48 @@ Frames = Literal["random", "all"]
 def l1(
     recon: Float[Tensor, "b 3 t h w"],
     video: Float[Tensor, "b 3 t h w"],
-    frame_weights: Float[Tensor, "t 1 1"] | None = None,
+    weights: Float[Tensor, "#b #3 #t #h #w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """mean |recon - video|, each frame times its weight if there are weights."""
-    return _mean((widen(recon) - widen(video)).abs(), frame_weights)
+    """mean |recon - video|, each error times its weight if there are weights."""
+    return _mean((widen(recon) - widen(video)).abs(), weights)
 
 
 def l2(
     recon: Float[Tensor, "b 3 t h w"],
     video: Float[Tensor, "b 3 t h w"],
-    frame_weights: Float[Tensor, "t 1 1"] | None = None,
+    weights: Float[Tensor, "#b #3 #t #h #w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """mean (recon - video)^2, each frame times its weight if there are weights."""
-    return _mean((widen(recon) - widen(video)).square(), frame_weights)
+    """mean (recon - video)^2, each error times its weight if there are weights."""
+    return _mean((widen(recon) - widen(video)).square(), weights)
 
 
-def _mean(errors: Tensor, frame_weights: Tensor | None) -> Tensor:
-    return errors.mean() if frame_weights is None else (errors * frame_weights).mean()
+def _mean(errors: Tensor, weights: Tensor | None) -> Tensor:
+    return errors.mean() if weights is None else (errors * weights).mean()
 
 
-def weigh_frames(video: Float[Tensor, "b 3 t h w"], stride: int, last: float) -> Float[Tensor, "t 1 1"]:
+def weigh_frames(video: Float[Tensor, "b 3 t h w"], stride: int, last: float) -> Float[Tensor, "1 1 t 1 1"]:
     """Return a weight for each frame: `last` to 1 for the first frame and the last of every `stride` after it. Their
     mean is 1."""
     frames = torch.arange(video.shape[2], device=video.device)
     weights = torch.ones(len(frames), dtype=widen(video).dtype, device=video.device)
     weights.masked_fill_(frames % stride == 0, last)
-    return (weights / weights.mean()).view(-1, 1, 1)
+    return (weights / weights.mean()).view(1, 1, -1, 1, 1)
+
+
+FLAT_VARIANCE, FLAT_WINDOW = (3 / 127.5) ** 2, 15
+"""Variance of grey levels around a pixel, of three levels of 255, at which it has half the weight of a flat one."""
+
+
+def weigh_flat_areas(video: Float[Tensor, "b 3 t h w"], weight: float) -> Float[Tensor, "b 1 t h w"]:
+    """Return a weight for each pixel: 1 + weight / (1 + v / 9), where v is the variance of grey levels (in squares of
+    1 in 255) in the 15 x 15 pixels around it, as far as they lie in the frame.
+
+    There an error is small and the eye sees it all the same, as blocks; among squares of errors it counts for nothing.
+    """
+    grey = widen(video).mean(1).flatten(0, 1)[:, None]
+    around = [F.avg_pool2d(g, FLAT_WINDOW, 1, FLAT_WINDOW // 2, count_include_pad=False) for g in (grey, grey.square())]
+    variance = (around[1] - around[0].square()).clamp_min(0)
+    return (1 + weight / (1 + variance / FLAT_VARIANCE)).unflatten(0, (len(video), 1, -1))[:, :, :, 0]
 
 
 def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
