@@ -41,6 +41,7 @@ from smalti.families import load
 from smalti.files import read_json
 from smalti.metrics import SMALTI, bd_rate, evaluate_pairs, find_lpips, pairs_of
 from smalti.tokenizer import Tokenizer
+from smalti.tokenizer.frames import HELD, ids_to_frames
 from smalti.video import to_uint8, to_video
 
 PROTOCOL = SMALTI.replace({"name": "smalti-alex", "lpips": "alex", "ms_ssim": False})
@@ -169,8 +170,12 @@ def by_coded_ids(tokenizer: Tokenizer, prior: Prior, price: float | None) -> Rou
             ids = tokenizer.encode(to_video(frames))
         else:
             ids = torch.cat([found.ids for found in Search(tokenizer, prior, price).video(frames)], 1)
-        made = to_uint8(tokenizer.decode(ids, size=frames.shape[:3]))
-        return len(encode_ids(ids[0].numpy(), tokenizer.levels, "prior", prior).data), made[0]
+        coded = ids[0, ids[0, :, 0, 0] != HELD]
+        size = len(encode_ids(coded.numpy(), tokenizer.levels, "prior", prior).data)
+        if len(coded) < ids.shape[1]:
+            size += -(-ids.shape[1] // 8)
+        made = ids_to_frames(tokenizer, [(len(frames), ids)], (frames.shape[1], frames.shape[2]))
+        return size, torch.stack(list(made))
 
     return there_and_back
 

@@ -27,6 +27,8 @@ HEAD = Head(
 )
 COMPACT = HEAD.replace({"tokenizer": "0123456789abcdef" * 2, "prior": "fedcba9876543210"})
 """A head of format 2."""
+HOLDING = COMPACT.replace({"holds": True})
+"""A head of format 3."""
 IMAGES = [h.replace({"kind": "picture", "rate": None, "block": 1}) for h in (HEAD, COMPACT)]
 
 
@@ -102,7 +104,7 @@ def refused(data, reader):
     return False
 
 
-@pytest.mark.parametrize(("head", "count"), [(HEAD, 18), (COMPACT, 6), *((head, 1) for head in IMAGES)])
+@pytest.mark.parametrize(("head", "count"), [(HEAD, 18), (COMPACT, 6), (HOLDING, 6), *((head, 1) for head in IMAGES)])
 @pytest.mark.parametrize("reader", [streamed, sought])
 def test_every_flipped_bit_and_every_cut_of_a_small_file_is_refused(reader, head, count):
     data = written(head, count)
@@ -229,15 +231,17 @@ def test_blocks_that_are_not_where_the_head_wants_them_are_refused(spans):
     aspect=st.none() | st.tuples(st.integers(1, 999), st.integers(1, 999)),
     group=st.integers(0, 10**9),
     version=st.text(max_size=9),
+    holds=st.booleans(),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_head_of_format_2_is_what_was_packed(levels, strides, size, rate, aspect, group, version):
+def test_a_head_of_formats_2_and_3_is_what_was_packed(levels, strides, size, rate, aspect, group, version, holds):
     kind = "picture" if rate is None else "video"
     fields = {"kind": kind, "rate": rate, "pixel_aspect": aspect, "group": group, "smalti": version}
     fields |= {"levels": tuple(levels), "strides": strides, "height": size[0], "width": size[1]}
-    head = COMPACT.replace({**fields, "block": 1})
-    assert unpack_head(pack_head(head)) == head
-    assert head.format == 2
+    holds = holds and kind == "video"
+    head = COMPACT.replace({**fields, "block": 1, "holds": holds})
+    assert unpack_head(pack_head(head), holds=holds) == head
+    assert head.format == 2 + holds
     longer = head.replace({"tokenizer": "0123456789abcdef" * 4})
     assert pack_head(longer) == pack_head(head)
 

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 import smalti
-from smalti.codec.codec import read_frames
+from smalti.codec.codec import Goal, compress_file, read_frames, read_info
 from smalti.codec.prior import Prior
 from smalti.comparison.learner import TokenizerLearner
 from smalti.comparison.manifest import prepare_comparison
 from smalti.comparison.runner import LearnerSource, VariantRun, read_points
 from smalti.comparison.variants import VariantList
 from smalti.config import load_yaml
+from smalti.data import write_video
 from smalti.data.bundled import photos
 from smalti.data.list_formats import read_list
 from smalti.files import MANIFEST, fingerprint
@@ -41,9 +42,12 @@ from smalti.training.fit import load_checkpoint
 from smalti.training.generator_task import GeneratorTask
 from smalti.training.task import Task
 from smalti.training.tokenizer_task import TokenizerTask
+from tests.codec.test_held import still_then_moving
 from tests.codec.test_prior import arbitrary
+from tests.codec.test_search import CONDITIONAL, prior_of
 from tests.damage import Kind
 from tests.goldens import rule
+from tests.randomise import random_tokenizer
 
 FROZEN = Path(__file__).parent / "v0_1_0"
 
@@ -137,6 +141,15 @@ def of_codec() -> dict[str, Kind]:
     small = smalti.load("smalti/tiny-image")
     found["smt/prior"] = Kind(
         Path("prior.smt"), lambda: hashed(*(f.numpy().tobytes() for f in read_frames(small, Path("prior.smt"))))
+    )
+    film = random_tokenizer(CONDITIONAL)
+    known = prior_of(film)
+    write_video(Path("still.mp4"), list(still_then_moving()[:9]), 24)
+    compress_file(film, Path("still.mp4"), Path("held.smt"), prior=known, goal=Goal(price=2e4))
+    assert read_info(Path("held.smt")).head.holds
+    found["smt/held"] = Kind(
+        Path("held.smt"),
+        lambda: hashed(*(f.numpy().tobytes() for f in read_frames(film, Path("held.smt"), prior=known))),
     )
     arbitrary((8, 5, 5, 5)).save(Path("own.safetensors"))
     # Its weights have no digest of their own; a .smt names the digest of the prior that it needs.

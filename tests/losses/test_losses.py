@@ -29,7 +29,6 @@ from smalti.losses import (
     select_frames,
     update_lecam_ema,
     weigh,
-    weigh_flat_areas,
     weigh_frames,
 )
 
@@ -73,20 +72,6 @@ def test_the_last_frame_of_each_token_weighs_more_and_the_mean_weight_is_one(fra
     assert weights.mean().item() == pytest.approx(1)
     wanted = torch.tensor([last if frame % stride == 0 else 1.0 for frame in range(frames)], dtype=torch.float64)
     assert torch.allclose(weights / weights[0], wanted / last)  # frame 0 ends the first token
-
-
-@settings(max_examples=20, deadline=None)
-@given(shape=st.tuples(*(st.integers(1, n) for n in (2, 3, 24, 24))), weight=st.floats(0, 100), scale=st.floats(0, 0.2))
-def test_flat_areas_weigh_more_by_the_variance_of_grey_levels_around_a_pixel(shape, weight, scale):
-    video = scale * clip(*shape)
-    weights = weigh_flat_areas(video, weight)
-    grey = video.mean(1) * 127.5
-    for b, t, row, column in torch.cartesian_prod(*(torch.tensor([0, size - 1]).unique() for size in shape)).tolist():
-        rows, columns = (slice(max(0, at - 7), at + 8) for at in (row, column))
-        variance = grey[b, t, rows, columns].var(correction=0)
-        assert weights[b, 0, t, row, column].item() == pytest.approx(1 + weight / (1 + variance.item() / 9))
-    assert weights.shape == (shape[0], 1, *shape[1:])
-    assert torch.allclose(weigh_flat_areas(torch.full_like(video, 0.3), weight), torch.tensor(1 + weight).double())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

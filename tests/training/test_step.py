@@ -14,7 +14,7 @@ from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import Magvit2DConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.errors import ConfigError
-from smalti.losses import weigh_flat_areas, weigh_frames
+from smalti.losses import weigh_frames
 from smalti.quantize import LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
@@ -92,13 +92,12 @@ def test_gradients_equal_those_of_two_forwards_and_two_passes(name):
 
 
 @pytest.mark.parametrize("last", [1.0, 3.0])
-@pytest.mark.parametrize("flat", [0.0, 5.0])
-def test_errors_of_pixels_weigh_as_the_last_frame_and_flat_areas_do(last, flat):
-    state = double(start_tokenizer(training(last_frame_weight=last, flat_weight=flat), ALONE))
+def test_errors_of_pixels_weigh_as_the_last_frame_of_a_token_does(last):
+    state = double(start_tokenizer(training(last_frame_weight=last), ALONE))
     video = 0.02 * clips(frames=5)
     with torch.no_grad():
         made = state.tokenizer(video).video
-    weights = weigh_frames(video, state.tokenizer.strides[0], last) * weigh_flat_areas(video, flat)
+    weights = weigh_frames(video, state.tokenizer.strides[0], last)
     measured, _ = accumulate(state, part_of(video, torch.zeros(4, dtype=torch.long)))
     errors = made - video
     assert torch.allclose(measured["l1"], (errors.abs() * weights).mean())

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smalti.codec.entropy import Model, decode_ids, encode_ids
@@ -27,7 +28,9 @@ from smalti.data.videos import open_video
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import new_file, remove_leftovers
 from smalti.text import Progress, printable
+from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.frames import (
+    HELD,
     check_causal,
     frames_to_ids,
     groups_of,
@@ -56,6 +59,7 @@ class Compressed(NamedTuple):
     fps: float | None
     """None for an image."""
     tokens: int
+    """Of all token frames, those that are held among them."""
     bytes: int
     """Size of the whole file."""
     ideal_bytes: float
@@ -73,6 +77,8 @@ class Compressed(NamedTuple):
     """Mean over the frames in dB, of 8-bit pixels; None without a search."""
     price: float | None = None
     """Price of a bit in a search: the squared error in 8-bit values that it is worth."""
+    held: int = 0
+    """Token frames that a search left out, for the frame before them is near enough."""
 
 
 class Goal(NamedTuple):
@@ -236,7 +242,9 @@ class _Job(NamedTuple):
 
             rate = Fraction(reader.fps).limit_denominator(100_000)
             aspect = None if reader.pixel_aspect == 1 else reader.pixel_aspect.as_integer_ratio()
-            head = _head(tokenizer, reader.size, rate, self.group or 0, self.prior).replace({"pixel_aspect": aspect})
+            holds = search is not None and isinstance(tokenizer.config, ConditionalConfig)
+            head = _head(tokenizer, reader.size, rate, self.group or 0, self.prior)
+            head = head.replace({"pixel_aspect": aspect, "holds": holds})
             return written(head, _blocks_of(encode, frames(), head))._replace(notes=reader.notes)
 
 
@@ -434,11 +442,11 @@ def _write(
     model: tuple[Model, Prior | None],
 ) -> Compressed:
     """Write (frames, ids `1 t h w`) of all blocks to a file, coded by a model and its prior."""
-    tokens, bits, writer = 0, 0.0, Writer(file, head)
-    for frames, ids in blocks:
-        coded = encode_ids(ids[0].cpu().numpy().astype(np.int64), head.levels, *model)
-        writer.add(frames, coded.data)
-        tokens, bits = tokens + ids.numel(), bits + coded.bits
+    tokens, held, bits, writer = 0, 0, 0.0, Writer(file, head)
+    for frames, block in blocks:
+        data, ideal, left_out = _coded(block[0].cpu().numpy().astype(np.int64), head, *model)
+        writer.add(frames, data)
+        tokens, bits, held = tokens + block.numel(), bits + ideal, held + left_out
     writer.close()
     return Compressed(
         source=source,
@@ -454,7 +462,39 @@ def _write(
         bits_per_pixel=8 * writer.bytes / (writer.frames * head.height * head.width),
         ratio=source.stat().st_size / writer.bytes,
         seconds=0.0,
+        held=held,
     )
+
+
+def _coded(ids: NDArray[np.int64], head: Head, model: Model, prior: Prior | None) -> tuple[bytes, float, int]:
+    """Return the data of a block, its bits as an ideal coder would have them, and how many token frames are held."""
+    if not head.holds:
+        coded = encode_ids(ids, head.levels, model, prior)
+        return coded.data, coded.bits, 0
+    held = ids[:, 0, 0] == HELD
+    flags = np.packbits(held, bitorder="little").tobytes()
+    if held.all():
+        return flags, float(len(held)), len(held)
+    coded = encode_ids(ids[~held], head.levels, model, prior)
+    return flags + coded.data, len(held) + coded.bits, int(held.sum())
+
+
+def _decoded(data: bytes, shape: tuple[int, int, int], head: Head, prior: Prior | None, *, starts: bool) -> Tensor:
+    """Return the ids of a block; one that `starts` a video cannot begin with a token frame that is held. Raises
+    ValueError for bytes that `_coded` cannot have written."""
+    if not head.holds:
+        return torch.from_numpy(decode_ids(data, shape, head.levels, prior))
+    length = -(-shape[0] // 8)
+    bits = np.unpackbits(np.frombuffer(data[:length], np.uint8), bitorder="little")
+    held = bits[: shape[0]].astype(bool)
+    if len(held) < shape[0] or bits[shape[0] :].any() or (starts and held[0]):
+        raise ValueError("it is not a block with held token frames")
+    ids = np.full(shape, HELD, np.int64)
+    if not held.all():
+        ids[~held] = decode_ids(data[length:], (int((~held).sum()), *shape[1:]), head.levels, prior)
+    elif len(data) > length:
+        raise ValueError("it has more bytes than ids")
+    return torch.from_numpy(ids)
 
 
 def _decode_blocks(
@@ -473,6 +513,7 @@ def _decode_blocks(
 def _ids_of(block: CodedBlock, head: Head, prior: Prior | None, name: str) -> Int[Tensor, "1 t h w"]:
     shape = (head.latents(block.start, block.frames), *head.grid)
     try:
-        return torch.from_numpy(decode_ids(block.data, shape, head.levels, prior))[None]
+        starts = head.group_start(block.start) == block.start
+        return _decoded(block.data, shape, head, prior, starts=starts)[None]
     except ValueError as error:
         raise IntegrityError(f"{name}: the block of frame {block.start} cannot be decoded: {error}") from None

@@ -5,7 +5,9 @@
     foot   "F" | blocks u32 | (frames u32, length u32, digest 8) for each block | blocks u32 | digest 8
 
 In format 1 the text of the head is JSON. Format 2, of files that name a prior, has it in bytes (`pack_head`), and an
-image ends after its block, without a foot: its overhead is a third.
+image ends after its block, without a foot: its overhead is a third. Format 3 is format 2 for a video with held token
+frames: before its coded ids a block has a bit for each token frame, the lowest of a byte first, and the ids are those
+of the others.
 
 Numbers are little-endian. A digest is BLAKE2b of 8 bytes over the digest before it and all bytes since. So a block is
 known to be the one that was written here, in this order; whoever reads the foot alone knows every block by its digest.
@@ -31,7 +33,7 @@ from smalti.tokenizer_info import TokenizerInfo
 from smalti.version import __version__
 from smalti.video import legal_size
 
-SMT_FORMAT = 2
+SMT_FORMAT = 3
 """Newest format that is read and written."""
 MAGIC = b"\x93SMT\r\n\x1a\n"
 """As in PNG: not text, and changed by whatever changes line ends."""
@@ -75,6 +77,8 @@ class Head(Config):
     """Width of a pixel over its height, as a fraction; null for square pixels, and then not written."""
     prior: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """Digest of the prior that ids may be coded with; null for none, and then not written."""
+    holds: bool = False
+    """Whether token frames may be held, in place of coded; the format says so."""
     smalti: str = Field(default=__version__, max_length=99)
     """The version that wrote the file."""
 
@@ -92,12 +96,14 @@ class Head(Config):
             raise ValueError(f"rate {self.rate} does not suit kind {self.kind}")
         if self.pixel_aspect is not None and min(self.pixel_aspect) < 1:
             raise ValueError(f"pixel_aspect {self.pixel_aspect} is no shape of a pixel")
+        if self.holds and (self.is_image or self.prior is None):
+            raise ValueError("holds is for videos that are coded with a prior")
         return self
 
     @property
     def format(self) -> int:
         """Format of the file: the oldest that can say all this."""
-        return 1 if self.prior is None else 2
+        return 1 if self.prior is None else 3 if self.holds else 2
 
     @property
     def has_foot(self) -> bool:
@@ -217,7 +223,7 @@ class Reader:
             raise self._damaged("its head is too long")
         text = self._read(length)
         self._check(start + text, "its head")
-        self.head = self._parsed(text) if version == 1 else self._unpacked(text)
+        self.head = self._parsed(text) if version == 1 else self._unpacked(text, holds=version == 3)
         if self.head.format != version:
             raise self._damaged(f"its head is not one of format {version}")
         self._begun = _START.size + length + _DIGEST, self._chain
@@ -303,9 +309,9 @@ class Reader:
         except ConfigError as error:
             raise IntegrityError(f"{error}: not a head that smalti {__version__} has written") from None
 
-    def _unpacked(self, text: bytes) -> Head:
+    def _unpacked(self, text: bytes, *, holds: bool) -> Head:
         try:
-            return unpack_head(text)
+            return unpack_head(text, holds=holds)
         except (ValueError, IndexError, ConfigError):
             raise self._damaged(f"its head is none that smalti {__version__} has written") from None
 
@@ -336,7 +342,7 @@ class Reader:
 
 
 def pack_head(head: Head) -> bytes:
-    """Return a head of format 2: half the tokenizer's fingerprint, the prior's digest, whole numbers of seven bits a
+    """Return a head of format 2 or 3: half the tokenizer's fingerprint, the prior's digest, whole numbers of seven bits a
     byte, the version."""
     rate, aspect = head.rate or (0, 0), head.pixel_aspect or (0, 0)
     numbers = (head.height, head.width, *rate, *aspect, head.block, head.group, *head.strides)
@@ -344,8 +350,8 @@ def pack_head(head: Head) -> bytes:
     return bytes.fromhex(head.tokenizer)[:16] + bytes.fromhex(head.prior or "") + counted + head.smalti.encode()
 
 
-def unpack_head(text: bytes) -> Head:
-    """Read what `pack_head` wrote. Raises ValueError, IndexError or ConfigError for anything else."""
+def unpack_head(text: bytes, *, holds: bool = False) -> Head:
+    """Read what `pack_head` wrote; `holds` is that of the head. Raises ValueError, IndexError or ConfigError for anything else."""
     at = 24
 
     def number() -> int:
@@ -373,6 +379,7 @@ def unpack_head(text: bytes) -> Head:
         "group": rest[5],
         "strides": rest[6:9],
         "levels": levels,
+        "holds": holds,
         "smalti": text[at:].decode(),
     }
     head = Head.parse(fields)
@@ -388,7 +395,7 @@ def _number_bytes(value: int) -> bytes:
 
 
 def _json_head(head: Head) -> bytes:
-    absent = {name for name in ("pixel_aspect", "prior") if getattr(head, name) is None}
+    absent = {"holds", *(name for name in ("pixel_aspect", "prior") if getattr(head, name) is None)}
     fields = {name: value for name, value in head.plain().items() if name not in absent}  # older readers know no such
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 

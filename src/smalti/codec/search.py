@@ -15,11 +15,14 @@ random signs s (Bekas, Kokiopoulou, Saad 2007). Then the group is decoded once, 
 squared error of the 3 x 3 tokens around it and the bits of it fell in sum. Sweeps end where J no longer falls.
 
 What a token does to the bits of later tokens, and to later frames, is not counted. A frame is searched given what the
-decoder made of those before, so a video is a stream here, too. A token frame keeps its mode; where that is a quarter of
+decoder made of those before, so a video is a stream here, too. With conditional tokens a token frame may also be held:
+the frame decoded last is shown for as long, which costs nothing. Coding and holding are compared by J over this group
+and the `AHEAD` after it, as if all of those were held: what a scene that stands still gains by a token frame lasts. A token frame keeps its mode; where that is a quarter of
 the frame at double size, a token is responsible for a quarter of its pixels there, and the rest of D does not move.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -39,8 +42,8 @@ from smalti.metrics.pixel import psnr
 from smalti.nn.causal import Stream, time_first
 from smalti.quantize.quantizer import ScalarQuantizer
 from smalti.text import Progress
-from smalti.tokenizer.conditional import follow, window
-from smalti.tokenizer.frames import choose_tile, images_to_ids
+from smalti.tokenizer.conditional import ConditionalDecoder, follow, window
+from smalti.tokenizer.frames import HELD, choose_tile, images_to_ids
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
 
@@ -53,6 +56,8 @@ PROBES = 4
 """Random signs that the curvature is estimated with."""
 APART = 3
 """Rows and columns from a token of a group to the next: beyond the prior's reach of two."""
+AHEAD = 8
+"""Groups of frames that a search of a video looks ahead, to tell what a token frame is worth."""
 LEAST_ERROR = 1e-5
 """Mean squared error below which a frame counts as equal: 98 dB, so that a mean over frames stays finite."""
 LARGEST_WHOLE = 1 << 19
@@ -67,6 +72,7 @@ class SearchResult(NamedTuple):
     """The ids of the next latent frame of a video, and the quality of the frames that it holds."""
 
     ids: Int[Tensor, "1 1 h2 w2"]
+    """`HELD` in all of a token frame that is held."""
     psnr: tuple[float, ...]
     """PSNR of each frame in dB, of 8-bit pixels; 98 for equal ones."""
 
@@ -111,7 +117,7 @@ class Search:
         tokenizer, target = self.tokenizer, to_video(image).to(self.tokenizer.device)
         ids = images_to_ids(tokenizer, image[None]).clone()
         if not tokenizer.is_tile_exact or image.shape[0] * image.shape[1] <= LARGEST_WHOLE:
-            ids = self._searched(target, ids, [], None, progress=progress)
+            ids, _ = self._searched(target, ids, [], None, progress=progress)
             return SearchResult(ids, self._quality(tokenizer.decode(ids), target))
         tiles, (_, down, right) = tokenizer.decoding_tiles(choose_tile(tokenizer)), tokenizer.strides
         cut, wrong = list(tiles.cut((ids.shape[-2], ids.shape[-1]))), 0.0
@@ -121,7 +127,7 @@ class Search:
             inside = [slice(p.start // s, p.stop // s) for p, s in zip(tile.inside, (down, right), strict=True)]
             mine = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool)
             mine[tuple(inside)] = True
-            ids[(..., *tile.read)] = self._searched(pixels, ids[(..., *tile.read)], [], None, mine.flatten().numpy())
+            ids[(..., *tile.read)], _ = self._searched(pixels, ids[(..., *tile.read)], [], None, mine.flatten().numpy())
             if progress is not None:
                 progress(number, len(cut))
         for tile in cut:
@@ -134,23 +140,50 @@ class Search:
     def video(self, frames: Iterable[UInt8[Tensor, "h w 3"]]) -> Iterator[SearchResult]:
         """Search the ids of the frames of a video, one latent frame after the other, in constant memory.
 
-        Raises ConfigError for a tokenizer that cannot be streamed frame by frame.
+        Of conditional tokens each depends on the `AHEAD` groups of frames after its own, too, and `ids_to_frames`
+        decodes them. Raises ConfigError for a tokenizer that cannot be streamed frame by frame.
         """
         tokenizer = self.tokenizer
         check_searchable(tokenizer, is_video=True)
         encoding, decoding, before = Stream(), Stream(), list[Tensor]()
-        source, count = iter(frames), 1
-        while group := list(islice(source, count)):
+        for near in _windows(frames, tokenizer.strides[0], AHEAD if self._may_hold else 0):
             # Not around the yield, which would carry the modes into the caller.
             with torch.inference_mode(False), torch.no_grad():
-                target = to_video(torch.stack(group)).to(tokenizer.device)
-                ids = tokenizer.encode(pad_to(target, (count, *target.shape[3:])), encoding).clone()
-                ids = self._searched(target, ids, before, decoding)
-                quality = self._quality(tokenizer.decode(ids, decoding), target)
+                target, *later = (to_video(group).to(tokenizer.device) for group in near)
+                whole = tokenizer.strides[0] if decoding.started else 1
+                ids = tokenizer.encode(pad_to(target, (whole, *target.shape[3:])), encoding).clone()
+                ids, bits = self._searched(target, ids, before, decoding)
+                decoded = decoding.fork()
+                made = tokenizer.decode(ids, decoded)
+                past = self._past(decoding)
+                if past is not None and self._is_cheaper_held(past, made, bits, target, later):
+                    ids, made = torch.full_like(ids, HELD), past.expand(-1, -1, target.shape[2], -1, -1)
+                else:
+                    decoding, before = decoded, [*before, ids][-_PAST:]
                 follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
-                before = [*before, ids][-_PAST:]
+                quality = self._quality(made, target)
             yield SearchResult(ids, quality)
-            count = tokenizer.strides[0]
+
+    @property
+    def _may_hold(self) -> bool:
+        """Whether a token frame may be left out: the past of the tokens is one frame, and nothing else."""
+        return isinstance(self.tokenizer.decoder, ConditionalDecoder)
+
+    def _past(self, decoding: Stream) -> Float[Tensor, "1 3 1 h w"] | None:
+        """Return the frame decoded last, where it may be held."""
+        past = decoding.get(self.tokenizer.decoder) if self._may_hold else None
+        return None if past is None else past.permute(1, 2, 0, 3, 4)
+
+    def _is_cheaper_held(self, past: Tensor, made: Tensor, bits: float, target: Tensor, later: list[Tensor]) -> bool:
+        """Whether J is lower without a token frame: of its group and of those ahead, each held after it."""
+
+        def wrong(shown: Tensor, wanted: Tensor) -> float:
+            shown = crop_to(shown.expand(-1, -1, max(shown.shape[2], wanted.shape[2]), -1, -1), size_of(wanted))
+            return float((shown.clamp(-1, 1).float() - wanted).square().sum()) * _TO_8_BIT
+
+        held = sum(wrong(past, group) for group in (target, *later))
+        coded = wrong(made, target) + sum(wrong(made[:, :, -1:], group) for group in later)
+        return held < coded + self.price * bits
 
     def _searched(
         self,
@@ -160,8 +193,8 @@ class Search:
         stream: Stream | None,
         inside: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
-    ) -> Int[Tensor, "1 1 h2 w2"]:
-        """Return ids of one latent frame with a J that is not above that of `ids`.
+    ) -> tuple[Int[Tensor, "1 1 h2 w2"], float]:
+        """Return ids of one latent frame with a J that is not above that of `ids`, and their bits.
 
         `before` are the ids of the last latent frames, `stream` has decoded them; of `inside` alone, a flag for each
         token, ids may change.
@@ -172,17 +205,18 @@ class Search:
         places = [
             np.flatnonzero((group == number) & (True if inside is None else inside)) for number in range(APART**2)
         ]
-        best, kept = frame.cost(), frame.symbols.copy()
+        (best, bits), kept = frame.cost(), frame.symbols.copy()
         for sweep in range(SWEEPS):
             for at in places:
                 if at.size:
                     frame.visit(at)
-            if not (cost := frame.cost()) < best:
+            cost = frame.cost()
+            if not cost[0] < best:
                 break
-            best, kept = cost, frame.symbols.copy()
+            (best, bits), kept = cost, frame.symbols.copy()
             if progress is not None:
                 progress(sweep + 1, SWEEPS)
-        return torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device)
+        return torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device), bits
 
     def _quality(self, pixels: Tensor, target: Tensor) -> tuple[float, ...]:
         pixels = crop_to(pixels, (target.shape[2], *target.shape[3:]))
@@ -209,10 +243,10 @@ class _Frame:
         self._canvas.write(self._places_here, self.symbols)
         self._curvature = self._measured()
 
-    def cost(self) -> float:
-        """J of all tokens."""
-        bits = self._priced(np.arange(self.symbols.shape[1]), self.symbols)
-        return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * float(bits.sum())
+    def cost(self) -> tuple[float, float]:
+        """J and R of all tokens."""
+        bits = float(self._priced(np.arange(self.symbols.shape[1]), self.symbols).sum())
+        return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * bits, bits
 
     def visit(self, at: Integers) -> None:
         """Give the tokens at these places other symbols where that lowers J."""
@@ -301,6 +335,22 @@ class _Frame:
     def _places(self, number: int) -> Integers:
         size = math.prod(self._grid)
         return np.arange(number * size, (number + 1) * size)
+
+
+def _windows(
+    frames: Iterable[UInt8[Tensor, "h w 3"]], stride: int, ahead: int
+) -> Iterator[tuple[UInt8[Tensor, "t h w 3"], ...]]:
+    """Cut a video into its first frame and groups of `stride`, the last maybe shorter; yield each with up to `ahead`
+    groups after it."""
+    source, near, count = iter(frames), deque[Tensor](), 1
+    while True:
+        while len(near) <= ahead and (group := list(islice(source, count))):
+            near.append(torch.stack(group))
+            count = stride
+        if not near:
+            return
+        yield tuple(near)
+        near.popleft()
 
 
 def _decibels(error: float) -> float:

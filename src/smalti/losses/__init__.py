@@ -22,7 +22,6 @@ from smalti.losses.functions import (
     select_frames,
     update_lecam_ema,
     weigh,
-    weigh_flat_areas,
     weigh_frames,
     widen,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "select_frames",
     "update_lecam_ema",
     "weigh",
-    "weigh_flat_areas",
     "weigh_frames",
     "widen",
 ]

@@ -50,22 +50,6 @@ def weigh_frames(video: Float[Tensor, "b 3 t h w"], stride: int, last: float) ->
     return (weights / weights.mean()).view(1, 1, -1, 1, 1)
 
 
-FLAT_VARIANCE, FLAT_WINDOW = (3 / 127.5) ** 2, 15
-"""Variance of grey levels around a pixel, of three levels of 255, at which it has half the weight of a flat one."""
-
-
-def weigh_flat_areas(video: Float[Tensor, "b 3 t h w"], weight: float) -> Float[Tensor, "b 1 t h w"]:
-    """Return a weight for each pixel: 1 + weight / (1 + v / 9), where v is the variance of grey levels (in squares of
-    1 in 255) in the 15 x 15 pixels around it, as far as they lie in the frame.
-
-    There an error is small and the eye sees it all the same, as blocks; among squares of errors it counts for nothing.
-    """
-    grey = widen(video).mean(1).flatten(0, 1)[:, None]
-    around = [F.avg_pool2d(g, FLAT_WINDOW, 1, FLAT_WINDOW // 2, count_include_pad=False) for g in (grey, grey.square())]
-    variance = (around[1] - around[0].square()).clamp_min(0)
-    return (1 + weight / (1 + variance / FLAT_VARIANCE)).unflatten(0, (len(video), 1, -1))[:, :, :, 0]
-
-
 def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """bfloat16 and float16 as float32; float32 and float64 as they are. Losses are computed after it, because a mean
     over 10^6 elements needs more than the 8 bits of bfloat16.

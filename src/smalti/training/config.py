@@ -264,9 +264,6 @@ class TokenizerTraining(RunConfig):
     last_frame_weight: float = Field(1.0, gt=0)
     """Weight in `l1` and `l2` of the last frame of each token, against 1 for its other frames: of a conditional
     tokenizer, the next token builds on it."""
-    flat_weight: float = Field(0.0, ge=0)
-    """Weight that `l1` and `l2` have more in flat areas of the original, where small errors show as blocks; half of it
-    where grey levels deviate by 3 in 255."""
     lpips: LPIPSConfig | None = None
     """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""
     lpips_frames: Frames = "all"

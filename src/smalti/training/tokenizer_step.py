@@ -279,11 +279,8 @@ def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[
 def _pixel_losses(state: TrainState, pixels: Tensor, part: Part) -> dict[str, Tensor]:
     """Return the losses between pixels: l1 and l2 if they are weighted, lpips and logits if they are configured."""
     functions = {"l1": loss.l1, "l2": loss.l2}
-    stride, last, flat = state.tokenizer.strides[0], state.config.last_frame_weight, state.config.flat_weight
+    stride, last = state.tokenizer.strides[0], state.config.last_frame_weight
     each = None if last == 1 else loss.weigh_frames(part.video, stride, last)
-    if flat > 0:
-        even = loss.weigh_flat_areas(part.video, flat)
-        each = even if each is None else each * even
     losses = {
         name: function(pixels, part.video, each) for name, function in functions.items() if name in state.config.weights
     }
