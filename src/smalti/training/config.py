@@ -134,7 +134,7 @@ class RunConfig(Config):
 
     changeable: ClassVar[frozenset[str]] = frozenset(
         ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit")
-        + ("tracker", "rank_timeout")
+        + ("tracker", "rank_timeout", "shard")
     )
     """Fields that may differ between a run and its resumption: none of them changes the result."""
 
@@ -163,6 +163,9 @@ class RunConfig(Config):
     rank_timeout: float = Field(300.0, ge=1)
     """Seconds in which each of several processes waits for the others; the run ends where one is dead, stopped or
     slower. Must exceed what a validation takes, which the first process does alone."""
+    shard: bool = False
+    """Whether the ranks of a run hold its weights, gradients, moments and EMA weights in shards, each a part, in place
+    of all of them each (FSDP2): for a model that does not fit. A discriminator stays whole. One process holds all."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of the log."""
     save_every: int = Field(500, ge=1)
@@ -295,6 +298,10 @@ class TokenizerTraining(RunConfig):
             raise ValueError("tokenizer.quarters: train without, then switch it on by smalti inflate --quarters")
         if self.cuda_graph:
             self._check_recordable()
+        if self.shard and self.codebook is not None:
+            raise ValueError(
+                "shard: rows of a table that `codebook` sets cannot be cut; set shard to false, or codebook to null"
+            )
         if self.init_training and self.init is None:
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:

@@ -432,7 +432,7 @@ def _update(state: TrainState, measured: Mapping[str, Tensor]) -> tuple[dict[str
         state.codebook.forget()
     if not skipped:
         rows = None if state.codebook is None else state.codebook.update(state.world, state.optimizer)
-        update_ema(state.ema, state.tokenizer, config.ema_decay(state.updates))
+        update_ema(state.averaged, state.tokenizer, config.ema_decay(state.updates))
         if state.codebook is not None and rows is not None:
             state.codebook.copy_rows(state.ema.quantizer, rows)
             restarted = len(rows)
