@@ -6,6 +6,7 @@ Of two ranks a sum has one order, so both kinds of run have the same bits where 
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ torch.set_default_dtype(torch.float64)
 folder, config, broken = Path(sys.argv[1]), load_yaml(TokenizerTraining, Path(sys.argv[2])), sys.argv[3]
 
 def nbytes(tensors):
-    return sum(local(x).untyped_storage().nbytes() for x in tensors if x is not None and not x.is_meta)
+    storages = [local(x).untyped_storage() for x in tensors if x is not None and not x.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 with join_world("cpu", timeout=timedelta(seconds=300)) as world:
     task = TokenizerTask(config, world)
@@ -105,8 +107,8 @@ def files(out: Path) -> set[str]:
 
 def undo_the_end(out: Path) -> None:
     """Make of a run of four steps one that was stopped after two."""
-    for name in ("step-00000004", next(path.name for path in out.iterdir() if path.name in ("tokenizer", "generator"))):
-        (out / name).rename(out.parent / f"{out.name}-{name}")
+    for name in ("step-00000004", "tokenizer"):
+        shutil.rmtree(out / name)
 
 
 @pytest.mark.slow
@@ -184,6 +186,7 @@ def test_a_rank_holds_its_part_of_weights_gradients_moments_and_averages(tmp_pat
     for kind, factor in (("weights", 1), ("gradients", 1), ("moments", 2), ("averages", 1)):
         for count in (2, 3):
             parts = [one[kind] for one in held["shards", count]]
+            print(f"{kind}: {factor * total:,} bytes whole, {max(parts):,} of one rank of {count}")
             assert sum(parts) >= factor * total  # all of them; storages end with rows of no use where n is no multiple
             assert max(parts) < 1.05 * factor * total / count, (kind, count)
 
@@ -197,7 +200,6 @@ def test_either_kind_of_run_goes_on_from_the_checkpoint_of_the_other_and_with_an
         undo_the_end(tmp_path / name)
         ended([*ranks(2), "-m", "smalti", "train", tmp_path / name, "--resume", "--set", f"shard={name == 'whole'}"])
         assert digests(tmp_path / name) == before
-    (tmp_path / "whole-step-00000004").rename(tmp_path / "kept")
     undo_the_end(tmp_path / "whole")
     ended([*ranks(3), "-m", "smalti", "train", tmp_path / "whole", "--resume", "--set", "shard=true"])
     assert checkpoints(tmp_path / "whole")[-1].name == "step-00000004"

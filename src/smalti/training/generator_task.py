@@ -44,7 +44,7 @@ from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.optimizer import OptimizerState, clip_gradient, make_optimizer, set_lr, update_ema, wrap_ddp
 from smalti.training.samples import count_samples, keep_skipped
-from smalti.training.sharded import ShardedRun, Weights, shard
+from smalti.training.sharded import ModuleWeights, ShardedRun, shard
 from smalti.training.task import RunState, Samples, Stateful, Task
 from smalti.video import limit_pixels, to_uint8
 
@@ -379,7 +379,10 @@ class GeneratorTask(Task):
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and the optimizer's tensors."""
-        return {"live": Weights(self.state.model), "optimizer": OptimizerState(self.state.optimizer, self.state.model)}
+        return {
+            "live": ModuleWeights(self.state.model),
+            "optimizer": OptimizerState(self.state.optimizer, self.state.model),
+        }
 
     def export(self, folder: Path) -> None:
         """Write the generator with the EMA weights."""

@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from smalti.training.config import OptimizerConfig
 from smalti.training.distributed import World
-from smalti.training.sharded import as_shard, join, local, part_of
+from smalti.training.sharded import as_shard, local, part_of, whole_of
 
 
 def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Module:
@@ -79,8 +79,8 @@ def set_lr(optimizer: Optimizer, config: OptimizerConfig, lr: float) -> None:
 def clip_gradient(module: nn.Module, limit: float | None) -> Tensor:
     """Cut the whole gradient to a norm of at most `limit`, if there is one; return the norm before."""
     if limit:
-        return join(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
-    return join(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+        return whole_of(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
+    return whole_of(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ class Muon(Optimizer):
             alike.setdefault((len(parameter), parameter.shape[1:].numel()), []).append((parameter, direction))
         for (rows, columns), pairs in alike.items():
             # A matrix has no update by its rows alone: of shards, those of one shape come together on every rank.
-            matrices = [join(as_shard(direction, parameter)).flatten(1) for parameter, direction in pairs]
+            matrices = [whole_of(as_shard(direction, parameter)).flatten(1) for parameter, direction in pairs]
             batch = torch.stack(matrices) if len(pairs) > 1 else matrices[0]
             updates = orthogonalize(batch, group["turns"], group["dtype"]).expand(len(pairs), -1, -1)
             step = lr * max(1.0, rows / columns) ** 0.5

@@ -3,7 +3,7 @@ Rajbhandari et al. 2020, arXiv 1910.02054).
 
 Of a tensor of n rows, rank r of W holds those of chunk r of `torch.chunk(W)`: at most ceil(n / W). A layer is whole
 while it is computed, on the way there and back; its gradients are summed into the shards. An optimizer and the average
-see shards alone. What needs whole tensors (a file, a validation, Muon's matrices) gets them from `join`.
+see shards alone. What needs whole tensors (a file, a validation, Muon's matrices) gets them from `whole_of`.
 """
 
 import warnings
@@ -59,12 +59,12 @@ def as_shard(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def join(x: Tensor) -> Tensor:
+def whole_of(x: Tensor) -> Tensor:
     """Return the whole tensor; all ranks call it together."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-class Weights:
+class ModuleWeights:
     """The weights of a module, in shards or not, as a `Stateful` that is put back from whole tensors."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -104,7 +104,7 @@ class ShardedRun:
     def gather(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Bring the EMA weights together on rank 0, and the tensors of files in its main memory; all ranks call it."""
         # One after the other: the others hold no more than one whole tensor.
-        values = (join(as_shard(p.detach(), like)) for p, like in zip(self.averages, self._like, strict=True))
+        values = (whole_of(as_shard(p.detach(), like)) for p, like in zip(self.averages, self._like, strict=True))
         if self.world.is_main:
             self._put([*values])
         else:
@@ -113,7 +113,7 @@ class ShardedRun:
         self.tensors = {file: {} for file in tensors}
         for file, contents in tensors.items():
             for name, value in contents.items():
-                whole = join(value)
+                whole = whole_of(value)
                 if self.world.is_main:
                     self.tensors[file][name] = whole.cpu()
 

@@ -27,7 +27,7 @@ from smalti.training.distributed import World
 from smalti.training.memory import layers_of, recompute
 from smalti.training.optimizer import OptimizerState, make_optimizer, wrap_ddp
 from smalti.training.recorded import RecordedGradients, check_recordable
-from smalti.training.sharded import ShardedRun, Weights, shard
+from smalti.training.sharded import ModuleWeights, ShardedRun, shard
 from smalti.training.task import RunState, Stateful
 
 
@@ -80,7 +80,7 @@ class TrainState(RunState):
     def tensors(self) -> dict[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights."""
         parts: dict[str, Stateful] = {
-            "tokenizer": Weights(self.tokenizer),
+            "tokenizer": ModuleWeights(self.tokenizer),
             "optimizer": OptimizerState(self.optimizer, self.tokenizer),
         }
         if self.gan is not None:
@@ -179,7 +179,7 @@ def _take_training(state: TrainState) -> None:
     """Put what the training of `init` had into a fresh state, whose EMA weights stay those of the checkpoint."""
     gan, name = state.gan, str(state.config.init)
     foreign = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
-    Weights(state.tokenizer).load_state_dict(foreign.live)
+    ModuleWeights(state.tokenizer).load_state_dict(foreign.live)
     OptimizerState(state.optimizer, state.tokenizer).load_state_dict(foreign.moments)
     if gan is not None and foreign.discriminator:
         gan.discriminator.load_state_dict(foreign.discriminator)
