@@ -342,8 +342,8 @@ class Reader:
 
 
 def pack_head(head: Head) -> bytes:
-    """Return a head of format 2 or 3: half the tokenizer's fingerprint, the prior's digest, whole numbers of seven bits a
-    byte, the version."""
+    """Return a head of format 2 or 3: half the tokenizer's fingerprint, the prior's digest, whole numbers of seven
+    bits a byte, the version."""
     rate, aspect = head.rate or (0, 0), head.pixel_aspect or (0, 0)
     numbers = (head.height, head.width, *rate, *aspect, head.block, head.group, *head.strides)
     counted = b"".join(map(_number_bytes, (*numbers, len(head.levels), *head.levels)))
@@ -351,7 +351,8 @@ def pack_head(head: Head) -> bytes:
 
 
 def unpack_head(text: bytes, *, holds: bool = False) -> Head:
-    """Read what `pack_head` wrote; `holds` is that of the head. Raises ValueError, IndexError or ConfigError for anything else."""
+    """Read what `pack_head` wrote; `holds` is that of the head. Raises ValueError, IndexError or ConfigError for
+    anything else."""
     at = 24
 
     def number() -> int:

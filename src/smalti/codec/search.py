@@ -15,10 +15,12 @@ random signs s (Bekas, Kokiopoulou, Saad 2007). Then the group is decoded once, 
 squared error of the 3 x 3 tokens around it and the bits of it fell in sum. Sweeps end where J no longer falls.
 
 What a token does to the bits of later tokens, and to later frames, is not counted. A frame is searched given what the
-decoder made of those before, so a video is a stream here, too. With conditional tokens a token frame may also be held:
-the frame decoded last is shown for as long, which costs nothing. Coding and holding are compared by J over this group
-and the `AHEAD` after it, as if all of those were held: what a scene that stands still gains by a token frame lasts. A token frame keeps its mode; where that is a quarter of
+decoder made of those before, so a video is a stream here, too. A token frame keeps its mode; where that is a quarter of
 the frame at double size, a token is responsible for a quarter of its pixels there, and the rest of D does not move.
+
+With conditional tokens a token frame may also be held: the frame decoded last is shown for as long, which costs
+nothing. Coding and holding are compared by J over this group and the `AHEAD` after it, as if all of those were held:
+what a scene that stands still gains by a token frame lasts.
 """
 
 import math
