@@ -58,6 +58,8 @@ class TokenizerStep(NamedTuple):
     """Steps without a row, since the run was started or resumed."""
     restarted: int | None = None
     """Rows of the table of codes that began anew; None where the config has none that do."""
+    pixels: int | None = None
+    """Pixels that the step learnt from, in a run of several views."""
 
     @property
     def note(self) -> str:
@@ -69,6 +71,8 @@ class TokenizerStep(NamedTuple):
     def line(self) -> dict[str, Any]:
         """Return the line for log.jsonl; without losses where there was no row."""
         counts = {"rows": self.rows, "bad_files": self.bad_files, "empty_steps": self.empty_steps}
+        if self.pixels is not None:
+            counts["pixels"] = self.pixels
         if not self.rows:
             return {"step": self.step, "lr": self.lr, "skipped": self.skipped, **counts}
         use = self.usage.summary(pixels=1)
@@ -432,7 +436,7 @@ def _update(state: TrainState, measured: Mapping[str, Tensor]) -> tuple[dict[str
         state.codebook.forget()
     if not skipped:
         rows = None if state.codebook is None else state.codebook.update(state.world, state.optimizer)
-        update_ema(state.ema, state.tokenizer, config.ema_decay(state.updates))
+        update_ema(state.averaged, state.tokenizer, config.ema_decay(state.updates))
         if state.codebook is not None and rows is not None:
             state.codebook.copy_rows(state.ema.quantizer, rows)
             restarted = len(rows)

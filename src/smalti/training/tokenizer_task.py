@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from smalti.data import BadFileLog, Batch, Joint, Source, batches, evaluation
+from smalti.data import BadFileLog, Batch, Joint, Source, Views, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
@@ -114,9 +114,16 @@ class TokenizerTask(Task):
                     )
                 if ahead is not None:
                     wait([ahead])  # validation and samples may read from the same files
-                yield result._replace(usage=usage, bad_files=bad, empty_steps=empty)
+                yield result._replace(usage=usage, bad_files=bad, empty_steps=empty, pixels=self._pixels(result))
                 if result.rows and (result.skipped or result.step % config.log_every == 0):
                     usage = Usage(usage.levels)  # a line of the log has all batches since the last
+
+    def _pixels(self, result: TokenizerStep) -> int | None:
+        """Return the pixels that a step learnt from; None where all steps are of one view."""
+        source = self.source
+        if not isinstance(source, Views):
+            return None
+        return result.rows * source.pixels_of(result.step - 1, self.state.config.seed)
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and optimizers' tensors of both networks."""
