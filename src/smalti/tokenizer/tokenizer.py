@@ -447,8 +447,7 @@ class Tokenizer(nn.Module):
             return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream)
 
     def _open_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
-        """Return the latents whose ids are the same in any batch, chunk and tile, on a GPU too; of conditional tokens
-        `_closed_loop` has them."""
+        """Return latents whose ids are the same in any batch, chunk and tile, on a GPU too; others: `_closed_loop`."""
         orders = isinstance(self.encoder, Encoder) and self.encoder.orders_pixels
         frames = video.permute(2, 0, 1, 3, 4).to(self.dtype) if orders else self._time_first(video)
         with whole_float32(self.device):
