@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.codec import codec
+from smalti.codec import codec, search
 from smalti.codec.codec import Goal, _coded, _decoded, compress_file, read_frames, stream_frames
 from smalti.codec.format import Head, Reader
-from smalti.codec.search import AHEAD, Search, _windows
+from smalti.codec.search import Search, _windows
 from smalti.data import write_video
 from smalti.errors import ConfigError, IntegrityError
 from smalti.nn.causal import Stream
@@ -31,9 +31,9 @@ def held_in(ids):
 
 
 def still_then_moving(seed=0):
-    """Frames uint8 `t h w 3`: five groups of two that stand still, three that move, five that stand still."""
-    moving = clip(7, 16, 24, seed)
-    return torch.cat([moving[:1].expand(11, -1, -1, -1), moving[1:], moving[-1:].expand(10, -1, -1, -1)])
+    """Frames uint8 `t h w 3`: four groups of two that stand still, two that move, three that stand still."""
+    moving = clip(5, 16, 24, seed)
+    return torch.cat([moving[:1].expand(9, -1, -1, -1), moving[1:], moving[-1:].expand(6, -1, -1, -1)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,7 +102,7 @@ def test_windows_are_the_groups_of_a_video_and_those_that_follow(count, stride, 
 
 
 @pytest.mark.parametrize("kind", CONDITIONAL)
-@pytest.mark.parametrize("price", [0.0, 100.0, 400.0, 1e5])
+@pytest.mark.parametrize("price", [0.0, 100.0, 1e5])
 def test_a_token_frame_is_held_where_the_costs_of_it_and_the_groups_ahead_are_lower(kind, price, monkeypatch):
     tokenizer, images, found = random_tokenizer(KINDS[kind]), still_then_moving(), []
     plain = Search._searched
@@ -112,6 +112,7 @@ def test_a_token_frame_is_held_where_the_costs_of_it_and_the_groups_ahead_are_lo
         return found[-1]
 
     monkeypatch.setattr(Search, "_searched", noted)
+    monkeypatch.setattr(search, "AHEAD", 3)
     results = list(Search(tokenizer, prior_of(tokenizer), price).video(iter(images)))
     ids = torch.cat([one.ids for one in results], 1)
     shown = torch.stack(list(ids_to_frames(tokenizer, [(len(images), ids)], (16, 24))))
@@ -128,7 +129,7 @@ def test_a_token_frame_is_held_where_the_costs_of_it_and_the_groups_ahead_are_lo
             tried = stream.fork()
             made = tokenizer.decode(coded, tried)[0].clamp(-1, 1).double()
         if past is not None:
-            ahead = targets[number + 1 : number + 1 + AHEAD]
+            ahead = targets[number + 1 : number + 1 + 3]
             of_holding = sum(float((past - one).square().sum()) for one in [targets[number], *ahead])
             of_coding = float((made - targets[number]).square().sum())
             of_coding += sum(float((made[:, -1:] - one).square().sum()) for one in ahead)
@@ -152,8 +153,7 @@ def test_a_tokenizer_with_another_past_than_a_frame_holds_nothing():
     assert not any(held_in(one.ids).any() for one in found)
 
 
-@pytest.mark.parametrize("kind", CONDITIONAL)
-@pytest.mark.parametrize("group", [None, 7])
+@pytest.mark.parametrize(("kind", "group"), [("conditional", None), ("conditional", 7), ("quarters", None)])
 def test_a_file_with_held_token_frames_is_read_whole_in_parts_and_from_a_pipe(kind, group, tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "BLOCK_TOKENS", 6 * 4)  # four token frames
     tokenizer, source = random_tokenizer(KINDS[kind]), tmp_path / "film.mp4"
@@ -165,7 +165,7 @@ def test_a_file_with_held_token_frames_is_read_whole_in_parts_and_from_a_pipe(ki
     assert len(whole) == len(images)
     with done.path.open("rb") as file:
         assert torch.equal(torch.stack(list(stream_frames(tokenizer, file, "pipe", prior))), whole)
-    for first, end in ((0, 1), (4, 11), (13, 27)):
+    for first, end in ((0, 1), (4, 11), (12, 19)):
         part = torch.stack(list(read_frames(tokenizer, done.path, first, end, prior=prior)))
         assert torch.equal(part, whole[first:end])
     repeats = int((whole[1:] == whole[:-1]).flatten(1).all(1).sum())
@@ -178,7 +178,7 @@ def test_a_file_with_held_token_frames_is_read_whole_in_parts_and_from_a_pipe(ki
 
 def test_a_block_that_begins_a_video_with_a_held_frame_is_refused(tmp_path, monkeypatch):
     tokenizer, source = random_tokenizer(KINDS["conditional"]), tmp_path / "film.mp4"
-    write_video(source, list(still_then_moving()), FPS)
+    write_video(source, list(still_then_moving()[:5]), FPS)
     prior, plain = prior_of(tokenizer), codec._coded
     monkeypatch.setattr(codec, "_coded", lambda *args: (bytes([1]) + plain(*args)[0][1:], 0.0, 0))
     done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=0.0))
