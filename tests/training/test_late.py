@@ -10,12 +10,14 @@ import torch
 from smalti.discriminators import PatchConfig
 from smalti.errors import SmaltiError
 from smalti.files import read_rows
+from smalti.generation import AutoregressiveConfig
 from smalti.model_folder import checkpoints
 from smalti.recipes import find
 from smalti.training import fit as running
 from smalti.training import optimizer
 from smalti.training.config import MuonConfig, OptimizerConfig
 from smalti.training.fit import fit
+from smalti.training.generator_task import GeneratorTask
 from smalti.training.late import MOST, Late
 from smalti.training.optimizer import update_ema
 from smalti.training.tokenizer_figures import read
@@ -24,6 +26,7 @@ from smalti.training.tokenizer_step import begin, step
 from smalti.training.tokenizer_task import TokenizerTask
 from tests.reference.late import device_decides
 from tests.reference.plain_step import ALONE
+from tests.training.test_generator_run import config_of, made  # noqa: F401
 from tests.training.test_run import final_digests, logged
 from tests.training.test_step import GANS, clips, training
 
@@ -208,3 +211,32 @@ def test_no_more_steps_are_begun_than_can_be_counted(tmp_path, monkeypatch):
     config = find("tiny", tiny=True).override([*SMALL, f"steps={MOST + 5}", "save_every=1000", "log_every=1000"])
     task = run_of(config, tmp_path / "run")
     assert task.state.updates == MOST + 5
+
+
+@pytest.mark.parametrize("kind", ["masked", "autoregressive"])
+def test_a_generator_has_the_same_bits_and_skips_however_seldom_it_is_read(made, tmp_path, monkeypatch, kind):  # noqa: F811
+    device_decides(monkeypatch)
+
+    def run(every):
+        changes = {"steps": 9, "save_every": 9, "eval_every": 9, "sample_every": 9, "log_every": every}
+        config = config_of(made, **changes)
+        if kind == "autoregressive":
+            same = {name: getattr(config.generator, name) for name in ("levels", "grid", "width", "depth", "heads")}
+            model, tasks = AutoregressiveConfig(**same), [{"task": {"kind": "generation"}}]
+            config = config_of(made, **changes, generator=model.plain(), tasks=tasks, sampling={})
+        task = GeneratorTask(config, ALONE)
+
+        def spoil(_, __, losses):
+            return losses._replace(total=losses.total * torch.nan) if task.state.step in (2, 3, 6) else losses
+
+        task.state.objective.register_forward_hook(spoil)
+        fit(task, tmp_path / f"{every}")
+        assert task.state.updates == 6
+        return final_digests(tmp_path / f"{every}")
+
+    assert run(1) == run(50)
+    rows = [[*read_rows(tmp_path / name / "skipped.jsonl", "step")] for name in ("1", "50")]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [3, 4, 7]
+    often, seldom = ({line["step"]: line for line in lines(tmp_path / name)} for name in ("1", "50"))
+    assert {step: often[step] for step in seldom} == seldom

@@ -128,6 +128,17 @@ def test_a_batch_that_is_not_finite_moves_nothing():
     assert not step(state, video).skipped
 
 
+@pytest.mark.parametrize("gan", [None, GANS["patch"], GANS["magvit"]])
+def test_micro_batches_that_are_not_finite_are_skipped_too(gan):
+    """They are surveyed without gradients before; where that refused NaN, the run ended."""
+    state, video = start_tokenizer(training(gan=gan, accumulate=2), ALONE), clips().float()
+    step(state, video)
+    before = copy.deepcopy(state.tokenizer.state_dict())
+    assert step(state, torch.full_like(video, torch.nan)).skipped
+    assert all(torch.equal(before[name], t) for name, t in state.tokenizer.state_dict().items())
+    assert not step(state, video).skipped
+
+
 @pytest.mark.parametrize("frozen", ["encoder", "decoder"])
 @pytest.mark.parametrize("weights", [LFQ_WEIGHTS, {"l1": 1.0}])
 def test_a_step_with_a_frozen_network_learns_and_skips_a_batch_that_is_not_finite(frozen, weights):

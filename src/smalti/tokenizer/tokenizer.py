@@ -359,7 +359,7 @@ class Tokenizer(nn.Module):
 
     def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None, check: bool) -> Reconstruction:
         padded = self.pad(video)
-        loop = self._closed_loop(padded)
+        loop = self._closed_loop(padded, check=check)
         quantized = self.quantizer(self._open_latent(padded) if loop is None else loop.z, whole, check=check)
         pixels = self._to_video(quantized.codes, pasts=None if loop is None else loop.pasts)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
@@ -439,13 +439,13 @@ class Tokenizer(nn.Module):
         loop = self._closed_loop(video, stream)
         return self.quantizer.encode(self._open_latent(video, stream)) if loop is None else loop.ids
 
-    def _closed_loop(self, video: Tensor, stream: Stream | None = None) -> Loop | None:
+    def _closed_loop(self, video: Tensor, stream: Stream | None = None, *, check: bool = True) -> Loop | None:
         """Encode with conditional tokens, where each group of frames follows what was decoded before it; None for a
         tokenizer of another kind."""
         if not (isinstance(self.encoder, ConditionalEncoder) and isinstance(self.decoder, ConditionalDecoder)):
             return None
         with whole_float32(self.device):
-            return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream)
+            return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream, check)
 
     def _open_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         """Return the latents whose ids are the same in any batch, chunk and tile, on a GPU too; of conditional tokens
