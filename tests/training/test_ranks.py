@@ -122,6 +122,7 @@ def sets(*settings: str) -> list[str]:
     ("name", "steps", "settings"),
     [
         ("tiny", 60, []),
+        ("tiny", 30, ["batch_size=8", "views=[{size: 48}, {size: [32, 40]}]"]),
         # 4 clips on each rank: the groups that this judge compares are then those of the whole batch.
         ("tiny", 60, ["batch_size=8", JUDGE]),
         # Few steps: in one process too, a change of 1e-15 becomes 1e-8 in 9 steps of it and 1e-3 in 15.

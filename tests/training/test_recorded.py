@@ -39,6 +39,7 @@ CASES = {
     "layers that are computed again": ("tiny", ["data.size=16", "checkpoint_activations=true"], 1),
     "tiny-video": ("tiny-video", FILM, 1),
     "two shapes": ("tiny-video-conditional", [*JOINT, "still_frames=1", "frozen=[]"], 2),
+    "three views": ("tiny", ["data.size=16", "views=[{size: 24}, {size: [16, 32]}]"], 3),
     "frozen images": ("tiny-video-conditional", [*JOINT, "still_frames=5"], 1),
 }
 """Recipe, changes, and the number of shapes of batches."""

@@ -3,7 +3,8 @@
 from smalti.data.conventions import magicmaster_images, magicmaster_videos, mindone_images, mindone_videos
 from smalti.data.detect import OneKindConfig, SourceConfig, source_of
 from smalti.data.images import Images, ImagesConfig, read_image
-from smalti.data.loader import BadFileLog, Batch, Joint, JointConfig, batches, evaluation
+from smalti.data.loader import BadFileLog, Batch, batches, evaluation
+from smalti.data.mixture import Joint, JointConfig, Views
 from smalti.data.source import Source, Subset
 from smalti.data.videos import Videos, VideosConfig, open_video, read_clip, write_video
 
@@ -20,6 +21,7 @@ __all__ = [
     "Subset",
     "Videos",
     "VideosConfig",
+    "Views",
     "batches",
     "evaluation",
     "magicmaster_images",

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from smalti.data.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from smalti.data.images import ImagesConfig
-from smalti.data.loader import JointConfig
+from smalti.data.mixture import JointConfig
 from smalti.data.packing import packing_of, read_former_kind
 from smalti.data.parquet import column_names
 from smalti.data.source import Medium

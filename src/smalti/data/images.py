@@ -132,6 +132,12 @@ class Images(StoreSource):
         self.in_memory = in_memory
         self._decoded: dict[int, Tensor] = {}
 
+    def with_view(self, config: ViewConfig) -> "Images":
+        """Return the same images in another view; those that are kept in memory are kept once."""
+        shown = Images(config, self.store, in_memory=self.in_memory)
+        shown._decoded = self._decoded
+        return shown
+
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "1 h w 3"]:
         """Load one image, cropped, scaled and mirrored as the config says. Raises BadFile."""
         pixels = self._read(index).numpy()

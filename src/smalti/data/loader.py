@@ -1,6 +1,7 @@
 """From sources to batches: the same samples at the same step for any number of workers, ranks and restarts.
 
-Two sources, of images and of videos, are `Joint`: each batch is of one kind, and the step alone decides which.
+Two sources, of images and of videos, are `Joint`: each batch is of one kind, and the step alone decides which. One
+source in several sizes is `Views`: each batch is of one size.
 """
 
 import json
@@ -11,99 +12,23 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from itertools import chain, count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
-from jaxtyping import UInt8
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smalti.config import Config
-from smalti.data.images import ImagesConfig
-from smalti.data.source import Medium, Order, Source, memory_as_bad_file, mix, sample_rng
-from smalti.data.videos import VideosConfig
+from smalti.data.mixture import Joint, Views, even_batches
+from smalti.data.source import Order, Source, memory_as_bad_file, sample_rng
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import naming_os_errors
 from smalti.video import to_video
 
 OnBad = Callable[[BadFile], None]
 _T = TypeVar("_T")
-
-
-class JointConfig(Config):
-    """Batches of images and batches of clips in turn, from two sources."""
-
-    kind: Literal["joint"] = "joint"
-    images: ImagesConfig
-    """Source of images."""
-    videos: VideosConfig
-    """Source of clips."""
-    share: float = Field(default=0.2, ge=0, le=1)
-    """Share of the steps whose batch is images."""
-    images_per_clip: int = Field(default=1, ge=1, le=4096)
-    """Size of a batch of images, relative to a batch of clips."""
-
-    def build(self) -> "Joint":
-        """List the files of both. Raises InputError as they do."""
-        return Joint(self.images.build(), self.videos.build(), share=self.share, images_per_clip=self.images_per_clip)
-
-
-class Turn(NamedTuple):
-    """The kind of batch of a step."""
-
-    kind: Medium
-    nth: int
-    """Number of steps of this kind before it."""
-
-
-class Joint:
-    """Two sources and the rule that takes turns; itself a `Source`, of all images and then all videos."""
-
-    def __init__(self, images: Source, videos: Source, *, share: float | Fraction, images_per_clip: int = 1) -> None:
-        self.images = images
-        self.videos = videos
-        self.share = Fraction(share).limit_denominator(1_000_000)
-        self.images_per_clip = images_per_clip
-
-    def with_videos(self, videos: Source) -> "Joint":
-        """Return the same with other videos."""
-        return Joint(self.images, videos, share=self.share, images_per_clip=self.images_per_clip)
-
-    def __len__(self) -> int:
-        return len(self.images) + len(self.videos)
-
-    def key(self, index: int) -> str:
-        """Return the path relative to the root of its kind; images come first."""
-        source, own = self._of(index)
-        return source.key(own)
-
-    def label(self, index: int) -> int | None:
-        """Return the class of a sample, or None."""
-        source, own = self._of(index)
-        return source.label(own)
-
-    def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
-        """Load an image (t = 1) or a clip. Raises BadFile."""
-        source, own = self._of(index)
-        return source.load(own, rng)
-
-    def _of(self, index: int) -> tuple[Source, int]:
-        return (self.images, index) if index < len(self.images) else (self.videos, index - len(self.images))
-
-    def turn(self, step: int, seed: int) -> Turn:
-        """Return the kind of batch of a step: a pure function of (seed, step).
-
-        Of the first n steps, floor(n share + phase) - floor(phase) are images, with a phase in [0, 1) from the
-        seed: the kinds are spread evenly, and any step is known without the ones before. In exact fractions.
-        """
-        phase = Fraction(mix(seed, 0x6A6F696E74) >> 32, 1 << 32)
-        before, after = (int(n * self.share + phase) for n in (step, step + 1))
-        return Turn("images", before) if after > before else Turn("videos", step - before)
 
 
 class Batch(NamedTuple):
@@ -136,7 +61,7 @@ class _Row(NamedTuple):
     """A sample of a batch."""
 
     part: int
-    """Index of its source: 0, or 1 for the videos of a `Joint`."""
+    """Index of its source: 0, or 1 for the videos of a `Joint`; or that of its view."""
     epoch: int
     sample: int
 
@@ -155,7 +80,7 @@ class _Loaded(NamedTuple):
 
 
 def batches(
-    source: Source | Joint,
+    source: Source | Joint | Views,
     *,
     batch_size: int,
     seed: int,
@@ -169,14 +94,17 @@ def batches(
 
     The GLOBAL batch of step n is positions n B ... n B + B - 1 of `Order`; of these, `part` (r, W) takes r, r + W, ....
     So order and augmentation are a pure function of (seed, epoch, index), and restarts, workers and ranks change
-    nothing. A `Joint` source gives whole batches of one kind.
+    nothing. A `Joint` source gives whole batches of one kind, and `Views` of one view: `batch_size` is then that of
+    clips, and of the first view.
 
     A bad file goes to `on_bad` and its row is dropped; nothing takes its place. If all rows are bad, the batch has
     none, so that every rank has a batch for each step. With workers, a file that kills its reader three times, or takes
     longer than `timeout` seconds twice (0: no limit), is a bad file (crash, hang) from then on; without, it takes this
     process with it. Raises InputError where rows differ in size, ConfigError where there are more ranks than rows.
     """
-    rank, world = check_part(part, batch_size)
+    rank, world = part
+    for size in even_batches(batch_size, source.pixels) if isinstance(source, Views) else (batch_size,):
+        check_part(part, size)
     rows_of = _planner(source, seed, batch_size)
     listed: deque[int] = deque()  # what is planned and not yet loaded
 
@@ -368,12 +296,17 @@ def _unchanged(batch: _T) -> _T:
     return batch
 
 
-def _parts(source: Source | Joint) -> tuple[Source, ...]:
+def _parts(source: Source | Joint | Views) -> tuple[Source, ...]:
+    if isinstance(source, Views):
+        return source.views
     return (source.images, source.videos) if isinstance(source, Joint) else (source,)
 
 
-def _planner(source: Source | Joint, seed: int, batch_size: int) -> Callable[[int], list[_Row]]:
+def _planner(source: Source | Joint | Views, seed: int, batch_size: int) -> Callable[[int], list[_Row]]:
     """Return the function from a step to the rows of its global batch."""
+    if isinstance(source, Views):
+        rows_of = source.plan(seed, batch_size)
+        return lambda step: [_Row(*row) for row in rows_of(step)]
     orders = [Order(len(part), seed) for part in _parts(source)]
 
     def rows(step: int) -> list[_Row]:

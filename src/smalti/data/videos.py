@@ -57,6 +57,10 @@ class Videos(StoreSource):
         super().__init__(store)
         self.config = config
 
+    def with_view(self, config: ClipConfig) -> "Videos":
+        """Return the same videos in another view."""
+        return Videos(config, self.store)
+
     def load(self, index: int, rng: torch.Generator) -> UInt8[Tensor, "t h w 3"]:
         """Load one clip; all its frames are cropped, scaled and mirrored alike. Raises BadFile."""
         config = self.config

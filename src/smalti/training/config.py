@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from smalti.config import Config, PathField, Tuple, Two
-from smalti.data import JointConfig, OneKindConfig, SourceConfig
+from smalti.data import ImagesConfig, JointConfig, OneKindConfig, SourceConfig
+from smalti.data.mixture import even_batches
+from smalti.data.views import SizeField
 from smalti.devices import Precision
 from smalti.discriminators import DiscriminatorConfig
 from smalti.losses import Frames
@@ -129,12 +131,21 @@ class CodebookTraining(Config):
     table has dead rows alone: it begins with latents of the first batches."""
 
 
+class OtherView(Config):
+    """Another size or length of the samples of `data`; what is null is as there."""
+
+    size: SizeField = None
+    """Height and width of a sample, or one number for a square."""
+    frames: int | None = Field(None, ge=1, le=1 << 16)
+    """Frames of a clip, of videos alone."""
+
+
 class RunConfig(Config):
     """The fields of every training run. `batch_size` is global: over all ranks and micro-batches."""
 
     changeable: ClassVar[frozenset[str]] = frozenset(
         ("workers", "log_every", "save_every", "keep", "sample_every", "eval_every", "validation_limit")
-        + ("tracker", "rank_timeout")
+        + ("tracker", "rank_timeout", "shard")
     )
     """Fields that may differ between a run and its resumption: none of them changes the result."""
 
@@ -163,6 +174,9 @@ class RunConfig(Config):
     rank_timeout: float = Field(300.0, ge=1)
     """Seconds in which each of several processes waits for the others; the run ends where one is dead, stopped or
     slower. Must exceed what a validation takes, which the first process does alone."""
+    shard: bool = False
+    """Whether the ranks of a run hold its weights, gradients, moments and EMA weights in shards, each a part, in place
+    of all of them each (FSDP2): for a model that does not fit. A discriminator stays whole. One process holds all."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of the log."""
     save_every: int = Field(500, ge=1)
@@ -205,6 +219,20 @@ class RunConfig(Config):
         return min(self.ema, (1 + updates) / (10 + updates))
 
 
+def _has_whole_groups(rows: int, ranks: int, parts: int, group: int) -> bool:
+    """Return whether each of the `parts` of each rank's rows can be made of whole groups."""
+    each, rest = divmod(rows, ranks)
+    return not rest and each % group == 0 and each // group >= parts
+
+
+def _pixels(view: OneKindConfig) -> int:
+    assert view.size is not None
+    height, width = (view.size, view.size) if isinstance(view.size, int) else view.size
+    frames = 1 if isinstance(view, ImagesConfig) else view.frames
+    assert frames is not None
+    return frames * height * width
+
+
 class TokenizerTraining(RunConfig):
     """The config of a tokenizer's training run."""
 
@@ -227,6 +255,9 @@ class TokenizerTraining(RunConfig):
     """Samples of `data` that are held out for validation and never trained on, chosen by `seed` and their names: at
     most a tenth of all. In place of null, `smalti train` sets `validation_limit` where `validation` shows media that
     ship with smalti and `data` does not, and else 0. Of joint data, videos are held out."""
+    views: Tuple[OtherView] = ()
+    """Other sizes and lengths of `data`, as in [{size: 256}, {size: [128, 192]}]: each batch is of one view, all in
+    turn, with about as many pixels as `batch_size` samples of `data` have. Not for joint data."""
     init: PathField | None = None
     """Tokenizer to start from, by a name as `smalti.load` takes it (an inflated one, or one of another project, for
     instance); null starts from random weights. Its architecture is taken too, where no field of `tokenizer` is set."""
@@ -295,6 +326,12 @@ class TokenizerTraining(RunConfig):
             raise ValueError("tokenizer.quarters: train without, then switch it on by smalti inflate --quarters")
         if self.cuda_graph:
             self._check_recordable()
+        if self.shard and self.codebook is not None:
+            raise ValueError(
+                "shard: rows of a table that `codebook` sets cannot be cut; set shard to false, or codebook to null"
+            )
+        if self.views:
+            self._check_views()
         if self.init_training and self.init is None:
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:
@@ -324,6 +361,26 @@ class TokenizerTraining(RunConfig):
         if found := [name for name, is_there in hindrances.items() if is_there]:
             raise ValueError(f"cuda_graph: a step with {' and '.join(found)} cannot be recorded; set it to false")
 
+    def _check_views(self) -> None:
+        if isinstance(self.data, JointConfig):
+            raise ValueError("views: are of one kind of data, and joint data has two; take images or videos alone")
+        if self.data.kind == "images" and any(view.frames is not None for view in self.views):
+            raise ValueError("views: images have no frames; take `frames` out")
+        if self.data.size is None or (self.data.kind == "videos" and self.data.frames is None):
+            raise ValueError("views: the pixels of a batch must be known; set data.size, and data.frames of videos")
+
+    @property
+    def all_views(self) -> tuple[OneKindConfig, ...]:
+        """`data` in its own view and in all others; of joint data, the videos."""
+        own = self.split_data
+        changes = [{name: value for name, value in view if value is not None} for view in self.views]
+        return (own, *(own.replace(change) for change in changes))
+
+    @property
+    def view_pixels(self) -> tuple[int, ...]:
+        """Pixels of a sample in each of `all_views`, over all its frames; nothing where there are no other views."""
+        return tuple(map(_pixels, self.all_views)) if self.views else ()
+
     def _check_codebook(self, codebook: CodebookTraining) -> None:
         quantizer = self.tokenizer.quantizer
         if not isinstance(quantizer, CodebookConfig):
@@ -352,10 +409,10 @@ class TokenizerTraining(RunConfig):
         A minibatch deviation does not where every part can have whole groups.
         """
         compared, parts = self.compared_samples, self.accumulate * ranks
-        rows, rest = divmod(self.batch_size, ranks)
         if parts == 1 or compared == 1:
             return None
-        if compared is not None and not rest and rows % compared == 0 and rows // compared >= self.accumulate:
+        sizes = even_batches(self.batch_size, self.view_pixels) if self.views else (self.batch_size,)
+        if compared is not None and all(_has_whole_groups(size, ranks, self.accumulate, compared) for size in sizes):
             return None
         layer = "batch norm is" if compared is None else f"minibatch deviation in groups of {compared} is"
         return (

@@ -96,7 +96,10 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                     progress(result.step, config.steps, f"{result.note}{scores}")
                 if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
                     log.write_step(result)
-                if ended or stop or result.step % config.save_every == 0:
+                saving = ended or stop or result.step % config.save_every == 0
+                if saving or result.step % config.sample_every == 0 or result.step % config.eval_every == 0:
+                    task.gather(saving=saving)
+                if saving:
                     if world.is_main:
                         save_checkpoint(task, out)
                         keep_newest(out, config.keep)
@@ -107,9 +110,11 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                     report = task.validate()
                     log.write_scores(result.step, report)
                     scores = "".join(f" validation/{name} {value:.4g}" for name, value in [*report.items()][:1])
+                task.release()
                 if stop and not ended:
                     # Without a signal of its own, another rank received one.
                     raise Stopped(result.step, signals[0] if signals else signal.SIGTERM)
+        task.gather(saving=False)
         if world.is_main:
             task.export(out / config.kind)
         world.barrier()
@@ -333,11 +338,11 @@ def write_state(task: Savable, folder: Path) -> None:
     """Write all that the next step depends on into a folder that exists."""
     task.export(folder / task.state.config.kind)
     counts = {}
-    for name, source in task.tensors().items():
-        if tensors := source.state_dict():
-            counts[name] = len(tensors)
-            save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(task.state.step)})
     state = task.state
+    for name, source in task.tensors().items():
+        if tensors := source.state_dict() if state.sharded is None else state.sharded.tensors[name]:
+            counts[name] = len(tensors)
+            save_tensors(folder / f"{name}.safetensors", tensors, {"step": str(state.step)})
     about = {"format": _FORMAT, "smalti": __version__, "torch": torch.__version__, "data": task.data_digest}
     about["device"] = str(state.world.device)
     place = {"step": state.step, "updates": state.updates, "samples": state.samples}
@@ -358,7 +363,8 @@ def read_state(task: Savable, folder: Path) -> dict[str, Any]:
     if missing := {"data", "step", "updates"} - about.keys():
         raise IntegrityError(f"{folder / 'state.json'}: has no {', '.join(sorted(missing))}; restore it")
     averaged = folder / task.state.config.kind / WEIGHTS
-    load_strictly(task.ema, load_tensors(averaged), averaged)
+    with nullcontext() if task.state.sharded is None else task.state.sharded.loading():
+        load_strictly(task.ema, load_tensors(averaged), averaged)
     for name, target in task.tensors().items():
         path = folder / f"{name}.safetensors"
         tensors = load_tensors(path) if path.is_file() else {}

@@ -37,6 +37,7 @@ from smalti.generation import (
     task_tokens,
     validate,
 )
+from smalti.generation.blocks import TransformerBlock
 from smalti.metrics.contact_sheet import contact_sheet
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.dataset import Example, TokenBatch, TokenDataset, token_batches
@@ -54,6 +55,7 @@ from smalti.training.optimizer import (
     wrap_ddp,
 )
 from smalti.training.samples import count_samples, keep_skipped
+from smalti.training.sharded import ModuleWeights, ShardedRun, shard
 from smalti.training.task import RunState, Samples, Stateful, Task, each_step
 from smalti.video import limit_pixels, to_uint8
 
@@ -185,11 +187,16 @@ class GeneratorState(RunState):
     config: GeneratorTraining
     model: TokenModel
     objective: nn.Module
-    """The loss of a batch, wrapped for several ranks."""
+    """The loss of a batch, wrapped for several ranks, or in shards over them."""
     ema: Generator
     """The generator with the EMA weights: it is validated, sampled from and kept."""
     optimizer: Optimizer
     tokenizer: Tokenizer | None
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The EMA weights that a step moves: this rank's shards of them where the run is in shards."""
+        return self.ema.model if self.sharded is None else self.sharded.averages
 
 
 class Objective(nn.Module):
@@ -217,7 +224,8 @@ def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> 
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(str(config.tokenizer), world.device)
         tokens.check(tokenizer)
-    model.to(world.device).train()
+    is_sharded = config.shard and world.size > 1
+    model.to("cpu" if is_sharded else world.device).train()  # shards move to the device one after the other
     classes = rows.classes if config.generator.classes else ()
     fps = next((row.fps for row in tokens), None)
     info = tokens.tokenizer_info
@@ -227,13 +235,20 @@ def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> 
             " are of videos whose first frame stands alone"
         )
     origin = Origin(tokenizer=info.fingerprint, strides=info.strides, classes=classes, fps=fps)
-    unused = isinstance(model, MaskedTransformer) and model.config.hints
+    ema, objective, sharded = copy.deepcopy(model).requires_grad_(False).eval(), Objective(model, config), None
+    if is_sharded:
+        blocks = [layer for layer in model.modules() if isinstance(layer, TransformerBlock)]
+        wrapped = shard(objective, blocks, world)
+        sharded = ShardedRun(ema, model, world)
+    else:
+        wrapped = wrap_ddp(objective, world, unused=isinstance(model, MaskedTransformer) and model.config.hints)
     return GeneratorState(
         config=config,
         world=world,
         model=model,
-        objective=wrap_ddp(Objective(model, config), world, unused=unused),
-        ema=Generator(copy.deepcopy(model).requires_grad_(False).eval(), origin),
+        objective=wrapped,
+        ema=Generator(ema, origin),
+        sharded=sharded,
         optimizer=make_optimizer(model, config.optimizer),
         tokenizer=tokenizer,
     )
@@ -331,9 +346,9 @@ def begin_generator(state: GeneratorState, batch: TokenBatch) -> BegunStep:
     with fast_kernels(config.fast_kernels):  # Muon multiplies matrices
         update(state.optimizer, skip)
     if (late := state.begin_late()) is not None:
-        update_ema(state.ema.model, state.model, late.ema_decay(skip))
+        update_ema(state.averaged, state.model, late.ema_decay(skip))
     elif not skip:
-        update_ema(state.ema.model, state.model, config.ema_decay(state.updates))
+        update_ema(state.averaged, state.model, config.ema_decay(state.updates))
         state.updates += 1
     state.step += 1
     figures = torch.cat([sums, entries, torch.stack([norm.double(), skip.double()])])
@@ -422,7 +437,10 @@ class GeneratorTask(Task):
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and the optimizer's tensors."""
-        return {"live": self.state.model, "optimizer": OptimizerState(self.state.optimizer, self.state.model)}
+        return {
+            "live": ModuleWeights(self.state.model),
+            "optimizer": OptimizerState(self.state.optimizer, self.state.model),
+        }
 
     def export(self, folder: Path) -> None:
         """Write the generator with the EMA weights."""

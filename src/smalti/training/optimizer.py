@@ -19,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from smalti.training.config import OptimizerConfig
 from smalti.training.distributed import World
 from smalti.training.late import decides_alone
+from smalti.training.sharded import as_shard, local, part_of, whole_of
 
 
 def wrap_ddp(module: nn.Module, world: World, *, unused: bool = False) -> nn.Module:
@@ -60,7 +61,8 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    alone = decides_alone(parameters[0].device) or None
+    # Shards have been seen with AdamW's plain kernels alone.
+    alone = (decides_alone(parameters[0].device) and local(parameters[0]) is parameters[0]) or None
     if muon is None or not matrices:
         return AdamW(groups, lr=config.lr, betas=config.betas, fused=alone)
     own = {"params": matrices, "weight_decay": config.weight_decay, "lr": muon.lr}
@@ -80,8 +82,13 @@ def set_lr(optimizer: Optimizer, config: OptimizerConfig, lr: float) -> None:
 def clip_gradient(module: nn.Module, limit: float | None) -> Tensor:
     """Cut the whole gradient to a norm of at most `limit`, if there is one; return the norm before."""
     if limit:
-        return torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        return whole_of(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
+    return whole_of(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+
+
+def skips_alone(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer of `make_optimizer` leaves steps out by a tensor on the device."""
+    return any(group.get("fused") for group in optimizer.param_groups)
 
 
 def update(optimizer: Optimizer, skip: Tensor) -> None:
@@ -89,7 +96,7 @@ def update(optimizer: Optimizer, skip: Tensor) -> None:
 
     Where the device decides, nobody waits for it: weights and moments stay as they were, to the bit.
     """
-    if decides_alone(skip.device):
+    if skips_alone(optimizer):
         optimizer.found_inf, optimizer.grad_scale = skip, None  # type: ignore[attr-defined]
         optimizer.step()
     elif not skip:
@@ -99,9 +106,9 @@ def update(optimizer: Optimizer, skip: Tensor) -> None:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, live: nn.Module, decay: float | Tensor) -> None:
-    """Move the EMA weights to decay * ema + (1 - decay) * live: at 1 they stay, at 0 they are those of `live`, to the
-    bit."""
-    averages, weights = list[Tensor](ema.parameters()), list[Tensor](live.parameters())
+    """Move the EMA weights, or this rank's shards of them, to decay * ema + (1 - decay) * live: at 1 they stay, at 0
+    they are those of `live`, to the bit."""
+    averages, weights = list[Tensor](ema.parameters()), [local(p) for p in live.parameters()]
     if not isinstance(decay, Tensor):
         torch._foreach_lerp_(averages, weights, 1 - decay)
         return
@@ -133,8 +140,16 @@ class OptimizerState:
                 if f"{kind}/{name}" in tensors:
                     value = tensors[f"{kind}/{name}"]
                     # AdamW counts its steps on the CPU, unless it is the device that skips some of them.
-                    on_host = kind == "step" and not decides_alone(parameter.device)
-                    self.optimizer.state[parameter][kind] = value if on_host else value.to(parameter.device)
+                    if kind != "step":
+                        value = _like(value, parameter)
+                    elif skips_alone(self.optimizer):
+                        value = value.to(parameter.device)
+                    self.optimizer.state[parameter][kind] = value
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a whole tensor on the device of a parameter, and in shards if that is."""
+    return as_shard(part_of(value, parameter).to(parameter.device), parameter)
 
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -200,26 +215,26 @@ class Muon(Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        momenta, keep, lr = [self.state[p]["momentum"] for p in parameters], group["momentum"], group["lr"]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        momenta, keep, lr = [local(self.state[p]["momentum"]) for p in parameters], group["momentum"], group["lr"]
         if skip is not None:
             lr = lr * (1 - skip)
             gradients = [torch.where(skip > 0, m, g) for m, g in zip(momenta, gradients, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1 - keep)
         ahead = torch._foreach_lerp(gradients, momenta, keep)
-        torch._foreach_mul_(list(parameters), 1 - lr * group["weight_decay"])
-        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        torch._foreach_mul_([local(p) for p in parameters], 1 - lr * group["weight_decay"])
+        alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for parameter, direction in zip(parameters, ahead, strict=True):
-            matrix = direction.flatten(1)
-            alike.setdefault(matrix.shape, []).append((parameter, matrix))
+            alike.setdefault((len(parameter), parameter.shape[1:].numel()), []).append((parameter, direction))
         for (rows, columns), pairs in alike.items():
-            matrices = [matrix for _, matrix in pairs]
+            # A matrix has no update by its rows alone: of shards, those of one shape come together on every rank.
+            matrices = [whole_of(as_shard(direction, parameter)).flatten(1) for parameter, direction in pairs]
             batch = torch.stack(matrices) if len(pairs) > 1 else matrices[0]
             updates = orthogonalize(batch, group["turns"], group["dtype"]).expand(len(pairs), -1, -1)
             step = lr * max(1.0, rows / columns) ** 0.5
             for (parameter, _), update in zip(pairs, updates, strict=True):
-                change = update.view(parameter.shape).to(parameter.dtype)
+                change, place = part_of(update.view(parameter.shape).to(parameter.dtype), parameter), local(parameter)
                 if isinstance(step, Tensor):
-                    parameter.sub_(change * step)
+                    place.sub_(change * step)
                 else:
-                    parameter.add_(change, alpha=-step)
+                    place.add_(change, alpha=-step)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smalti.data import Joint, JointConfig, OneKindConfig, Source, Subset, VideosConfig
+from smalti.data import Joint, JointConfig, OneKindConfig, Source, Subset, VideosConfig, Views
 from smalti.data.bundled import is_shipped
 from smalti.data.images import Images
 from smalti.data.packing import MediaConfig
@@ -114,7 +114,7 @@ def split_data(config: TokenizerTraining) -> DataSplit:
             counts[what] = counts.get(what, 0) + count
     if not config.held_out:
         own = None if config.validation is None else config.validation.build()
-        return DataSplit(built, own, {"samples": len(built), **counts}, (*notes, *_without(config)))
+        return DataSplit(_in_views(config, built), own, {"samples": len(built), **counts}, (*notes, *_without(config)))
     whole = parts["videos"] if isinstance(built, Joint) else built
     assert isinstance(whole, Images | Videos)
     parted = hold_out(whole, config.held_out, config.seed)
@@ -125,7 +125,17 @@ def split_data(config: TokenizerTraining) -> DataSplit:
     what = f"{len(parted.held_out):,} of {len(whole):,} samples are held out for validation and never trained on"
     copies = f", nor are {parted.copies:,} copies of them" if parted.copies else ""
     notes.append(f"{printable(config.split_data.path)}: {what}{copies} (held_out)")
-    return DataSplit(train, validation, counts, tuple(notes))
+    return DataSplit(_in_views(config, train), validation, counts, tuple(notes))
+
+
+def _in_views(config: TokenizerTraining, train: Source) -> Source:
+    """Return training data in all views of its config."""
+    if not config.views:
+        return train
+    whole, rows = (train.source, train.indices) if isinstance(train, Subset) else (train, None)
+    assert isinstance(whole, Images | Videos)
+    shown = [_with_view(whole, view) for view in config.all_views]
+    return Views(shown if rows is None else [Subset(one, rows) for one in shown], config.view_pixels)
 
 
 def _data(config: TokenizerTraining, part: str) -> OneKindConfig:
@@ -154,9 +164,9 @@ def _view_of(shown: OneKindConfig, data: OneKindConfig) -> OneKindConfig:
 def _with_view(source: Images | Videos, view: OneKindConfig) -> Source:
     """Return the same media as `view`, which is of their kind, shows them."""
     if isinstance(source, Images):
-        return Images(view, source.store)
+        return source.with_view(view)
     assert isinstance(view, VideosConfig)
-    return Videos(view, source.store)
+    return source.with_view(view)
 
 
 def _center(data: OneKindConfig) -> OneKindConfig:

@@ -11,6 +11,7 @@ from torch import nn
 from smalti.training.config import RunConfig
 from smalti.training.distributed import World
 from smalti.training.late import MOST, Late, decides_alone
+from smalti.training.sharded import ShardedRun
 
 
 @runtime_checkable
@@ -60,12 +61,14 @@ class RunState:
     """Steps that changed the weights."""
     samples: int | None = 0
     """Digest of the samples of all steps so far (`count_samples`); None in runs of versions without it."""
+    sharded: ShardedRun | None = None
+    """The shards of the EMA weights, where the run is in shards."""
     late: Late | None = None
     """The steps that were begun and not read yet, where the device decides which of them are skipped."""
 
     def begin_late(self) -> Late | None:
         """Return the steps since the last reading; None where the host decides."""
-        if self.late is None and decides_alone(self.world.device):
+        if self.late is None and self.sharded is None and decides_alone(self.world.device):
             decays = [self.config.ema_decay(self.updates + number) for number in range(MOST)]
             self.late = Late(decays, self.world.device)
         return self.late
@@ -100,6 +103,18 @@ class Savable:
     def export(self, folder: Path) -> None:
         """Write the trained model, with its EMA weights, as a folder that `smalti.load` and the commands read."""
         raise NotImplementedError
+
+    def gather(self, *, saving: bool) -> None:
+        """Bring the EMA weights of a run in shards together on rank 0, and if `saving` all that a checkpoint holds;
+        ranks call it together, before rank 0 saves, validates or shows samples, and `release` afterwards."""
+        if self.state.sharded is not None:
+            files = self.tensors() if saving else {}
+            self.state.sharded.gather({name: source.state_dict() for name, source in files.items()})
+
+    def release(self) -> None:
+        """Forget what was gathered."""
+        if self.state.sharded is not None:
+            self.state.sharded.release()
 
 
 def each_step(step: int) -> bool:

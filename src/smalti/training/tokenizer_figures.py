@@ -38,6 +38,8 @@ class TokenizerStep(NamedTuple):
     """Steps without a row, since the run was started or resumed."""
     restarted: int | None = None
     """Rows of the table of codes that began anew; None where the config has none that do."""
+    pixels: int | None = None
+    """Pixels that the step learnt from, in a run of several views."""
     samples: int | None = None
     """Digest of the samples of all steps of a run so far."""
 
@@ -51,6 +53,8 @@ class TokenizerStep(NamedTuple):
     def line(self) -> dict[str, Any]:
         """Return the line for log.jsonl; without losses where there was no row."""
         counts = {"rows": self.rows, "bad_files": self.bad_files, "empty_steps": self.empty_steps}
+        if self.pixels is not None:
+            counts["pixels"] = self.pixels
         if not self.rows:
             return {"step": self.step, "lr": self.lr, "skipped": self.skipped, **counts}
         use = self.usage.summary(pixels=1)

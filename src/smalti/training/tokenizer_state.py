@@ -24,9 +24,10 @@ from smalti.tokenizer.inflate import take_image_part
 from smalti.training.codebook import CodebookState
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
-from smalti.training.memory import recompute
+from smalti.training.memory import layers_of, recompute
 from smalti.training.optimizer import OptimizerState, make_optimizer, wrap_ddp
 from smalti.training.recorded import RecordedGradients, check_recordable
+from smalti.training.sharded import ModuleWeights, ShardedRun, shard
 from smalti.training.task import RunState, Stateful
 
 
@@ -59,7 +60,7 @@ class TrainState(RunState):
     config: TokenizerTraining
     tokenizer: Tokenizer
     ddp: nn.Module
-    """The tokenizer, wrapped for several ranks."""
+    """The tokenizer, wrapped for several ranks, or in shards over them."""
     ema: Tokenizer
     """The tokenizer with the EMA weights: it is validated, sampled from and kept."""
     optimizer: Optimizer
@@ -71,10 +72,15 @@ class TrainState(RunState):
     recorded: RecordedGradients | None = None
     """Recordings of the steps, if the config has them."""
 
+    @property
+    def averaged(self) -> nn.Module:
+        """The EMA weights that a step moves: this rank's shards of them where the run is in shards."""
+        return self.ema if self.sharded is None else self.sharded.averages
+
     def tensors(self) -> dict[str, Stateful]:
         """Return what a checkpoint holds beside the EMA weights."""
         parts: dict[str, Stateful] = {
-            "tokenizer": self.tokenizer,
+            "tokenizer": ModuleWeights(self.tokenizer),
             "optimizer": OptimizerState(self.optimizer, self.tokenizer),
         }
         if self.gan is not None:
@@ -131,16 +137,24 @@ def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
         else:
             raise IntegrityError(f"{config.init}: holds another architecture than `tokenizer` of this run")
         tokenizer.source = initial.source
-    tokenizer.to(world.device).train()
+    is_sharded = config.shard and world.size > 1
+    tokenizer.to("cpu" if is_sharded else world.device).train()  # shards move to the device one after the other
     freeze(tokenizer, config.frozen)
     codebook = _start_codebook(config, tokenizer)  # before the optimizer: rows that are averages are not trained by it
+    ema = copy.deepcopy(tokenizer).requires_grad_(False).eval()
+    sharded = None
+    if is_sharded:
+        ddp = shard(tokenizer, [*layers_of(tokenizer.encoder), *layers_of(tokenizer.decoder)], world)
+        sharded = ShardedRun(ema, tokenizer, world)
+    else:  # a step on images leaves the networks of later frames out
+        ddp = wrap_ddp(tokenizer, world, unused=isinstance(config.tokenizer, ConditionalConfig))
     state = TrainState(
         config=config,
         world=world,
         tokenizer=tokenizer,
-        # A step on images leaves the networks of later frames out.
-        ddp=wrap_ddp(tokenizer, world, unused=isinstance(config.tokenizer, ConditionalConfig)),
-        ema=copy.deepcopy(tokenizer).requires_grad_(False).eval(),
+        ddp=ddp,
+        ema=ema,
+        sharded=sharded,
         optimizer=make_optimizer(tokenizer, config.optimizer),
         codebook=codebook,
         lpips=None if config.lpips is None else config.lpips.build().to(world.device),
@@ -165,7 +179,7 @@ def _take_training(state: TrainState) -> None:
     """Put what the training of `init` had into a fresh state, whose EMA weights stay those of the checkpoint."""
     gan, name = state.gan, str(state.config.init)
     foreign = read_training(name, state.tokenizer, None if gan is None else gan.discriminator)
-    state.tokenizer.load_state_dict(foreign.live)
+    ModuleWeights(state.tokenizer).load_state_dict(foreign.live)
     OptimizerState(state.optimizer, state.tokenizer).load_state_dict(foreign.moments)
     if gan is not None and foreign.discriminator:
         gan.discriminator.load_state_dict(foreign.discriminator)

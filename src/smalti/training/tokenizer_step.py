@@ -350,10 +350,10 @@ def _update(state: TrainState, measured: Mapping[str, Tensor]) -> tuple[Tensor, 
     # Which rows of a table begin anew is for the host to decide.
     late = state.begin_late() if state.codebook is None else None
     if late is not None:
-        update_ema(state.ema, state.tokenizer, late.ema_decay(skip))
+        update_ema(state.averaged, state.tokenizer, late.ema_decay(skip))
     elif not skip:
         rows = None if state.codebook is None else state.codebook.update(state.world, state.optimizer)
-        update_ema(state.ema, state.tokenizer, config.ema_decay(state.updates))
+        update_ema(state.averaged, state.tokenizer, config.ema_decay(state.updates))
         if state.codebook is not None and rows is not None:
             state.codebook.copy_rows(state.ema.quantizer, rows)
             restarted = len(rows)

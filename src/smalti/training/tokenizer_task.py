@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from smalti.data import BadFileLog, Batch, Joint, Source, batches, evaluation
+from smalti.data import BadFileLog, Batch, Joint, Source, Views, batches, evaluation
 from smalti.errors import InputError
 from smalti.metrics import SMALTI, Usage
 from smalti.metrics.contact_sheet import contact_sheet, difference
@@ -106,7 +106,8 @@ class TokenizerTask(Task):
                     f"step {result.step}: {recent} (max_bad {config.max_bad:g}); repair the files in "
                     f"{folder / 'bad_files*.jsonl'}, or resume with a larger max_bad"
                 )
-            yield result._replace(usage=usage, bad_files=seen.bad, empty_steps=empty, samples=seen.samples)
+            counted = result._replace(usage=usage, bad_files=seen.bad, empty_steps=empty)
+            yield counted._replace(pixels=self._pixels(result), samples=seen.samples)
             if result.rows and (result.skipped or result.step % config.log_every == 0):
                 usage = Usage(usage.levels)  # a line of the log has all batches since the last
 
@@ -149,6 +150,13 @@ class TokenizerTask(Task):
                     results = read(self.state, [one for one, _ in begun])
                     yield from zip(results, [seen for _, seen in begun], strict=True)
                     begun.clear()
+
+    def _pixels(self, result: TokenizerStep) -> int | None:
+        """Return the pixels that a step learnt from; None where all steps are of one view."""
+        source = self.source
+        if not isinstance(source, Views):
+            return None
+        return result.rows * source.pixels_of(result.step - 1, self.state.config.seed)
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and optimizers' tensors of both networks."""
