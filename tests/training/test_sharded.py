@@ -50,7 +50,7 @@ with join_world("cpu", timeout=timedelta(seconds=300)) as world:
     state = task.state
     part = (world.rank, world.size)
     stream = batches(task.source, batch_size=config.batch_size, seed=config.seed, part=part)
-    seen, gradients = [], []
+    seen, norms, gradients = [], [], []
     move = state.optimizer.step
 
     def watched():
@@ -62,13 +62,16 @@ with join_world("cpu", timeout=timedelta(seconds=300)) as world:
         video = batch.video.double()
         if broken == str(number) and world.rank == 1:
             video[:] = torch.nan
-        seen.append(step(state, video).skipped)
+        result = step(state, video)
+        seen.append(result.skipped)
+        norms.append(result.grad_norm)
     moments = [x for held in state.optimizer.state.values() for name, x in held.items() if name != "step"]
     averages = [*state.ema.parameters(), *(() if state.sharded is None else state.sharded.averages)]
     held = {"weights": nbytes(state.tokenizer.parameters()), "gradients": gradients[-1],
             "moments": nbytes(moments), "averages": nbytes(averages), "skipped": seen}
     folder.mkdir(exist_ok=True)
     (folder / f"held-{world.rank}.json").write_text(json.dumps(held))
+    (folder / f"norms-{world.rank}.json").write_text(json.dumps(norms))
     task.gather(saving=True)
     if world.is_main:
         save_checkpoint(task, folder)
@@ -164,6 +167,12 @@ def test_three_ranks_with_a_cut_gradient_agree_in_float64_to_rounding(tmp_path, 
         ended([*ranks(3), script, tmp_path / kind, yaml, "none"])
     found = worst(tmp_path / "whole", tmp_path / "shards")
     assert max(found.values()) < 1e-10, found
+    norms = [
+        json.loads((tmp_path / kind / f"norms-{r}.json").read_text())
+        for kind, r in (("whole", 0), *(("shards", r) for r in range(3)))
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+    assert norms[1] == norms[2] == norms[3]
 
 
 @pytest.mark.slow
