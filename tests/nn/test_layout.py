@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import smalti
+from smalti.nn.blocks import to_patches_last
 from smalti.nn.causal import Stream, interleave, join_frames, point_by_rows, repeat_frames, to_frames, to_images
 from smalti.tokenizer import Tokenizer, TokenizerConfig, VQGANConfig
 from smalti.tokenizer.cosmos import CosmosConfig
@@ -104,6 +106,24 @@ def test_every_convolution_reads_channels_last_by_all_strides(name, batch, frame
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("batch", "frames", "side"), [(1, 1, 32), (1, 9, 16), (2, 9, 16)])
+def test_every_gradient_reaches_a_convolution_channels_last(name, batch, frames, side):
+    """A view of some frames, and what is repeated, get gradients by the order of their axes unless they are taken so
+    that the channels are last: then all layers before them would work on channels that lie apart."""
+    tokenizer = MODELS[name]().train()
+    video = torch.rand(batch, 3, frames, side, side) * 2 - 1
+    y = tokenizer(video).video
+    with Convolutions() as seen:
+        y.square().mean().backward()
+    # Those of pixels and latents come from outside, in the order of the loss and of the quantizer.
+    ends = tokenizer.quantizer.dim, tokenizer.decoder.last_weight.shape[0]
+    gradients = [(shape, strides) for shape, strides in seen.read if shape[1] not in ends]
+    assert len(gradients) > 5
+    wrong = [(shape, strides) for shape, strides in gradients if not is_channels_last(shape, strides)]
+    assert not wrong, f"{len(wrong)} of {len(gradients)}: {wrong[:3]}"
+
+
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_the_weights_of_a_loaded_tokenizer_lie_as_what_they_multiply(name, tmp_path):
     """Otherwise torch lays them out anew at every call."""
@@ -132,6 +152,22 @@ def test_frames_become_images_and_frames_again_without_a_copy(shape):
     again = to_frames(images, (t, b))
     assert torch.equal(again, frames)
     assert again.data_ptr() == frames.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3, 8, 16), (1, 1, 3, 4, 8), (1, 2, 2, 4, 4), (1, 1, 3, 4, 4)])
+def test_patches_are_pixel_unshuffle_with_the_channels_last_whatever_the_order(shape):
+    t, b, c, h, w = shape
+    apart = torch.randn(b, c, t, h, w, requires_grad=True)
+    for x in (apart.permute(2, 0, 1, 3, 4), apart.permute(2, 0, 3, 4, 1).contiguous().permute(0, 1, 4, 2, 3)):
+        wanted = F.pixel_unshuffle(x.flatten(0, 1), 4).unflatten(0, (t, b))
+        found = to_patches_last(x, 4)
+        assert torch.equal(found, wanted)
+        assert to_images(found).stride() == dense((t * b, 16 * c, h // 4, w // 4))
+        assert to_images(found).data_ptr() == found.data_ptr()
+        slope = torch.randn_like(wanted)
+        assert torch.equal(
+            *(torch.autograd.grad((y * slope).sum(), apart, retain_graph=True)[0] for y in (found, wanted))
+        )
 
 
 def test_joining_repeating_and_interleaving_are_torchs_with_the_channels_last():

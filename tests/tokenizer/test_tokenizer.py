@@ -12,6 +12,8 @@ from smalti.errors import ConfigError
 from smalti.nn.causal import Stream
 from smalti.quantize import DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import Tokenizer, TokenizerConfig
+from smalti.tokenizer.frames import frames_to_ids
+from smalti.video import to_video
 from tests.randomise import random_tokenizer
 
 QUANTIZERS = [LFQConfig(bits=18), FSQConfig(), FSQConfig(levels=(8, 8, 5, 4, 4, 3)), DSQConfig()]
@@ -268,3 +270,32 @@ def test_the_past_taps_of_a_fresh_model_are_silent():
     frames = tokenizer.encode(video)
     alone = torch.cat([tokenizer.encode(video[:, :, t : t + 1]) for t in (0, 4, 8)], 1)
     assert torch.equal(frames, alone)
+
+
+class Counting(Tokenizer):
+    """A tokenizer that notes the frames of the chunks of a stream."""
+
+    def encode_stream(self, chunks):
+        self.lengths = []
+
+        def counted():
+            for chunk in chunks:
+                self.lengths.append(chunk.shape[2])
+                yield chunk
+
+        yield from super().encode_stream(counted())
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 22])
+def test_no_frame_of_a_chunk_waits_for_the_next_but_the_last(count):
+    """One that waits is joined to the next chunk by a copy of both."""
+    torch.manual_seed(0)
+    tokenizer = Counting(TokenizerConfig(**SMALL, multipliers=(1, 1), strides=((4, 1),), time_kernel=4)).eval()
+    frames = list(torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8))
+    for chunk in (4, 8):
+        ids = torch.cat(list(frames_to_ids(tokenizer, frames, pixels=chunk * 256)), 1)
+        first, *others = tokenizer.lengths
+        assert first % 4 == 1
+        assert sum(tokenizer.lengths) == count
+        assert all(length == chunk for length in others[:-1])
+        assert torch.equal(ids, tokenizer.encode(tokenizer.pad(to_video(torch.stack(frames)))))

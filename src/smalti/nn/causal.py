@@ -188,6 +188,12 @@ def to_frames(images: Float[Tensor, "n c h w"], counts: Sequence[int]) -> Float[
     return channels_from_end(images.permute(0, 2, 3, 1).unflatten(0, counts))
 
 
+def some_frames(x: Float[Tensor, "t b c h w"], which: slice) -> Float[Tensor, "t2 b c h w"]:
+    """Return some frames, a view. Its gradient has the channels last, too, where torch would lay that of `x[which]` out
+    by the order of the axes, and every layer before it would work on channels that lie apart."""
+    return channels_from_end(channels_to_end(x)[which])
+
+
 def join_frames(parts: Sequence[Float[Tensor, "_ b c h w"]]) -> Float[Tensor, "t b c h w"]:
     """Join in time."""
     return channels_from_end(torch.cat([channels_to_end(part) for part in parts]))
@@ -297,16 +303,16 @@ class CausalConv(nn.Module):
             return join_frames((*[zero] * (outside // 2), x, *[zero] * (outside - outside // 2)))
         carry = None if stream is None else stream.get(self)
         if carry is None:
-            first = x[:1] if self.start in ("repeat", "copy") else torch.zeros_like(x[:1])
+            first = some_frames(x, slice(1)) if self.start in ("repeat", "copy") else torch.zeros_like(x[:1])
             # Between chunks s - 1 frames of the past are still to come; a start with whole groups is such a place.
             count = len(self.past) + 1 - self.time_stride if self.is_whole else len(self.past)
-            carry = first.expand(count, *x.shape[1:])
+            carry = channels_from_end(channels_to_end(first).expand(count, -1, -1, -1, -1))
         elif len(self.past) + 1 == self.time_stride:  # each group stands alone
             return x
         return join_frames((carry, x))
 
     def _tap(self, tap: nn.Module, frames: Tensor, first: int, count: int) -> Tensor:
-        inputs = frames[first : first + (count - 1) * self.time_stride + 1 : self.time_stride]
+        inputs = some_frames(frames, slice(first, first + (count - 1) * self.time_stride + 1, self.time_stride))
         images = to_images(inputs)
         if _POINTS_BY_ROWS and not torch.compiler.is_compiling() and images.shape[0] < 16 and _is_point(tap):
             return to_frames(point_by_rows(tap, images), inputs.shape[:2])
@@ -380,7 +386,9 @@ class CausalUpsample(nn.Module):
             phases = channels_to_end(y).unflatten(-1, (s, -1))  # t b h w s c
             y = channels_from_end(phases.permute(0, 4, 1, 2, 3, 5).contiguous().flatten(0, 1))
             if fresh:
-                y = join_frames((y[:1], y[s:])) if self.first_phase else y[s - 1 :]
+                kept = (slice(1), slice(s, None)) if self.first_phase else (slice(s - 1, None),)
+                parts = [some_frames(y, which) for which in kept]
+                y = join_frames(parts) if len(parts) > 1 else parts[0]
         if self.strides[1] == 1:
             return y
         return to_frames(F.pixel_shuffle(to_images(y), self.strides[1]), y.shape[:2])
@@ -392,7 +400,7 @@ def stretch(x: Float[Tensor, "t b c h w"], size: tuple[int, int, int], stride: i
     Whether the first frame is the start of a video follows from the counts: 1 + n -> 1 + s*n there, n -> s*n later.
     """
     y = to_frames(F.interpolate(to_images(x), size=size[1:], mode="nearest"), x.shape[:2])
-    return repeat_frames(y, stride)[stride * x.shape[0] - size[0] :] if stride > 1 else y
+    return some_frames(repeat_frames(y, stride), slice(stride * x.shape[0] - size[0], None)) if stride > 1 else y
 
 
 def silu(fresh: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -11,8 +11,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.config import Blocks, C, Config, Tuple, Two
-from smalti.nn.blocks import AdaptiveKind, AdaptiveNorm, Norm, NormKind, ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Stream, Window, silu
+from smalti.nn.blocks import (
+    AdaptiveKind,
+    AdaptiveNorm,
+    Norm,
+    NormKind,
+    ResidualBlock,
+    from_patches,
+    to_patches,
+    to_patches_last,
+)
+from smalti.nn.causal import CausalConv, CausalUpsample, PastKernel, Stream, Window, silu, some_frames
 from smalti.quantize import FSQConfig, QuantizerConfig
 
 NOT_CAUSAL = "not causal (norms or convolutions let a frame see those after it)"
@@ -207,6 +216,8 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig, dim: int) -> None:
         super().__init__()
         self.patch, self.grey = config.patch, config.grey
+        self.orders_pixels = config.patch > 1 and not config.is_contiguous_on_cpu
+        """Whether the order of the pixels in memory makes no difference: patches are put in order as they are made."""
         widths, window, bias = [config.width * m for m in config.multipliers], config.window, config.bias
         groups = config.groups
         stem = window._replace(time=config.stem_time or config.time_kernel)
@@ -233,7 +244,8 @@ class Encoder(nn.Module):
             video = F.pad(video, (0, 0) * 4 + (self.grey, 0))
             if stream is not None:
                 stream.put(self, video.new_empty(0))
-        x: Tensor = self.stem(to_patches(video, self.patch), stream)
+        patches = (to_patches_last if self.orders_pixels else to_patches)(video, self.patch)
+        x: Tensor = self.stem(patches, stream)
         for layer in self.layers:
             x = layer(x, stream)
         z: Tensor = self.to_latent(x if self.norm is None else silu(self.norm(x)))
@@ -297,7 +309,7 @@ class Decoder(nn.Module):
             x = silu(self.norm(x))
         video = from_patches(self.to_pixels(x, stream), self.patch)
         if self.grey and (stream is None or stream.get(self) is None):
-            video = video[self.grey :]
+            video = some_frames(video, slice(self.grey, None))
             if stream is not None:
                 stream.put(self, video.new_empty(0))
         return video

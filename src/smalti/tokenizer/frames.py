@@ -96,8 +96,9 @@ def frames_to_ids(
 ) -> Iterator[Int[Tensor, "1 t h2 w2"]]:
     """Encode the frames of a video, in chunks of `chunk` frames, or of about `pixels` pixels.
 
-    The first chunk has `first` frames if given. Chunks change no id but for float32 sums in another order, which move
-    an id on a threshold: whoever promises equal bytes keeps to one choice of chunks.
+    The first chunk has `first` frames if given; without `chunk` it ends with a group of the time stride, so that no
+    frame waits for the next one. Chunks change no id but for float32 sums in another order, which move an id on a
+    threshold: whoever promises equal bytes keeps to one choice of chunks.
     """
     source = iter(frames)
     start = next(source, None)
@@ -107,7 +108,7 @@ def frames_to_ids(
     source = chain([start], source)
 
     def chunks() -> Iterator[Tensor]:
-        count = first or length
+        count = first or chunk or length - tokenizer.strides[0] + 1
         while group := list(islice(source, count if tokenizer.is_causal else None)):
             yield to_video(torch.stack(group)).to(tokenizer.device)
             count = length

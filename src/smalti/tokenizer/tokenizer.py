@@ -19,7 +19,7 @@ from smalti.nn.causal import Stream, check_stream, check_whole, is_no_frames, ma
 from smalti.nn.replay import calls_of
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
-from smalti.tokenizer.cnn import NOT_CAUSAL, TokenizerConfig
+from smalti.tokenizer.cnn import NOT_CAUSAL, Encoder, TokenizerConfig
 from smalti.tokenizer.conditional import ConditionalConfig, ConditionalDecoder, ConditionalEncoder, Loop, closed_loop
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
@@ -448,10 +448,11 @@ class Tokenizer(nn.Module):
             return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream, check)
 
     def _open_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
-        """Return the latents whose ids are the same in any batch, chunk and tile, on a GPU too; of conditional tokens
-        `_closed_loop` has them."""
+        """Return latents whose ids are the same in any batch, chunk and tile, on a GPU too; others: `_closed_loop`."""
+        orders = isinstance(self.encoder, Encoder) and self.encoder.orders_pixels
+        frames = video.permute(2, 0, 1, 3, 4).to(self.dtype) if orders else self._time_first(video)
         with whole_float32(self.device):
-            z: Tensor = self.encoder(self._time_first(video), stream)
+            z: Tensor = self.encoder(frames, stream)
             return z.permute(1, 2, 0, 3, 4)
 
     def _to_video(self, codes: Tensor, stream: Stream | None = None, pasts: Tensor | None = None) -> Tensor:

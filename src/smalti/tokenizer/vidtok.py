@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from smalti.config import Blocks, Tuple
 from smalti.nn.blocks import FrameAttention, Norm, ResidualBlock
-from smalti.nn.causal import CausalConv, Start, Stream, Window, interleave, join_frames, repeat_frames, silu
+from smalti.nn.causal import (
+    CausalConv,
+    Start,
+    Stream,
+    Window,
+    interleave,
+    join_frames,
+    repeat_frames,
+    silu,
+    some_frames,
+)
 from smalti.quantize import FSQConfig, QuantizerConfig
 from smalti.tokenizer.cnn import AutoencoderConfig
 from smalti.tokenizer.vqgan import Double, Halve
@@ -219,17 +229,22 @@ class DoubleTime(nn.Module):
         carry = None if stream is None else stream.get(self)
         parts: list[Tensor] = []
         if carry is None:
-            parts, x, carry = [_interpolate(x[:alone])], x[alone:], x[:0]
+            first, x = some_frames(x, slice(alone)), some_frames(x, slice(alone, None))
+            parts, carry = [_interpolate(first)], x[:0]
         frames = join_frames((carry, x))
         # What the carried frame gave before it is out already.
-        parts.append(_interpolate(frames)[len(carry) : None if stream is None or stream.is_ending else -1])
+        stop = None if stream is None or stream.is_ending else -1
+        parts.append(some_frames(_interpolate(frames), slice(len(carry), stop)))
         if stream is not None:
             stream.put(self, frames[-1:])
         return join_frames(parts)
 
 
 def _interpolate(x: Tensor) -> Tensor:
-    before, after = join_frames((x[:1], x[:-1])), join_frames((x[1:], x[-1:]))
+    first, others, earlier, last = (
+        some_frames(x, which) for which in (slice(1), slice(1, None), slice(-1), slice(-1, None))
+    )
+    before, after = join_frames((first, earlier)), join_frames((others, last))
     return interleave(0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after)
 
 
