@@ -358,8 +358,7 @@ class Tokenizer(nn.Module):
             yield video
 
     def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None, check: bool) -> Reconstruction:
-        padded = self.pad(video)
-        loop = self._closed_loop(padded, check=check)
+        loop = self._closed_loop(padded := self.pad(video), check=check)
         quantized = self.quantizer(self._open_latent(padded) if loop is None else loop.z, whole, check=check)
         pixels = self._to_video(quantized.codes, pasts=None if loop is None else loop.pasts)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)

@@ -7,15 +7,15 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
-B = TypeVar("B", bound="Movable")
+_T = TypeVar("_T")
+_B = TypeVar("_B", bound="Movable")
 
 
 @runtime_checkable
 class Movable(Iterable[object], Protocol):
     """A batch that can be copied to a device: a tuple, some of whose fields are tensors."""
 
-    def to(self: B, device: torch.device) -> B:
+    def to(self: _B, device: torch.device) -> _B:
         """Return it there; the program does not wait for a CUDA device."""
         ...
 
@@ -33,14 +33,14 @@ class Copies:
         """Whether a copy costs the step before it no time."""
         return self._stream is not None
 
-    def begin(self, batch: B) -> B:
+    def begin(self, batch: _B) -> _B:
         """Begin a copy, from any thread; `finish` makes it fit for use."""
         if self._stream is None:
             return batch.to(self._device)
         with self._cuda.stream(self._stream):
             return batch.to(self._device)
 
-    def finish(self, batch: B) -> B:
+    def finish(self, batch: _B) -> _B:
         """Let the work that comes now wait for the copies that were begun, and nothing else be put into the memory of
         this one until that work is done. The program waits for neither."""
         if self._stream is not None:
@@ -52,9 +52,9 @@ class Copies:
         return batch
 
 
-def done(call: Callable[[], T]) -> "Future[T]":
+def done(call: Callable[[], _T]) -> "Future[_T]":
     """Make a call now; what it gives or raises is for later."""
-    future = Future[T]()
+    future = Future[_T]()
     try:
         future.set_result(call())
     except Exception as error:
