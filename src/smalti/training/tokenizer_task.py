@@ -60,7 +60,7 @@ class BadRows:
 
 
 class _Seen(NamedTuple):
-    """What a step has seen."""
+    """The samples of a step and what was counted by then."""
 
     keys: Sequence[str]
     places: Sequence[int]
