@@ -31,8 +31,9 @@ from smalti.recipes.magicmaster import imagenet_row, kinetics_row
 from smalti.tokenizer import Tokenizer
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.tokenizer_figures import TokenizerStep
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
-from smalti.training.tokenizer_step import TokenizerStep, step
+from smalti.training.tokenizer_step import step
 
 TINY = "SMALTI_TINY"
 """Set, the same networks are measured at width 32 and 32 pixels: to see that the program runs."""

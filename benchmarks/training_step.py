@@ -2,21 +2,25 @@
 a GPU, a step that is recorded as a CUDA graph against one that is not."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import CPU, fastest
-from smalti.data import ImagesConfig
+from smalti.data import Batch, ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import PatchConfig, StyleGAN2Config
 from smalti.families import load
 from smalti.losses.perceptual import LPIPS, lpips_shapes
 from smalti.tokenizer import TokenizerConfig
+from smalti.training.ahead import Copies
 from smalti.training.config import GANConfig, MuonConfig, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import Part, World
+from smalti.training.tokenizer_figures import read
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
-from smalti.training.tokenizer_step import accumulate, step
+from smalti.training.tokenizer_step import accumulate, begin, step
+from smalti.video import to_video
 from tests.reference.plain_step import plain_gradients
 
 SIZE = 128
@@ -88,7 +92,8 @@ def measure(device: torch.device = CPU) -> tuple[str, list[dict[str, object]]]:
 
 
 def measure_recorded(device: torch.device) -> tuple[str, list[dict[str, object]]]:
-    """Seconds per step of the training of smalti/tiny-image-2, with `cuda_graph` and without."""
+    """Seconds per step of the training of smalti/tiny-image-2, with `cuda_graph` and without: where each step is read,
+    where ten are read together, and where the batch of the next one is copied beside them, too."""
     config = TokenizerTraining(
         tokenizer=load("smalti/tiny-image-2").config,
         data=ImagesConfig(path=photos("train")),
@@ -99,16 +104,45 @@ def measure_recorded(device: torch.device) -> tuple[str, list[dict[str, object]]
         precision="bfloat16",
         fast_kernels=True,
     )
-    video = (torch.rand(128, 3, 1, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1).to(device)
-    steps = {}
+    pixels = torch.randint(0, 256, (128, 1, 64, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    loops = {}
     for name in ("plain", "recorded"):
         state = start_tokenizer(config.replace({"cuda_graph": name == "recorded"}), World(0, 1, device))
-        steps[name] = lambda s=state: step(s, video)
+        loops |= {f"{name}, {how}": loop for how, loop in ways(state, pixels).items()}
         for _ in range(3):  # the second is recorded
-            steps[name]()
-    times = fastest(steps, rounds=5, device=device)
-    row = {"batch": "128 x 64 x 64", "plain_s": times["plain"], "recorded_s": times["recorded"]}
-    return "a step of smalti/tiny-image-2's training", [row | {"ratio": times["plain"] / times["recorded"]}]
+            step(state, to_video(pixels.to(device)))
+    times = {name: seconds / TOGETHER for name, seconds in fastest(loops, rounds=5, device=device).items()}
+    base = times["plain, each is read"]
+    rows = [{"steps": name, "s": seconds, "ratio": base / seconds} for name, seconds in times.items()]
+    return f"a step of smalti/tiny-image-2's training, 128 x 64 x 64, of {TOGETHER}; ratio: to the first", rows
+
+
+TOGETHER = 10
+"""Steps that are timed, and read, together."""
+
+
+def ways(state: TrainState, pixels: Tensor) -> dict[str, Callable[[], object]]:
+    """The loops over `TOGETHER` steps whose bytes come from the host: read one by one, read together, and with the
+    copies ahead."""
+    rows, device = len(pixels), state.world.device
+    batch = Batch(pixels, ("",) * rows, 0, (None,) * rows, tuple(range(rows)), rows)
+
+    def each() -> object:
+        return [step(state, batch.to(device).video) for _ in range(TOGETHER)]
+
+    def together() -> object:
+        return read(state, [begin(state, batch.to(device).video) for _ in range(TOGETHER)])
+
+    def ahead() -> object:
+        copies, begun = Copies(device), []
+        on_its_way = copies.begin(batch)
+        for _ in range(TOGETHER):
+            there = copies.finish(on_its_way)
+            begun.append(begin(state, there.video))
+            on_its_way = copies.begin(batch)
+        return read(state, begun)
+
+    return {"each is read": each, "ten are read together": together, "and copied ahead": ahead}
 
 
 def _difference(state: TrainState, video: Tensor) -> float:

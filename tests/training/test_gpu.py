@@ -10,10 +10,12 @@ from smalti.data.bundled import photos
 from smalti.discriminators import Magvit3DConfig, StyleGAN2Config
 from smalti.nn.causal import Stream
 from smalti.tokenizer import TokenizerConfig
+from smalti.training.ahead import Copies
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.tokenizer_figures import read
 from smalti.training.tokenizer_state import start_tokenizer
-from smalti.training.tokenizer_step import step
+from smalti.training.tokenizer_step import begin, step
 from tests.randomise import random_tokenizer
 from tests.training.test_recorded import CASES, recipe
 
@@ -152,3 +154,27 @@ def test_gradients_of_recorded_steps_are_those_of_steps_that_are_not(case, fast)
         wanted, given = (torch.cat([g.flatten() for g in gradients[-1]]) for gradients in found)
         assert (wanted - given).norm() < 1e-2 * wanted.norm()
     assert len(recorded.recorded) == 2
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize("muon", ["optimizer.muon={turns: 2}", "optimizer.muon=null"])
+def test_steps_wait_for_nothing_and_skip_what_is_not_finite(muon, is_recorded):
+    """torch raises where the program would wait for the GPU."""
+    config = recipe("tiny", ["data.size=16", muon, f"cuda_graph={is_recorded}"])
+    state = start_tokenizer(config, World(0, 1, torch.device("cuda")))
+    good, copies = torch.randint(0, 256, (2, 1, 16, 16, 3), dtype=torch.uint8), Copies(torch.device("cuda"))
+    batch = Batch(good, ("", ""), 0, (None, None), (0, 1), 2)
+    bad = torch.full((2, 3, 1, 16, 16), torch.nan, device="cuda")
+    for _ in range(3):  # the second is recorded
+        step(state, batch.to(torch.device("cuda")).video)
+    before = {name: tensor.clone() for name, tensor in state.tokenizer.state_dict().items()}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        begun = [begin(state, bad)]
+        after = {name: tensor.clone() for name, tensor in state.tokenizer.state_dict().items()}
+        begun += [begin(state, copies.finish(copies.begin(batch)).video) for _ in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [result.skipped for result in read(state, begun)] == [True, False, False, False]
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert state.updates == 6

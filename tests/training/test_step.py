@@ -17,11 +17,13 @@ from smalti.errors import ConfigError
 from smalti.losses import weigh_frames
 from smalti.quantize import LFQConfig
 from smalti.tokenizer import TokenizerConfig
-from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
+from smalti.training.config import GANConfig, MuonConfig, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import Part
 from smalti.training.optimizer import update_ema
+from smalti.training.tokenizer_figures import read
 from smalti.training.tokenizer_state import start_tokenizer
-from smalti.training.tokenizer_step import accumulate, step
+from smalti.training.tokenizer_step import accumulate, begin, step
+from tests.reference.late import device_decides
 from tests.reference.plain_step import ALONE, plain_gradients
 
 MODEL = TokenizerConfig(
@@ -137,6 +139,17 @@ def test_a_batch_that_is_not_finite_moves_nothing():
     assert all(torch.equal(x[k], y[k]) for x, y in zip(before, after, strict=True) for k in x)
     assert state.step == 2
     assert state.updates == 1
+    assert not step(state, video).skipped
+
+
+@pytest.mark.parametrize("gan", [None, GANS["patch"], GANS["magvit"]])
+def test_micro_batches_that_are_not_finite_are_skipped_too(gan):
+    """They are surveyed without gradients before; where that refused NaN, the run ended."""
+    state, video = start_tokenizer(training(gan=gan, accumulate=2), ALONE), clips().float()
+    step(state, video)
+    before = copy.deepcopy(state.tokenizer.state_dict())
+    assert step(state, torch.full_like(video, torch.nan)).skipped
+    assert all(torch.equal(before[name], t) for name, t in state.tokenizer.state_dict().items())
     assert not step(state, video).skipped
 
 
@@ -294,15 +307,36 @@ class Waits(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("gan", "most"), [(None, 3), ("patch", 4)])
-def test_a_step_waits_for_its_device_no_more_than_for_pixels_figures_and_ids(gan, most):
-    """With a discriminator also for which of two gradients it takes."""
-    state = start_tokenizer(training(gan=gan and GANS[gan]), ALONE)
-    video = clips().float()
-    step(state, video)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": OptimizerConfig(muon=MuonConfig(turns=2))},
+        {"gan": GANS["patch"]},
+        {"gan": GANS["style"]},
+        {"gan": GANS["magvit"], "accumulate": 2},
+        {"gan": GANS["patch"].replace({"order": "alternate"})},
+    ],
+)
+def test_a_step_waits_for_no_device_and_a_reading_for_figures_and_ids(changes, monkeypatch):
+    device_decides(monkeypatch)
+    state, video = start_tokenizer(training(**changes), ALONE), clips(size=16).float()
+    read(state, [begin(state, video), begin(state, video)])
     with Waits() as seen:
-        step(state, video)
-    assert 0 < len(seen.lines) <= most, seen.lines
+        steps = [begin(state, video) for _ in range(3)]
+    assert seen.lines == []
+    with Waits() as seen:
+        assert len(read(state, steps)) == 3
+    assert len(seen.lines) == 2, seen.lines
+
+
+def test_with_a_hinge_and_without_lecam_it_waits_once_to_learn_which_of_two_gradients_it_takes(monkeypatch):
+    device_decides(monkeypatch)
+    state, video = start_tokenizer(training(gan=GANS["patch"].replace({"lecam": 0.0})), ALONE), clips(size=16).float()
+    with Waits() as seen:
+        steps = [begin(state, video) for _ in range(3)]
+    assert len(seen.lines) == 3, seen.lines
+    assert not any(result.skipped for result in read(state, steps))
 
 
 def test_losses_fall_on_one_batch():

@@ -27,7 +27,8 @@ from smalti.training.fit import check_equal_ranks
 from smalti.training.generator_task import GeneratorTask, generator_step
 from smalti.training.memory import SavedBytes, checkpoint_bytes, state_bytes
 from smalti.training.task import StepResult
-from smalti.training.tokenizer_step import TokenizerStep, dead_digits, step
+from smalti.training.tokenizer_figures import TokenizerStep, dead_digits
+from smalti.training.tokenizer_step import step
 from smalti.training.tokenizer_task import TokenizerTask
 from smalti.training.watch import chance_loss
 from smalti.video import to_video

@@ -95,23 +95,24 @@ class Quantizer(nn.Module, ABC):
 
         Distances are in shares of the distance to the next code: 0 is a code, 0.5 the middle between two."""
 
-    def forward(self, z: Float[Tensor, "b d ..."], whole: WholeCode | None = None) -> Quantized:
+    def forward(self, z: Float[Tensor, "b d ..."], whole: WholeCode | None = None, *, check: bool = True) -> Quantized:
         """Return codes with straight-through gradient, ids, and the losses of the config.
 
         `whole` is for a z that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
 
-        A z that is not finite is refused, but while gradients are recorded: there its codes are NaN, also of a frozen
-        encoder, so that the loss shows it and a training step can skip, and nothing waits for the device.
+        A z that is not finite is refused, but not while gradients are recorded and not without `check`: there its codes
+        are NaN, also of a frozen encoder, so that the loss shows it and a training step can skip, and nothing waits for
+        the device.
         """
         self._check_latent("z", z)
-        recorded = torch.is_grad_enabled()
-        if not recorded:
+        refused = check and not torch.is_grad_enabled()
+        if refused:
             _check_finite("z", z)
         with torch.autocast(z.device.type, enabled=False):
             rows = _exact(_to_rows(z))
             digits = self.quantize(rows)
             codes, losses = self.pass_through(rows, digits, whole)
-            if recorded:
+            if not refused:
                 codes = codes.masked_fill(~rows.detach().isfinite().all(1, keepdim=True), torch.nan)
             return Quantized(_from_rows(codes, z), self._number(digits).view(_positions(z)), losses)
 

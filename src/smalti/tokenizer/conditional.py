@@ -320,12 +320,14 @@ def closed_loop(
     quantizer: Quantizer,
     video: Float[Tensor, "t b 3 h w"],
     stream: Stream | None = None,
+    check: bool = True,
 ) -> Loop:
     """Encode 1 + s*n frames, or the next s*n of a stream, each group against what the decoder makes of those before.
 
-    Raises BadTensor for latents that are not finite, but not while gradients are recorded: what follows is then NaN.
+    Raises BadTensor for latents that are not finite, but not while gradients are recorded and not without `check`: what
+    follows is then NaN.
     """
-    past, recorded = None if stream is None else stream.get(encoder), torch.is_grad_enabled()
+    past, recorded = None if stream is None else stream.get(encoder), torch.is_grad_enabled() or not check
     latents, ids, pasts = [], [], []
     for frames in _cut(video, encoder.group, is_start=past is None):
         if past is None:

@@ -224,19 +224,20 @@ class Tokenizer(nn.Module):
         card = model_card(self.facts(), repository, licence=licence, report=scores)
         return upload_model(self.save, repository, card, private=private)
 
-    def forward(self, video: Float[Tensor, "b 3 *t h w"], whole: WholeCode | None = None) -> Reconstruction:
+    def forward(
+        self, video: Float[Tensor, "b 3 *t h w"], whole: WholeCode | None = None, *, check: bool = True
+    ) -> Reconstruction:
         """Encode and decode, with gradients; the reconstruction has the shape of the video.
 
-        `whole` is for a video that is part of a batch: see `smalti.quantize.entropy.batch_entropy`.
-
-        Raises as `encode` does, but while gradients are recorded not for NaN: the losses show it, and a training step
-        skips.
+        `whole` is for a part of a batch: see `quantize.entropy.batch_entropy`. Raises as `encode` does, but while
+        gradients are recorded not for NaN, which losses show; without `check` it waits for no device to see values.
         """
-        check_video(video, self.device, finite=not torch.is_grad_enabled())
+        if check:
+            check_video(video, self.device, finite=not torch.is_grad_enabled())
         if video.ndim == 4:
-            result = self._reconstruct(video.unsqueeze(2), whole)
+            result = self._reconstruct(video.unsqueeze(2), whole, check)
             return Reconstruction(result.video.squeeze(2), result.ids.squeeze(1), result.losses)
-        return self._reconstruct(video, whole)
+        return self._reconstruct(video, whole, check)
 
     def encode(
         self, video: Float[Tensor, "b 3 *t h w"], stream: Stream | None = None, *, tile: int | None = None
@@ -356,10 +357,9 @@ class Tokenizer(nn.Module):
                 left -= video.shape[2]
             yield video
 
-    def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None) -> Reconstruction:
-        padded = self.pad(video)
-        loop = self._closed_loop(padded)
-        quantized = self.quantizer(self._open_latent(padded) if loop is None else loop.z, whole)
+    def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None, check: bool) -> Reconstruction:
+        loop = self._closed_loop(padded := self.pad(video), check=check)
+        quantized = self.quantizer(self._open_latent(padded) if loop is None else loop.z, whole, check=check)
         pixels = self._to_video(quantized.codes, pasts=None if loop is None else loop.pasts)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
@@ -438,13 +438,13 @@ class Tokenizer(nn.Module):
         loop = self._closed_loop(video, stream)
         return self.quantizer.encode(self._open_latent(video, stream)) if loop is None else loop.ids
 
-    def _closed_loop(self, video: Tensor, stream: Stream | None = None) -> Loop | None:
+    def _closed_loop(self, video: Tensor, stream: Stream | None = None, *, check: bool = True) -> Loop | None:
         """Encode with conditional tokens, where each group of frames follows what was decoded before it; None for a
         tokenizer of another kind."""
         if not (isinstance(self.encoder, ConditionalEncoder) and isinstance(self.decoder, ConditionalDecoder)):
             return None
         with whole_float32(self.device):
-            return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream)
+            return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream, check)
 
     def _open_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         """Return latents whose ids are the same in any batch, chunk and tile, on a GPU too; others: `_closed_loop`."""

@@ -36,6 +36,11 @@ class TokenBatch(NamedTuple):
     """Numbers of the rows in the set."""
     step: int
 
+    def to(self, device: torch.device) -> "TokenBatch":
+        """Return the batch with its ids and labels on a device; the program does not wait for a CUDA device."""
+        ids, labels = (x.pin_memory() if device.type == "cuda" else x for x in (self.ids, self.labels))
+        return self._replace(ids=ids.to(device, non_blocking=True), labels=labels.to(device, non_blocking=True))
+
 
 class TokenDataset(Dataset[Example]):
     """The rows of a token set, for any DataLoader. `order` tells which row is where in an endless shuffled run."""

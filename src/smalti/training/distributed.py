@@ -36,7 +36,8 @@ _MARKS = 1.5
 
 
 class World(NamedTuple):
-    """This process among its peers."""
+    """This process among its peers. Tensors are exchanged by their devices; what the processes themselves must know, by
+    the hosts, so that none of them waits for its device."""
 
     rank: int
     size: int
@@ -67,27 +68,31 @@ class World(NamedTuple):
         """Return whether the flag is set on any rank."""
         if self.size == 1:
             return flag
-        tensor = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return bool(tensor.item())
+        return bool(self.highest(torch.tensor(int(flag))))
+
+    def highest(self, x: Tensor) -> Tensor:
+        """Return the largest over ranks, on the device of `x`."""
+        if self.size > 1:
+            dist.all_reduce(x, op=dist.ReduceOp.MAX)
+        return x
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return the bytes of every rank, in the order of ranks."""
         if self.size == 1:
             return [data]
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(data)], device=self.device))
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(data)]))
         longest = max(int(length) for length in lengths)
-        mine = torch.frombuffer(bytearray(data.ljust(longest + 1)), dtype=torch.uint8).to(self.device)
+        mine = torch.frombuffer(bytearray(data.ljust(longest + 1)), dtype=torch.uint8)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
-        return [part[: int(n)].cpu().numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
+        return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, lengths, strict=True)]
 
     def table(self, numbers: Sequence[int]) -> list[list[int]]:
         """Return the whole numbers of every rank, equally many of each, in the order of ranks."""
         if self.size == 1:
             return [list(numbers)]
-        table = torch.zeros(self.size, len(numbers), dtype=torch.int64, device=self.device)
+        table = torch.zeros(self.size, len(numbers), dtype=torch.int64)
         table[self.rank] = torch.tensor(numbers)
         dist.all_reduce(table)
         return [[int(number) for number in row] for row in table.tolist()]
@@ -103,7 +108,7 @@ class World(NamedTuple):
         """Return the smallest over ranks."""
         if self.size == 1:
             return number
-        tensor = torch.tensor(number, device=self.device)
+        tensor = torch.tensor(number)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor.item())
 
@@ -145,7 +150,7 @@ def _join(device: torch.device, size: int, timeout: timedelta) -> Store:
     """Meet the other ranks; return the store that all of them share."""
     try:
         store, rank, _ = next(rendezvous("env://", timeout=timeout))
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (dist.DistError, RuntimeError) as error:
         seconds = timeout.total_seconds()
@@ -251,7 +256,9 @@ def cut(config: TokenizerTraining, step: int, world: World, video: Tensor, place
         chosen = part or [0]
         share = len(part) * world.size / sum(rows)
         taken = tuple(places[i] for i in chosen)
-        parts.append(Part(video[chosen].to(world.device), taken, frames[chosen], share, sum(rows)))
+        index = torch.tensor(chosen).to(video.device, non_blocking=True)
+        one_of_each = frames[chosen].to(world.device, non_blocking=True)
+        parts.append(Part(video[index].to(world.device), taken, one_of_each, share, sum(rows)))
     return parts
 
 

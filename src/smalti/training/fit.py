@@ -5,7 +5,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -34,7 +34,8 @@ from smalti.files import (
 from smalti.model_folder import WEIGHTS, checkpoints, load_strictly
 from smalti.text import Progress, say
 from smalti.training.config import RunConfig, TrackerName
-from smalti.training.task import RunState, Samples, Savable, StepResult, Task
+from smalti.training.distributed import World
+from smalti.training.task import Samples, Savable, StepResult, Task
 from smalti.training.watch import RunWatch
 from smalti.version import __version__
 
@@ -88,12 +89,13 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
                 say(_opening(task))
         scores = ""
         with RunLog(out, config, task.state.step) if world.is_main else nullcontext() as log:
-            for result in stop_after_skips(task.steps(out)):
-                ended, stop = result.step == config.steps, world.any(bool(signals))
+            due = _Due(config, world, signals)
+            for result in stop_after_skips(task.steps(out, due)):
+                ended, stop = result.step == config.steps, due.stop and result.step == task.state.step
                 if progress is not None:
                     progress(result.step, config.steps, f"{result.note}{scores}")
                 if log is not None and (ended or result.skipped or result.step % config.log_every == 0):
-                    log.write_step(result, task.state)
+                    log.write_step(result)
                 saving = ended or stop or result.step % config.save_every == 0
                 if saving or result.step % config.sample_every == 0 or result.step % config.eval_every == 0:
                     task.gather(saving=saving)
@@ -117,6 +119,20 @@ def fit(task: Task, out: Path, *, resume: bool = False, progress: Progress | Non
             task.export(out / config.kind)
         world.barrier()
     return out / config.kind
+
+
+class _Due:
+    """Whether the result of a step must not wait: where the log, a checkpoint, scores or samples are due, or a stop."""
+
+    def __init__(self, config: RunConfig, world: World, signals: Sequence[int]) -> None:
+        self._config, self._world, self._signals = config, world, signals
+        self.stop = False
+        """Whether any rank has received a signal to stop."""
+
+    def __call__(self, step: int) -> bool:
+        config, self.stop = self._config, self._world.any(bool(self._signals))
+        every = config.log_every, config.save_every, config.sample_every, config.eval_every
+        return self.stop or step == config.steps or any(step % number == 0 for number in every)
 
 
 def _show_data(task: Task, out: Path, *, quiet: bool) -> None:
@@ -264,10 +280,10 @@ class RunLog:
         if self.tracker is not None:
             self.tracker.write(numbers, step)
 
-    def write_step(self, result: StepResult, state: RunState) -> None:
+    def write_step(self, result: StepResult) -> None:
         """Write the line of a step, and warn on stderr of the faults that it shows first."""
         seconds = time.monotonic() - self.since
-        samples = {} if state.samples is None else {"samples": f"{state.samples:016x}"}
+        samples = {} if result.samples is None else {"samples": f"{result.samples:016x}"}
         speed = {"steps_per_second": (result.step - self.first) / max(1e-9, seconds), "seconds": seconds}
         line = {**result.line(), **samples, **speed}
         self.write(line)

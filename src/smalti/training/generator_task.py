@@ -3,7 +3,8 @@ rows, validation and samples."""
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +41,22 @@ from smalti.generation.blocks import TransformerBlock
 from smalti.metrics.contact_sheet import contact_sheet
 from smalti.tokenizer import Tokenizer
 from smalti.tokens.dataset import Example, TokenBatch, TokenDataset, token_batches
+from smalti.training.ahead import Copies, done
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.optimizer import OptimizerState, clip_gradient, make_optimizer, set_lr, update_ema, wrap_ddp
+from smalti.training.late import MOST
+from smalti.training.optimizer import (
+    OptimizerState,
+    clip_gradient,
+    make_optimizer,
+    set_lr,
+    update,
+    update_ema,
+    wrap_ddp,
+)
 from smalti.training.samples import count_samples, keep_skipped
 from smalti.training.sharded import ModuleWeights, ShardedRun, shard
-from smalti.training.task import RunState, Samples, Stateful, Task
+from smalti.training.task import RunState, Samples, Stateful, Task, each_step
 from smalti.video import limit_pixels, to_uint8
 
 _TASK, _DROPOUT, _MASKS = 1, 2, 3
@@ -286,6 +297,8 @@ class GeneratorStep(NamedTuple):
     """Norm of the gradient before clipping."""
     skipped: bool
     """Whether the update was left out because a loss or gradient was not finite."""
+    samples: int | None = None
+    """Digest of the samples of all steps of a run so far."""
 
     @property
     def note(self) -> str:
@@ -293,15 +306,32 @@ class GeneratorStep(NamedTuple):
         return f"loss {self.loss:.4f} bits/token {self.bits_per_token:.3f}"
 
     def line(self) -> dict[str, Any]:
-        """Return the line for log.jsonl."""
-        return self._asdict()
+        """Return the line for log.jsonl, without the samples."""
+        return dict(list(self._asdict().items())[:-1])
+
+
+class BegunStep(NamedTuple):
+    """A step whose figures were not looked at yet."""
+
+    step: int
+    task: str
+    lr: float
+    figures: Tensor
+    """Loss, nats and entries of each sub-token, right ones, norm of the gradient, whether skipped; on the device."""
 
 
 def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
     """Train on one batch of this rank; advances `state`."""
+    (result,) = read_generator(state, [begin_generator(state, batch.to(state.world.device))])
+    return result
+
+
+def begin_generator(state: GeneratorState, batch: TokenBatch) -> BegunStep:
+    """Train as `generator_step` does on a batch that is on the device, and look at no figure. At most `late.MOST` steps
+    are begun before `read_generator` has their figures."""
     config, world = state.config, state.world
-    ids, task = batch.ids.to(world.device), task_of_step(config, state.step)
-    prompt = prompt_of(state, task, ids, batch.labels.to(world.device))
+    ids, task = batch.ids, task_of_step(config, state.step)
+    prompt = prompt_of(state, task, ids, batch.labels)
     rng, chances = _noise(state, len(ids))
     lr = config.optimizer.lr_at(state.step, config.steps)
     set_lr(state.optimizer, config.optimizer, lr)
@@ -312,19 +342,30 @@ def generator_step(state: GeneratorState, batch: TokenBatch) -> GeneratorStep:
         loss.backward()
     sums = world.mean(torch.stack([loss.detach().double(), *losses.nats.double(), losses.right.sum().double()]))
     norm = clip_gradient(state.model, config.optimizer.clip)
-    # One wait for a GPU, not one for each number.
-    sums, norms, entries = torch.cat([sums, norm.double()[None], entries]).cpu().split([len(sums), 1, len(entries)])
-    skipped = world.any(not all(map(math.isfinite, (float(norms), float(sums[0])))))
-    if not skipped:
-        with fast_kernels(config.fast_kernels):  # Muon multiplies matrices
-            state.optimizer.step()
+    skip = world.highest(1 - (sums[0] + norm).isfinite().float())
+    with fast_kernels(config.fast_kernels):  # Muon multiplies matrices
+        update(state.optimizer, skip)
+    if (late := state.begin_late()) is not None:
+        update_ema(state.averaged, state.model, late.ema_decay(skip))
+    elif not skip:
         update_ema(state.averaged, state.model, config.ema_decay(state.updates))
         state.updates += 1
-    state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    bits = float((sums[1:-1] / entries).sum()) / math.log(2)
-    accuracy = float(sums[-1] / entries.sum())
-    return GeneratorStep(state.step, task.kind, float(sums[0]), bits, accuracy, lr, float(norms), skipped)
+    figures = torch.cat([sums, entries, torch.stack([norm.double(), skip.double()])])
+    return BegunStep(state.step, task.kind, lr, figures)
+
+
+def read_generator(state: GeneratorState, steps: Sequence[BegunStep]) -> list[GeneratorStep]:
+    """Return the figures of all steps since the last reading: one wait for a GPU, not one for each number."""
+    results = []
+    for begun, figures in zip(steps, torch.stack([begun.figures for begun in steps]).cpu(), strict=True):
+        parts = (len(figures) - 4) // 2
+        loss, nats, right, entries, norm, skip = figures.split([1, parts, 1, parts, 1, 1])
+        bits, accuracy = float((nats / entries).sum()) / math.log(2), float(right / entries.sum())
+        measured = float(loss), bits, accuracy, begun.lr, float(norm), bool(skip)
+        results.append(GeneratorStep(begun.step, begun.task, *measured))
+    state.end_late(sum(not result.skipped for result in results))
+    return results
 
 
 def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:
@@ -356,8 +397,16 @@ class GeneratorTask(Task):
         if config.validation is None:
             self.notes += ("no validation: set validation to a token set of other media",)
 
-    def steps(self, folder: Path) -> Iterator[GeneratorStep]:
+    def steps(self, folder: Path, wanted: Callable[[int], bool] = each_step) -> Iterator[GeneratorStep]:
         """Train to the last step; a token set has no files that cannot be read."""
+        places = range(self.state.world.rank, self.state.config.batch_size, self.state.world.size)
+        for result, names in self._trained(wanted):
+            if result.skipped:
+                keep_skipped(self.state, folder, result.line(), names, places)
+            yield result
+
+    def _trained(self, wanted: Callable[[int], bool]) -> Iterator[tuple[GeneratorStep, Sequence[str]]]:
+        """Train to the last step; yield the steps that were read together, and the rows of each by their numbers."""
         config, world = self.state.config, self.state.world
         stream = token_batches(
             self.rows,
@@ -367,15 +416,24 @@ class GeneratorTask(Task):
             part=(world.rank, world.size),
             workers=config.workers,
         )
-        for _ in range(self.state.step, config.steps):
-            batch = next(stream)
-            result = generator_step(self.state, batch)
-            names = [str(row) for row in batch.rows.tolist()]
-            places = range(world.rank, config.batch_size, world.size)
-            count_samples(self.state, names, places)
-            if result.skipped:
-                keep_skipped(self.state, folder, result.line(), names, places)
-            yield result
+        copies, begun = Copies(world.device), list[tuple[BegunStep, list[str], int | None]]()
+
+        def load() -> TokenBatch:
+            return copies.begin(next(stream))
+
+        ahead: Future[TokenBatch] | None = None
+        for number in range(self.state.step + 1, config.steps + 1):
+            batch, ahead = copies.finish(load() if ahead is None else ahead.result()), None
+            one, names = begin_generator(self.state, batch), [str(row) for row in batch.rows.tolist()]
+            count_samples(self.state, names, range(world.rank, config.batch_size, world.size))
+            begun.append((one, names, self.state.samples))
+            if copies.are_ahead and number < config.steps:
+                ahead = done(load)
+            if wanted(number) or self.state.late is None or len(begun) == MOST:
+                results = read_generator(self.state, [one for one, *_ in begun])
+                for result, (_, seen, samples) in zip(results, begun, strict=True):
+                    yield result._replace(samples=samples), seen
+                begun.clear()
 
     def tensors(self) -> dict[str, Stateful]:
         """Return the weights and the optimizer's tensors."""

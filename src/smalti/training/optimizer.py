@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from smalti.training.config import OptimizerConfig
 from smalti.training.distributed import World
+from smalti.training.late import decides_alone
 from smalti.training.sharded import as_shard, local, part_of, whole_of
 
 
@@ -60,12 +61,14 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
+    # Shards have been seen with AdamW's plain kernels alone.
+    alone = (decides_alone(parameters[0].device) and local(parameters[0]) is parameters[0]) or None
     if muon is None or not matrices:
-        return AdamW(groups, lr=config.lr, betas=config.betas)
+        return AdamW(groups, lr=config.lr, betas=config.betas, fused=alone)
     own = {"params": matrices, "weight_decay": config.weight_decay, "lr": muon.lr}
     # AdamW refuses to have no parameters.
     rest = groups or [{"params": [torch.zeros(())], "weight_decay": 0.0}]
-    adamw = AdamW(rest, lr=config.lr, betas=config.betas)
+    adamw = AdamW(rest, lr=config.lr, betas=config.betas, fused=alone)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[muon.precision]
     return Muon([own], adamw, momentum=muon.momentum, turns=muon.turns, dtype=dtype)
 
@@ -83,10 +86,37 @@ def clip_gradient(module: nn.Module, limit: float | None) -> Tensor:
     return whole_of(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
 
+def skips_alone(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer of `make_optimizer` leaves steps out by a tensor on the device."""
+    return any(group.get("fused") for group in optimizer.param_groups)
+
+
+def update(optimizer: Optimizer, skip: Tensor) -> None:
+    """Take a step of an optimizer unless `skip`, 0 or 1, is 1, and forget the gradients.
+
+    Where the device decides, nobody waits for it: weights and moments stay as they were, to the bit.
+    """
+    if skips_alone(optimizer):
+        optimizer.found_inf, optimizer.grad_scale = skip, None  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not skip:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 @torch.no_grad()
-def update_ema(ema: nn.Module, live: nn.Module, decay: float) -> None:
-    """Move the EMA weights, or this rank's shards of them, to decay * ema + (1 - decay) * live."""
-    torch._foreach_lerp_(list(ema.parameters()), [local(p) for p in live.parameters()], 1 - decay)
+def update_ema(ema: nn.Module, live: nn.Module, decay: float | Tensor) -> None:
+    """Move the EMA weights, or this rank's shards of them, to decay * ema + (1 - decay) * live: at 1 they stay, at 0
+    they are those of `live`, to the bit."""
+    averages, weights = list[Tensor](ema.parameters()), [local(p) for p in live.parameters()]
+    if not isinstance(decay, Tensor):
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        return
+    # A few kernels for all weights, where lerp with a tensor takes one for each.
+    torch._foreach_mul_(averages, (decay > 0).to(averages[0].dtype))
+    change = [*torch._foreach_sub(weights, averages)]
+    torch._foreach_mul_(change, (1 - decay).to(averages[0].dtype))
+    torch._foreach_add_(averages, change)
 
 
 class OptimizerState:
@@ -109,9 +139,12 @@ class OptimizerState:
             for kind in ("step", "exp_avg", "exp_avg_sq", "momentum"):
                 if f"{kind}/{name}" in tensors:
                     value = tensors[f"{kind}/{name}"]
-                    # AdamW counts its steps on the CPU.
-                    moment = value if kind == "step" else _like(value, parameter)
-                    self.optimizer.state[parameter][kind] = moment
+                    # AdamW counts its steps on the CPU, unless it is the device that skips some of them.
+                    if kind != "step":
+                        value = _like(value, parameter)
+                    elif skips_alone(self.optimizer):
+                        value = value.to(parameter.device)
+                    self.optimizer.state[parameter][kind] = value
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -165,18 +198,18 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step along the gradients; parameters without one stay."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        self.move_kernels()
+        skip: Tensor | None = getattr(self, "found_inf", None)
+        for group in self._own:
+            self._move([p for p in group["params"] if p.grad is not None], group, skip)
+        self._adamw.found_inf, self._adamw.grad_scale = skip, None  # type: ignore[attr-defined]
         self._adamw.step()
         return loss
 
-    @torch.no_grad()
-    def move_kernels(self) -> None:
-        """Take Muon's part of a step."""
-        for group in self._own:
-            self._move([p for p in group["params"] if p.grad is not None], group)
+    def _move(self, parameters: Sequence[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        """Move parameters along their gradients: those of one shape together, for a GPU waits for each call.
 
-    def _move(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
-        """Move parameters along their gradients: those of one shape together, for a GPU waits for each call."""
+        Where `skip` is 1 the momentum takes the place of a gradient, so that it stays, and the step is 0 long.
+        """
         if not parameters:
             return
         for parameter in parameters:
@@ -184,6 +217,9 @@ class Muon(Optimizer):
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         momenta, keep, lr = [local(self.state[p]["momentum"]) for p in parameters], group["momentum"], group["lr"]
+        if skip is not None:
+            lr = lr * (1 - skip)
+            gradients = [torch.where(skip > 0, m, g) for m, g in zip(momenta, gradients, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1 - keep)
         ahead = torch._foreach_lerp(gradients, momenta, keep)
         torch._foreach_mul_([local(p) for p in parameters], 1 - lr * group["weight_decay"])

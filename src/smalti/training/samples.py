@@ -35,8 +35,8 @@ def count_samples(state: RunState, names: Sequence[str], places: Sequence[int]) 
     is chained from step to step. Runs that have seen the same samples at every step have the same one.
     """
     total = sum(map(_digest, names, places)) & _BITS
-    if state.world.size > 1:  # alone, a step must not wait for its device
-        total = int(state.world.sum(torch.tensor(total, device=state.world.device))) & _BITS
+    if state.world.size > 1:
+        total = int(state.world.sum(torch.tensor(total))) & _BITS
     if state.samples is not None:
         state.samples = mix(state.samples, total) >> 1
 
@@ -60,7 +60,7 @@ def keep_skipped(
         return
     rows = sorted((place, name) for part in parts for place, name in json.loads(part))
     bad = [name for name, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
-    row = {"step": state.step, "seed": state.config.seed, "not_finite": bad, "samples": [name for _, name in rows]}
+    row = {"step": line["step"], "seed": state.config.seed, "not_finite": bad, "samples": [name for _, name in rows]}
     path = folder / SKIPPED
     with naming_os_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

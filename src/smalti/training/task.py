@@ -1,6 +1,6 @@
 """The parts of a run that differ between what is trained; `fit` does the rest, the same for all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,6 +10,7 @@ from torch import nn
 
 from smalti.training.config import RunConfig
 from smalti.training.distributed import World
+from smalti.training.late import MOST, Late, decides_alone
 from smalti.training.sharded import ShardedRun
 
 
@@ -24,6 +25,10 @@ class StepResult(Protocol):
     @property
     def skipped(self) -> bool:
         """Whether the update was left out because a loss or gradient was not finite."""
+
+    @property
+    def samples(self) -> int | None:
+        """Digest of the samples of all steps so far, this one included; None in runs of versions without it."""
 
     @property
     def note(self) -> str:
@@ -58,6 +63,20 @@ class RunState:
     """Digest of the samples of all steps so far (`count_samples`); None in runs of versions without it."""
     sharded: ShardedRun | None = None
     """The shards of the EMA weights, where the run is in shards."""
+    late: Late | None = None
+    """The steps that were begun and not read yet, where the device decides which of them are skipped."""
+
+    def begin_late(self) -> Late | None:
+        """Return the steps since the last reading; None where the host decides."""
+        if self.late is None and self.sharded is None and decides_alone(self.world.device):
+            decays = [self.config.ema_decay(self.updates + number) for number in range(MOST)]
+            self.late = Late(decays, self.world.device)
+        return self.late
+
+    def end_late(self, learnt: int) -> None:
+        """Take note that all steps were read, of which so many have changed the weights."""
+        if self.late is not None:
+            self.updates, self.late = self.updates + learnt, None
 
 
 class Samples(NamedTuple):
@@ -98,6 +117,11 @@ class Savable:
             self.state.sharded.release()
 
 
+def each_step(step: int) -> bool:
+    """Say of every step that its result is wanted."""
+    return True
+
+
 class Task(Savable):
     """Something that can be trained by `fit`: five functions, `tensors` and `export` among them."""
 
@@ -108,8 +132,12 @@ class Task(Savable):
     notes: Sequence[str] = ()
     """Facts about the data that a user should know before the first step, a line each."""
 
-    def steps(self, folder: Path) -> Iterator[StepResult]:
-        """Train from the present step to the last; lists of files that cannot be read go into the run folder."""
+    def steps(self, folder: Path, wanted: Callable[[int], bool] = each_step) -> Iterator[StepResult]:
+        """Train from the present step to the last; lists of files that cannot be read go into the run folder.
+
+        `wanted` is asked after each step, on all ranks, and says whether its result must not wait: results of several
+        steps may come together, in order, once the last of them is wanted.
+        """
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:

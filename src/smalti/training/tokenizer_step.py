@@ -9,10 +9,8 @@ Micro-batches and ranks give the gradients of the whole batch. Where a loss is n
 exchange what it needs; several micro-batches are surveyed first, with another forward of the tokenizer.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,88 +20,13 @@ from smalti import losses as loss
 from smalti.data.source import mix
 from smalti.devices import fast_kernels
 from smalti.losses import Anchors, widen
-from smalti.metrics.codebook import CodebookUse, Usage
 from smalti.quantize.quantizer import watch_latents
 from smalti.training.config import GANConfig, OptimizerConfig
 from smalti.training.distributed import Part, Whole, cut
-from smalti.training.optimizer import clip_gradient, set_lr, update_ema
+from smalti.training.optimizer import clip_gradient, set_lr, update, update_ema
 from smalti.training.recorded import Measured
+from smalti.training.tokenizer_figures import Begun, TokenizerStep, read
 from smalti.training.tokenizer_state import GANState, TrainState
-
-
-class TokenizerStep(NamedTuple):
-    """The figures of a step; means over ranks and micro-batches."""
-
-    step: int
-    losses: Mapping[str, float]
-    """Unweighted losses by name; with a GAN also `adversarial`, `discriminator`, `penalty`, `lecam`."""
-    total: float
-    """The weighted sum that the tokenizer minimises, without the adversarial loss."""
-    lr: float
-    grad_norm: float
-    """Norm of the tokenizer's gradient before clipping."""
-    gan_weight: float
-    psnr: float
-    """PSNR of the training batch in dB, on floats."""
-    usage: Usage
-    """Usage of the codebook on this rank: by this batch, or in a run by all batches since the last line of the log."""
-    skipped: bool
-    """Whether the update was left out because a loss or gradient was not finite."""
-    rows: int
-    """Rows of all ranks that the step learnt from; 0 where none could be read, and the rest is empty or NaN."""
-
-    bad_files: int = 0
-    """Files of the run that could not be read so far, on this rank."""
-    empty_steps: int = 0
-    """Steps without a row, since the run was started or resumed."""
-    restarted: int | None = None
-    """Rows of the table of codes that began anew; None where the config has none that do."""
-    pixels: int | None = None
-    """Pixels that the step learnt from, in a run of several views."""
-
-    @property
-    def note(self) -> str:
-        """The loss and the PSNR, and the number of bad files if there are any."""
-        bad = f" bad files {self.bad_files:,}" if self.bad_files else ""
-        figures = f"loss {self.total:.4f} psnr {self.psnr:.2f}" if self.rows else "no file of this step could be read"
-        return f"{figures}{bad}"
-
-    def line(self) -> dict[str, Any]:
-        """Return the line for log.jsonl; without losses where there was no row."""
-        counts = {"rows": self.rows, "bad_files": self.bad_files, "empty_steps": self.empty_steps}
-        if self.pixels is not None:
-            counts["pixels"] = self.pixels
-        if not self.rows:
-            return {"step": self.step, "lr": self.lr, "skipped": self.skipped, **counts}
-        use = self.usage.summary(pixels=1)
-        return {
-            "step": self.step,
-            "total": self.total,
-            "psnr": self.psnr,
-            **{f"loss/{name}": value for name, value in self.losses.items()},
-            "lr": self.lr,
-            "grad_norm": self.grad_norm,
-            "gan_weight": self.gan_weight,
-            "usage": use.share,
-            "distinct": use.distinct,
-            "perplexity": use.perplexity,
-            "tokens": use.tokens,
-            "dead_digits": dead_digits(use),
-            **({} if self.restarted is None else {"restarted": self.restarted}),
-            "skipped": self.skipped,
-            **counts,
-        }
-
-    @classmethod
-    def empty(cls, state: TrainState, lr: float) -> "TokenizerStep":
-        """Return the figures of a step without a row."""
-        nan, usage = math.nan, Usage(state.tokenizer.levels)
-        return cls(state.step, {}, nan, lr, 0.0, 0.0, nan, usage, skipped=False, rows=0)
-
-
-def dead_digits(use: CodebookUse) -> int:
-    """Count the digits that have one value in at least 99.9 % of the tokens: they carry less than 0.02 bits."""
-    return sum(max(counts) >= 0.999 * sum(counts) > 0 for counts in use.digits)
 
 
 def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) -> TokenizerStep:
@@ -113,35 +36,27 @@ def step(state: TrainState, video: Tensor, places: Sequence[int] | None = None) 
     those of the rows in the global batch, r, r + W, ... if they are not given. Without a row on any rank nothing is
     learnt, and `rows` of the result is 0.
     """
+    (result,) = read(state, [begin(state, video, places)])
+    return result
+
+
+def begin(state: TrainState, video: Tensor, places: Sequence[int] | None = None) -> Begun:
+    """Train as `step` does and look at no figure: on a CUDA device nobody waits for the step. At most `late.MOST` steps
+    are begun before `read` has their figures."""
     lr = _set_lrs(state)
     if video.shape[2] == 1 and state.config.still_frames > 1:
         video = video.expand(-1, -1, state.config.still_frames, -1, -1)
     parts = cut(state.config, state.step, state.world, video, places)
     if not parts:
         state.step += 1
-        return TokenizerStep.empty(state, lr)
+        return Begun(state.step, lr)
     averages = _averages(state)
     with fast_kernels(state.config.fast_kernels):
         measured, ids = _add_gradients(state, parts)
-        means, grad_norm, skipped, restarted = _update(state, measured)
-    usage = Usage(state.tokenizer.levels)
-    if ids:
-        usage.update(torch.cat([part.flatten() for part in ids]).cpu())
-    if skipped:
-        _restore(state, averages)
-    return TokenizerStep(
-        step=state.step,
-        losses={n: v for n, v in means.items() if n not in ("total", "gan_weight", "squared_error")},
-        total=means["total"],
-        lr=lr,
-        grad_norm=grad_norm,
-        gan_weight=means.get("gan_weight", 0.0),
-        psnr=-10 * math.log10(means["squared_error"] / 4) if means["squared_error"] > 0 else math.nan,
-        usage=usage,
-        skipped=skipped,
-        rows=parts[0].batch,
-        restarted=restarted,
-    )
+        figures, restarted = _update(state, measured)
+    _restore(state, averages, figures[-1])
+    flat = torch.cat([part.flatten() for part in ids]) if ids else None
+    return Begun(state.step, lr, parts[0].batch, tuple(measured), figures, flat, restarted)
 
 
 def _add_gradients(state: TrainState, parts: Sequence[Part]) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -188,7 +103,7 @@ def accumulate(
     config, video = state.config, part.video
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         with watch_latents(state.tokenizer.quantizer) as latents:
-            reconstruction = state.ddp(video, _whole_code(state, part, whole))
+            reconstruction = state.ddp(video, _whole_code(state, part, whole), check=False)
         if state.codebook is not None:
             state.codebook.collect(latents[0], reconstruction.ids, part.places if part.share else (), state.step)
         # The graph is cut at the pixels: every loss is differentiated down to here, once.
@@ -231,7 +146,7 @@ def survey(state: TrainState, parts: Sequence[Part]) -> Whole | None:
     for part in parts:
         for name, value in _survey_part(state, gan, part).items():
             sums[name] = sums[name] + value * part.share if name in sums else value * part.share
-    _restore(state, averages)
+    _restore(state, averages, torch.ones((), device=state.world.device))
     means = {name: state.world.mean(value) for name, value in sums.items()}
     weight = None
     if adaptive and gan is not None:
@@ -251,7 +166,7 @@ def _survey_part(state: TrainState, gan: GANState | None, part: Part) -> dict[st
 
     half = state.config.precision == "bfloat16"
     with torch.autocast(part.video.device.type, torch.bfloat16, enabled=half), torch.set_grad_enabled(adaptive):
-        reconstruction = state.tokenizer(part.video, keep)
+        reconstruction = state.tokenizer(part.video, keep, check=False)
         if gan is None:
             return means
         pixels = widen(reconstruction.video.detach()).requires_grad_(adaptive)
@@ -393,9 +308,7 @@ def _opposed(settings: GANConfig, fake: Tensor) -> bool:
 def _move(state: TrainState, gan: GANState) -> None:
     """Update the discriminator within the step, unless its gradient is not finite on any rank."""
     norm = clip_gradient(gan.discriminator, gan.config.optimizer.clip)
-    if not state.world.any(not bool(torch.isfinite(norm))):
-        gan.optimizer.step()
-    gan.optimizer.zero_grad(set_to_none=True)
+    update(gan.optimizer, _not_finite(state, norm))
 
 
 def _gan_weight(
@@ -415,34 +328,40 @@ def _over_ranks(state: TrainState, part: Part) -> Callable[[Tensor], Tensor]:
     return lambda mean: world.mean(mean * part.share) if world.size > 1 else mean
 
 
-def _update(state: TrainState, measured: Mapping[str, Tensor]) -> tuple[dict[str, float], float, bool, int | None]:
-    """Update both networks, or neither if something is not finite on any rank; return what was measured as numbers,
-    grad_norm, whether skipped, and the rows of a table of codes that began anew."""
+def _not_finite(state: TrainState, figures: Tensor) -> Tensor:
+    """Return 1 where a figure is not finite on any rank, else 0."""
+    return state.world.highest(1 - figures.isfinite().all().float())
+
+
+def _update(state: TrainState, measured: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
+    """Update both networks, or neither if something is not finite on any rank; return what was measured, the norms of
+    the gradients and whether it was skipped, and the rows of a table of codes that began anew."""
     config, gan = state.config, state.gan
     trained: list[tuple[torch.nn.Module, torch.optim.Optimizer, OptimizerConfig]]
     trained = [(state.tokenizer, state.optimizer, config.optimizer)]
     if gan is not None and gan.config.order == "together" and gan.config.share(state.step) > 0:
         trained.append((gan.discriminator, gan.optimizer, gan.config.optimizer))
     norms = [clip_gradient(module, settings.clip) for module, _, settings in trained]
-    # One wait for a GPU, not one for each number.
-    figures = torch.stack([number.to(state.world.device) for number in (*measured.values(), *norms)]).tolist()
-    skipped = state.world.any(not all(map(math.isfinite, figures)))
+    figures = torch.stack([number.to(state.world.device) for number in (*measured.values(), *norms)])
+    skip = _not_finite(state, figures)
     for _, optimizer, _ in trained:
-        if not skipped:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(optimizer, skip)
     restarted = None
-    if skipped and state.codebook is not None:
-        state.codebook.forget()
-    if not skipped:
+    # Which rows of a table begin anew is for the host to decide.
+    late = state.begin_late() if state.codebook is None else None
+    if late is not None:
+        update_ema(state.averaged, state.tokenizer, late.ema_decay(skip))
+    elif not skip:
         rows = None if state.codebook is None else state.codebook.update(state.world, state.optimizer)
         update_ema(state.averaged, state.tokenizer, config.ema_decay(state.updates))
         if state.codebook is not None and rows is not None:
             state.codebook.copy_rows(state.ema.quantizer, rows)
             restarted = len(rows)
         state.updates += 1
+    elif state.codebook is not None:
+        state.codebook.forget()
     state.step += 1
-    return dict(zip(measured, figures, strict=False)), figures[len(measured)], skipped, restarted
+    return torch.cat([figures, skip[None]]), restarted
 
 
 def _set_lrs(state: TrainState) -> float:
@@ -470,9 +389,15 @@ def _averages(state: TrainState) -> tuple[Anchors | None, list[Tensor]]:
 
 
 @torch.no_grad()
-def _restore(state: TrainState, averages: tuple[Anchors | None, list[Tensor]]) -> None:
-    """Put those averages back after a step that was skipped: one NaN would stay in them for good."""
-    if state.gan is not None:
-        state.gan.anchors, buffers = averages
-        for buffer, before in zip(state.gan.discriminator.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+def _restore(state: TrainState, averages: tuple[Anchors | None, list[Tensor]], skip: Tensor) -> None:
+    """Put those averages back if `skip` is 1, after a step that was skipped: one NaN would stay in them for good."""
+    gan, (anchors, buffers) = state.gan, averages
+    if gan is None:
+        return
+    if gan.anchors is not None:
+        if anchors is not None:
+            gan.anchors = Anchors(*(torch.where(skip > 0, *pair) for pair in zip(anchors, gan.anchors, strict=True)))
+        elif skip:  # the first step with LeCAM
+            gan.anchors = None
+    for buffer, before in zip(gan.discriminator.buffers(), buffers, strict=True):
+        buffer.copy_(torch.where(skip > 0, before, buffer))

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,12 +16,15 @@ from smalti.metrics.contact_sheet import contact_sheet, difference
 from smalti.text import say
 from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.frames import round_trip, score_tokenizer
+from smalti.training.ahead import Copies, done
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.late import MOST
 from smalti.training.samples import count_samples, keep_skipped, settle_validation, split_data
-from smalti.training.task import Samples, Stateful, Task
+from smalti.training.task import Samples, Stateful, Task, each_step
+from smalti.training.tokenizer_figures import Begun, TokenizerStep, read
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
-from smalti.training.tokenizer_step import TokenizerStep, step
+from smalti.training.tokenizer_step import begin
 from smalti.video import to_uint8
 
 _SAMPLES = 6
@@ -55,6 +59,19 @@ class BadRows:
         return f"{self._bad:,} of the last {self._listed:,} rows could not be read"
 
 
+class _Seen(NamedTuple):
+    """The samples of a step and what was counted by then."""
+
+    keys: Sequence[str]
+    places: Sequence[int]
+    listed: int
+    """Rows of its batch over all ranks, with those that could not be read."""
+    bad: int
+    """Files that could not be read so far."""
+    samples: int | None
+    """Digest of the samples so far."""
+
+
 class TokenizerTask(Task):
     """The training of a tokenizer. What can fail for want of files, weights or memory fails when it is made."""
 
@@ -70,13 +87,32 @@ class TokenizerTask(Task):
         self.data_digest = hashlib.sha256(keys.encode("utf-8", "surrogateescape")).hexdigest()
         self._clips: list[Tensor] = []
 
-    def steps(self, folder: Path) -> Iterator[TokenizerStep]:
+    def steps(self, folder: Path, wanted: Callable[[int], bool] = each_step) -> Iterator[TokenizerStep]:
         """Train to the last step; files that cannot be read are listed in `bad_files.jsonl` (`-RANK`) of `folder`.
 
         Without `workers` a thread reads the batch of the next step during each step, and is still in between. A step
         without a row that can be read learns nothing and is counted. Raises InputError where more than `max_bad` of the
         last rows cannot be read, or no row at all could.
         """
+        config = self.state.config
+        usage, recent, empty = Usage(self.state.tokenizer.levels), BadRows(config.max_bad), 0
+        for result, seen in self._trained(folder, wanted):
+            if result.skipped:
+                keep_skipped(self.state, folder, result.line(), seen.keys, seen.places)
+            usage, empty = usage.merge(result.usage), empty + (not result.rows)
+            recent.add(seen.listed, seen.listed - result.rows)
+            if recent.too_many or (result.step == empty == config.steps):
+                raise InputError(
+                    f"step {result.step}: {recent} (max_bad {config.max_bad:g}); repair the files in "
+                    f"{folder / 'bad_files*.jsonl'}, or resume with a larger max_bad"
+                )
+            counted = result._replace(usage=usage, bad_files=seen.bad, empty_steps=empty)
+            yield counted._replace(pixels=self._pixels(result), samples=seen.samples)
+            if result.rows and (result.skipped or result.step % config.log_every == 0):
+                usage = Usage(usage.levels)  # a line of the log has all batches since the last
+
+    def _trained(self, folder: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[TokenizerStep, "_Seen"]]:
+        """Train to the last step; yield the steps that were read together, and what each has seen."""
         config, world = self.state.config, self.state.world
         bad_files = BadFileLog(folder / f"bad_files{f'-{world.rank}' if world.rank else ''}.jsonl")
         stream = batches(
@@ -89,34 +125,31 @@ class TokenizerTask(Task):
             on_bad=bad_files,
         )
 
-        def read() -> tuple[Batch, int]:
-            return next(stream), bad_files.total
+        copies, begun = Copies(world.device), list[tuple[Begun, _Seen]]()
+
+        def load() -> tuple[Batch, int]:
+            return copies.begin(next(stream)), bad_files.total
 
         if world.is_main and (note := config.cut_note(world.size)):
             say(f"warning: {note}")
-        usage, recent, empty = Usage(self.state.tokenizer.levels), BadRows(config.max_bad), 0
         with ThreadPoolExecutor(1) as reader:
             ahead: Future[tuple[Batch, int]] | None = None
             for number in range(self.state.step + 1, config.steps + 1):
-                batch, bad = read() if ahead is None else ahead.result()
+                batch, bad = load() if ahead is None else ahead.result()
+                batch, ahead = copies.finish(batch), None
                 if config.workers == 0 and number < config.steps:  # worker processes read ahead by themselves
-                    ahead = reader.submit(read)
-                result = step(self.state, batch.to(world.device).video, batch.places)
+                    ahead = reader.submit(load)
+                one = begin(self.state, batch.video, batch.places)
                 count_samples(self.state, batch.keys, batch.places)
-                if result.skipped:
-                    keep_skipped(self.state, folder, result.line(), batch.keys, batch.places)
-                usage, empty = usage.merge(result.usage), empty + (not result.rows)
-                recent.add(batch.listed, batch.listed - result.rows)
-                if recent.too_many or (result.step == empty == config.steps):
-                    raise InputError(
-                        f"step {result.step}: {recent} (max_bad {config.max_bad:g}); repair the files in "
-                        f"{folder / 'bad_files*.jsonl'}, or resume with a larger max_bad"
-                    )
+                begun.append((one, _Seen(batch.keys, batch.places, batch.listed, bad, self.state.samples)))
+                if config.workers > 0 and copies.are_ahead and number < config.steps:
+                    ahead = done(load)
                 if ahead is not None:
                     wait([ahead])  # validation and samples may read from the same files
-                yield result._replace(usage=usage, bad_files=bad, empty_steps=empty, pixels=self._pixels(result))
-                if result.rows and (result.skipped or result.step % config.log_every == 0):
-                    usage = Usage(usage.levels)  # a line of the log has all batches since the last
+                if wanted(number) or self.state.late is None or len(begun) == MOST:
+                    results = read(self.state, [one for one, _ in begun])
+                    yield from zip(results, [seen for _, seen in begun], strict=True)
+                    begun.clear()
 
     def _pixels(self, result: TokenizerStep) -> int | None:
         """Return the pixels that a step learnt from; None where all steps are of one view."""
