@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.codec import codec, search
-from smalti.codec.codec import Goal, _coded, _decoded, compress_file, read_frames, stream_frames
+from smalti.codec.block import decode_block, encode_block
+from smalti.codec.codec import Goal, compress_file, read_frames, stream_frames
 from smalti.codec.format import Head, Reader
 from smalti.codec.search import Search, _windows
 from smalti.data import write_video
@@ -47,11 +48,11 @@ def test_a_block_with_held_token_frames_is_read_as_it_was_written(pattern, is_st
     pattern[0] &= not is_start
     ids = np.random.default_rng(seed).integers(0, 40, (len(pattern), *size))
     ids[pattern] = HELD
-    data, bits, held = _coded(ids, HOLDING, "adaptive", None)
+    data, bits, held = encode_block(ids, HOLDING, "adaptive", None)
     assert held == sum(pattern)
     assert len(data) >= -(-len(pattern) // 8)
     assert 8 * len(data) < bits + 8 + 128  # a flag a token frame, and what a block of ids costs
-    assert np.array_equal(_decoded(data, ids.shape, HOLDING, None, starts=is_start).numpy(), ids)
+    assert np.array_equal(decode_block(data, ids.shape, HOLDING, None, starts=is_start).numpy(), ids)
     spare = -len(pattern) % 8
     flags = -(-len(pattern) // 8)
     wrong = [data[: flags - 1], data + b"\0"]
@@ -61,7 +62,7 @@ def test_a_block_with_held_token_frames_is_read_as_it_was_written(pattern, is_st
         wrong.append(bytes([data[0] ^ 1]) + data[1:])
     for other in wrong:
         with pytest.raises(ValueError, match="it "):
-            _decoded(other, ids.shape, HOLDING, None, starts=is_start)
+            decode_block(other, ids.shape, HOLDING, None, starts=is_start)
 
 
 @pytest.mark.parametrize("kind", CONDITIONAL)
@@ -179,8 +180,8 @@ def test_a_file_with_held_token_frames_is_read_whole_in_parts_and_from_a_pipe(ki
 def test_a_block_that_begins_a_video_with_a_held_frame_is_refused(tmp_path, monkeypatch):
     tokenizer, source = random_tokenizer(KINDS["conditional"]), tmp_path / "film.mp4"
     write_video(source, list(still_then_moving()[:5]), FPS)
-    prior, plain = prior_of(tokenizer), codec._coded
-    monkeypatch.setattr(codec, "_coded", lambda *args: (bytes([1]) + plain(*args)[0][1:], 0.0, 0))
+    prior, plain = prior_of(tokenizer), codec.encode_block
+    monkeypatch.setattr(codec, "encode_block", lambda *args: (bytes([1]) + plain(*args)[0][1:], 0.0, 0))
     done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=0.0))
     with pytest.raises(IntegrityError, match=r"a\.smt: the block of frame 0 cannot be decoded"):
         list(read_frames(tokenizer, done.path, prior=prior))

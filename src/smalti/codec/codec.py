@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
-from smalti.codec.entropy import Model, decode_ids, encode_ids
+from smalti.codec.block import decode_block, encode_block
+from smalti.codec.entropy import Model
 from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
 from smalti.codec.prior import Prior, shipped_prior
 from smalti.codec.search import Search, SearchResult, check_searchable
@@ -30,7 +30,6 @@ from smalti.files import new_file, remove_leftovers
 from smalti.text import Progress, printable
 from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.frames import (
-    HELD,
     check_causal,
     frames_to_ids,
     groups_of,
@@ -444,7 +443,7 @@ def _write(
     """Write (frames, ids `1 t h w`) of all blocks to a file, coded by a model and its prior."""
     tokens, held, bits, writer = 0, 0, 0.0, Writer(file, head)
     for frames, block in blocks:
-        data, ideal, left_out = _coded(block[0].cpu().numpy().astype(np.int64), head, *model)
+        data, ideal, left_out = encode_block(block[0].cpu().numpy().astype(np.int64), head, *model)
         writer.add(frames, data)
         tokens, bits, held = tokens + block.numel(), bits + ideal, held + left_out
     writer.close()
@@ -466,37 +465,6 @@ def _write(
     )
 
 
-def _coded(ids: NDArray[np.int64], head: Head, model: Model, prior: Prior | None) -> tuple[bytes, float, int]:
-    """Return the data of a block, its bits as an ideal coder would have them, and how many token frames are held."""
-    if not head.holds:
-        coded = encode_ids(ids, head.levels, model, prior)
-        return coded.data, coded.bits, 0
-    held = ids[:, 0, 0] == HELD
-    flags = np.packbits(held, bitorder="little").tobytes()
-    if held.all():
-        return flags, float(len(held)), len(held)
-    coded = encode_ids(ids[~held], head.levels, model, prior)
-    return flags + coded.data, len(held) + coded.bits, int(held.sum())
-
-
-def _decoded(data: bytes, shape: tuple[int, int, int], head: Head, prior: Prior | None, *, starts: bool) -> Tensor:
-    """Return the ids of a block; one that `starts` a video cannot begin with a token frame that is held. Raises
-    ValueError for bytes that `_coded` cannot have written."""
-    if not head.holds:
-        return torch.from_numpy(decode_ids(data, shape, head.levels, prior))
-    length = -(-shape[0] // 8)
-    bits = np.unpackbits(np.frombuffer(data[:length], np.uint8), bitorder="little")
-    held = bits[: shape[0]].astype(bool)
-    if len(held) < shape[0] or bits[shape[0] :].any() or (starts and held[0]):
-        raise ValueError("it is not a block with held token frames")
-    ids = np.full(shape, HELD, np.int64)
-    if not held.all():
-        ids[~held] = decode_ids(data[length:], (int((~held).sum()), *shape[1:]), head.levels, prior)
-    elif len(data) > length:
-        raise ValueError("it has more bytes than ids")
-    return torch.from_numpy(ids)
-
-
 def _decode_blocks(
     tokenizer: Tokenizer, blocks: Iterable[CodedBlock], head: Head, prior: Prior | None, name: str
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
@@ -514,6 +482,6 @@ def _ids_of(block: CodedBlock, head: Head, prior: Prior | None, name: str) -> In
     shape = (head.latents(block.start, block.frames), *head.grid)
     try:
         starts = head.group_start(block.start) == block.start
-        return _decoded(block.data, shape, head, prior, starts=starts)[None]
+        return decode_block(block.data, shape, head, prior, starts=starts)[None]
     except ValueError as error:
         raise IntegrityError(f"{name}: the block of frame {block.start} cannot be decoded: {error}") from None
