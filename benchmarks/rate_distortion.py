@@ -41,7 +41,7 @@ from smalti.families import load
 from smalti.files import read_json
 from smalti.metrics import SMALTI, bd_rate, evaluate_pairs, find_lpips, pairs_of
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.frames import HELD, ids_to_frames
+from smalti.tokenizer.frames import HELD_ID, ids_to_frames
 from smalti.video import to_uint8, to_video
 
 PROTOCOL = SMALTI.replace({"name": "smalti-alex", "lpips": "alex", "ms_ssim": False})
@@ -170,7 +170,7 @@ def by_coded_ids(tokenizer: Tokenizer, prior: Prior, price: float | None) -> Rou
             ids = tokenizer.encode(to_video(frames))
         else:
             ids = torch.cat([found.ids for found in Search(tokenizer, prior, price).video(frames)], 1)
-        coded = ids[0, ids[0, :, 0, 0] != HELD]
+        coded = ids[0, ids[0, :, 0, 0] != HELD_ID]
         size = len(encode_ids(coded.numpy(), tokenizer.levels, "prior", prior).data)
         if len(coded) < ids.shape[1]:
             size += -(-ids.shape[1] // 8)

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.codec import codec, search
-from smalti.codec.block import decode_block, encode_block
+from smalti.codec.block import block_to_bytes, bytes_to_block
 from smalti.codec.codec import Goal, compress_file, read_frames, stream_frames
 from smalti.codec.format import Head, Reader
 from smalti.codec.search import Search, _windows
 from smalti.data import write_video
 from smalti.errors import ConfigError, IntegrityError
 from smalti.nn.causal import Stream
-from smalti.tokenizer.frames import HELD, ids_to_frames
+from smalti.tokenizer.frames import HELD_ID, ids_to_frames
 from smalti.video import to_uint8, to_video
 from tests.cli.conftest import FPS
 from tests.codec.test_format import HOLDING
@@ -28,7 +28,7 @@ CONDITIONAL = ["conditional", "quarters"]
 
 def held_in(ids):
     """Which token frames of ids `1 t h w` are held."""
-    return (ids[0] == HELD).flatten(1).all(1)
+    return (ids[0] == HELD_ID).flatten(1).all(1)
 
 
 def still_then_moving(seed=0):
@@ -47,12 +47,12 @@ def still_then_moving(seed=0):
 def test_a_block_with_held_token_frames_is_read_as_it_was_written(pattern, is_start, size, seed):
     pattern[0] &= not is_start
     ids = np.random.default_rng(seed).integers(0, 40, (len(pattern), *size))
-    ids[pattern] = HELD
-    data, bits, held = encode_block(ids, HOLDING, "adaptive", None)
+    ids[pattern] = HELD_ID
+    data, bits, held = block_to_bytes(ids, HOLDING, "adaptive", None)
     assert held == sum(pattern)
     assert len(data) >= -(-len(pattern) // 8)
     assert 8 * len(data) < bits + 8 + 128  # a flag a token frame, and what a block of ids costs
-    assert np.array_equal(decode_block(data, ids.shape, HOLDING, None, starts=is_start).numpy(), ids)
+    assert np.array_equal(bytes_to_block(data, ids.shape, HOLDING, None, starts=is_start).numpy(), ids)
     spare = -len(pattern) % 8
     flags = -(-len(pattern) // 8)
     wrong = [data[: flags - 1], data + b"\0"]
@@ -62,7 +62,7 @@ def test_a_block_with_held_token_frames_is_read_as_it_was_written(pattern, is_st
         wrong.append(bytes([data[0] ^ 1]) + data[1:])
     for other in wrong:
         with pytest.raises(ValueError, match="it "):
-            decode_block(other, ids.shape, HOLDING, None, starts=is_start)
+            bytes_to_block(other, ids.shape, HOLDING, None, starts=is_start)
 
 
 @pytest.mark.parametrize("kind", CONDITIONAL)
@@ -82,7 +82,7 @@ def test_held_token_frames_repeat_the_last_frame_and_change_none_after_them(kind
             taken += 2
         else:
             wanted.extend([wanted[-1]] * 2)
-    ids[:, held] = HELD
+    ids[:, held] = HELD_ID
     frames = 2 * count - 2  # of the last group one
     cut = int(rng.integers(1, count))
     for pieces in ([(frames, ids)], [(2 * cut - 1, ids[:, :cut]), (frames - 2 * cut + 1, ids[:, cut:])]):
@@ -180,8 +180,8 @@ def test_a_file_with_held_token_frames_is_read_whole_in_parts_and_from_a_pipe(ki
 def test_a_block_that_begins_a_video_with_a_held_frame_is_refused(tmp_path, monkeypatch):
     tokenizer, source = random_tokenizer(KINDS["conditional"]), tmp_path / "film.mp4"
     write_video(source, list(still_then_moving()[:5]), FPS)
-    prior, plain = prior_of(tokenizer), codec.encode_block
-    monkeypatch.setattr(codec, "encode_block", lambda *args: (bytes([1]) + plain(*args)[0][1:], 0.0, 0))
+    prior, plain = prior_of(tokenizer), codec.block_to_bytes
+    monkeypatch.setattr(codec, "block_to_bytes", lambda *args: (bytes([1]) + plain(*args)[0][1:], 0.0, 0))
     done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=0.0))
     with pytest.raises(IntegrityError, match=r"a\.smt: the block of frame 0 cannot be decoded"):
         list(read_frames(tokenizer, done.path, prior=prior))

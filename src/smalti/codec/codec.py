@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from smalti.codec.block import decode_block, encode_block
+from smalti.codec.block import block_to_bytes, bytes_to_block
 from smalti.codec.entropy import Model
 from smalti.codec.format import IMAGE_KIND, CodedBlock, Head, Reader, Writer
 from smalti.codec.prior import Prior, shipped_prior
@@ -443,7 +443,7 @@ def _write(
     """Write (frames, ids `1 t h w`) of all blocks to a file, coded by a model and its prior."""
     tokens, held, bits, writer = 0, 0, 0.0, Writer(file, head)
     for frames, block in blocks:
-        data, ideal, left_out = encode_block(block[0].cpu().numpy().astype(np.int64), head, *model)
+        data, ideal, left_out = block_to_bytes(block[0].cpu().numpy().astype(np.int64), head, *model)
         writer.add(frames, data)
         tokens, bits, held = tokens + block.numel(), bits + ideal, held + left_out
     writer.close()
@@ -482,6 +482,6 @@ def _ids_of(block: CodedBlock, head: Head, prior: Prior | None, name: str) -> In
     shape = (head.latents(block.start, block.frames), *head.grid)
     try:
         starts = head.group_start(block.start) == block.start
-        return decode_block(block.data, shape, head, prior, starts=starts)[None]
+        return bytes_to_block(block.data, shape, head, prior, starts=starts)[None]
     except ValueError as error:
         raise IntegrityError(f"{name}: the block of frame {block.start} cannot be decoded: {error}") from None

@@ -45,7 +45,7 @@ from smalti.nn.causal import Stream, time_first
 from smalti.quantize.quantizer import ScalarQuantizer
 from smalti.text import Progress
 from smalti.tokenizer.conditional import ConditionalDecoder, follow, window
-from smalti.tokenizer.frames import HELD, choose_tile, images_to_ids
+from smalti.tokenizer.frames import HELD_ID, choose_tile, images_to_ids
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
 
@@ -74,7 +74,7 @@ class SearchResult(NamedTuple):
     """The ids of the next latent frame of a video, and the quality of the frames that it holds."""
 
     ids: Int[Tensor, "1 1 h2 w2"]
-    """`HELD` in all of a token frame that is held."""
+    """`HELD_ID` in all of a token frame that is held."""
     psnr: tuple[float, ...]
     """PSNR of each frame in dB, of 8-bit pixels; 98 for equal ones."""
 
@@ -159,7 +159,7 @@ class Search:
                 made = tokenizer.decode(ids, decoded)
                 past = self._past(decoding)
                 if past is not None and self._is_cheaper_held(past, made, bits, target, later):
-                    ids, made = torch.full_like(ids, HELD), past.expand(-1, -1, target.shape[2], -1, -1)
+                    ids, made = torch.full_like(ids, HELD_ID), past.expand(-1, -1, target.shape[2], -1, -1)
                 else:
                     decoding, before = decoded, [*before, ids][-_PAST:]
                 follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)

@@ -27,7 +27,7 @@ from smalti.video import crop_to, legal_size, size_of, to_uint8, to_video
 TILED_ABOVE = 4_000_000
 """Pixels of an image above which it is computed tile by tile, where that changes no token."""
 
-HELD = -1
+HELD_ID = -1
 """In place of all ids of a latent frame: the last frame is shown for as long. No tokenizer takes it as an id."""
 CHUNK_PIXELS = 1 << 20
 """Pixels of a chunk of video; one group of the tokenizer's time stride is always taken whole."""
@@ -124,7 +124,7 @@ def ids_to_frames(
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode a video of `size` = (height, width) whose ids come in pieces, each with its number of frames.
 
-    The last piece may have more ids than frames. A latent frame of ids that are `HELD` repeats the last frame, and the
+    The last piece may have more ids than frames. A latent frame of ids that are `HELD_ID` repeats the last frame, and the
     tokenizer goes on as if it had not been there. Ids are decoded in parts that follow from the pieces and the size
     alone: equal pieces give equal bits.
     """
