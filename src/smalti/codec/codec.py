@@ -58,7 +58,7 @@ class Compressed(NamedTuple):
     fps: float | None
     """None for an image."""
     tokens: int
-    """Of all token frames, those that are held among them."""
+    """Those of token frames that are held are counted, too."""
     bytes: int
     """Size of the whole file."""
     ideal_bytes: float

@@ -124,8 +124,8 @@ def ids_to_frames(
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode a video of `size` = (height, width) whose ids come in pieces, each with its number of frames.
 
-    The last piece may have more ids than frames. A latent frame of ids that are `HELD_ID` repeats the last frame, and the
-    tokenizer goes on as if it had not been there. Ids are decoded in parts that follow from the pieces and the size
+    The last piece may have more ids than frames. A latent frame of ids that are `HELD_ID` repeats the last frame, and
+    the tokenizer goes on as if it had not been there. Ids are decoded in parts that follow from the pieces and the size
     alone: equal pieces give equal bits.
     """
     if not tokenizer.is_causal:
