@@ -29,8 +29,8 @@ from torch import Tensor
 
 from benchmarks import trivial
 from benchmarks.measure import RESULTS, write
+from smalti.codec.block import block_to_bytes
 from smalti.codec.codec import compress_file, read_frames
-from smalti.codec.entropy import encode_ids
 from smalti.codec.prior import Prior, shipped_prior
 from smalti.codec.search import Search
 from smalti.data import ImagesConfig, bundled, open_video
@@ -170,12 +170,10 @@ def by_coded_ids(tokenizer: Tokenizer, prior: Prior, price: float | None) -> Rou
             ids = tokenizer.encode(to_video(frames))
         else:
             ids = torch.cat([found.ids for found in Search(tokenizer, prior, price).video(frames)], 1)
-        coded = ids[0, ids[0, :, 0, 0] != HELD_ID]
-        size = len(encode_ids(coded.numpy(), tokenizer.levels, "prior", prior).data)
-        if len(coded) < ids.shape[1]:
-            size += -(-ids.shape[1] // 8)
+        holds = bool((ids == HELD_ID).any())
+        data, _, _ = block_to_bytes(ids[0].numpy(), tokenizer.levels, "prior", prior, holds=holds)
         made = ids_to_frames(tokenizer, [(len(frames), ids)], (frames.shape[1], frames.shape[2]))
-        return size, torch.stack(list(made))
+        return len(data), torch.stack(list(made))
 
     return there_and_back
 

@@ -48,7 +48,7 @@ def test_a_block_with_held_token_frames_is_read_as_it_was_written(pattern, is_st
     pattern[0] &= not is_start
     ids = np.random.default_rng(seed).integers(0, 40, (len(pattern), *size))
     ids[pattern] = HELD_ID
-    data, bits, held = block_to_bytes(ids, HOLDING, "adaptive", None)
+    data, bits, held = block_to_bytes(ids, HOLDING.levels, "adaptive", None, holds=True)
     assert held == sum(pattern)
     assert len(data) >= -(-len(pattern) // 8)
     assert 8 * len(data) < bits + 8 + 128  # a flag a token frame, and what a block of ids costs
@@ -181,7 +181,11 @@ def test_a_block_that_begins_a_video_with_a_held_frame_is_refused(tmp_path, monk
     tokenizer, source = random_tokenizer(KINDS["conditional"]), tmp_path / "film.mp4"
     write_video(source, list(still_then_moving()[:5]), FPS)
     prior, plain = prior_of(tokenizer), codec.block_to_bytes
-    monkeypatch.setattr(codec, "block_to_bytes", lambda *args: (bytes([1]) + plain(*args)[0][1:], 0.0, 0))
+
+    def lying(*args, **options):
+        return bytes([1]) + plain(*args, **options)[0][1:], 0.0, 0
+
+    monkeypatch.setattr(codec, "block_to_bytes", lying)
     done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=0.0))
     with pytest.raises(IntegrityError, match=r"a\.smt: the block of frame 0 cannot be decoded"):
         list(read_frames(tokenizer, done.path, prior=prior))

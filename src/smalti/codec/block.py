@@ -1,5 +1,7 @@
 """Ids of a block as bytes: entropy-coded, in a file with held token frames after a bit for each of them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,16 +13,19 @@ from smalti.codec.prior import Prior
 from smalti.tokenizer.frames import HELD_ID
 
 
-def block_to_bytes(ids: NDArray[np.int64], head: Head, model: Model, prior: Prior | None) -> tuple[bytes, float, int]:
-    """Return the data of a block, its bits as an ideal coder would have them, and how many token frames are held."""
-    if not head.holds:
-        coded = encode_ids(ids, head.levels, model, prior)
+def block_to_bytes(
+    ids: NDArray[np.int64], levels: Sequence[int], model: Model, prior: Prior | None, *, holds: bool
+) -> tuple[bytes, float, int]:
+    """Return the data of a block, its bits as an ideal coder would have them, and how many token frames are held; none
+    is in a file whose head does not say `holds`."""
+    if not holds:
+        coded = encode_ids(ids, levels, model, prior)
         return coded.data, coded.bits, 0
     held = ids[:, 0, 0] == HELD_ID
     flags = np.packbits(held, bitorder="little").tobytes()
     if held.all():
         return flags, float(len(held)), len(held)
-    coded = encode_ids(ids[~held], head.levels, model, prior)
+    coded = encode_ids(ids[~held], levels, model, prior)
     return flags + coded.data, len(held) + coded.bits, int(held.sum())
 
 

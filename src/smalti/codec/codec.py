@@ -28,7 +28,6 @@ from smalti.data.videos import open_video
 from smalti.errors import ConfigError, IntegrityError
 from smalti.files import new_file, remove_leftovers
 from smalti.text import Progress, printable
-from smalti.tokenizer.conditional import ConditionalConfig
 from smalti.tokenizer.frames import (
     check_causal,
     frames_to_ids,
@@ -241,7 +240,7 @@ class _Job(NamedTuple):
 
             rate = Fraction(reader.fps).limit_denominator(100_000)
             aspect = None if reader.pixel_aspect == 1 else reader.pixel_aspect.as_integer_ratio()
-            holds = search is not None and isinstance(tokenizer.config, ConditionalConfig)
+            holds = search is not None and search.may_hold
             head = _head(tokenizer, reader.size, rate, self.group or 0, self.prior)
             head = head.replace({"pixel_aspect": aspect, "holds": holds})
             return written(head, _blocks_of(encode, frames(), head))._replace(notes=reader.notes)
@@ -443,7 +442,8 @@ def _write(
     """Write (frames, ids `1 t h w`) of all blocks to a file, coded by a model and its prior."""
     tokens, held, bits, writer = 0, 0, 0.0, Writer(file, head)
     for frames, block in blocks:
-        data, ideal, left_out = block_to_bytes(block[0].cpu().numpy().astype(np.int64), head, *model)
+        ids = block[0].cpu().numpy().astype(np.int64)
+        data, ideal, left_out = block_to_bytes(ids, head.levels, *model, holds=head.holds)
         writer.add(frames, data)
         tokens, bits, held = tokens + block.numel(), bits + ideal, held + left_out
     writer.close()

@@ -148,7 +148,7 @@ class Search:
         tokenizer = self.tokenizer
         check_searchable(tokenizer, is_video=True)
         encoding, decoding, before = Stream(), Stream(), list[Tensor]()
-        for near in _windows(frames, tokenizer.strides[0], AHEAD if self._may_hold else 0):
+        for near in _windows(frames, tokenizer.strides[0], AHEAD if self.may_hold else 0):
             # Not around the yield, which would carry the modes into the caller.
             with torch.inference_mode(False), torch.no_grad():
                 target, *later = (to_video(group).to(tokenizer.device) for group in near)
@@ -167,21 +167,22 @@ class Search:
             yield SearchResult(ids, quality)
 
     @property
-    def _may_hold(self) -> bool:
+    def may_hold(self) -> bool:
         """Whether a token frame may be left out: the past of the tokens is one frame, and nothing else."""
         return isinstance(self.tokenizer.decoder, ConditionalDecoder)
 
     def _past(self, decoding: Stream) -> Float[Tensor, "1 3 1 h w"] | None:
         """Return the frame decoded last, where it may be held."""
-        past = decoding.get(self.tokenizer.decoder) if self._may_hold else None
+        past = decoding.get(self.tokenizer.decoder) if self.may_hold else None
         return None if past is None else past.permute(1, 2, 0, 3, 4)
 
     def _is_cheaper_held(self, past: Tensor, made: Tensor, bits: float, target: Tensor, later: list[Tensor]) -> bool:
         """Whether J is lower without a token frame: of its group and of those ahead, each held after it."""
 
         def wrong(shown: Tensor, wanted: Tensor) -> float:
-            shown = crop_to(shown.expand(-1, -1, max(shown.shape[2], wanted.shape[2]), -1, -1), size_of(wanted))
-            return float((shown.clamp(-1, 1).float() - wanted).square().sum()) * _TO_8_BIT
+            frames, height, width = size_of(wanted)
+            shown = shown[:, :, :frames, :height, :width].clamp(-1, 1).float()  # one frame stands for all
+            return float((shown - wanted).square().sum()) * _TO_8_BIT
 
         held = sum(wrong(past, group) for group in (target, *later))
         coded = wrong(made, target) + sum(wrong(made[:, :, -1:], group) for group in later)
