@@ -53,6 +53,9 @@ def test_a_block_with_held_token_frames_is_read_as_it_was_written(pattern, is_st
     assert len(data) >= -(-len(pattern) // 8)
     assert 8 * len(data) < bits + 8 + 128  # a flag a token frame, and what a block of ids costs
     assert np.array_equal(bytes_to_block(data, ids.shape, HOLDING, None, starts=is_start).numpy(), ids)
+    if pattern[0]:  # a video has no frame before its first
+        with pytest.raises(ValueError, match="it is not a block with held token frames"):
+            bytes_to_block(data, ids.shape, HOLDING, None, starts=True)
     spare = -len(pattern) % 8
     flags = -(-len(pattern) // 8)
     wrong = [data[: flags - 1], data + b"\0"]
