@@ -26,7 +26,8 @@ from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.dataset import token_batches
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_task import GridRows, generator_step, start_generator, task_of_step
+from smalti.training.generator_rows import GridRows
+from smalti.training.generator_task import generator_step, start_generator, task_of_step
 from tests.reference.plain_step import ALONE
 from tests.token_sets import make_set, save_tokenizer
 
