@@ -3,7 +3,6 @@
 A step is run on tensors without values, where looking at one is an error, and every copy from the host is seen. What a
 step of true values reads is in `test_step.py`."""
 
-import dataclasses
 import sys
 from contextlib import nullcontext
 
@@ -14,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from smalti.data import Batch
 from smalti.recipes import find
-from smalti.training import generator_task
 from smalti.training.config import TokenizerTraining
 from smalti.training.distributed import World
 from smalti.training.generator_task import begin_generator
@@ -93,13 +91,14 @@ def test_a_whole_step_waits_for_nothing(name, frames, cut, muon, nowhere):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_whole_step_of_a_token_model_waits_for_nothing(model, visible, muon, nowhere, monkeypatch):
     optimizer = {"lr": 1e-3, "warmup": 2, "muon": muon}
-    config, noise = training(model, optimizer=optimizer, loss={"visible": visible}), generator_task._noise
+    config = training(model, optimizer=optimizer, loss={"visible": visible})
     state = started(config, ALONE)
     state.model.to(META)
     state.ema.model.to(META)
     state.world, state.optimizer = NOWHERE, make_optimizer(state.model, config.optimizer)
     # There is no random generator without values; that of a CPU may make such tensors.
-    monkeypatch.setattr(generator_task, "_noise", lambda s, count: noise(dataclasses.replace(s, world=ALONE), count))
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu" if device == META else device))
     seen = set()
     for _ in range(6):
         with Host() as host:
