@@ -186,8 +186,18 @@ def test_steps_wait_for_nothing_and_skip_what_is_not_finite(muon, is_recorded):
 @pytest.mark.parametrize("muon", [{"turns": 2}, None])
 @pytest.mark.parametrize("model", token_models.MODELS)
 def test_steps_of_a_token_model_wait_for_nothing_and_skip_what_is_not_finite(model, muon):
+    optimizer = {"lr": 1e-3, "warmup": 2, "muon": muon}
+    steps_wait_for_nothing(token_models.training(model, optimizer=optimizer, loss={"visible": 0.3}), 5)
+
+
+def test_steps_with_hints_wait_for_nothing(tmp_path):
+    tokenizer = token_models.save_tokenizer(tmp_path / "tokenizer")
+    steps_wait_for_nothing(token_models.training("classes", tokenizer=str(tokenizer)), 11)
+
+
+def steps_wait_for_nothing(config, count):
+    """Run some steps, in which all tasks come, after one that is skipped; torch raises where they would wait."""
     device, bad = torch.device("cuda"), []
-    config = token_models.training(model, optimizer={"lr": 1e-3, "warmup": 2, "muon": muon}, loss={"visible": 0.3})
     state, copies = token_models.started(config, World(0, 1, device)), Copies(device)
     state.objective.register_forward_hook(
         lambda _, __, losses: losses._replace(total=losses.total * torch.nan) if bad else losses
@@ -201,14 +211,14 @@ def test_steps_of_a_token_model_wait_for_nothing_and_skip_what_is_not_finite(mod
         begun = [begin_generator(state, copies.finish(copies.begin(token_models.batch())))]
         after = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         bad.clear()
-        begun += [begin_generator(state, copies.finish(copies.begin(token_models.batch()))) for _ in range(5)]
+        begun += [begin_generator(state, copies.finish(copies.begin(token_models.batch()))) for _ in range(count)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert {one.task for one in begun} == {share.task.kind for share in config.tasks}
-    assert [result.skipped for result in read_generator(state, begun)] == [True, *5 * [False]]
+    assert [result.skipped for result in read_generator(state, begun)] == [True, *count * [False]]
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
-    assert state.updates == 8
+    assert state.updates == 3 + count
 
 
 @pytest.mark.parametrize("model", token_models.MODELS)

@@ -21,7 +21,7 @@ from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.training.tokenizer_step import begin
 from tests.reference.late import device_decides
 from tests.reference.plain_step import ALONE
-from tests.reference.token_models import MODELS, batch, started, training
+from tests.reference.token_models import MODELS, batch, save_tokenizer, started, training
 
 META = torch.device("meta")
 NOWHERE = World(0, 1, META)
@@ -91,8 +91,19 @@ def test_a_whole_step_waits_for_nothing(name, frames, cut, muon, nowhere):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_whole_step_of_a_token_model_waits_for_nothing(model, visible, muon, nowhere, monkeypatch):
     optimizer = {"lr": 1e-3, "warmup": 2, "muon": muon}
-    config = training(model, optimizer=optimizer, loss={"visible": visible})
+    steps_wait_for_nothing(training(model, optimizer=optimizer, loss={"visible": visible}), 6, monkeypatch)
+
+
+def test_a_step_with_hints_waits_for_nothing(tmp_path, nowhere, monkeypatch):
+    config = training("classes", tokenizer=str(save_tokenizer(tmp_path / "tokenizer")))
+    steps_wait_for_nothing(config, 12, monkeypatch)
+
+
+def steps_wait_for_nothing(config, steps, monkeypatch):
+    """Run some steps, in which all tasks come, on tensors without values."""
     state = started(config, ALONE)
+    if state.tokenizer is not None:
+        state.tokenizer.to(META)
     state.model.to(META)
     state.ema.model.to(META)
     state.world, state.optimizer = NOWHERE, make_optimizer(state.model, config.optimizer)
@@ -100,7 +111,7 @@ def test_a_whole_step_of_a_token_model_waits_for_nothing(model, visible, muon, n
     generator = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu" if device == META else device))
     seen = set()
-    for _ in range(6):
+    for _ in range(steps):
         with Host() as host:
             begun = begin_generator(state, batch().to(META))
         assert host.calls > 200

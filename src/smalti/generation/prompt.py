@@ -122,7 +122,7 @@ class PredictionTask(Config):
 
     def fill(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """Repeat the last known frame."""
-        return video[:, :, torch.arange(video.shape[2]).clamp(max=self.frames - 1)]
+        return video[:, :, torch.arange(video.shape[2], device=video.device).clamp(max=self.frames - 1)]
 
 
 class InterpolationTask(Config):

@@ -49,6 +49,7 @@ from smalti.training.optimizer import (
     clip_gradient,
     make_optimizer,
     set_lr,
+    skips_alone,
     update,
     update_ema,
     wrap_ddp,
@@ -163,9 +164,19 @@ def prompt_of(state: GeneratorState, task: TaskConfig, ids: Tensor, labels: Tens
     known, hinted = (mask.expand_as(ids) for mask in cells)
     if not bool(cells.hinted.any()) or state.tokenizer is None or not state.ema.hints:
         return Prompt(ids, known, None, condition)
+    shown = draft(state.tokenizer, task, ids, check=not skips_alone(state.optimizer))
+    return Prompt(torch.where(send(cells.known, ids.device), ids, shown), known, hinted, condition)
+
+
+def draft(tokenizer: Tokenizer, task: TaskConfig, ids: Tensor, *, check: bool) -> Tensor:
+    """Return the ids of the clips of `ids` with their missing pixels filled in. Without `check` nobody waits for the
+    device to see whether a clip is not finite; its ids then say nothing."""
+    quantizer = tokenizer.quantizer
     with torch.inference_mode():
-        shown = state.tokenizer.encode(limit_pixels(task.fill(state.tokenizer.decode(ids))))
-    return Prompt(torch.where(send(cells.known, ids.device), ids, shown.clone()), known, hinted, condition)
+        video = limit_pixels(task.fill(tokenizer.decode_codes(quantizer.decode(ids, check=False))))
+        z = tokenizer.latents(video, check=False)
+        drafted = quantizer.encode(z) if check else quantizer.nearest(z)[0]
+    return drafted.clone()  # outside, so that what is computed from it may have gradients
 
 
 class GeneratorStep(NamedTuple):
