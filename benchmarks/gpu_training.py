@@ -3,13 +3,17 @@
     python -m benchmarks.gpu_training image IMAGES --init start --seconds 200 --out tiny-image-2
     python -m benchmarks.gpu_training conditional IMAGES --clips trainlist01.txt --root UCF-101 \\
         --init start-video --image tiny-image-2 --seconds 300 --out video
+    python -m benchmarks.gpu_training decoder IMAGES --init tiny-image-2 --lpips 0.03 --seconds 100 --out decoder
     python -m benchmarks.gpu_training perceptual IMAGES --init tiny-image-2 --seconds 150 --out perceptual
+    python -m benchmarks.gpu_training perceptual IMAGES --clips trainlist01.txt --root UCF-101 \\
+        --init tiny-video-2 --image tiny-image-2-perceptual --seconds 400 --out video-perceptual
 
 A GPU does a step of networks this small sooner than Python starts its kernels, and crops in less time than readers hand
 them over. So the media lie on it, in the sizes that crops are taken from, and a whole step (crops, losses and gradients
 of `smalti train`, Muon, EMA) is one CUDA graph; with a discriminator, and on a CPU, it runs as it is. The learning rate
-and the size of crops follow the share of the seconds that is spent. `OUT` is the tokenizer in half precision with its
-training.yaml; OUT-figures.json beside it has the speed and the curves. Clips are read with OpenCV.
+and the size of crops follow the share of the seconds that is spent. `decoder` leaves the encoder, and so all ids, as
+they are. `OUT` is the tokenizer in half precision with its training.yaml; OUT-figures.json beside it has the speed and
+the curves. Clips are read with OpenCV.
 """
 
 import argparse
@@ -24,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +43,7 @@ from smalti.training import tokenizer_step
 from smalti.training.config import OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import Part, World
 from smalti.training.optimizer import clip_gradient, update_ema
+from smalti.training.tokenizer_figures import Begun, read
 from smalti.training.tokenizer_state import TrainState, start_tokenizer
 from smalti.video import to_uint8, to_video
 
@@ -50,6 +56,8 @@ HOLD = 0.45
 """Share of the seconds at the full learning rate and with crops of 64 pixels; then it falls, and crops have 128."""
 VALIDATED = 118
 """Images of a validation."""
+CONDITIONAL = {"frozen": ("encoder.image", "decoder.image"), "still_frames": FRAMES, "last_frame_weight": 2.0}
+"""What the config of a conditional tokenizer's run has besides."""
 
 
 Validate = Callable[[Tokenizer], float]
@@ -58,15 +66,15 @@ Validate = Callable[[Tokenizer], float]
 class Media:
     """Images (clips of one frame) or clips, as 8-bit pixels on the device in several sizes."""
 
-    def __init__(self, items: Sequence[Sequence[np.ndarray]], device: torch.device) -> None:
-        """`items` are levels of clips, each `n 3 h w`."""
+    def __init__(self, items: Sequence[Sequence[Tensor]], device: torch.device) -> None:
+        """`items` are levels of clips on the device, each `n 3 h w`."""
         self.levels, self.count = len(items), len(items[0])
         flat = [clip for level in items for clip in level]
         shapes = torch.tensor([[len(clip), *clip.shape[2:]] for clip in flat], device=device)
         self.frames, self.height, self.width = shapes.T
-        ends = torch.tensor([clip.size for clip in flat], device=device).cumsum(0)
+        ends = torch.tensor([clip.numel() for clip in flat], device=device).cumsum(0)
         self.start = ends - shapes.prod(1) * 3
-        self.pixels = torch.cat([torch.from_numpy(clip.ravel()).to(device) for clip in flat])
+        self.pixels = torch.cat([clip.flatten() for clip in flat])
 
     def draw(self, rows: int, frames: int, size: int) -> Tensor:
         """Return random crops `b 3 t h w` in [-1, 1], half of them mirrored; clips that are too short stay on their
@@ -89,13 +97,15 @@ class Media:
         return self.pixels[place + self.start[one].view(-1, 1, 1, 1, 1)].float() / 127.5 - 1
 
 
-def scaled(frames: Sequence[np.ndarray], short: int) -> np.ndarray:
-    """Scale frames `h w 3` by Lanczos to a short side, never above their own; return `n 3 h w`."""
+def scaled(frames: Sequence[np.ndarray], short: int, device: torch.device) -> Tensor:
+    """Scale frames `h w 3` on the device, bicubic with antialias, to a short side never above their own; return
+    `n 3 h w`."""
     height, width = frames[0].shape[:2]
     factor = min(1.0, short / min(height, width))
-    size = round(width * factor), round(height * factor)
-    made = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames]
-    return np.ascontiguousarray(np.stack(made).transpose(0, 3, 1, 2))
+    size = round(height * factor), round(width * factor)
+    pixels = torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2).float()
+    made = F.interpolate(pixels, size, mode="bicubic", antialias=True)
+    return made.round().clamp(0, 255).to(torch.uint8)
 
 
 def read_image(path: Path) -> list[np.ndarray]:
@@ -116,11 +126,11 @@ def read_clip(path: Path) -> list[np.ndarray]:
 
 
 def lay_out(
-    clips: Sequence[Sequence[np.ndarray]], shorts: dict[int, list[int]], device: torch.device, pool: ThreadPoolExecutor
+    clips: Sequence[Sequence[np.ndarray]], shorts: dict[int, list[int]], device: torch.device
 ) -> dict[int, Media]:
     """Put clips on the device, for each size of crops in its sizes."""
     return {
-        size: Media([list(pool.map(lambda clip, s=s: scaled(clip, s), clips)) for s in each], device)
+        size: Media([[scaled(clip, s, device) for clip in clips] for s in each], device)
         for size, each in shorts.items()
     }
 
@@ -141,6 +151,11 @@ class Kind(NamedTuple):
     draw: Callable[[], Tensor]
     every: int
     """It is the batch of one step in so many."""
+
+
+def kind_of(kinds: Sequence[Kind], step: int) -> int:
+    """Return which kind of batch a step has."""
+    return next((number for number, kind in enumerate(kinds) if step % kind.every == 0), len(kinds) - 1)
 
 
 class Steps:
@@ -199,7 +214,7 @@ class Steps:
         for rate, peak in self.rates:
             rate.fill_(peak * share)
         self.count += 1
-        kind = next((i for i, kind in enumerate(self.kinds) if self.count % kind.every == 0), len(self.kinds) - 1)
+        kind = kind_of(self.kinds, self.count)
         graph = self.graphs[kind]
         if graph is None:
             self._once(kind)
@@ -226,7 +241,7 @@ def settings(config: Any, given: argparse.Namespace, changes: Mapping[str, Any])
         "batch_size": given.batch,
         "optimizer": OptimizerConfig(lr=given.lr, schedule="constant", muon=muon),
         "precision": "bfloat16",
-        "weights": {"l2": 1.0, "batch_entropy": -0.001},
+        "weights": {"l2": 1.0} | ({"flat": given.flat} if given.flat else {}) | {"batch_entropy": -0.001},
         "ema": given.ema,
         "init": given.init,
     }
@@ -260,29 +275,35 @@ def graph_run(
     return {"steps": done, "curve": curve, "validation": checks, "recorded": record}
 
 
-def plain_run(state: TrainState, draws: Sequence[Callable[[], Tensor]], given: argparse.Namespace) -> dict[str, Any]:
-    """Train as `smalti train` does, with a discriminator; how many steps there will be follows from the first."""
+def plain_run(state: TrainState, phases: Sequence[Sequence[Kind]], given: argparse.Namespace) -> dict[str, Any]:
+    """Train as `smalti train` does, with a discriminator; how many steps there will be follows from the first, and from
+    the first with the discriminator, which comes after a fifth."""
     began, curve, mark = time.monotonic(), [], 0.0
+    begun: list[Begun] = []
+    gan, second = state.config.gan, -1
+    assert gan is not None
+    assert state.gan is not None
     with fast_kernels(True):
-        while state.step < state.config.steps:
-            if state.step == 10:
-                mark = time.monotonic()
-            if state.step == 40:
-                left = given.seconds - (time.monotonic() - began)
-                count = 40 + int(0.95 * left * 30 / (time.monotonic() - mark))
-                gan = state.config.gan
-                assert gan is not None
-                assert state.gan is not None
-                started = gan.replace({"start": count // 5})
-                state.config = state.config.replace({"steps": count, "gan": started})
-                state.gan.config = started
-            share = state.step / state.config.steps
-            line = tokenizer_step.step(state, draws[share > HOLD]())
-            if state.step % given.log == 0:
+        while state.step < state.config.steps and time.monotonic() - began < given.seconds:
+            phase = phases[state.step / state.config.steps > HOLD]
+            begun.append(tokenizer_step.begin(state, phase[kind_of(phase, state.step)].draw()))
+            if state.step in (10, second + 10):
+                read(state, begun)
+                begun, mark = [], time.monotonic()
+            elif state.step in (40, second + 40):
+                read(state, begun)
+                begun, now = [], time.monotonic()
+                count = state.step + int(0.97 * (given.seconds - (now - began)) * 30 / (now - mark))
+                if second < 0:
+                    second = count // 5
+                    state.gan.config = gan.replace({"start": second})
+                state.config = state.config.replace({"steps": count, "gan": state.gan.config})
+            elif state.step % given.log == 0:
+                line = read(state, begun)[-1]
                 curve.append([line.step, round(time.monotonic() - began, 2), round(line.psnr, 3), dict(line.losses)])
                 print(json.dumps(curve[-1]), flush=True)
-            if time.monotonic() - began > given.seconds:
-                break
+                begun = []
+        read(state, begun)
     return {"steps": state.step, "of": state.config.steps, "curve": curve}
 
 
@@ -304,9 +325,10 @@ def validation(folder: Path | None, device: torch.device, pool: ThreadPoolExecut
     """Return the mean PSNR of the middles of held-out images, scaled to 128 pixels."""
     if folder is None:
         return None
-    frames = list(pool.map(lambda path: scaled(read_image(path), 128), sorted(files(folder))[:VALIDATED]))
+    originals = list(pool.map(read_image, sorted(files(folder))[:VALIDATED]))
+    frames = [scaled(one, 128, device) for one in originals]
     middles = [f[..., (f.shape[2] - 128) // 2 :, (f.shape[3] - 128) // 2 :][..., :128, :128] for f in frames]
-    pixels = torch.from_numpy(np.stack(middles)).permute(0, 1, 3, 4, 2).to(device)
+    pixels = torch.stack(middles).permute(0, 1, 3, 4, 2)
     video = to_video(pixels)
 
     def measure(tokenizer: Tokenizer) -> float:
@@ -326,7 +348,7 @@ def files(folder: Path) -> Iterator[Path]:
 def options() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("image", "conditional", "perceptual"))
+    parser.add_argument("what", choices=("image", "decoder", "conditional", "perceptual"))
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--clips", type=Path, help="list of clips; some of their frames are images, too")
     parser.add_argument("--root", type=Path, help="folder of the clips")
@@ -337,6 +359,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=128, help="crops of 64 pixels; of 128 a quarter as many")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--muon-lr", type=float, default=0.01)
+    parser.add_argument("--lpips", type=float, default=0.5, help="weight of LPIPS (decoder, perceptual)")
+    parser.add_argument("--flat", type=float, default=0.0, help="weight of errors where the original is flat")
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--log", type=int, default=50, help="steps between figures")
     parser.add_argument("--device", default="cuda")
@@ -354,48 +378,70 @@ def lay_out_all(given: argparse.Namespace, device: torch.device) -> Laid:
             names = [line.split()[0] for line in given.clips.read_text("utf-8").splitlines()]
             clips = list(pool.map(lambda name: read_clip(given.root / name), names))
             photographs += [[frame] for clip in clips for frame in clip[::24]]
-        images = lay_out(photographs, IMAGE_SHORT, device, pool)
-        videos = lay_out(clips, CLIP_SHORT, device, pool) if given.what == "conditional" else {}
+        images = lay_out(photographs, IMAGE_SHORT, device)
+        videos = lay_out(clips, CLIP_SHORT, device) if given.image is not None else {}
         return Laid(images, videos, validation(given.validation, device, pool), (len(photographs), len(clips)))
 
 
 def image(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
     """Train an image tokenizer."""
     state = start_tokenizer(settings(load(str(given.init)).config, given, {}), world)
-    phases = [[Kind(lambda s=s: laid.images[s].draw(rows[s], 1, s), 1)] for s in (64, 128)]
-    return state, graph_run(state, phases, given, laid.validate)
+    return state, graph_run(state, kinds(laid, rows), given, laid.validate)
+
+
+def decoder(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
+    """Train the decoder of an image tokenizer alone, by squared error and some LPIPS."""
+    more = {"frozen": ("encoder",), "weights": {"l2": 1.0, "lpips": given.lpips}, "lpips": {"net": "vgg"}}
+    state = start_tokenizer(settings(without_losses(given), given, more), world)
+    return state, graph_run(state, kinds(laid, rows), given, laid.validate)
+
+
+def without_losses(given: argparse.Namespace) -> Any:
+    """Return the config of an image tokenizer to start from, with no loss of its quantizer."""
+    config = load(str(given.init)).config
+    return config.with_quantizer(config.quantizer.replace({"losses": ()}))
 
 
 def conditional(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
     """Train the conditional part of a tokenizer: one step in ten has images that stand still."""
-    more = {"frozen": ("encoder.image", "decoder.image"), "still_frames": FRAMES, "last_frame_weight": 2.0}
-    state = start_tokenizer(settings(combined(given), given, more), world)
+    state = start_tokenizer(settings(combined(given), given, CONDITIONAL), world)
+    return state, graph_run(state, kinds(laid, rows), given, None)
+
+
+def kinds(laid: Laid, rows: Mapping[int, int]) -> list[list[Kind]]:
+    """Return the batches of both phases: images, or clips and, one step in ten, images that stand still."""
+    if not laid.videos:
+        return [[Kind(lambda s=s: laid.images[s].draw(rows[s], 1, s), 1)] for s in (64, 128)]
 
     def still(size: int) -> Tensor:
         return laid.images[size].draw(rows[size], 1, size).expand(-1, -1, FRAMES, -1, -1)
 
-    phases = [
+    return [
         [Kind(lambda s=s: still(s), 10), Kind(lambda s=s: laid.videos[s].draw(rows[s], FRAMES, s), 1)]
         for s in (64, 128)
     ]
-    return state, graph_run(state, phases, given, None)
 
 
 def perceptual(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
-    """Train another decoder for the ids of an image tokenizer."""
+    """Train with LPIPS and a discriminator: another decoder for the ids of an image tokenizer, or both networks of a
+    conditional one."""
     gan = {"discriminator": {"kind": "patch", "width": 48}, "weight": 0.1, "adaptive": True, "lecam": 0.001}
     muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
     more = {
         "frozen": ("encoder",),
-        "weights": {"l2": 1.0, "lpips": 0.5},
+        "weights": {"l2": 1.0, "lpips": given.lpips} | ({"flat": given.flat} if given.flat else {}),
         "lpips": {"net": "vgg"},
         "gan": {**gan, "start": 100_000, "ramp": 200},
         "optimizer": OptimizerConfig(lr=given.lr, muon=muon),
     }
-    config = load(str(given.init)).config
-    config = config.with_quantizer(config.quantizer.replace({"losses": ()}))
+    if given.image is None:
+        config = without_losses(given)
+    else:
+        more |= CONDITIONAL
+        config = combined(given)
+        config = config.with_quantizer(config.quantizer.replace({"losses": ()}))
     state = start_tokenizer(settings(config, given, more), world)
-    return state, plain_run(state, [lambda s=s: laid.images[s].draw(rows[s], 1, s) for s in (64, 128)], given)
+    return state, plain_run(state, kinds(laid, rows), given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -407,7 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ready = time.monotonic() - began
     print("{} images, {} clips, laid out in {:.1f} s".format(*laid.counts, ready), flush=True)
     rows = {64: given.batch, 128: max(1, given.batch // 4)}
-    train = {"image": image, "conditional": conditional, "perceptual": perceptual}[given.what]
+    train = {"image": image, "decoder": decoder, "conditional": conditional, "perceptual": perceptual}[given.what]
     state, found = train(given, laid, World(0, 1, device), rows)
     figures = {**machine(), "what": given.what, "laid_out_s": ready, **found}
     figures["validated"] = laid.validate(state.ema) if laid.validate else None

@@ -109,6 +109,15 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; where it comes from the CPU's memory, the program does not wait for a CUDA device.
+
+    A pinned copy is what such a device reads by itself, and is kept until it has."""
+    if x.device.type != "cpu":
+        return x.to(device)
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def is_in_graph() -> bool:
     """Return whether the calls of this moment become a graph: compiled, exported, or captured on a CUDA device.
 

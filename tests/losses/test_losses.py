@@ -13,6 +13,8 @@ from smalti.errors import ConfigError
 from smalti.losses import (
     Anchors,
     adaptive_weight,
+    flat,
+    flat_share,
     gradient_penalty,
     hinge_discriminator,
     hinge_generator,
@@ -64,6 +66,40 @@ def test_errors_count_as_often_as_their_weights_say(shape, part):
     assert torch.allclose(l2(made, video, weights), (weighed * (made - video)).sum() / video.numel())
 
 
+@settings(max_examples=10, deadline=None)
+@given(shape=st.tuples(*(st.integers(1, n) for n in (2, 3, 24, 24))), size=st.floats(0.001, 1), seed=st.integers(0, 99))
+def test_the_flat_share_follows_the_variance_of_grey_in_the_window_around_a_pixel(shape, size, seed):
+    video = size * clip(*shape, seed=seed)
+    grey, share, s = video.mean(1), flat_share(video), 3 / 127.5
+    assert share.shape == (shape[0], 1, *shape[1:])
+    rng = torch.Generator().manual_seed(seed)
+    b, t, y, x = (int(torch.randint(n, (), generator=rng)) for n in shape)
+    window = grey[b, t, max(0, y - 7) : y + 8, max(0, x - 7) : x + 8]
+    wanted = s**2 / (window.var(correction=0) + s**2)
+    assert share[b, 0, t, y, x].item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes, each=st.booleans())
+def test_errors_weigh_fully_in_flat_frames_and_a_half_at_three_grey_levels(shape, each):
+    error, video = clip(*shape, seed=1), torch.full((shape[0], 3, *shape[1:]), 0.3, dtype=torch.float64)
+    weights = clip(*shape, seed=2).square()[:, :1] if each else None
+    assert torch.allclose(flat_share(video), torch.ones(()).double())
+    assert torch.allclose(flat(video + error, video, weights), l2(video + error, video, weights))
+    columns = (torch.arange(45) % 2 * 2 - 1).double() * 3 / 127.5
+    striped = columns.expand(1, 3, 1, 45, 45)
+    inner = flat_share(striped)[..., 7:-7, 7:-7]
+    assert torch.allclose(inner, torch.tensor(0.5).double(), atol=3e-3)  # 15 columns have one more of one kind
+
+
+def test_the_flat_loss_has_no_gradient_at_the_original():
+    video = clip(1, 2, 20, 20).requires_grad_()
+    made = clip(1, 2, 20, 20, seed=1).requires_grad_()
+    (by_error,) = torch.autograd.grad(flat(made, video), video, retain_graph=True)
+    (by_made,) = torch.autograd.grad(flat(made, video), made)
+    assert torch.allclose(by_error, -by_made)
+
+
 @settings(max_examples=20, deadline=None)
 @given(frames=st.integers(1, 30), stride=st.integers(1, 8), last=st.floats(0.1, 10))
 def test_the_last_frame_of_each_token_weighs_more_and_the_mean_weight_is_one(frames, stride, last):
@@ -77,7 +113,7 @@ def test_the_last_frame_of_each_token_weighs_more_and_the_mean_weight_is_one(fra
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_of_half_precision_tensors_are_computed_in_float32(dtype):
     a, b = clip(2, 2, 64, 64).to(dtype), clip(2, 2, 64, 64, seed=1).to(dtype)
-    for loss in (l1, l2):
+    for loss in (l1, l2, flat):
         assert loss(a, b).dtype == torch.float32
         assert loss(a, b).item() == pytest.approx(loss(a.double(), b.double()).item(), rel=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -77,6 +77,14 @@ def test_ids_and_digits_are_a_bijection(config, data):
             assert int(digits[0, j, 0, 0, column]) == number // math.prod(quantizer.levels[:j]) % level
 
 
+@each_quantizer
+def test_ids_that_nobody_looks_at_have_the_same_codes(config):
+    quantizer = built(config)
+    ids = quantizer.encode(latent(quantizer))
+    assert torch.equal(quantizer.decode(ids, check=False), quantizer.decode(ids))
+    assert quantizer.to("meta").digits(ids.to("meta"), check=False).is_meta
+
+
 @pytest.mark.parametrize("config", [FSQConfig(levels=(5, 4, 3)), DSQConfig(levels=(5, 4, 3)), LFQConfig(bits=6)])
 def test_every_id_decodes_to_its_own_code(config):
     quantizer = built(config)

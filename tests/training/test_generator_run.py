@@ -15,20 +15,25 @@ from smalti.cli.main import run as cli
 from smalti.config import load_yaml
 from smalti.data import bundled, open_video, write_video
 from smalti.data.videos import read_clip
-from smalti.errors import ConfigError, InputError, IntegrityError
+from smalti.errors import BadTensor, ConfigError, InputError, IntegrityError
 from smalti.families import load
 from smalti.files import sha256
 from smalti.generation import Generator, MaskedConfig, PaintingTask
 from smalti.model_folder import checkpoints
 from smalti.pipeline.generate import generate
 from smalti.pipeline.train import train
+from smalti.recipes import find
 from smalti.tokens.config import TokenizeOptions
 from smalti.tokens.dataset import token_batches
 from smalti.tokens.reader import TokenSet
 from smalti.training.generator_config import GeneratorTraining
-from smalti.training.generator_task import GridRows, generator_step, start_generator, task_of_step
+from smalti.training.generator_rows import GridRows
+from smalti.training.generator_task import draft, generator_step, start_generator, task_of_step
+from smalti.video import limit_pixels
+from tests.randomise import random_tokenizer
 from tests.reference.plain_step import ALONE
 from tests.token_sets import make_set, save_tokenizer
+from tests.training.test_step import Waits
 
 TASKS = ("generation", "prediction", "interpolation", "outpainting", "inpainting")
 CHILD = (
@@ -409,3 +414,28 @@ def test_a_step_of_a_token_model_has_fast_kernels_where_they_are_wanted_and_its_
     note()
     assert seen == [*3 * [(wanted, wanted)], (False, False)]
     assert encoding == [False]
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("name", ["tiny-video", "tiny-video-conditional"])
+def test_hints_are_the_ids_of_the_clip_with_its_missing_pixels_filled_in(name, check):
+    """Whatever the device, `prompt.py` looks at the masks of a task in the CPU's memory alone."""
+    tokenizer = random_tokenizer(find(name, tiny=True).tokenizer)
+    ids = torch.randint(tokenizer.codebook_size, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    for task in (PaintingTask(kind="outpainting"), PaintingTask(kind="inpainting", region="moving")):
+        with torch.inference_mode():
+            wanted = tokenizer.encode(limit_pixels(task.fill(tokenizer.decode(ids))))
+        with Waits() as seen:
+            found = draft(tokenizer, task, ids, check=check)
+        assert {name for name, _ in seen.lines if name != "prompt.py"} == ({"quantizer.py"} if check else set())
+        assert torch.equal(found, wanted)
+        assert not torch.equal(found, ids)
+        assert not found.is_inference()
+
+
+def test_a_clip_that_is_not_finite_has_no_hints(made):
+    tokenizer = load(str(made / "tokenizer"))
+    with torch.no_grad():
+        tokenizer.decoder.last_weight.fill_(torch.nan)
+    with pytest.raises(BadTensor, match="not finite"):
+        draft(tokenizer, PaintingTask(kind="outpainting"), torch.zeros(1, 3, 4, 4, dtype=torch.int64), check=True)

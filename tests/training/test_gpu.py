@@ -13,10 +13,13 @@ from smalti.tokenizer import TokenizerConfig
 from smalti.training.ahead import Copies
 from smalti.training.config import GANConfig, TokenizerTraining
 from smalti.training.distributed import World
+from smalti.training.generator_task import begin_generator, generator_step, read_generator
 from smalti.training.tokenizer_figures import read
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import begin, step
 from tests.randomise import random_tokenizer
+from tests.reference import token_models
+from tests.reference.plain_step import ALONE
 from tests.training.test_recorded import CASES, recipe
 
 pytestmark = pytest.mark.gpu
@@ -178,3 +181,60 @@ def test_steps_wait_for_nothing_and_skip_what_is_not_finite(muon, is_recorded):
     assert [result.skipped for result in read(state, begun)] == [True, False, False, False]
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert state.updates == 6
+
+
+@pytest.mark.parametrize("muon", [{"turns": 2}, None])
+@pytest.mark.parametrize("model", token_models.MODELS)
+def test_steps_of_a_token_model_wait_for_nothing_and_skip_what_is_not_finite(model, muon):
+    optimizer = {"lr": 1e-3, "warmup": 2, "muon": muon}
+    steps_wait_for_nothing(token_models.training(model, optimizer=optimizer, loss={"visible": 0.3}), 5)
+
+
+def test_steps_with_hints_wait_for_nothing(tmp_path):
+    tokenizer = token_models.save_tokenizer(tmp_path / "tokenizer")
+    steps_wait_for_nothing(token_models.training("classes", tokenizer=str(tokenizer)), 11)
+
+
+def steps_wait_for_nothing(config, count):
+    """Run some steps, in which all tasks come, after one that is skipped; torch raises where they would wait."""
+    device, bad = torch.device("cuda"), []
+    state, copies = token_models.started(config, World(0, 1, device)), Copies(device)
+    state.objective.register_forward_hook(
+        lambda _, __, losses: losses._replace(total=losses.total * torch.nan) if bad else losses
+    )
+    for _ in range(3):
+        assert not generator_step(state, token_models.batch()).skipped
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        bad.append(True)
+        begun = [begin_generator(state, copies.finish(copies.begin(token_models.batch())))]
+        after = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+        bad.clear()
+        begun += [begin_generator(state, copies.finish(copies.begin(token_models.batch()))) for _ in range(count)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert {one.task for one in begun} == {share.task.kind for share in config.tasks}
+    assert [result.skipped for result in read_generator(state, begun)] == [True, *count * [False]]
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
+    assert state.updates == 3 + count
+
+
+@pytest.mark.parametrize("model", token_models.MODELS)
+def test_a_token_model_sees_the_masks_of_the_cpu_and_has_its_loss(model):
+    """Without dropout, whose numbers are those of the device."""
+    config = token_models.training(model)
+    generator = config.generator.replace({"dropout": 0.0, "attention_dropout": 0.0})
+    config, seen = config.replace({"generator": generator}), []
+    for world in (ALONE, World(0, 1, torch.device("cuda"))):
+        state = token_models.started(config, world)
+        state.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        seen.append([generator_step(state, token_models.batch()) for _ in range(4)])
+    inputs = [one if isinstance(one, torch.Tensor) else one.subtokens for one in seen if not isinstance(one, list)]
+    assert all(torch.equal(ours, theirs.cpu()) for ours, theirs in zip(inputs[:4], inputs[4:], strict=True))
+    wanted, found = (steps for steps in seen if isinstance(steps, list))
+    for ours, theirs in zip(wanted, found, strict=True):
+        assert theirs.task == ours.task
+        assert theirs.loss == pytest.approx(ours.loss, rel=1e-3)
+        assert theirs.bits_per_token == pytest.approx(ours.bits_per_token, rel=1e-3)

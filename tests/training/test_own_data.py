@@ -19,6 +19,7 @@ from smalti.training.config import TokenizerTraining
 from smalti.training.generator_config import GeneratorTraining
 from smalti.training.samples import settle_validation, split_data
 from tests.packing import pack, ppm
+from tests.reference.token_models import NoRows
 from tests.token_sets import save_tokenizer
 
 SMALL = ["steps=2", "batch_size=2", "tokenizer.width=8", "data.size=32", "validation.size=48", "optimizer.warmup=0"]
@@ -181,3 +182,12 @@ def test_classes_with_names_alone_are_numbered_in_their_order(sets, tmp_path):
     assert {row.label for row in TokenSet(tmp_path / "set")} == {None}
     _, generator = trained(training(tmp_path, "set"), tmp_path / "run")
     assert (generator.model.config.classes, generator.origin.classes) == (3, ("cat", "dog", "eel"))
+
+
+@pytest.mark.parametrize(("labels", "named"), [([0, 2, 3], ("a", "b", "c")), ([-1, 0, 2], ())])
+def test_a_class_that_the_model_has_not_is_refused_before_the_first_step(labels, named):
+    """No step looks at the classes of its rows."""
+    rows = NoRows(labels)
+    rows.tokens.path, rows.classes = "tokens", named
+    with pytest.raises(ConfigError, match=r"tokens: row \d is of class (3|-1), outside \[0, 3\)"):
+        rows.check_classes(3)

@@ -14,7 +14,7 @@ from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import Magvit2DConfig, Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.errors import ConfigError
-from smalti.losses import weigh_frames
+from smalti.losses import flat_share, weigh_frames
 from smalti.quantize import LFQConfig
 from smalti.tokenizer import TokenizerConfig
 from smalti.training.config import GANConfig, MuonConfig, OptimizerConfig, TokenizerTraining
@@ -95,7 +95,8 @@ def test_gradients_equal_those_of_two_forwards_and_two_passes(name):
 
 @pytest.mark.parametrize("last", [1.0, 3.0])
 def test_errors_of_pixels_weigh_as_the_last_frame_of_a_token_does(last):
-    state = double(start_tokenizer(training(last_frame_weight=last), ALONE))
+    weighted = {**training().weights, "flat": 2.0}
+    state = double(start_tokenizer(training(last_frame_weight=last, weights=weighted), ALONE))
     video = 0.02 * clips(frames=5)
     with torch.no_grad():
         made = state.tokenizer(video).video
@@ -104,6 +105,7 @@ def test_errors_of_pixels_weigh_as_the_last_frame_of_a_token_does(last):
     errors = made - video
     assert torch.allclose(measured["l1"], (errors.abs() * weights).mean())
     assert torch.allclose(measured["l2"], (errors.square() * weights).mean())
+    assert torch.allclose(measured["flat"], (errors.square() * weights * flat_share(video)).mean())
 
 
 @pytest.mark.parametrize("judge", [PatchConfig(width=8, norm="batch"), StyleGAN2Config(size=16, width=8)])

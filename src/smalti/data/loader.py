@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from smalti.data.mixture import Joint, Views, even_batches
 from smalti.data.source import Order, Source, memory_as_bad_file, sample_rng
+from smalti.devices import send
 from smalti.errors import BadFile, ConfigError, InputError
 from smalti.files import naming_os_errors
 from smalti.video import to_video
@@ -53,8 +54,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its pixels on a device, as bytes; the program does not wait for a CUDA device."""
-        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
-        return self._replace(pixels=pixels.to(device, non_blocking=True))
+        return self._replace(pixels=send(self.pixels, device))
 
 
 class _Row(NamedTuple):

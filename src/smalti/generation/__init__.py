@@ -34,6 +34,7 @@ from smalti.generation.prompt import (
     latent_cells,
     paste_known,
     prefix_prompt,
+    task_cells,
     task_prompt,
     task_tokens,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "sample",
     "sample_autoregressive",
     "sample_steps",
+    "task_cells",
     "task_prompt",
     "task_tokens",
     "validate",

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Config
+from smalti.devices import send
 from smalti.generation.autoregressive import AutoregressiveTransformer
 from smalti.generation.blocks import Condition
 from smalti.generation.masked import (
@@ -19,6 +20,7 @@ from smalti.generation.masked import (
     input_subtokens,
     masked_input,
     masked_shares,
+    places,
     random_mask,
 )
 from smalti.generation.prompt import Prompt
@@ -92,20 +94,26 @@ def masked_loss(
     config: LossConfig,
     rng: torch.Generator,
     noise: MaskNoise | None = None,
+    *,
+    check: bool = True,
 ) -> TokenLoss:
     """Compute the loss of true ids under random masks, dropped classes and dropout.
 
     The prompt says what is known (and is never masked), which cells show a hint when masked, and the condition. `noise`
     decides masks and classes, and comes from `rng` if it is None; dropout is of `rng`, which must be on the device of
     the model.
+
+    Without `check` no value is looked at: ids and condition must be in range, and no known cell hinted. If `noise` and
+    the prompt's `known` and `hinted` then lie in the CPU's memory, the masks are made there, whatever the device of the
+    model, and the program does not wait for it.
     """
-    prompt = prompt.checked(model.config, model.config.hints)
+    prompt = prompt.checked(model.config, model.config.hints) if check else prompt
     maskable = _maskable(model, prompt)
     noise = noise or MaskNoise.of(rng, len(ids), maskable.shape[1])
     shares = masked_shares(noise.progress, config.schedule, maskable.shape[1])
     masked = random_mask(maskable, shares, noise.scores)
     prompt = prompt._replace(condition=_classes_dropped(model, prompt.condition, config, noise))
-    return _masked(model, ids, prompt, _by_subtoken(model, masked), config, rng)
+    return _masked(model, ids, prompt, _by_subtoken(model, masked), config, rng, check)
 
 
 def autoregressive_loss(
@@ -115,18 +123,22 @@ def autoregressive_loss(
     config: LossConfig,
     rng: torch.Generator | None,
     noise: MaskNoise | None = None,
+    *,
+    check: bool = True,
 ) -> TokenLoss:
     """Compute the loss of every token given those before it; without a generator, with nothing dropped.
 
-    `noise` decides which classes are dropped, and comes from `rng` if it is None.
+    `noise` decides which classes are dropped, and comes from `rng` if it is None. Without `check` no value is looked
+    at, and the program does not wait for a device: ids and condition must be in range.
     """
-    condition.check(model.config, len(ids))
+    if check:
+        condition.check(model.config, len(ids))
     if rng is not None:
         condition = _classes_dropped(model, condition, config, noise or MaskNoise.of(rng, len(ids), 0))
-    subtokens = model.factorization.split(ids)
+    subtokens = model.factorization.split(ids, check=check)
     logits = model(subtokens, condition, rng)
     flat = subtokens.flatten(0, 3)
-    return _token_loss(logits, flat, torch.ones_like(flat, dtype=torch.bool), config)
+    return _token_loss(logits, flat, torch.ones(flat.shape, dtype=torch.bool), config)
 
 
 @torch.no_grad()
@@ -174,7 +186,7 @@ def _classes_dropped(
 ) -> Condition:
     if condition.labels is None or config.class_drop == 0:
         return condition
-    dropped = noise.classes < config.class_drop
+    dropped = send(noise.classes < config.class_drop, condition.labels.device)
     return condition._replace(labels=condition.labels.masked_fill(dropped, model.config.classes))
 
 
@@ -185,28 +197,33 @@ def _masked(
     masked: Bool[Tensor, "b n g"],
     config: LossConfig,
     rng: torch.Generator | None,
+    check: bool = True,
 ) -> TokenLoss:
-    subtokens = model.factorization.split(ids)
-    blanks = input_subtokens(model, prompt)  # masks and hints: no known cell is masked
-    tokens = torch.where(masked.view_as(subtokens), blanks, subtokens)
-    inputs = masked_input(tokens, masked, prompt, list(range(len(ids))))
     counted = masked if config.visible == 0 else (~prompt.known.flatten(1))[..., None] | masked
     rows = counted.any(2)
-    logits = model(inputs, subtokens, rows, rng)
-    return _token_loss(logits, subtokens.flatten(1, 3)[rows], masked[rows], config)
+    hidden, prompt = send(masked, ids.device), prompt.to(ids.device)
+    subtokens = model.factorization.split(ids, check=check)
+    blanks = input_subtokens(model, prompt, check=check)  # masks and hints: no known cell is masked
+    tokens = torch.where(hidden.view_as(subtokens), blanks, subtokens)
+    logits = model(masked_input(tokens, hidden, prompt), subtokens, rows, rng)
+    return _token_loss(logits, subtokens.flatten(1, 3)[places(rows, ids.device)], masked[rows], config)
 
 
 def _token_loss(
     logits: list[Float[Tensor, "r _"]], subtokens: Int[Tensor, "r g"], masked: Bool[Tensor, "r g"], config: LossConfig
 ) -> TokenLoss:
-    """Sum the losses; half precision ends at the logits: all sums are float32 at least."""
+    """Sum the losses; half precision ends at the logits: all sums are float32 at least. `masked` may be in the CPU's
+    memory: which entries are summed is then known without waiting for a device."""
     totals, nats, right = [], [], []
+    weights = send(masked, subtokens.device)
     for g, scores in enumerate(logits):
+        own = send(masked[:, g].nonzero()[:, 0], subtokens.device)
         log_p = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(1)
         plain = F.nll_loss(log_p, subtokens[:, g], reduction="none")
         smooth = (1 - config.smoothing) * plain - config.smoothing * log_p.mean(1)
-        counted = masked[:, g].to(smooth)
+        counted = weights[:, g].to(smooth)
         totals.append(((counted + config.visible * (1 - counted)) * smooth).sum())
-        nats.append(plain.detach()[masked[:, g]].sum())
-        right.append((log_p.argmax(1) == subtokens[:, g])[masked[:, g]].sum())
-    return TokenLoss(torch.stack(totals).sum(), masked.sum(0), torch.stack(nats), torch.stack(right))
+        nats.append(plain.detach()[own].sum())
+        right.append((log_p.argmax(1) == subtokens[:, g])[own].sum())
+    counts = send(masked.sum(0), subtokens.device)
+    return TokenLoss(torch.stack(totals).sum(), counts, torch.stack(nats), torch.stack(right))

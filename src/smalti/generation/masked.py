@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from smalti.devices import send
 from smalti.generation.blocks import (
     Condition,
     NetworkConfig,
@@ -102,9 +103,11 @@ class MaskedTransformer(nn.Module):
     ) -> list[Float[Tensor, "r _"]]:
         """Compute the logits of each sub-token at the cells in `rows`, where `subtokens` are the true ones.
 
-        With a generator, on the device of the weights, dropout is on.
+        With a generator, on the device of the weights, dropout is on. `rows` may be in the CPU's memory: how many they
+        are is then known without waiting for a device.
         """
-        return self.vocabulary.logits(self.features(inputs, rng)[rows], subtokens.flatten(1, 3)[rows])
+        at = places(rows, subtokens.device)
+        return self.vocabulary.logits(self.features(inputs, rng)[at], subtokens.flatten(1, 3)[at])
 
     def features(self, inputs: MaskedInput, rng: torch.Generator | None = None) -> Float[Tensor, "b n d"]:
         """Compute the feature of every cell in raster order, from which the vocabulary predicts its token."""
@@ -125,8 +128,14 @@ class MaskedTransformer(nn.Module):
 
     def blank(self, grid: tuple[int, int, int], count: int) -> Int[Tensor, "b t h w g"]:
         """Return the sub-tokens of `count` samples with everything masked."""
-        masks = torch.tensor(self.vocabulary.sizes, device=self.vocabulary.dense.weight.device)
-        return masks.expand(count, *grid, -1).contiguous()
+        device = self.vocabulary.dense.weight.device  # a tensor of the sizes would come from the host, which waits
+        return torch.stack([torch.full((count, *grid), size, device=device) for size in self.vocabulary.sizes], -1)
+
+
+def places(rows: Bool[Tensor, "b n"], device: torch.device) -> tuple[Int[Tensor, "r"], Int[Tensor, "r"]]:
+    """Return the indices of what is true, in order, on a device: `x[places(rows, x.device)]` is `x[rows]`."""
+    sample, cell = (send(index, device) for index in rows.nonzero(as_tuple=True))
+    return sample, cell
 
 
 def masked_share(schedule: Schedule, progress: float, entries: int) -> float:
@@ -205,21 +214,24 @@ def entries(x: Tensor, unit: Unit, join: Callable[[Tensor, int], Tensor] = Tenso
     return join(x, 2) if unit == "token" else x.flatten(1)
 
 
-def input_subtokens(model: MaskedTransformer, prompt: Prompt) -> Int[Tensor, "b t h w g"]:
+def input_subtokens(model: MaskedTransformer, prompt: Prompt, *, check: bool = True) -> Int[Tensor, "b t h w g"]:
     """Return what the model gets before anything is filled: known and hinted tokens, and masks."""
     grid = prompt.ids.shape[1:]
-    subtokens = model.factorization.split(prompt.ids.masked_fill(~prompt.visible, 0))
+    subtokens = model.factorization.split(prompt.ids.masked_fill(~prompt.visible, 0), check=check)
     return torch.where(prompt.visible[..., None], subtokens, model.blank((grid[0], grid[1], grid[2]), len(subtokens)))
 
 
 def masked_input(
-    subtokens: Int[Tensor, "b t h w g"], masked: Bool[Tensor, "b n g"], prompt: Prompt, rows: list[int]
+    subtokens: Int[Tensor, "b t h w g"], masked: Bool[Tensor, "b n g"], prompt: Prompt, rows: list[int] | None = None
 ) -> MaskedInput:
-    """Make the input for some samples of a prompt; a cell is hinted as long as a sub-token of it is masked."""
-    hinted = None
-    if prompt.hinted is not None:
-        hinted = prompt.hinted[rows] & masked.any(2).view(subtokens.shape[:-1])
-    return MaskedInput(subtokens, prompt.condition.take(torch.tensor(rows, device=subtokens.device)), hinted)
+    """Make the input for some samples of a prompt, or all; a cell is hinted as long as a sub-token of it is masked."""
+    hinted, condition = prompt.hinted, prompt.condition
+    if rows is not None:
+        hinted = None if hinted is None else hinted[rows]
+        condition = condition.take(torch.tensor(rows, device=subtokens.device))
+    if hinted is not None:
+        hinted = hinted & masked.any(2).view(subtokens.shape[:-1])
+    return MaskedInput(subtokens, condition, hinted)
 
 
 class SamplingConfig(TokenSamplingConfig):

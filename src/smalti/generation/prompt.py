@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.config import Config
+from smalti.devices import send
 from smalti.errors import ConfigError
 from smalti.generation.blocks import Condition, NetworkConfig, TaskKind
 from smalti.video import legal_size
@@ -40,8 +41,9 @@ class Prompt(NamedTuple):
     def to(self, device: torch.device) -> "Prompt":
         """Move it to a device."""
         ids, known, hinted, condition = self
-        moved = Condition(*(None if x is None else x.to(device) for x in condition))
-        return Prompt(ids.to(device), known.to(device), None if hinted is None else hinted.to(device), moved)
+        moved = Condition(*(None if x is None else send(x, device) for x in condition))
+        shown = None if hinted is None else send(hinted, device)
+        return Prompt(send(ids, device), send(known, device), shown, moved)
 
     def checked(self, config: NetworkConfig, hints: bool) -> "Prompt":
         """Return it without hints at known cells. Raises ConfigError unless all of it fits together and the model."""
@@ -120,7 +122,7 @@ class PredictionTask(Config):
 
     def fill(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """Repeat the last known frame."""
-        return video[:, :, torch.arange(video.shape[2]).clamp(max=self.frames - 1)]
+        return video[:, :, torch.arange(video.shape[2], device=video.device).clamp(max=self.frames - 1)]
 
 
 class InterpolationTask(Config):
@@ -178,13 +180,13 @@ class PaintingTask(Config):
 
     def fill(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """Fill with the nearest pixel of the box in outpainting with a fixed box, with grey otherwise."""
-        known = self.known_pixels((video.shape[2], video.shape[3], video.shape[4])).to(video.device)
+        known = self.known_pixels((video.shape[2], video.shape[3], video.shape[4]))
         if self.kind == "outpainting" and self.region != "moving":
             rows, columns = (known.any(axes).nonzero()[:, 0] for axes in ((0, 2), (0, 1)))
             i = torch.arange(video.shape[3], device=video.device).clamp(int(rows[0]), int(rows[-1]))
             j = torch.arange(video.shape[4], device=video.device).clamp(int(columns[0]), int(columns[-1]))
             return video[:, :, :, i[:, None], j]
-        return torch.where(known, video, 0.0)
+        return torch.where(send(known, video.device), video, 0.0)
 
 
 TaskConfig = Annotated[GenerationTask | PredictionTask | InterpolationTask | PaintingTask, Field(discriminator="kind")]
@@ -229,6 +231,12 @@ def _max_per_cell(x: Float[Tensor, "t h w"], strides: Grid) -> Float[Tensor, "t2
     return F.max_pool3d(stretched[None], strides, strides)[0]
 
 
+def task_cells(task: TaskConfig, grid: Grid, strides: Grid, *, reach: int | None = None) -> LatentCells:
+    """Find the latent cells of a task on a grid of tokens (`latent_cells`)."""
+    size = (1 + (grid[0] - 1) * strides[0], grid[1] * strides[1], grid[2] * strides[2])
+    return latent_cells(task.known_pixels(size), strides, reach)
+
+
 def task_prompt(
     task: TaskConfig,
     ids: Int[Tensor, "b t h w"],
@@ -238,11 +246,8 @@ def task_prompt(
     condition: Condition | None = None,
 ) -> Prompt:
     """Make the prompt of a task from the ids of its condition, `task.fill(video)` encoded (for generation: any ids)."""
-    grid = ids.shape[1:]
-    size = (1 + (grid[0] - 1) * strides[0], grid[1] * strides[1], grid[2] * strides[2])
-    known, hinted = (
-        mask.to(ids.device).expand_as(ids) for mask in latent_cells(task.known_pixels(size), strides, reach)
-    )
+    cells = task_cells(task, (ids.shape[1], ids.shape[2], ids.shape[3]), strides, reach=reach)
+    known, hinted = (mask.to(ids.device).expand_as(ids) for mask in cells)
     return Prompt(ids, known, hinted, condition or Condition())
 
 

@@ -15,6 +15,10 @@ from torch import Tensor
 from smalti.errors import ConfigError
 from smalti.text import nearest
 
+FLAT_WINDOW, FLAT_DEVIATION = 15, 3 / 127.5
+"""Side in pixels of the window around a pixel, and the deviation of the grey levels in it that halves the pixel's
+weight: three of 255 grey levels, as in the power of flat blocks of `benchmarks.by_motion`."""
+
 Frames = Literal["random", "all"]
 """`random`: one frame per clip, chosen by the caller's index (MagicMaster); `all`: every frame as a sample."""
 
@@ -35,6 +39,33 @@ def l2(
 ) -> Float[Tensor, ""]:
     """mean (recon - video)^2, each error times its weight if there are weights."""
     return _mean((widen(recon) - widen(video)).square(), weights)
+
+
+def flat(
+    recon: Float[Tensor, "b 3 t h w"],
+    video: Float[Tensor, "b 3 t h w"],
+    weights: Float[Tensor, "#b #3 #t #h #w"] | None = None,
+) -> Float[Tensor, ""]:
+    """mean f (recon - video)^2, f = s^2 / (v + s^2): squared errors where the video is flat, hardly any elsewhere.
+
+    v is the variance of the grey levels of the video in the 15 x 15 pixels around a pixel, as many as lie in the frame,
+    and s = 3 / 127.5. There errors are seen soonest (a pattern of the token grid, what moved away and left something
+    behind), while an `l2` of an image is nearly all at edges and in textures. No published source.
+    """
+    flatness = flat_share(video)
+    return l2(recon, video, flatness if weights is None else flatness * weights)
+
+
+def flat_share(video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 1 t h w"]:
+    """Return f of `flat`, in (0, 1]: 1 where a 15 x 15 window has one grey level, 1/2 at a deviation of 3 of 255."""
+    grey = widen(video.detach()).mean(1).flatten(0, 1).unsqueeze(1)
+
+    def around(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, FLAT_WINDOW, 1, FLAT_WINDOW // 2, count_include_pad=False)
+
+    variance = (around(grey.square()) - around(grey).square()).clamp(min=0)
+    share = FLAT_DEVIATION**2 / (variance + FLAT_DEVIATION**2)
+    return share.view(video.shape[0], 1, *video.shape[2:])
 
 
 def _mean(errors: Tensor, weights: Tensor | None) -> Tensor:

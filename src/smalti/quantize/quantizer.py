@@ -134,12 +134,13 @@ class Quantizer(nn.Module, ABC):
             codes = self.look_up(digits).masked_fill(~is_finite, torch.nan)
             return self._number(digits).view(_positions(z)), _from_rows(codes, z)
 
-    def decode(self, ids: Integer[Tensor, "b ..."]) -> Float[Tensor, "b d ..."]:
+    def decode(self, ids: Integer[Tensor, "b ..."], *, check: bool = True) -> Float[Tensor, "b d ..."]:
         """Return the codes of ids of any integer type, bit for bit those that `forward` gave.
 
-        Raises BadTensor for ids that are no integers or outside [0, codebook_size).
+        Raises BadTensor for ids that are no integers or outside [0, codebook_size); without `check` it waits for no
+        device to see values.
         """
-        digits = self.digits(ids)
+        digits = self.digits(ids, check=check)
         with torch.autocast(ids.device.type, enabled=False):
             return _from_rows(self.look_up(_to_rows(digits)), digits)
 
@@ -163,11 +164,12 @@ class Quantizer(nn.Module, ABC):
                 )
             return self._number(digits).view(_positions(codes))
 
-    def digits(self, ids: Integer[Tensor, "b ..."]) -> Integer[Tensor, "b k ..."]:
-        """Return the mixed-radix digits of ids. Raises BadTensor for an id outside [0, codebook_size)."""
+    def digits(self, ids: Integer[Tensor, "b ..."], *, check: bool = True) -> Integer[Tensor, "b k ..."]:
+        """Return the mixed-radix digits of ids. Raises BadTensor for an id outside [0, codebook_size), unless it is
+        not to `check`."""
         if not isinstance(ids, Tensor) or not 1 <= ids.ndim <= 4:
             raise BadTensor(f"ids must be a tensor {_ID_LAYOUTS} (found {describe(ids)})")
-        numbers = _integers("ids", ids, self.codebook_size).unsqueeze(1)
+        numbers = _integers("ids", ids, self.codebook_size if check else None).unsqueeze(1)
         shape = (1, -1, *(1,) * (ids.ndim - 1))
         return numbers // self._basis.view(shape) % self._level_counts.view(shape)
 
@@ -245,8 +247,9 @@ def _check_finite(name: str, x: Tensor) -> None:
         raise BadTensor(f"{name} has {int((~torch.isfinite(x)).sum()):,} values that are not finite (NaN or infinite)")
 
 
-def _integers(name: str, numbers: Tensor, end: int) -> Tensor:
-    """Return integers of any type as int64. Raises BadTensor for none, another type, and one outside [0, end)."""
+def _integers(name: str, numbers: Tensor, end: int | None) -> Tensor:
+    """Return integers of any type as int64. Raises BadTensor for none, another type, and one outside [0, end) if there
+    is an end."""
     whole = to_int64(name, numbers, 0, end, "this quantizer")
     if not (torch.compiler.is_compiling() or numbers.numel()):
         raise BadTensor(f"{name}: there are none (found shape {tuple(numbers.shape)})")

@@ -259,13 +259,14 @@ class Tokenizer(nn.Module):
             return self._encode(video.unsqueeze(2), None, tile).squeeze(1)
         return self._encode(video, stream, tile)
 
-    def latents(self, video: Float[Tensor, "b 3 *t h w"]) -> Float[Tensor, "b d *t2 h2 w2"]:
+    def latents(self, video: Float[Tensor, "b 3 *t h w"], *, check: bool = True) -> Float[Tensor, "b d *t2 h2 w2"]:
         """Return the latents of a video or of images before quantization, whose ids `quantizer.encode` finds. Raises as
-        `encode` does."""
-        check_video(video, self.device)
+        `encode` does; without `check` it waits for no device to see values."""
+        if check:
+            check_video(video, self.device)
         if video.ndim == 4:
-            return self._latents(video.unsqueeze(2)).squeeze(2)
-        return self._latents(video)
+            return self._latents(video.unsqueeze(2), check).squeeze(2)
+        return self._latents(video, check)
 
     def codes_to_indices(self, codes: Float[Tensor, "b d *grid"]) -> Int[Tensor, "b *grid"]:
         """Return the ids of codes, the inverse of `indices_to_codes`. Raises BadTensor for what are no codes."""
@@ -363,9 +364,8 @@ class Tokenizer(nn.Module):
         pixels = self._to_video(quantized.codes, pasts=None if loop is None else loop.pasts)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
-    def _latents(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d t2 h2 w2"]:
-        padded = self.pad(video)
-        loop = self._closed_loop(padded)
+    def _latents(self, video: Float[Tensor, "b 3 t h w"], check: bool) -> Float[Tensor, "b d t2 h2 w2"]:
+        loop = self._closed_loop(padded := self.pad(video), check=check)
         return self._open_latent(padded) if loop is None else loop.z
 
     def pad(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t2 h2 w2"]:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from smalti.data.loader import check_part, planned_loader
 from smalti.data.source import Order
+from smalti.devices import send
 from smalti.errors import InputError
 from smalti.tokens.reader import CACHE, TokenSet
 
@@ -38,8 +39,7 @@ class TokenBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "TokenBatch":
         """Return the batch with its ids and labels on a device; the program does not wait for a CUDA device."""
-        ids, labels = (x.pin_memory() if device.type == "cuda" else x for x in (self.ids, self.labels))
-        return self._replace(ids=ids.to(device, non_blocking=True), labels=labels.to(device, non_blocking=True))
+        return self._replace(ids=send(self.ids, device), labels=send(self.labels, device))
 
 
 class TokenDataset(Dataset[Example]):

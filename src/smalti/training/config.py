@@ -286,14 +286,14 @@ class TokenizerTraining(RunConfig):
     """Largest share of rows that cannot be read among the last 1,000; with more, the run ends. Until then a row is left
     out, and a step without any."""
     weights: dict[str, float]
-    """Weight of each loss by name: `l1`, `l2` on [-1, 1] pixels, `lpips`, `logits`, and those of the quantizer. Every
-    loss that is computed needs a weight and every weight a loss."""
+    """Weight of each loss by name: `l1`, `l2` and `flat` (`l2` where the original is flat) on [-1, 1] pixels, `lpips`,
+    `logits`, and those of the quantizer. Every loss that is computed needs a weight and every weight a loss."""
     entropy_boost: float = Field(0.0, ge=0)
     """Boost b of the entropies' weights, annealed linearly from (1 + b) times to 1 times their value (MAGVIT-v2: 2)."""
     entropy_boost_steps: int = Field(2000, ge=1)
     """Steps over which the entropies' weights are annealed."""
     last_frame_weight: float = Field(1.0, gt=0)
-    """Weight in `l1` and `l2` of the last frame of each token, against 1 for its other frames: of a conditional
+    """Weight in `l1`, `l2` and `flat` of the last frame of each token, against 1 for its other frames: of a conditional
     tokenizer, the next token builds on it."""
     lpips: LPIPSConfig | None = None
     """LPIPS network, as `{net: vgg}`; null trains without LPIPS."""

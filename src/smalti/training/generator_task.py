@@ -1,5 +1,5 @@
-"""A generator as a task of `fit`: its state, one training step (masked or autoregressive, on rows of a token set), the
-rows, validation and samples."""
+"""A generator as a task of `fit`: its state, one training step (masked or autoregressive, on rows of a token set),
+validation and samples."""
 
 import copy
 import math
@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smalti.data.source import mix, sample_rng
-from smalti.devices import fast_kernels
+from smalti.devices import fast_kernels, send
 from smalti.errors import ConfigError, IntegrityError
 from smalti.families import load as load_tokenizer
 from smalti.generation import (
     Condition,
     Generator,
-    GeneratorConfig,
     MaskedConfig,
     MaskedTransformer,
     MaskNoise,
@@ -33,23 +31,25 @@ from smalti.generation import (
     autoregressive_loss,
     complete,
     masked_loss,
-    task_prompt,
+    task_cells,
     task_tokens,
     validate,
 )
 from smalti.generation.blocks import TransformerBlock
 from smalti.metrics.contact_sheet import contact_sheet
 from smalti.tokenizer import Tokenizer
-from smalti.tokens.dataset import Example, TokenBatch, TokenDataset, token_batches
+from smalti.tokens.dataset import TokenBatch, token_batches
 from smalti.training.ahead import Copies, done
 from smalti.training.distributed import World
 from smalti.training.generator_config import GeneratorTraining
+from smalti.training.generator_rows import GridRows, settle_classes
 from smalti.training.late import MOST
 from smalti.training.optimizer import (
     OptimizerState,
     clip_gradient,
     make_optimizer,
     set_lr,
+    skips_alone,
     update,
     update_ema,
     wrap_ddp,
@@ -61,121 +61,7 @@ from smalti.video import limit_pixels, to_uint8
 
 _TASK, _DROPOUT, _MASKS = 1, 2, 3
 """The streams of random numbers of a (seed, step)."""
-
-
-_GIVE_LABELS = "give the set labels (of folders: `smalti tokenize --set inputs.class_folders=true`)"
-
-
-class _Row(NamedTuple):
-    number: int
-    """In the set."""
-    ids: np.ndarray
-    label: int | None
-
-
-class GridRows(TokenDataset):
-    """Rows of the shape of a generator's grid; others (the short clip that ends a video) are left out.
-
-    All are read and checked at once and held in memory, 2 to 8 bytes a token. Classes that have names and no numbers,
-    as those of single tars, are numbered in the byte order of the names, or as `classes` does. Raises ConfigError for a
-    set that is not what the generator is for, naming the field to set.
-    """
-
-    def __init__(self, path: Path, model: GeneratorConfig, classes: tuple[str, ...] = ()) -> None:
-        super().__init__(path, cache=0)  # every group is read once
-        tokens = self.tokens
-        if tuple(model.levels) != tuple(tokens.tokenizer_info.levels):
-            levels = _listed(tokens.tokenizer_info.levels)
-            raise ConfigError(f"{path}: its ids have the levels {levels}; `set` generator.levels={levels}")
-        smallest = np.min_scalar_type(tokens.tokenizer_info.codebook_size - 1)
-        rows, names = list[_Row](), list[str | None]()
-        for i in range(len(tokens)):
-            label, name = tokens.class_of(i)
-            rows.append(_Row(i, tokens.ids(i).numpy().astype(smallest), label))
-            names.append(name)
-        places = [place for place, row in enumerate(rows) if row.ids.shape == tuple(model.grid)]
-        if not places:
-            grid = _listed(max((row.ids.shape for row in rows), key=math.prod))
-            raise ConfigError(f"{path}: its rows are {grid} (frames, rows, columns); `set` generator.grid={grid}")
-        self.rows, self.classes = [rows[place] for place in places], tokens.classes
-        self.other_shapes = len(rows) - len(places)
-        own = [name for name in (names[place] for place in places) if name is not None]
-        if not any(row.label is not None for row in self.rows) and len(own) == len(places):
-            self.classes = classes or tuple(sorted(set(own), key=str.encode))
-            numbers = [_number(path, self.classes, name) for name in own]
-            self.rows = [row._replace(label=number) for row, number in zip(self.rows, numbers, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example:
-        number, ids, label = self.rows[index]
-        return Example(torch.from_numpy(ids.astype(np.int64)), -1 if label is None else label, number)
-
-    @property
-    def unlabelled(self) -> int:
-        """Number of rows without a class."""
-        return sum(row.label is None for row in self.rows)
-
-    @property
-    def class_count(self) -> int:
-        """Number of classes; 0 where no row has one."""
-        labels = [row.label for row in self.rows if row.label is not None]
-        return (len(self.classes) or 1 + max(labels)) if labels else 0
-
-    def check_classes(self, classes: int) -> None:
-        """Raise ConfigError where a model of so many classes cannot learn these labels."""
-        path, count = self.tokens.path, self.class_count
-        if not classes:
-            return
-        if self.unlabelled:
-            raise ConfigError(f"{path}: has rows without labels; `set` generator.classes=0, or {_GIVE_LABELS}")
-        if count > classes or (self.classes and count != classes):
-            raise ConfigError(f"{path}: has {count:,} classes; `set` generator.classes={count}")
-
-
-def settle_classes(
-    config: GeneratorTraining, rows: GridRows, previous: GeneratorTraining | None = None
-) -> tuple[GeneratorTraining, tuple[str, ...]]:
-    """Return the config with `class_conditional` and `generator.classes` set by the rows, and what to say of it.
-
-    `previous` is the config of the run that is resumed; runs of versions without `class_conditional` go on as they
-    began. Raises ConfigError where the config asks for classes that the rows do not have.
-    """
-    if config.class_conditional is None and previous is not None and previous.class_conditional is None:
-        return config, ()
-    path, classes, wanted = config.data, config.generator.classes, config.class_conditional
-    count = 0 if rows.unlabelled else rows.class_count
-    if wanted is None:
-        wanted = classes > 0 or count > 0
-    if not wanted:
-        classes = 0
-    elif not classes:
-        if rows.unlabelled:
-            raise ConfigError(f"{path}: has rows without labels; `set` class_conditional=false, or {_GIVE_LABELS}")
-        classes = count
-    notes = list[str]()
-    if wanted and not config.generator.classes:
-        notes.append(f"{path}: the model learns its {count:,} classes; class_conditional=false leaves them out")
-    elif not wanted and rows.class_count:
-        some = f", which {rows.unlabelled:,} of {len(rows):,} rows do not have" if rows.unlabelled else ""
-        notes.append(f"{path}: the model does not learn its {rows.class_count:,} classes{some}")
-    if rows.other_shapes:
-        notes.append(f"{path}: {rows.other_shapes:,} rows of another shape are left out")
-    generator = config.generator.replace({"classes": classes})
-    return config.replace({"class_conditional": wanted, "generator": generator}), tuple(notes)
-
-
-def _number(path: Path, classes: tuple[str, ...], name: str) -> int:
-    if name not in classes:
-        raise ConfigError(f"{path}: its class {name} is none of the {len(classes):,} that are trained on")
-    return classes.index(name)
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return "[" + ",".join(map(str, numbers)) + "]"
-
-
+_HOST = torch.device("cpu")
 _SAMPLES, _BATCH = 4, 16
 """Samples of a task in the log; held-out rows that are scored together."""
 
@@ -207,11 +93,13 @@ class Objective(nn.Module):
         self.model, self.config = model, config
 
     def forward(self, ids: Tensor, prompt: Prompt, rng: torch.Generator, chances: MaskNoise) -> TokenLoss:
-        """Return the loss of true ids under a prompt; dropout is of `rng`."""
+        """Return the loss of true ids under a prompt; dropout is of `rng`. All of it was checked before: no value is
+        looked at."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             if isinstance(self.model, MaskedTransformer):
-                return masked_loss(self.model, ids, prompt, self.config.loss, rng, chances)
-            return autoregressive_loss(self.model, ids, prompt.condition, self.config.loss, rng, chances)
+                return masked_loss(self.model, ids, prompt, self.config.loss, rng, chances, check=False)
+            about = prompt.condition
+            return autoregressive_loss(self.model, ids, about, self.config.loss, rng, chances, check=False)
 
 
 def start_generator(config: GeneratorTraining, rows: GridRows, world: World) -> GeneratorState:
@@ -266,20 +154,29 @@ def prompt_of(state: GeneratorState, task: TaskConfig, ids: Tensor, labels: Tens
     """Return the known and hinted cells of true ids under a task.
 
     Known cells have the true ids. Hinted cells get ids from re-encoding the decoded clip with the missing pixels filled
-    in.
+    in. Which cells are known and hinted stays in the CPU's memory, where masks are made.
     """
     config, strides = state.config.generator, state.ema.origin.strides
     tasks = task_tokens(task.kind, config.tasks, len(ids))
-    condition = Condition(labels if config.classes else None, None if tasks is None else tasks.to(ids.device))
+    condition = Condition(labels if config.classes else None, None if tasks is None else send(tasks, ids.device))
     reach = None if state.tokenizer is None else state.tokenizer.encoder.reach
-    prompt = task_prompt(task, ids, strides, reach=reach, condition=condition)
-    if prompt.hinted is None or not bool(prompt.hinted.any()):
-        return prompt
-    if state.tokenizer is None or not state.ema.hints:
-        return prompt._replace(hinted=None)
+    cells = task_cells(task, (ids.shape[1], ids.shape[2], ids.shape[3]), strides, reach=reach)
+    known, hinted = (mask.expand_as(ids) for mask in cells)
+    if not bool(cells.hinted.any()) or state.tokenizer is None or not state.ema.hints:
+        return Prompt(ids, known, None, condition)
+    shown = draft(state.tokenizer, task, ids, check=not skips_alone(state.optimizer))
+    return Prompt(torch.where(send(cells.known, ids.device), ids, shown), known, hinted, condition)
+
+
+def draft(tokenizer: Tokenizer, task: TaskConfig, ids: Tensor, *, check: bool) -> Tensor:
+    """Return the ids of the clips of `ids` with their missing pixels filled in. Without `check` nobody waits for the
+    device to see whether a clip is not finite; its ids then say nothing."""
+    quantizer = tokenizer.quantizer
     with torch.inference_mode():
-        shown = state.tokenizer.encode(limit_pixels(task.fill(state.tokenizer.decode(ids))))
-    return prompt._replace(ids=torch.where(prompt.known, ids, shown.clone()))
+        video = limit_pixels(task.fill(tokenizer.decode_codes(quantizer.decode(ids, check=False))))
+        z = tokenizer.latents(video, check=False)
+        drafted = quantizer.encode(z) if check else quantizer.nearest(z)[0]
+    return drafted.clone()  # outside, so that what is computed from it may have gradients
 
 
 class GeneratorStep(NamedTuple):
@@ -369,12 +266,13 @@ def read_generator(state: GeneratorState, steps: Sequence[BegunStep]) -> list[Ge
 
 
 def _noise(state: GeneratorState, count: int) -> tuple[torch.Generator, MaskNoise]:
-    """Return this rank's dropout generator, and the random numbers of each row by its place in the global batch."""
+    """Return this rank's dropout generator, and the random numbers of each row by its place in the global batch, in the
+    CPU's memory."""
     config, world, model = state.config, state.world, state.config.generator
     rng = torch.Generator(world.device).manual_seed(mix(config.seed, state.step, world.rank, _DROPOUT) >> 1)
     places = [world.rank + i * world.size for i in range(count)]
     entries = model.entries if isinstance(model, MaskedConfig) else 0
-    return rng, MaskNoise.of_rows(mix(config.seed, _MASKS), places, state.step, entries, world.device)
+    return rng, MaskNoise.of_rows(mix(config.seed, _MASKS), places, state.step, entries, _HOST)
 
 
 class GeneratorTask(Task):

@@ -196,8 +196,8 @@ def _whole_code(state: TrainState, part: Part, whole: Whole | None) -> Callable[
 
 
 def _pixel_losses(state: TrainState, pixels: Tensor, part: Part) -> dict[str, Tensor]:
-    """Return the losses between pixels: l1 and l2 if they are weighted, lpips and logits if they are configured."""
-    functions = {"l1": loss.l1, "l2": loss.l2}
+    """Return the losses between pixels: l1, l2, flat if weighted, lpips and logits if configured."""
+    functions = {"l1": loss.l1, "l2": loss.l2, "flat": loss.flat}
     stride, last = state.tokenizer.strides[0], state.config.last_frame_weight
     each = None if last == 1 else loss.weigh_frames(part.video, stride, last)
     losses = {
