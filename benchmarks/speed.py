@@ -6,11 +6,12 @@ channels and positions, channels last, float32), that of a transformer a product
 the `precision` of training or tokenizing): below 1 where the processor has no units for it. A stream is 65 frames in
 chunks. Freed memory is used again, as by the commands (`keep_freed_memory`). ONNX Runtime and OpenVINO run the export
 of the same tokenizer in float32: how many times as long as ours they take, where their ids and pixels are ours. The
-rows of diffusers are its networks with random weights, 8 x 8 pixels a latent as smalti/tiny-image has. What is not
-installed is left out.
+rows of MagicMaster are our form of its networks with random weights, and how many times as long its own code takes with
+the same ones, where a checkout of it is given. The rows of diffusers are its networks with random weights, 8 x 8 pixels
+a latent as smalti/tiny-image has. What is not installed is left out.
 
-    python -m benchmarks speed
-    python -m benchmarks.speed images streams diffusers tokenizing sampling training    # some; the others' rows stay
+    SMALTI_MAGICMASTER=folder python -m benchmarks speed
+    python -m benchmarks.speed images streams magicmaster diffusers tokenizing sampling training    # the others' stay
 """
 
 import json
@@ -29,7 +30,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import smalti
+from benchmarks import magicmaster as beside_magicmaster
 from benchmarks.measure import CPU, RESULTS, TINY, fastest, write
+from benchmarks.peers import magicmaster as their_magicmaster
 from benchmarks.peers.runtimes import RUNTIMES, Runtimes
 from smalti.allocator import keep_freed_memory
 from smalti.data import open_video, write_video
@@ -59,8 +62,14 @@ CHUNKS = (4, 16, 64)
 SOURCE = (24, 720, 1280)
 """Frames, height and width of the video that is tokenized at 144 x 256."""
 GRID = (1, 16, 16)
+MAGICMASTER = {"2d": (1, 128), "3d": (9, 64)}
+"""Frames and side of the pixels of its two configurations; of widths 128 and 64, as they are published."""
+AGREES = 1e-4
+"""Relative difference of latents and pixels of the same function in float32, at most."""
+PEERS = (*RUNTIMES, "MagicMaster")
 BLOCKS = (("Down", "Encoder"), ("Up", "Decoder"))
-ROUNDS = 3
+ROUNDS = 6
+"""Half as many for calls of more than 20 GFLOP."""
 
 Row = Mapping[str, object]
 
@@ -140,17 +149,19 @@ def row(
     device: torch.device = CPU,
     work: float | None = None,
 ) -> Row:
-    """Measure a call beside its limit and the same in another format or by another runtime (`others`); `work` is its
-    GFLOP where not all of them are counted."""
+    """Measure a call beside its limit and the same in another format or by another program (`others`), and print it on
+    stderr; `work` is its GFLOP where not all of them are counted."""
     ceiling, operations = limit
     counted = gflop(call) if work is None else work
     calls = {"call": call, "limit": ceiling, **others}
-    best = fastest(calls, rounds=1 if os.environ.get(TINY) else 2 if counted > 20 else ROUNDS, device=device)
+    best = fastest(calls, rounds=1 if os.environ.get(TINY) else ROUNDS // 2 if counted > 20 else ROUNDS, device=device)
     speed, most = counted / best["call"], operations / best["limit"]
     found = {"what": what, "gflop": counted, "ms": best["call"] * 1e3, "gflop_s": speed, "limit_gflop_s": most}
     faster = best["call"] / best["bfloat16"] if "bfloat16" in best else None
-    longer = {name: best[name] / best["call"] if name in best else None for name in RUNTIMES}
-    return {**found, "share": speed / most, "bfloat16": faster, **longer}
+    longer = {name: best[name] / best["call"] if name in best else None for name in PEERS}
+    measured = {**found, "share": speed / most, "bfloat16": faster, **longer}
+    print(json.dumps(measured), file=sys.stderr, flush=True)
+    return measured
 
 
 def networks(device: torch.device, chosen: Callable[[int | None], bool]) -> list[Row]:
@@ -184,6 +195,36 @@ def images(device: torch.device = CPU) -> list[Row]:
 def streams(device: torch.device = CPU) -> list[Row]:
     """Rows of videos in chunks."""
     return networks(device, lambda chunk: chunk is not None)
+
+
+def magicmaster(device: torch.device = CPU) -> list[Row]:
+    """Rows of MagicMaster's networks, on a CPU beside its own of the same weights.
+
+    Raises RuntimeError where they differ."""
+    tiny, rows = bool(os.environ.get(TINY)), list[Row]()
+    folder = their_magicmaster.find() if device.type == "cpu" else None
+    for name, case in beside_magicmaster.cases().items():
+        frames, size = MAGICMASTER[name]
+        changes = {"width": 32, "frames": min(frames, 5), "size": 32} if tiny else {"frames": frames, "size": size}
+        case = case._replace(batch=1, **changes)
+        torch.manual_seed(0)
+        ours = Tokenizer(case.prepared().tokenizer).to(device).eval()
+        pixels, theirs = case.video().to(device), None
+        if folder is not None:
+            theirs = beside_magicmaster.their(case, folder, device)
+            ours.load_state_dict(their_magicmaster.tokenizer_of(theirs.generator.state_dict()))
+            differences = beside_magicmaster.forward_differences(theirs, ours, pixels)
+            if max(differences.values()) > AGREES:
+                raise RuntimeError(f"MagicMaster's {name} is another function than ours: {differences}")
+        half = passes(deepcopy(ours).compute_in(torch.bfloat16), pixels, None) if fast_bfloat16(device) else {}
+        limit = convolution(2 * case.width, (case.size // 2) ** 2, device)
+        for way, call in passes(ours, pixels, None).items():
+            others = {"bfloat16": half[way]} if half else {}
+            if theirs is not None:
+                others["MagicMaster"] = beside_magicmaster.call(way, "theirs", theirs, pixels)
+            what = f"MagicMaster {name}, width {case.width}, {case.frames} x {case.size} x {case.size}: {way}"
+            rows.append(row(what, call, limit, others, device))
+    return rows
 
 
 def diffusers(device: torch.device = CPU) -> list[Row]:
@@ -293,6 +334,7 @@ def training(device: torch.device = CPU) -> list[Row]:
 PARTS: Mapping[str, Callable[[torch.device], list[Row]]] = {
     "images": images,
     "streams": streams,
+    "magicmaster": magicmaster,
     "diffusers": diffusers,
     "tokenizing": tokenizing,
     "sampling": sampling,
@@ -315,7 +357,7 @@ def measure(device: torch.device = CPU) -> tuple[str, Sequence[Row]]:
 
 
 def main(names: Sequence[str]) -> None:
-    """Measure some parts, print their rows, and put them in place of theirs in results/speed.json."""
+    """Measure some parts, and put their rows in place of those in results/speed.json."""
     torch.set_num_threads(1)
     keep_freed_memory()
     path = RESULTS / "speed.json"
@@ -324,7 +366,6 @@ def main(names: Sequence[str]) -> None:
         with torch.set_grad_enabled(name == "training"):
             for found in PARTS[name](CPU):
                 kept[str(found["what"])] = found
-                print(json.dumps(found), flush=True)
         write("speed", list(kept.values()), NOTE)
 
 

@@ -180,13 +180,13 @@ def speed_table() -> str:
     lines = [f"{found['cpu']}, torch {found['versions']['torch']}, {found['date']}.\n\n"]
     lines += [
         "| what | GFLOP | ms | GFLOP/s | limit | share | bfloat16, times as fast"
-        " | ONNX Runtime, times as long | OpenVINO |\n",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        " | ONNX Runtime, times as long | OpenVINO | MagicMaster |\n",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     ]
     for row in found["rows"]:
         numbers = [row[name] for name in ("gflop", "ms", "gflop_s", "limit_gflop_s")]
         figures = " | ".join(f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers)
-        ratios = [row.get(name) for name in ("bfloat16", "ONNX Runtime", "OpenVINO")]
+        ratios = [row.get(name) for name in ("bfloat16", "ONNX Runtime", "OpenVINO", "MagicMaster")]
         others = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         lines.append(f"| {row['what']} | {figures} | {row['share']:.0%} | {' | '.join(others)} |\n")
     return "".join(lines)

@@ -51,6 +51,8 @@ def test_the_small_form_of_the_table_of_speed_has_a_share_for_each_part():
     for part in (
         "image 128 x 128: encode",
         "stream 32 x 32, 4 frames: decode",
+        "MagicMaster 2d",
+        "MagicMaster 3d",
         "tokenize 5 frames",
         "masked",
         "autoreg",
