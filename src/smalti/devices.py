@@ -115,7 +115,8 @@ def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     A pinned copy is what such a device reads by itself, and is kept until it has."""
     if x.device.type != "cpu":
         return x.to(device)
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    # An expanded tensor cannot be pinned, and one with gaps would be copied once more.
+    return (x.contiguous().pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def is_in_graph() -> bool:

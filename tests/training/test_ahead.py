@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from smalti.data import batches
+from smalti.devices import send
 from smalti.errors import InputError
 from smalti.files import read_json
 from smalti.model_folder import checkpoints
@@ -181,3 +182,21 @@ def test_on_a_cpu_nothing_is_copied_and_nothing_ahead():
     batch = Batch((pixels,))
     assert not copies.are_ahead
     assert copies.finish(copies.begin(batch)) is batch
+
+
+class Sent(torch.Tensor):
+    """A tensor of which a pinned copy can be made and sent: torch makes none of memory that is written twice."""
+
+    def pin_memory(self):
+        assert self.is_contiguous()
+        return self
+
+    def to(self, device, *, non_blocking):
+        assert (device, non_blocking) == (CUDA, True)
+        return self.as_subclass(torch.Tensor)
+
+
+def test_columns_and_expanded_tensors_are_pinned_as_they_are_read():
+    whole = torch.arange(12).view(3, 4).as_subclass(Sent)
+    for part in (whole, whole[:, 1], whole.T, whole[:1].expand(3, -1)):
+        assert torch.equal(send(part, CUDA), part)
