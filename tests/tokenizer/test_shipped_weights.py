@@ -17,6 +17,7 @@ from smalti.families.names import (
     TINY_IMAGE_2,
     TINY_IMAGE_2_PERCEPTUAL,
     TINY_VIDEO_2,
+    TINY_VIDEO_2_PERCEPTUAL,
     TINY_VIDEO_CONDITIONAL,
     full_name,
     shipped_folder,
@@ -34,7 +35,7 @@ def test_a_shipped_tokenizer_loads_by_name_without_a_network(name, monkeypatch, 
     tokenizer = smalti.load(name)
     assert {p.dtype for p in tokenizer.parameters()} == {torch.float32}
     assert tokenizer.codebook_size == 64_000 * tokenizer.config.modes
-    assert tokenizer.config.modes == (5 if name == TINY_VIDEO_2 else 1)
+    assert tokenizer.config.modes == (5 if name in (TINY_VIDEO_2, TINY_VIDEO_2_PERCEPTUAL) else 1)
     assert (tokenizer.config.time_kernel > 1) == (name not in (TINY_IMAGE, TINY_IMAGE_2, TINY_IMAGE_2_PERCEPTUAL))
     again = smalti.load(full_name(name))
     assert again.fingerprint == tokenizer.fingerprint
@@ -44,15 +45,18 @@ def test_a_shipped_tokenizer_loads_by_name_without_a_network(name, monkeypatch, 
 def test_a_shipped_file_is_small_and_its_halves_are_the_weights(name):
     folder = shipped_folder(name)
     file = folder / "model.safetensors"
-    assert file.stat().st_size < (16e6 if name in (TINY_VIDEO_CONDITIONAL, TINY_VIDEO_2) else 8e6)
+    assert file.stat().st_size < (16e6 if "video-" in name else 8e6)
     halves, whole = load_file(file), smalti.load(name).state_dict()
     assert halves.keys() == whole.keys()
     assert all(torch.equal(halves[key].float(), whole[key].float()) for key in halves)
     assert Tokenizer.load(folder).fingerprint == json.loads((folder / "config.json").read_text())["fingerprint"]
 
 
-def test_the_second_video_tokenizer_has_the_second_image_tokenizer_inside():
-    image, video = smalti.load(TINY_IMAGE_2), smalti.load(TINY_VIDEO_2)
+@pytest.mark.parametrize(
+    ("image", "video"), [(TINY_IMAGE_2, TINY_VIDEO_2), (TINY_IMAGE_2_PERCEPTUAL, TINY_VIDEO_2_PERCEPTUAL)]
+)
+def test_the_second_video_tokenizers_have_the_second_image_tokenizers_inside(image, video):
+    image, video = smalti.load(image), smalti.load(video)
     assert video.config.image == image.config
     inside = {**video.encoder.image.state_dict(), **video.decoder.image.state_dict()}
     own = {**image.encoder.state_dict(), **image.decoder.state_dict()}

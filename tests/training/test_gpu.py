@@ -22,7 +22,7 @@ from tests.reference import token_models
 from tests.reference.plain_step import ALONE
 from tests.training.test_recorded import CASES, recipe
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode")]  # torch's, of its alarm
 SMALL = {
     "width": 32,
     "depth": 1,

@@ -15,10 +15,10 @@ from smalti.text import nearest
 TINY_IMAGE, TINY_VIDEO = "smalti/tiny-image", "smalti/tiny-video"
 TINY_VIDEO_CONDITIONAL = "smalti/tiny-video-conditional"
 TINY_IMAGE_2, TINY_VIDEO_2 = "smalti/tiny-image-2", "smalti/tiny-video-2"
-TINY_IMAGE_2_PERCEPTUAL = "smalti/tiny-image-2-perceptual"
+TINY_IMAGE_2_PERCEPTUAL, TINY_VIDEO_2_PERCEPTUAL = f"{TINY_IMAGE_2}-perceptual", f"{TINY_VIDEO_2}-perceptual"
 SHIPPED_NAMES = (
     *(TINY_IMAGE, TINY_VIDEO, TINY_VIDEO_CONDITIONAL),
-    *(TINY_IMAGE_2, TINY_VIDEO_2, TINY_IMAGE_2_PERCEPTUAL),
+    *(TINY_IMAGE_2, TINY_VIDEO_2, TINY_IMAGE_2_PERCEPTUAL, TINY_VIDEO_2_PERCEPTUAL),
 )
 """Names of the trained tokenizers that ship with the package; what a name stands for never changes."""
 
