@@ -78,6 +78,8 @@ def test_version(smalti):
         (["eval", "x", "--nope"], "--nope"),
         (["eval", "x", "--limit", "0"], "--limit"),
         (["decode", "a"], "--out"),
+        (["decode", "a"], "(see smalti decode --help)"),
+        (["nope"], "(see smalti --help)"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(smalti, arguments, part):
