@@ -93,6 +93,12 @@ def test_the_console_gives_the_code_and_keeps_stdout_clean():
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", ["train", "doctor"])
+def test_a_folder_that_is_no_run_is_not_taken_for_a_misspelt_recipe(smalti, tmp_path, verb):
+    (tmp_path / "photos").mkdir()
+    assert_one_line(smalti(verb, tmp_path / "photos"), 2, "photos: a folder without config.yaml is no run")
+
+
 @pytest.mark.parametrize("arguments", [("--debug", "recipes", "nope"), ("recipes", "nope", "--debug")])
 def test_debug_shows_the_traceback_wherever_it_stands(smalti, arguments):
     ended = smalti(*arguments)
