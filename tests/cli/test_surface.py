@@ -78,6 +78,8 @@ def test_version(smalti):
         (["eval", "x", "--nope"], "--nope"),
         (["eval", "x", "--limit", "0"], "--limit"),
         (["decode", "a"], "--out"),
+        (["decode", "a"], "(see smalti decode --help)"),
+        (["nope"], "(see smalti --help)"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(smalti, arguments, part):
@@ -89,6 +91,12 @@ def test_the_console_gives_the_code_and_keeps_stdout_clean():
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr.startswith("error: no/such/folder: ")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["train", "doctor"])
+def test_a_folder_that_is_no_run_is_not_taken_for_a_misspelt_recipe(smalti, tmp_path, verb):
+    (tmp_path / "photos").mkdir()
+    assert_one_line(smalti(verb, tmp_path / "photos"), 2, "photos: a folder without config.yaml is no run")
 
 
 @pytest.mark.parametrize("arguments", [("--debug", "recipes", "nope"), ("recipes", "nope", "--debug")])

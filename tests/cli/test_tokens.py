@@ -42,6 +42,7 @@ def test_the_same_command_again_changes_nothing_and_another_one_is_refused(
     same = ("tokenize", image_tokenizer, pictures, "--out", tokens, "--workers", 0)
     assert smalti(*same, "--size", "32x48").code == 0
     assert smalti(*same, "--resume").code == 0
+    assert_one_line(smalti(*same, "--resume", "--precision", "bfloat16"), 2, "begun with precision None (now bfloat16)")
     assert {path.name: path.stat().st_mtime_ns for path in (tokens / "data").iterdir()} == before
     assert_one_line(smalti(*same, "--size", 64), 2, "begun with size [32, 48] (now 64)")
     (pictures / "new.png").write_bytes(b"new")
@@ -93,6 +94,8 @@ def test_the_ids_of_a_set_are_written_as_npy(smalti, tokens, tmp_path):
         (["--shard", "half"], "--shard half: expected part/parts"),
         (["--shard", "auto"], "--shard auto: neither torchrun nor Slurm"),
         (["--overlap", "2"], "set clip too"),
+        (["--size", "32", "--set", "options.size=16"], "--size: set options.size says another"),
+        (["--precision", "float16"], "'float16' is not one of 'float32', 'bfloat16'. (see smalti tokenize --help)"),
         (["--set", "options.nope=1"], "options.nope"),
         (["--set", "inputs.kind=nope"], "inputs"),
     ],

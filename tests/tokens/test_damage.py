@@ -138,6 +138,14 @@ def test_other_options_are_refused_by_name(made, begun):
         make_set(made / "tokenizer", begun / "data", begun / "data", options=OPTIONS)
 
 
+def test_options_beside_a_plan_that_is_taken_as_it_is_are_those_of_the_plan(made, begun):
+    prepare(made / "tokenizer", begun / "data", begun / "set", OPTIONS, resume=True)
+    prepare(made / "tokenizer", begun / "data", begun / "set", TokenizeOptions(), resume=True)
+    for name, value in (("size", 16), ("precision", "bfloat16")):
+        with pytest.raises(ConfigError, match=f"begun with {name} None \\(now {value}\\)"):
+            prepare(made / "tokenizer", begun / "data", begun / "set", OPTIONS.replace({name: value}), resume=True)
+
+
 def test_a_full_disk_is_one_line_and_the_rest_follows_later(made, tmp_path):
     out, told = tmp_path / "set", tmp_path / "told"
     plan, worker, _ = prepare(made / "tokenizer", made / "data", out, OPTIONS)

@@ -315,6 +315,13 @@ def test_the_arrays_have_the_ids_of_the_set(made, tmp_path):
     assert np.array_equal(two, ids[offsets[3] : offsets[5]])
 
 
+def test_what_a_decoder_needs_is_refused_where_ids_are_written_as_they_are(made, tmp_path):
+    for name, value in (("tokenizer", made.tokenizer), ("precision", "bfloat16"), ("overwrite", True)):
+        with pytest.raises(ConfigError, match=f"`{name}` does nothing"):
+            smalti.decode(TokenSet(made.path), tmp_path / "npy", to="npy", **{name: value})
+    assert not (tmp_path / "npy").exists()
+
+
 def test_decoded_rows_are_scored_against_the_very_files_they_came_from(made, tmp_path):
     import shutil
 

@@ -245,6 +245,7 @@ def test_numbers_that_stay_not_finite_end_the_run_with_good_weights(tmp_path):
     with pytest.raises(SmaltiError, match="not finite 10 times in a row") as error:
         train(config, tmp_path / "run")
     assert error.value.exit_code == 70
+    assert "start another run with a lower optimizer.lr" in str(error.value)  # resuming with another one is refused
 
 
 def test_bad_files_are_named_and_counted_and_the_run_goes_on(tmp_path):

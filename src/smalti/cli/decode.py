@@ -10,7 +10,6 @@ from smalti.cli.console import (
     DeviceOption,
     JsonOption,
     OverwriteOption,
-    PrecisionOption,
     bar,
     message_line,
     print_json,
@@ -34,7 +33,10 @@ def decode_command(
     tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP + " Default: the set's own.")] = None,
     overwrite: OverwriteOption = False,
     device: DeviceOption = None,
-    precision: PrecisionOption = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Number format of the decoder; default: the file's; see doctor."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn rows of a token set back into PNG, and MP4 at their frame rate; or write their ids as .npy files.

@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
@@ -156,7 +156,8 @@ def explain(error: BaseException, verb: str = "") -> Failure:
     if isinstance(error, SmaltiError):
         return Failure(f"error: {message_line(_with_options(str(error), verb))}", error.exit_code)
     if (usage := _usage_message(error)) is not None:
-        return Failure(f"error: {message_line(usage)} (see smalti VERB --help)", USAGE)
+        known = f" {verb}" if verb in _commands() else ""
+        return Failure(f"error: {message_line(usage)} (see smalti{known} --help)", USAGE)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Failure("stopped", STOPPED)
     if is_out_of_memory(error):
@@ -172,8 +173,7 @@ def explain(error: BaseException, verb: str = "") -> Failure:
 def _with_options(message: str, verb: str) -> str:
     """Return a message in which an argument of a function, as `name` or before ": must be" at its beginning, is the
     option of that name, where the command has one: --name."""
-    commands: Any = typer.main.get_command(app)
-    params = commands.commands[verb].params if verb in commands.commands else ()
+    params = commands[verb].params if verb in (commands := _commands()) else ()
     options = {text for param in params for text in param.opts}
 
     def option(match: re.Match[str]) -> str:
@@ -182,6 +182,12 @@ def _with_options(message: str, verb: str) -> str:
         return name if name in options else match[0]
 
     return re.sub(r"`([a-z_]+)`|^([a-z_]+)(?=: must be )", option, message)
+
+
+def _commands() -> Mapping[str, Any]:
+    """The commands by their names."""
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -194,4 +200,5 @@ def _usage_message(error: Any) -> str | None:
     """Return what is wrong with the syntax of the command line; None for any other error."""
     # Where the class lives differs between releases of typer, so it is known by its name.
     is_usage = any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
-    return str(error.format_message()) if is_usage else None
+    # typer puts what a type's own check says behind its kind.
+    return str(error.format_message()).replace(": Value error, ", ": ") if is_usage else None

@@ -52,7 +52,8 @@ def decode(
 ) -> list[DecodedRow]:
     """Write rows of a token set below `out`, images as PNG and videos as MP4 at their frame rate.
 
-    With `to="npy"` their ids are written as they are, as files that can be mapped into memory; `out` must not exist.
+    With `to="npy"` their ids are written as they are, as files that can be mapped into memory; `out` must not exist,
+    and `tokenizer`, `precision` and `overwrite` are refused.
     `ids.npy` holds all ids, one row after the other, in the type of the set; row i is `ids[offsets[i]:offsets[i + 1]]`
     in the shape `shapes[i]`. Where all rows have one shape, metadata.json has `shape`, `rows t h w`, to which `ids` can
     be reshaped. `labels.npy` has -1 for a row without a class; `keys.txt` has one key a line.
@@ -70,13 +71,16 @@ def decode(
         progress: called after each row.
         on_row: called with each file that was written.
 
-    Raises ConfigError where a file exists already, InputError for keys that the set does not have, IntegrityError
-    for another tokenizer than the set's.
+    Raises ConfigError where a file exists already, or an argument would do nothing, InputError for keys that the set
+    does not have, IntegrityError for another tokenizer than the set's.
     """
     check_arguments(decode, locals())
     check_out_folder("out", out)
     tokens = tokens if isinstance(tokens, TokenSet) else TokenSet(tokens)
     if to == "npy":
+        for name, value in (("tokenizer", tokenizer), ("precision", precision), ("overwrite", overwrite or None)):
+            if value is not None:
+                raise ConfigError(f"`{name}` does nothing where ids are written as they are (to npy); take it out")
         return _write_arrays(tokens, Path(out), choose_rows(tokens, rows, key))
     targets = row_targets(tokens, choose_rows(tokens, rows, key), Path(out))
     check_targets(targets.values(), overwrite=overwrite)

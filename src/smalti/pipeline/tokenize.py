@@ -95,6 +95,9 @@ def tokenize(
     fields["precision"] = precision
     options = TokenizeOptions.parse({k: v for k, v in fields.items() if v is not None}, where="tokenize")
     config = _TokenizeConfig(inputs=inputs_at(data, source), options=options).override(set)
+    for name in options.model_fields_set:
+        if getattr(config.options, name) != getattr(options, name) != getattr(TokenizeOptions(), name):
+            raise ConfigError(f"`{name}`: set options.{name} says another; give one of them")
     remote = "cuda" if engine == "ray" and gpus else None  # this machine may have no GPU
     place = remote or (device if device is not None and ":" in device else pick_device(device).type)
     plan, worker, notes = prepare_set(tokenizer, config.inputs, Path(out), config.options, device=place, resume=resume)

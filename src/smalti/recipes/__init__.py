@@ -4,6 +4,7 @@ A recipe is a function with parameters, not a copy of another: variants are argu
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from smalti.errors import ConfigError
 from smalti.recipes.generators import generator_recipes
@@ -28,6 +29,8 @@ def find(name: str, tiny: bool = False) -> AnyTraining:
     """Find the config of a recipe. Raises ConfigError with the nearest name."""
     name = _FORMER_NAMES.get(name, name)
     recipe = next((recipe for recipe in catalogue() if recipe.name == name), None)
+    if recipe is None and Path(name).is_dir():
+        raise ConfigError(f"{name}: a folder without config.yaml is no run; give a run, a .yaml file or a recipe")
     if recipe is None:
         names = [recipe.name for recipe in catalogue()]
         raise ConfigError(f"{name}: no such recipe{nearest(name, names)} (there are: {', '.join(names)})")

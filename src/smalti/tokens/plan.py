@@ -267,8 +267,8 @@ def prepare_set(
     """Plan the token set at `out`, or check that the one that is there was begun with the same.
 
     With `resume` the plan that is there is taken as it is and the inputs are not listed again, which saves time where
-    there are millions of them. `tokenizer` is a name, as `smalti.load` takes it. Raises as `load` and `make_plan` do,
-    and InputError where there are no inputs.
+    there are millions of them; options that are given must be its own. `tokenizer` is a name, as `smalti.load` takes
+    it. Raises as `load` and `make_plan` do, and InputError where there are no inputs.
     """
     pyarrow_version()
     tokenizer = full_name(tokenizer)
@@ -280,6 +280,9 @@ def prepare_set(
     if resume:
         plan, root = load_plan(out), inputs.root_folder()
         plan.tokenizer_info.check(info, out)
+        usual, own = TokenizeOptions().plain(), plan.options.plain()
+        given = {name: value for name, value in options.plain().items() if value != usual[name]}
+        _refuse_changes(out / PLAN, {name: own[name] for name in given}, given)
     else:
         listing = inputs.list_inputs()
         plan, root = make_plan(out, info, inputs, listing, options), listing.root
@@ -425,10 +428,7 @@ def _compare(path: Path, content: Mapping[str, Any], listing: Listing) -> None:
         )
     options = {name: value for name, value in content["options"].items() if begun["format"] > 1 or name != "encoding"}
     for old, new in ((begun["options"], options), (begun["inputs"], content["inputs"])):
-        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        if changed:
-            changes = ", ".join(f"{name} {old.get(name)} (now {new.get(name)})" for name in changed[:5])
-            raise ConfigError(f"{path}: begun with {changes}; give the same, or another `out`")
+        _refuse_changes(path, old, new)
     if begun["writer"] != content["writer"]:
         raise ConfigError(
             f"{path}: begun with {begun['writer']}, here is {content['writer']}, whose files differ in their bytes; "
@@ -436,6 +436,14 @@ def _compare(path: Path, content: Mapping[str, Any], listing: Listing) -> None:
         )
     if begun["list"] != content["list"] or begun["classes"] != content["classes"]:
         raise InputError(f"{path}: the inputs have changed since it was begun: {_difference(path.parent, listing)}")
+
+
+def _refuse_changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ConfigError that names what differs."""
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if changed:
+        changes = ", ".join(f"{name} {old.get(name)} (now {new.get(name)})" for name in changed[:5])
+        raise ConfigError(f"{path}: begun with {changes}; give the same, or another `out`")
 
 
 def _difference(folder: Path, listing: Listing) -> str:

@@ -159,7 +159,8 @@ def stop_after_skips(results: Iterator[StepResult]) -> Iterator[StepResult]:
         if skipped == MAX_SKIPPED:
             raise SmaltiError(
                 f"step {result.step}: losses or gradients were not finite {MAX_SKIPPED} times in a row; the weights "
-                f"are as before them. Lower the learning rate and resume from the last checkpoint."
+                "are as before them. Look at the samples in skipped.jsonl, or start another run with a lower "
+                "optimizer.lr"
             )
         yield result
 
