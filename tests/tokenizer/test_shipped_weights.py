@@ -18,7 +18,6 @@ from smalti.families.names import (
     TINY_IMAGE_2_PERCEPTUAL,
     TINY_VIDEO_2,
     TINY_VIDEO_2_PERCEPTUAL,
-    TINY_VIDEO_CONDITIONAL,
     full_name,
     shipped_folder,
 )
