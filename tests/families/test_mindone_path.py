@@ -54,9 +54,10 @@ def path(tmp_path_factory):
         inflate = ["inflate", "runs/image", "--time-strides", "2,2,1", "--time", "3", "--past", "full"]
         smalti(*inflate, "--out", "inflated-frame")
         smalti(*inflate, "--norm", "clip", "--out", "inflated-clip")
-        smalti("train", "mindone-video", "--tiny", *VIDEO, "--out", "runs/scratch")
-        for out, recipe in (("runs/tuned", "mindone-video"), ("runs/tuned-gan", "mindone-video-gan")):
-            smalti("train", recipe, "--tiny", *VIDEO, "--set", "init=inflated-clip", "--out", out)
+        long, tuned = ["--set", "steps=90"], ["--set", "init=inflated-clip"]
+        smalti("train", "mindone-video", "--tiny", *VIDEO, *long, "--out", "runs/scratch")
+        smalti("train", "mindone-video", "--tiny", *VIDEO, *long, *tuned, "--out", "runs/tuned")
+        smalti("train", "mindone-video-gan", "--tiny", *VIDEO, *tuned, "--out", "runs/tuned-gan")
         names = ("inflated-frame", "inflated-clip", "runs/scratch", "runs/tuned", "runs/tuned-gan")
         yield Left(root, {name: evaluated(name) for name in names})
 
