@@ -126,7 +126,7 @@ def test_the_rule_lets_pass(line):
 
 # Written in parts, so that this file does not find itself.
 MACHINE_PATHS = re.compile(
-    r"(?<![\w.*)}>/-])/(?:" + "|".join(["ho" + "me", "ro" + "ot", "t" + "mp", "wo" + "rk"]) + r")/\w"
+    r"(?<![\w.*)}>/-])/(?:" + "|".join(["ho" + "me", "ro" + "ot", "t" + "mp", "wo" + "rk"]) + r")/[\w.]"
 )
 PACKAGE_INDEX = re.compile(r"(?:index-url|find-links|INDEX_URL)[= ]+[\"']?(\S+)")
 PUBLIC = ("https://download.pytorch.org/", "https://pypi.org/")
