@@ -45,12 +45,12 @@ def case(name: str, form: str) -> Call:
 
 def named(now: str, first: str) -> Any:
     """Return what has this name in its module now, or had in the first version."""
+    module, name = now.split()
     try:
-        module, name = now.split()
-        return getattr(import_module(module), name)
+        import_module(module)
     except ModuleNotFoundError:
         module, name = first.split()
-        return getattr(import_module(module), name)
+    return getattr(import_module(module), name)
 
 
 def pixels(*shape: int) -> Any:
@@ -183,7 +183,10 @@ def main() -> None:
     parser.add_argument("--work", choices=FORMS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
-        return work(asked.work)
+        work(asked.work)
+        return
+    if asked.first is None:
+        parser.error("name a checkout of commit 9901278")
     from benchmarks.measure import write
 
     own = Path(__file__).resolve().parents[1] / "src"
@@ -202,7 +205,6 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     if list(asked.cases) == list(CASES):
         write("before", rows, "least process CPU time of the first version, and how many times as fast this one is")
-    return None
 
 
 if __name__ == "__main__":

@@ -231,6 +231,11 @@ def rate(share: float, count: int, hold: float = HOLD) -> float:
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - hold) / (1 - hold)))))
 
 
+def weights(given: argparse.Namespace, more: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of the losses: squared error, that of flat areas where it is asked for, and some more."""
+    return {"l2": 1.0, **({"flat": given.flat} if given.flat else {}), **more}
+
+
 def settings(config: Any, given: argparse.Namespace, changes: Mapping[str, Any]) -> TokenizerTraining:
     """Return the run's config."""
     muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
@@ -241,7 +246,7 @@ def settings(config: Any, given: argparse.Namespace, changes: Mapping[str, Any])
         "batch_size": given.batch,
         "optimizer": OptimizerConfig(lr=given.lr, schedule="constant", muon=muon),
         "precision": "bfloat16",
-        "weights": {"l2": 1.0} | ({"flat": given.flat} if given.flat else {}) | {"batch_entropy": -0.001},
+        "weights": weights(given, {"batch_entropy": -0.001}),
         "ema": given.ema,
         "init": given.init,
     }
@@ -391,7 +396,7 @@ def image(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int
 
 def decoder(given: argparse.Namespace, laid: Laid, world: World, rows: Mapping[int, int]) -> tuple[TrainState, Any]:
     """Train the decoder of an image tokenizer alone, by squared error and some LPIPS."""
-    more = {"frozen": ("encoder",), "weights": {"l2": 1.0, "lpips": given.lpips}, "lpips": {"net": "vgg"}}
+    more = {"frozen": ("encoder",), "weights": weights(given, {"lpips": given.lpips}), "lpips": {"net": "vgg"}}
     state = start_tokenizer(settings(without_losses(given), given, more), world)
     return state, graph_run(state, kinds(laid, rows), given, laid.validate)
 
@@ -429,7 +434,7 @@ def perceptual(given: argparse.Namespace, laid: Laid, world: World, rows: Mappin
     muon = {"lr": given.muon_lr, "turns": 3, "precision": "bfloat16"}
     more = {
         "frozen": ("encoder",),
-        "weights": {"l2": 1.0, "lpips": given.lpips} | ({"flat": given.flat} if given.flat else {}),
+        "weights": weights(given, {"lpips": given.lpips}),
         "lpips": {"net": "vgg"},
         "gan": {**gan, "start": 100_000, "ramp": 200},
         "optimizer": OptimizerConfig(lr=given.lr, muon=muon),
