@@ -214,6 +214,28 @@ def check_video(video: Tensor, device: torch.device | None = None, name: str = "
         raise BadTensor(f"{name} has values from {low:g} to {high:g}, wanted are pixels in [-1, 1]{hint}")
 
 
+def ids_grid(ids: Tensor, shape: Sequence[int] | None, device: torch.device) -> Tensor:
+    """Return ids as `b t h w` or `b h w`. Raises BadTensor for others, those in a row
+    without their grid among them, and for ids on another device than the tokenizer's."""
+    if not isinstance(ids, Tensor):
+        hint = "; of numpy: torch.from_numpy(ids)" if type(ids).__module__ == "numpy" else ""
+        raise BadTensor(f"ids must be an integer tensor b t h w, or b h w for images (found {describe(ids)}){hint}")
+    if ids.device != device:
+        raise BadTensor(f"ids are on {ids.device}, the tokenizer on {device}: ids.to(tokenizer.device)")
+    if shape is not None:
+        grid = whole_numbers("shape", shape)
+        if ids.ndim != 2 or len(grid) not in (2, 3) or min(grid) < 1 or math.prod(grid) != ids.shape[1]:
+            raise BadTensor(
+                f"shape: {grid} is not the grid (t, h, w) or (h, w) of ids in rows, b n (found {describe(ids)})"
+            )
+        return ids.view(len(ids), *grid)
+    if ids.ndim not in (3, 4):
+        hint = "; ids in a row need their grid: decode(ids, shape=(t, h, w)) or (h, w)" if ids.ndim == 2 else ""
+        hint = "; in a row and without a batch: decode(ids[None], shape=(t, h, w))" if ids.ndim == 1 else hint
+        raise BadTensor(f"ids must be b t h w, or b h w for images (found {describe(ids)}){hint}")
+    return ids
+
+
 def limit_pixels(video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
     """Return a decoded video cut off at [-1.5, 1.5], to be encoded again: an untrained decoder exceeds that."""
     return video.clamp(-LARGEST_PIXEL, LARGEST_PIXEL)

@@ -20,7 +20,7 @@ from smalti.families.names import TINY_IMAGE
 from smalti.nn.causal import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, TokenizerConfig
-from smalti.tokenizer.conditional import follow
+from smalti.tokenizer.closed_loop import follow
 from smalti.video import pad_to, to_uint8, to_video
 from tests.cli.conftest import FPS, moving
 from tests.codec.test_prior import arbitrary

@@ -44,7 +44,8 @@ from smalti.metrics.pixel import psnr
 from smalti.nn.causal import Stream, time_first
 from smalti.quantize.quantizer import ScalarQuantizer
 from smalti.text import Progress
-from smalti.tokenizer.conditional import ConditionalDecoder, follow, window
+from smalti.tokenizer.closed_loop import follow
+from smalti.tokenizer.conditional import ConditionalDecoder, window
 from smalti.tokenizer.frames import HELD_ID, choose_tile, images_to_ids
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video

@@ -14,10 +14,14 @@ of one quarter of the frame at double size, by the image tokenizer, and the rest
 encoder decodes all and takes the one with the least squared error, so a scene that stands still gains detail over its
 first groups. A constant channel of the codes holds the mode; its digit is the most significant of the ids (0 in the
 first token frame), so the ids of the first mode are those of the same tokenizer without `quarters`.
+
+Where nothing is new a token may be **held**: it has no id, its code is zero, and its pixels stay those of r. Which
+tokens are held is said beside the ids; `smalti.codec.search` chooses them, and training at random thresholds
+(`hold_below`) teaches a decoder to do without their codes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,15 +32,12 @@ from torch.nn import functional as F
 from smalti.config import Two
 from smalti.errors import ConfigError
 from smalti.nn.blocks import AdaptiveNorm, Norm, ResidualBlock, from_patches, to_patches
-from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu, time_first
+from smalti.nn.causal import CausalConv, CausalUpsample, Stream, Window, silu
 from smalti.quantize import FSQConfig, QuantizerConfig
-from smalti.quantize.quantizer import Quantizer
 from smalti.tokenizer.cnn import AutoencoderConfig, Decoder, Encoder, TokenizerConfig
 
 QUARTERS = 4
 """Quarters of a frame, modes 1 to 4: top left, top right, bottom left, bottom right."""
-TIE = 1e-4
-"""Share by which errors of two modes must differ, so that rounding does not choose."""
 
 
 class ConditionalConfig(AutoencoderConfig):
@@ -159,7 +160,7 @@ class ConditionalEncoder(nn.Module):
         self, groups: Float[Tensor, "n b c h w"], pasts: Float[Tensor, "n b 3 h w"]
     ) -> Float[Tensor, "n b d h2 w2"]:
         """Encode groups, their frames as channels, each given its past."""
-        new = self.scale * (groups - _held(pasts, self.group))
+        new = self.scale * (groups - held_for(pasts, self.group))
         x: Tensor = self.stem(to_patches(torch.cat([new, torch.tanh(4 * new), pasts], 2), self.patch))
         for layer in self.layers:
             x = layer(x)
@@ -224,12 +225,18 @@ class ConditionalDecoder(nn.Module):
         """Calls that do the same for any values, as of the encoder."""
         return self._new, self.image.forward
 
-    def forward(self, codes: Float[Tensor, "t b d h w"], stream: Stream | None = None) -> Float[Tensor, "t2 b 3 h2 w2"]:
-        """Decode codes (time first), or the next chunk of them, to video, a token frame at a time."""
+    def forward(
+        self,
+        codes: Float[Tensor, "t b d h w"],
+        stream: Stream | None = None,
+        held: Bool[Tensor, "t b h w"] | None = None,
+    ) -> Float[Tensor, "t2 b 3 h2 w2"]:
+        """Decode codes (time first), or the next chunk of them, to video, a token frame at a time; tokens that are
+        `held` leave their pixels as they were. None is in the first token frame, or in one of a quarter."""
         past = None if stream is None else stream.get(self)
         decoded = []
-        for one in codes.split(1):
-            frames = self.after(one, past)
+        for number, one in enumerate(codes.split(1)):
+            frames = self.after(one, past, None if held is None else held[number : number + 1])
             past = past_of(frames)
             decoded.append(frames.to(codes.dtype))
         if stream is not None and past is not None:
@@ -237,29 +244,53 @@ class ConditionalDecoder(nn.Module):
         return torch.cat(decoded)
 
     def after_pasts(
-        self, codes: Float[Tensor, "t b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]
+        self,
+        codes: Float[Tensor, "t b d h w"],
+        pasts: Float[Tensor, "n b 3 h2 w2"],
+        held: Bool[Tensor, "n b h w"] | None = None,
     ) -> Float[Tensor, "t2 b 3 h2 w2"]:
         """Decode codes from the start of a video, all groups at once, each given its past: what `forward` does one
-        after the other, with a gradient that stays within a group."""
+        after the other, with a gradient that stays within a group. `held` are tokens of the groups."""
         first = self.first(codes[:1])
         if not len(pasts):
             return first
-        later = _to_frames(self.groups(codes[1:], pasts), self.group)
+        later = to_frames(self.groups(codes[1:], pasts, held), self.group)
         return torch.cat([first, later.to(first.dtype)])
 
-    def after(self, codes: Float[Tensor, "1 b d h w"], past: Float[Tensor, "1 b 3 h2 w2"] | None) -> Tensor:
+    def after(
+        self,
+        codes: Float[Tensor, "1 b d h w"],
+        past: Float[Tensor, "1 b 3 h2 w2"] | None,
+        held: Bool[Tensor, "1 b h w"] | None = None,
+    ) -> Tensor:
         """Decode one token frame to the frames after `past`, or at the start of a video to its first frame."""
         if past is None:
             return self.first(codes)
-        return _to_frames(self.groups(codes, past), self.group)
+        return to_frames(self.groups(codes, past, held), self.group)
 
     def first(self, codes: Float[Tensor, "1 b d h w"]) -> Float[Tensor, "1 b 3 h2 w2"]:
         """Decode the first token frame of a video."""
         frame: Tensor = self.image(codes[:, :, : self.dim])
         return frame
 
-    def groups(self, codes: Float[Tensor, "n b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]) -> Tensor:
+    def groups(
+        self,
+        codes: Float[Tensor, "n b d h w"],
+        pasts: Float[Tensor, "n b 3 h2 w2"],
+        held: Bool[Tensor, "n b h w"] | None = None,
+    ) -> Tensor:
         """Decode token frames, each given its past, to groups `n b c h2 w2` with their frames as channels."""
+        if held is not None:
+            # The mode is that of the tokens that are not held; a held one has the first digit of all.
+            new, mode = codes[:, :, : self.dim].masked_fill(held[:, :, None], 0), codes[:, :, self.dim :]
+            made = self._coded(torch.cat([new, mode], 2), pasts)
+            return torch.where(
+                _to_pixels(held, self.patch)[:, :, None], held_for(pasts, self.group).to(made.dtype), made
+            )
+        return self._coded(codes, pasts)
+
+    def _coded(self, codes: Float[Tensor, "n b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]) -> Tensor:
+        """Decode token frames in their modes."""
         if not self.quarters:
             return self._new(codes, pasts)
         is_known = codes[:, :, -1].flatten(2).isfinite().all(2)
@@ -285,7 +316,7 @@ class ConditionalDecoder(nn.Module):
         large: Tensor = self.image(codes)
         small = F.avg_pool2d(large[0].to(pasts.dtype), 2)
         is_mine = window(modes, pasts.shape[-2:])
-        return _held(torch.where(is_mine[:, None], small.repeat(1, 1, 2, 2), pasts[0])[None], self.group)
+        return held_for(torch.where(is_mine[:, None], small.repeat(1, 1, 2, 2), pasts[0])[None], self.group)
 
     def _new(self, codes: Float[Tensor, "n b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]) -> Tensor:
         """Decode what is new in groups, and add it to the past."""
@@ -300,93 +331,8 @@ class ConditionalDecoder(nn.Module):
         for layer in self.wide:
             x = layer(x)
         residual = from_patches(self.to_pixels(silu(self.norm(x))), self.patch)
-        held = _held(pasts, self.group)
+        held = held_for(pasts, self.group)
         return held + residual.to(held.dtype) / self.scale
-
-
-class Loop(NamedTuple):
-    """Encoding of a video, or of its next chunk, in a closed loop."""
-
-    z: Float[Tensor, "b d t h2 w2"]
-    """Latents, with gradients if they are recorded."""
-    ids: Int[Tensor, "b t h2 w2"]
-    pasts: Float[Tensor, "n b 3 h w"]
-    """The past of each group, without gradients."""
-
-
-def closed_loop(
-    encoder: ConditionalEncoder,
-    decoder: ConditionalDecoder,
-    quantizer: Quantizer,
-    video: Float[Tensor, "t b 3 h w"],
-    stream: Stream | None = None,
-    check: bool = True,
-) -> Loop:
-    """Encode 1 + s*n frames, or the next s*n of a stream, each group against what the decoder makes of those before.
-
-    Raises BadTensor for latents that are not finite, but not while gradients are recorded and not without `check`: what
-    follows is then NaN.
-    """
-    past, recorded = None if stream is None else stream.get(encoder), torch.is_grad_enabled() or not check
-    latents, ids, pasts = [], [], []
-    for frames in _cut(video, encoder.group, is_start=past is None):
-        if past is None:
-            z = encoder.first(frames)
-        else:
-            pasts.append(past)
-            groups = _to_groups(frames, encoder.group)
-            z = encoder(groups, past.to(frames.dtype))
-            if encoder.quarters:
-                z = _with_modes(encoder, decoder, quantizer, z, groups, past)
-        latents.append(z)
-        with torch.no_grad():
-            numbers, codes = _quantize(quantizer, z, recorded=recorded)
-            ids.append(numbers)
-            past = past_of(decoder.after(time_first(codes, decoder.last_weight.dtype), past))
-    if recorded:
-        # Autocast keeps its copies of weights, and those of the loop have no gradients.
-        torch.clear_autocast_cache()
-    if stream is not None and past is not None:
-        stream.put(encoder, past)
-    z = torch.cat(latents).permute(1, 2, 0, 3, 4)
-    return Loop(z, torch.cat(ids, 1), torch.cat(pasts) if pasts else video[:0])
-
-
-def _with_modes(
-    encoder: ConditionalEncoder,
-    decoder: ConditionalDecoder,
-    quantizer: Quantizer,
-    z: Float[Tensor, "1 b d h w"],
-    groups: Float[Tensor, "1 b c h2 w2"],
-    past: Float[Tensor, "1 b 3 h2 w2"],
-) -> Float[Tensor, "1 b d h w"]:
-    """Return, for each video of the batch, z or the latent of the quarter that decodes nearer to the original.
-
-    A quarter cannot win where what it holds errs more than z in all: those are not tried.
-    """
-    recorded = torch.is_grad_enabled()
-
-    def errors(z: Tensor) -> Float[Tensor, "m b"]:
-        _, codes = _quantize(quantizer, z, recorded=recorded)
-        pasts = past.expand(len(z), -1, -1, -1, -1)
-        made = decoder.groups(time_first(codes, decoder.last_weight.dtype), pasts).clamp(-1, 1)
-        return (made - groups).square().flatten(2).mean(2)
-
-    with torch.no_grad():
-        least, modes = errors(z), torch.arange(1, 1 + QUARTERS, device=z.device)
-        if not torch.compiler.is_compiling():
-            held = (_held(past, encoder.group) - groups).square().mean((0, 2), dtype=torch.float64)
-            outside = (held[:, None] * ~window(modes, held.shape[1:])).mean((2, 3)).T
-            # The margin is for the rounding of sums.
-            modes = modes[(outside < 1.001 * least).any(1)]
-    if not len(modes):
-        return z
-    z = torch.cat([z, encoder.quarter_latents(groups, modes)])
-    with torch.no_grad():
-        every = torch.cat([least, errors(z[1:])])
-        # Coding a quarter again changes nothing: of modes that are equal but for rounding the first.
-        best = (every <= (1 + TIE) * every.amin(0)).int().argmax(0)
-    return z.gather(0, best.view(1, -1, 1, 1, 1).expand(1, *z.shape[1:]))
 
 
 def modes_of(codes: Float[Tensor, "n b d h w"]) -> Int[Tensor, "n b"]:
@@ -403,15 +349,6 @@ def window(modes: Int[Tensor, " n"], size: Sequence[int]) -> Bool[Tensor, "n h w
     return 1 + 2 * lower[:, None] + right.int() == modes.view(-1, 1, 1)
 
 
-def follow(encoder: nn.Module, encoding: Stream, decoder: nn.Module, decoding: Stream) -> None:
-    """Let the stream of an encoding go on from the frames that another has decoded, not from those of its own ids.
-
-    With conditional tokens that is their past, so whoever changes ids between two chunks calls it; encoders of other
-    kinds have seen frames alone, and nothing changes."""
-    if isinstance(encoder, ConditionalEncoder) and (past := decoding.get(decoder)) is not None:
-        encoding.put(encoder, past)
-
-
 def past_of(frames: Float[Tensor, "t b 3 h w"]) -> Float[Tensor, "1 b 3 h w"]:
     """Return the past of what comes after some frames: the last of them, within the range of pixels.
 
@@ -421,37 +358,25 @@ def past_of(frames: Float[Tensor, "t b 3 h w"]) -> Float[Tensor, "1 b 3 h w"]:
     return last.float() if last.dtype in (torch.bfloat16, torch.float16) else last
 
 
-def _quantize(quantizer: Quantizer, z: Float[Tensor, "t b d h w"], *, recorded: bool) -> tuple[Tensor, Tensor]:
-    """Return the ids `b t h w` and codes `b d t h w` of latents; NaN in a training step gives codes that are NaN."""
-    z = z.detach().permute(1, 2, 0, 3, 4)
-    if recorded:
-        return quantizer.nearest(z)
-    ids = quantizer.encode(z)
-    return ids, quantizer.decode(ids)
-
-
 def _blocks(channels: int, depth: int) -> Iterator[ResidualBlock]:
     return (ResidualBlock(channels, channels, Window(), norm="position") for _ in range(depth))
 
 
-def _cut(video: Tensor, group: int, *, is_start: bool) -> Iterator[Tensor]:
-    """Cut frames into groups, at the start of a video after a first frame of its own."""
-    if is_start:
-        yield video[:1]
-    for at in range(1 if is_start else 0, len(video), group):
-        yield video[at : at + group]
+def _to_pixels(tokens: Bool[Tensor, "n b h w"], patch: int) -> Bool[Tensor, "n b h2 w2"]:
+    """Repeat flags of tokens for their pixels, two patches a side."""
+    return tokens.repeat_interleave(2 * patch, -2).repeat_interleave(2 * patch, -1)
 
 
-def _held(pasts: Float[Tensor, "n b 3 h w"], group: int) -> Float[Tensor, "n b c h w"]:
+def held_for(pasts: Float[Tensor, "n b 3 h w"], group: int) -> Float[Tensor, "n b c h w"]:
     """Repeat each past for the frames of its group."""
     return pasts.repeat(1, 1, group, 1, 1)
 
 
-def _to_groups(frames: Float[Tensor, "t b 3 h w"], group: int) -> Float[Tensor, "n b c h w"]:
+def to_groups(frames: Float[Tensor, "t b 3 h w"], group: int) -> Float[Tensor, "n b c h w"]:
     """Return the frames of each group as channels: first those of its first frame."""
     return frames.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
-def _to_frames(groups: Float[Tensor, "n b c h w"], group: int) -> Float[Tensor, "t b 3 h w"]:
-    """Return the frames of groups, the inverse of `_to_groups`."""
+def to_frames(groups: Float[Tensor, "n b c h w"], group: int) -> Float[Tensor, "t b 3 h w"]:
+    """Return the frames of groups, the inverse of `to_groups`."""
     return groups.unflatten(2, (group, 3)).transpose(1, 2).flatten(0, 1)

@@ -19,8 +19,9 @@ from smalti.nn.causal import Stream, check_stream, check_whole, is_no_frames, ma
 from smalti.nn.replay import calls_of
 from smalti.quantize.entropy import WholeCode
 from smalti.tokenizer.card import model_card, read_evaluation
+from smalti.tokenizer.closed_loop import Loop, closed_loop
 from smalti.tokenizer.cnn import NOT_CAUSAL, Encoder, TokenizerConfig
-from smalti.tokenizer.conditional import ConditionalConfig, ConditionalDecoder, ConditionalEncoder, Loop, closed_loop
+from smalti.tokenizer.conditional import ConditionalConfig, ConditionalDecoder, ConditionalEncoder
 from smalti.tokenizer.cosmos import CosmosConfig
 from smalti.tokenizer.open_magvit2 import OpenMagvit2Config
 from smalti.tokenizer.tiles import Tiles
@@ -28,7 +29,7 @@ from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import WHOLE_GROUPS, SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
-from smalti.video import check_video, crop, crop_to, describe, legal_size, pad_to, size_of, whole_numbers
+from smalti.video import check_video, crop, crop_to, ids_grid, legal_size, pad_to, size_of, whole_numbers
 
 AnyTokenizerConfig = Annotated[
     TokenizerConfig | ConditionalConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig,
@@ -225,19 +226,25 @@ class Tokenizer(nn.Module):
         return upload_model(self.save, repository, card, private=private)
 
     def forward(
-        self, video: Float[Tensor, "b 3 *t h w"], whole: WholeCode | None = None, *, check: bool = True
+        self,
+        video: Float[Tensor, "b 3 *t h w"],
+        whole: WholeCode | None = None,
+        hold_below: Float[Tensor, " b"] | None = None,
+        *,
+        check: bool = True,
     ) -> Reconstruction:
         """Encode and decode, with gradients; the reconstruction has the shape of the video.
 
-        `whole` is for a part of a batch: see `quantize.entropy.batch_entropy`. Raises as `encode` does, but while
-        gradients are recorded not for NaN, which losses show; without `check` it waits for no device to see values.
+        `whole` is for a part of a batch: see `quantize.entropy.batch_entropy`; `hold_below` for conditional tokens, as
+        `closed_loop` says. Raises as `encode` does, but while gradients are recorded not for NaN, which losses show;
+        without `check` it waits for no device to see values.
         """
         if check:
             check_video(video, self.device, finite=not torch.is_grad_enabled())
         if video.ndim == 4:
-            result = self._reconstruct(video.unsqueeze(2), whole, check)
+            result = self._reconstruct(video.unsqueeze(2), whole, hold_below, check)
             return Reconstruction(result.video.squeeze(2), result.ids.squeeze(1), result.losses)
-        return self._reconstruct(video, whole, check)
+        return self._reconstruct(video, whole, hold_below, check)
 
     def encode(
         self, video: Float[Tensor, "b 3 *t h w"], stream: Stream | None = None, *, tile: int | None = None
@@ -295,7 +302,7 @@ class Tokenizer(nn.Module):
         Raises BadTensor for another shape or type, ids outside [0, codebook_size), and a size that they do not reach.
         Values may exceed [-1, 1] by a little: clamp at the end.
         """
-        ids = self._grid(ids, shape)
+        ids = ids_grid(ids, shape, self.device)
         check_stream(stream, "size")
         if ids.ndim == 3:
             check_whole(stream, "ids.unsqueeze(1)", "b t h w")
@@ -358,10 +365,12 @@ class Tokenizer(nn.Module):
                 left -= video.shape[2]
             yield video
 
-    def _reconstruct(self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None, check: bool) -> Reconstruction:
-        loop = self._closed_loop(padded := self.pad(video), check=check)
+    def _reconstruct(
+        self, video: Float[Tensor, "b 3 t h w"], whole: WholeCode | None, hold_below: Tensor | None, check: bool
+    ) -> Reconstruction:
+        loop = self._closed_loop(padded := self.pad(video), check=check, hold_below=hold_below)
         quantized = self.quantizer(self._open_latent(padded) if loop is None else loop.z, whole, check=check)
-        pixels = self._to_video(quantized.codes, pasts=None if loop is None else loop.pasts)
+        pixels = self._to_video(quantized.codes, loop=loop)
         return Reconstruction(crop_to(pixels, size_of(video)), quantized.ids, quantized.losses)
 
     def _latents(self, video: Float[Tensor, "b 3 t h w"], check: bool) -> Float[Tensor, "b d t2 h2 w2"]:
@@ -413,38 +422,20 @@ class Tokenizer(nn.Module):
         stride = self._check_tile(tile, stream)
         return Tiles(tile // stride, self.decoder.reach or 0, up=stride)
 
-    def _grid(self, ids: Tensor, shape: Sequence[int] | None) -> Tensor:
-        """Return ids as `b t h w` or `b h w`. Raises BadTensor for others, those in a row without their grid among
-        them."""
-        if not isinstance(ids, Tensor):
-            hint = "; of numpy: torch.from_numpy(ids)" if type(ids).__module__ == "numpy" else ""
-            raise BadTensor(f"ids must be an integer tensor b t h w, or b h w for images (found {describe(ids)}){hint}")
-        if ids.device != self.device:
-            raise BadTensor(f"ids are on {ids.device}, the tokenizer on {self.device}: ids.to(tokenizer.device)")
-        if shape is not None:
-            grid = whole_numbers("shape", shape)
-            if ids.ndim != 2 or len(grid) not in (2, 3) or min(grid) < 1 or math.prod(grid) != ids.shape[1]:
-                raise BadTensor(
-                    f"shape: {grid} is not the grid (t, h, w) or (h, w) of ids in rows, b n (found {describe(ids)})"
-                )
-            return ids.view(len(ids), *grid)
-        if ids.ndim not in (3, 4):
-            hint = "; ids in a row need their grid: decode(ids, shape=(t, h, w)) or (h, w)" if ids.ndim == 2 else ""
-            hint = "; in a row and without a batch: decode(ids[None], shape=(t, h, w))" if ids.ndim == 1 else hint
-            raise BadTensor(f"ids must be b t h w, or b h w for images (found {describe(ids)}){hint}")
-        return ids
-
     def _ids(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         loop = self._closed_loop(video, stream)
         return self.quantizer.encode(self._open_latent(video, stream)) if loop is None else loop.ids
 
-    def _closed_loop(self, video: Tensor, stream: Stream | None = None, *, check: bool = True) -> Loop | None:
+    def _closed_loop(
+        self, video: Tensor, stream: Stream | None = None, *, check: bool = True, hold_below: Tensor | None = None
+    ) -> Loop | None:
         """Encode with conditional tokens, where each group of frames follows what was decoded before it; None for a
         tokenizer of another kind."""
         if not (isinstance(self.encoder, ConditionalEncoder) and isinstance(self.decoder, ConditionalDecoder)):
             return None
+        frames = self._time_first(video)
         with whole_float32(self.device):
-            return closed_loop(self.encoder, self.decoder, self.quantizer, self._time_first(video), stream, check)
+            return closed_loop(self.encoder, self.decoder, self.quantizer, frames, stream, check, hold_below)
 
     def _open_latent(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         """Return latents whose ids are the same in any batch, chunk and tile, on a GPU too; others: `_closed_loop`."""
@@ -454,9 +445,9 @@ class Tokenizer(nn.Module):
             z: Tensor = self.encoder(frames, stream)
             return z.permute(1, 2, 0, 3, 4)
 
-    def _to_video(self, codes: Tensor, stream: Stream | None = None, pasts: Tensor | None = None) -> Tensor:
-        if isinstance(self.decoder, ConditionalDecoder) and pasts is not None:
-            frames: Tensor = self.decoder.after_pasts(self._time_first(codes), pasts)
+    def _to_video(self, codes: Tensor, stream: Stream | None = None, loop: Loop | None = None) -> Tensor:
+        if isinstance(self.decoder, ConditionalDecoder) and loop is not None:
+            frames: Tensor = self.decoder.after_pasts(self._time_first(codes), loop.pasts, loop.held)
         else:
             frames = self.decoder(self._time_first(codes), stream)
         return frames.permute(1, 2, 0, 3, 4)
