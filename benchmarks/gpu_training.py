@@ -186,7 +186,11 @@ class Steps:
     def _once(self, kind: int) -> None:
         state = self.state
         video = self.kinds[kind].draw()
-        part = Part(video, tuple(range(len(video))), video.new_zeros(len(video), dtype=torch.long), 1.0, len(video))
+        rows, held = len(video), state.config.held_tokens
+        hold_below = None
+        if held is not None:
+            hold_below = held.thresholds(torch.rand(2, rows, device=video.device, dtype=torch.float64))
+        part = Part(video, tuple(range(rows)), video.new_zeros(rows, dtype=torch.long), 1.0, rows, hold_below)
         state.optimizer.zero_grad(set_to_none=True)
         measured, _ = tokenizer_step.accumulate(state, part)
         clip_gradient(state.tokenizer, state.config.optimizer.clip)
@@ -249,6 +253,7 @@ def settings(config: Any, given: argparse.Namespace, changes: Mapping[str, Any])
         "weights": weights(given, {"batch_entropy": -0.001}),
         "ema": given.ema,
         "init": given.init,
+        "held_tokens": None if given.held is None else {"share": given.held},
     }
     return TokenizerTraining(**plain | dict(changes))
 
@@ -366,6 +371,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--muon-lr", type=float, default=0.01)
     parser.add_argument("--lpips", type=float, default=0.5, help="weight of LPIPS (decoder, perceptual)")
     parser.add_argument("--flat", type=float, default=0.0, help="weight of errors where the original is flat")
+    parser.add_argument("--held", type=float, help="share of clips in which tokens are held (with --image)")
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--log", type=int, default=50, help="steps between figures")
     parser.add_argument("--device", default="cuda")

@@ -12,8 +12,8 @@ from smalti.data.bundled import photos
 from smalti.discriminators import Magvit3DConfig, PatchConfig, StyleGAN2Config
 from smalti.losses.perceptual import LPIPSConfig, lpips_shapes
 from smalti.quantize import FSQConfig, LFQConfig
-from smalti.tokenizer import TokenizerConfig
-from smalti.training.config import GANConfig, OptimizerConfig, TokenizerTraining
+from smalti.tokenizer import ConditionalConfig, TokenizerConfig
+from smalti.training.config import GANConfig, HeldTokens, OptimizerConfig, TokenizerTraining
 from smalti.training.distributed import World, cut
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
@@ -25,7 +25,9 @@ ENTROPIES = {"l1": 0.7, "l2": 1.3, "token_entropy": 0.1, "batch_entropy": -0.1, 
 QUANTIZERS = {
     "lfq": (LFQConfig(bits=6, temperature=0.3), ENTROPIES),
     "fsq": (FSQConfig(levels=(5, 4, 3), losses=("batch_entropy",)), {"l2": 1.0, "batch_entropy": -0.5}),
+    "held": (LFQConfig(bits=6, temperature=0.3), ENTROPIES),
 }
+"""Quantizers and the weights of losses; `held` is that of conditional tokens, some of which are held."""
 DISCRIMINATORS = {
     "none": None,
     "patch": PatchConfig(width=4),
@@ -41,18 +43,20 @@ GANS = {
     "all": {"adaptive": True, "weight": 0.75, "penalty": "r1", "lecam": 0.3, "loss": "non_saturating"},
 }
 CASES = [("lfq", "none", "fixed"), ("fsq", "none", "fixed"), *itertools.product(["lfq"], [*DISCRIMINATORS][1:], GANS)]
+CASES += [("held", "none", "fixed"), ("held", "patch", "all")]
 
 
 def config_of(quantizer, discriminator, gan, **changes):
     network, weights = QUANTIZERS[quantizer]
-    model = TokenizerConfig(
-        width=4, depth=1, decoder_depth=1, middle=0, patch=2, multipliers=(1, 1), strides=((2, 2),), time_kernel=3,
-        quantizer=network,
-    )  # fmt: skip
+    small = {"width": 4, "depth": 1, "decoder_depth": 1, "middle": 0, "patch": 2, "multipliers": (1, 1)}
+    model, held = TokenizerConfig(**small, strides=((2, 2),), time_kernel=3, quantizer=network), None
+    if quantizer == "held":
+        image = TokenizerConfig(**small, strides=((1, 2),), quantizer=network)
+        model, held = ConditionalConfig(image=image, group=1, width=4, decoder_depth=(1, 1)), HeldTokens()
     judge = DISCRIMINATORS.get(discriminator, discriminator)
     settings = {
         "tokenizer": model, "data": ImagesConfig(path=photos("train")), "steps": 10, "batch_size": 8,
-        "weights": weights, "optimizer": FREE,
+        "weights": weights, "optimizer": FREE, "held_tokens": held, "still_frames": 1 if held is None else 3,
         "gan": None if judge is None else GANConfig(discriminator=judge, optimizer=FREE, **GANS[gan]),
     }  # fmt: skip
     return TokenizerTraining(**(settings | changes))
@@ -216,10 +220,11 @@ torch.set_num_threads(1)
 save_gradients_of_rank(int(sys.argv[1]), sys.argv[2])
 """
 RANK_CASES = [
-    ("none", "fixed", 1, (4, 4)), ("none", "fixed", 2, (0, 3)), ("patch", "all", 2, (4, 1)),
-    ("patch", "adaptive", 1, (0, 3)), ("style", "all", 1, (4, 4)), ("clip", "lecam", 1, (0, 3)),
+    ("lfq", "none", "fixed", 1, (4, 4)), ("lfq", "none", "fixed", 2, (0, 3)), ("lfq", "patch", "all", 2, (4, 1)),
+    ("lfq", "patch", "adaptive", 1, (0, 3)), ("lfq", "style", "all", 1, (4, 4)), ("lfq", "clip", "lecam", 1, (0, 3)),
+    ("held", "patch", "all", 2, (4, 4)), ("held", "none", "fixed", 1, (0, 3)),
 ]  # fmt: skip
-"""Discriminator, its losses, micro-batches, good rows of each rank."""
+"""Quantizer, discriminator, its losses, micro-batches, good rows of each rank."""
 
 
 def rows_of_rank(rows):
@@ -234,8 +239,8 @@ def storages(module):
 def save_gradients_of_rank(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     world, found = World(rank, 2, torch.device("cpu")), {}
-    for number, (discriminator, gan, parts, rows) in enumerate(RANK_CASES):
-        config, places = config_of("lfq", discriminator, gan, accumulate=parts), rows_of_rank(rows)[rank]
+    for number, (quantizer, discriminator, gan, parts, rows) in enumerate(RANK_CASES):
+        config, places = config_of(quantizer, discriminator, gan, accumulate=parts), rows_of_rank(rows)[rank]
         known = [places] if rows != (4, 4) else []  # those of a rank that has all of its rows need not be said
         state, buffers = start(config, world), []
         state.optimizer.register_step_pre_hook(lambda *_, found=buffers, of=state: found.extend(storages(of.tokenizer)))
@@ -253,9 +258,9 @@ def test_ranks_have_the_gradients_of_the_whole_whatever_rows_each_of_them_has(tm
     ended = [rank.wait(300) for rank in ranks]
     assert [rank.returncode for rank in ended] == [0, 0], ended
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
-    for number, (discriminator, gan, _, rows) in enumerate(RANK_CASES):
+    for number, (quantizer, discriminator, gan, _, rows) in enumerate(RANK_CASES):
         places = sorted(place for rank in rows_of_rank(rows) for place in rank)
-        wanted = gradients_of(start(config_of("lfq", discriminator, gan)), clips()[places], places)
+        wanted = gradients_of(start(config_of(quantizer, discriminator, gan)), clips()[places], places)
         for one in found:
             mine = {name.split("/")[1]: value for name, value in one.items() if name.startswith(f"{number}/")}
             assert_equal(mine, wanted)

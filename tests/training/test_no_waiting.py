@@ -69,9 +69,12 @@ def nowhere(monkeypatch):
 
 @pytest.mark.parametrize("muon", ["optimizer.muon={turns: 2}", "optimizer.muon=null"])
 @pytest.mark.parametrize("cut", ["accumulate=1", "accumulate=2"])
-@pytest.mark.parametrize(("name", "frames"), [("tiny", 1), ("tiny-video", 5), ("tiny-video-conditional", 9)])
-def test_a_whole_step_waits_for_nothing(name, frames, cut, muon, nowhere):
-    changes = ["init=null", "lpips=null", "gan=null", "precision=float32", "batch_size=4"]
+@pytest.mark.parametrize(
+    ("name", "frames", "held"),
+    [("tiny", 1, "null"), ("tiny-video", 5, "null"), *(("tiny-video-conditional", 9, held) for held in ("null", "{}"))],
+)
+def test_a_whole_step_waits_for_nothing(name, frames, held, cut, muon, nowhere):
+    changes = ["init=null", "lpips=null", "gan=null", "precision=float32", "batch_size=4", f"held_tokens={held}"]
     state = without_values(find(name, tiny=True).override([*changes, cut, muon]))
     batch = Batch(torch.zeros(2, frames, 32, 32, 3, dtype=torch.uint8), ("a", "b"), 0, (None, None), (0, 1), 2)
     for _ in range(2):

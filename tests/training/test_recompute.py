@@ -7,7 +7,7 @@ from smalti.data import ImagesConfig
 from smalti.data.bundled import photos
 from smalti.discriminators import PatchConfig
 from smalti.quantize import FSQConfig
-from smalti.training.config import GANConfig, TokenizerTraining
+from smalti.training.config import GANConfig, HeldTokens, TokenizerTraining
 from smalti.training.memory import SavedBytes
 from smalti.training.tokenizer_state import start_tokenizer
 from smalti.training.tokenizer_step import step
@@ -71,6 +71,10 @@ def test_layers_that_are_computed_again_train_to_the_same_bits(name):
 @pytest.mark.parametrize("name", ["video point fsq", "conditional"])
 def test_they_do_with_micro_batches_and_a_discriminator_and_in_bfloat16(name, form):
     assert_equal(FAMILIES[name], **FORMS[form])
+
+
+def test_they_do_where_tokens_are_held():
+    assert_equal(FAMILIES["conditional"], held_tokens=HeldTokens(), still_frames=7)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -40,6 +40,7 @@ CASES = {
     "tiny-video": ("tiny-video", FILM, 1),
     "two shapes": ("tiny-video-conditional", [*JOINT, "still_frames=1", "frozen=[]"], 2),
     "three views": ("tiny", ["data.size=16", "views=[{size: 24}, {size: [16, 32]}]"], 3),
+    "held tokens": ("tiny-video-conditional", [*JOINT, "still_frames=5", "held_tokens={share: 0.5, least: 0.01}"], 1),
     "frozen images": ("tiny-video-conditional", [*JOINT, "still_frames=5"], 1),
 }
 """Recipe, changes, and the number of shapes of batches."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
+from torch import Tensor
 
 from smalti.config import Config, PathField, Tuple, Two
 from smalti.data import ImagesConfig, JointConfig, OneKindConfig, SourceConfig
@@ -17,7 +18,7 @@ from smalti.losses.logits import LogitsConfig
 from smalti.losses.perceptual import LPIPSConfig
 from smalti.nn.blocks import Initialisation
 from smalti.quantize import CodebookConfig
-from smalti.tokenizer import AnyTokenizerConfig
+from smalti.tokenizer import AnyTokenizerConfig, ConditionalConfig
 
 TrackerName = Literal["trackio", "wandb"]
 
@@ -129,6 +130,30 @@ class CodebookTraining(Config):
     restart: float = Field(0.0, ge=0, lt=1)
     """Share of the mean count below which a row is dead, and becomes a latent of the batch; 0 leaves dead rows. A fresh
     table has dead rows alone: it begins with latents of the first batches."""
+
+
+class HeldTokens(Config):
+    """Tokens of conditional tokenizers that steps hold, as a file may: without codes, with the pixels of the past."""
+
+    share: float = Field(0.7, gt=0, le=1)
+    """Share of the clips in which tokens are held."""
+    least: float = Field(1.0, gt=0)
+    """Smallest threshold of such a clip. A token is held unless the mean squared error of its pixels, in 8-bit values,
+    is lower with it by as much as the threshold, which is log-uniform."""
+    most: float = Field(120.0, gt=0)
+    """Largest threshold of such a clip."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "HeldTokens":
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least:g}) must not exceed most ({self.most:g})")
+        return self
+
+    def thresholds(self, chance: Tensor) -> Tensor:
+        """Return the thresholds `n` of clips from two uniform random numbers in [0, 1) of each, `2 n`: -inf, which
+        holds nothing, for all but `share` of them."""
+        some = (chance[1] * math.log(self.most / self.least)).exp() * self.least
+        return some.masked_fill(chance[0] >= self.share, -math.inf).float()
 
 
 class OtherView(Config):
@@ -272,6 +297,9 @@ class TokenizerTraining(RunConfig):
     `decoder.image`."""
     still_frames: int = Field(1, ge=1)
     """Frames of a clip that stands still, as which images of `data` are learnt from; 1 takes them as images."""
+    held_tokens: HeldTokens | None = None
+    """Tokens that steps hold at random, which teaches the decoder of a conditional tokenizer to do without the codes
+    that `smalti compress --lambda` leaves out; null holds none. Validation and samples never do."""
     accumulate: int = Field(1, ge=1)
     """Gradient accumulation steps: micro-batches per batch. Must divide `batch_size`. The gradients are those of the
     whole batch, but a discriminator that compares samples (batch norm, minibatch deviation) may see one micro-batch."""
@@ -336,6 +364,8 @@ class TokenizerTraining(RunConfig):
             raise ValueError("init_training is of the training of `init`, which is null")
         if self.codebook is not None:
             self._check_codebook(self.codebook)
+        if self.init is None and (note := self.held_note) is not None:  # else the architecture may be another
+            raise ValueError(note)
         if (
             self.data.kind != "videos"
             and self.still_frames == 1
@@ -350,6 +380,19 @@ class TokenizerTraining(RunConfig):
                 what = f"held_out is of the {own[0]} of {own[1]}, and validation shows the {shown[0]} of {shown[1]}"
                 raise ValueError(f"{what}: set held_out to 0, or validation to null")
         return self
+
+    @property
+    def held_note(self) -> str | None:
+        """Why no token can be held as `held_tokens` asks; None if some can, or it is null."""
+        if self.held_tokens is None:
+            return None
+        if not isinstance(self.tokenizer, ConditionalConfig):
+            return (
+                f"held_tokens: tokens of conditional-cnn alone can be held, not {self.tokenizer.kind}; set it to null"
+            )
+        if self.data.kind == "images" and self.still_frames == 1:
+            return "held_tokens: no token of an image can be held; set still_frames to 2+, or held_tokens to null"
+        return None
 
     def _check_recordable(self) -> None:
         hindrances = {

@@ -31,6 +31,8 @@ from smalti.training.config import TokenizerTraining
 
 _FAULT, _TOLD, _ALIVE = "smalti/fault", "smalti/told", "smalti/alive"
 """Keys of the store that the ranks share: that one has failed, how many wanted to tell why, who is alive after it."""
+_HELD = 0x68656C64
+"""Number of the choice of held tokens among the random choices of a step."""
 _MARKS = 1.5
 """Seconds in which the other ranks notice a failure and say that they are alive."""
 
@@ -220,6 +222,8 @@ class Part(NamedTuple):
     0 for a rank without rows of its own, which goes along with a row of another."""
     batch: int
     """Rows of the global batch, over all ranks."""
+    hold_below: Tensor | None = None
+    """One threshold per row, below which tokens are held (`Tokenizer.forward`); None where none ever is."""
 
 
 class Whole(NamedTuple):
@@ -251,6 +255,7 @@ def cut(config: TokenizerTraining, step: int, world: World, video: Tensor, place
         video, places = (video, places) if mine else (spare, (0,))
     count = min(config.accumulate, max(rows))
     frames = _frame_index(config, step, places, video.shape[2])
+    thresholds = _thresholds(config, step, places)
     parts = []
     for part in rows_of_parts(mine, count, config.compared_samples or 1):
         chosen = part or [0]
@@ -258,7 +263,8 @@ def cut(config: TokenizerTraining, step: int, world: World, video: Tensor, place
         taken = tuple(places[i] for i in chosen)
         index = torch.tensor(chosen).to(video.device, non_blocking=True)
         one_of_each = frames[chosen].to(world.device, non_blocking=True)
-        parts.append(Part(video[index].to(world.device), taken, one_of_each, share, sum(rows)))
+        hold_below = None if thresholds is None else thresholds[chosen].to(world.device, non_blocking=True)
+        parts.append(Part(video[index].to(world.device), taken, one_of_each, share, sum(rows), hold_below))
     return parts
 
 
@@ -279,3 +285,12 @@ def _frame_index(config: TokenizerTraining, step: int, places: Sequence[int], fr
     rng = sample_rng(config.seed, step, 0)
     numbers = loss.random_frames(max(config.batch_size, max(places) + 1), frames, rng)
     return numbers[list(places)]
+
+
+def _thresholds(config: TokenizerTraining, step: int, places: Sequence[int]) -> Tensor | None:
+    """Return the threshold of held tokens for each place of the global batch; None where none are held."""
+    if config.held_tokens is None:
+        return None
+    rng, count = sample_rng(config.seed, step, _HELD), max(config.batch_size, max(places) + 1)
+    chance = torch.rand(count, 2, generator=rng, dtype=torch.float64)  # a place has its two, whatever the count
+    return config.held_tokens.thresholds(chance.T)[list(places)]

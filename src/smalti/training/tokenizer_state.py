@@ -123,6 +123,8 @@ def freeze(tokenizer: Tokenizer, parts: Sequence[str]) -> None:
 def start_tokenizer(config: TokenizerTraining, world: World) -> TrainState:
     """Return a fresh state; random weights are a function of the seed."""
     check_recordable(config, world)
+    if (note := config.held_note) is not None:
+        raise ConfigError(note)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer(config.tokenizer)

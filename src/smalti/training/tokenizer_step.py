@@ -83,13 +83,15 @@ def _replayed(state: TrainState, part: Part) -> Measured:
     """Do as `accumulate` for the one part of a batch, recorded: its numbers lie on the device."""
     assert state.recorded is not None
     weights, device = _weights(state), part.video.device
-    numbers = (torch.full((), weight, device=device) for weight in weights.values())  # no copy, which would wait
+    numbers = [torch.full((), weight, device=device) for weight in weights.values()]  # no copy, which would wait
+    thresholds = () if part.hold_below is None else (part.hold_below,)
 
-    def run(video: Tensor, frames: Tensor, *numbers: Tensor) -> Measured:
-        inside = part._replace(video=video, frames=frames)
+    def run(video: Tensor, frames: Tensor, *others: Tensor) -> Measured:
+        numbers, hold_below = others[: len(weights)], others[len(weights)] if thresholds else None
+        inside = part._replace(video=video, frames=frames, hold_below=hold_below)
         return accumulate(state, inside, weights=dict(zip(weights, numbers, strict=True)))
 
-    return state.recorded.run(run, (part.video, part.frames.to(device, non_blocking=True), *numbers))
+    return state.recorded.run(run, (part.video, part.frames.to(device, non_blocking=True), *numbers, *thresholds))
 
 
 def accumulate(
@@ -103,7 +105,7 @@ def accumulate(
     config, video = state.config, part.video
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         with watch_latents(state.tokenizer.quantizer) as latents:
-            reconstruction = state.ddp(video, _whole_code(state, part, whole), check=False)
+            reconstruction = state.ddp(video, _whole_code(state, part, whole), part.hold_below, check=False)
         if state.codebook is not None:
             state.codebook.collect(latents[0], reconstruction.ids, part.places if part.share else (), state.step)
         # The graph is cut at the pixels: every loss is differentiated down to here, once.
@@ -166,7 +168,7 @@ def _survey_part(state: TrainState, gan: GANState | None, part: Part) -> dict[st
 
     half = state.config.precision == "bfloat16"
     with torch.autocast(part.video.device.type, torch.bfloat16, enabled=half), torch.set_grad_enabled(adaptive):
-        reconstruction = state.tokenizer(part.video, keep, check=False)
+        reconstruction = state.tokenizer(part.video, keep, part.hold_below, check=False)
         if gan is None:
             return means
         pixels = widen(reconstruction.video.detach()).requires_grad_(adaptive)
