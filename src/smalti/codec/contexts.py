@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
 """Whole numbers below 2^52."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from smalti.codec.contexts import Contexts, Float64, Integers, Visit, visits
+from smalti.codec.contexts import Contexts, Flags, Float64, Integers, Visit, visits
 from smalti.codec.prior import Canvas, Prior, fronts
 from smalti.errors import MachineError
 
@@ -38,24 +38,33 @@ class Coded(NamedTuple):
     """Model that was used: `uniform` where the requested one would be larger."""
 
 
-def encode_ids(ids: Integers, levels: Sequence[int], model: Model, prior: Prior | None = None) -> Coded:
+def encode_ids(
+    ids: Integers, levels: Sequence[int], model: Model, prior: Prior | None = None, held: Flags | None = None
+) -> Coded:
     """Encode ids `t h w` as bytes. Never more bytes than under `uniform`, and with a `prior`, which that model needs,
-    than under `adaptive`. Raises ValueError for an id out of range."""
-    planes = split(ids, levels)
-    others: tuple[Model, ...] = ("adaptive", "uniform") if model == "prior" else ("uniform",)
-    coded = [_encode(planes, alphabets(levels), name, prior) for name in dict.fromkeys((model, *others))]
+    than under `adaptive`. Those that are `held` are left out, which `adaptive` cannot. Raises ValueError for an id out
+    of range."""
+    planes = split(ids if held is None else np.where(held, 0, ids), levels)
+    others: tuple[Model, ...] = ("adaptive", "uniform") if model == "prior" and held is None else ("uniform",)
+    coded = [_encode(planes, alphabets(levels), name, prior, held) for name in dict.fromkeys((model, *others))]
     return min(coded, key=lambda one: len(one.data))  # the first of equals
 
 
-def decode_ids(data: bytes, shape: tuple[int, int, int], levels: Sequence[int], prior: Prior | None = None) -> Integers:
-    """Decode the ids `t h w` that `encode_ids` encoded with the same `prior`. Raises ValueError for bytes that it
-    cannot have written."""
+def decode_ids(
+    data: bytes,
+    shape: tuple[int, int, int],
+    levels: Sequence[int],
+    prior: Prior | None = None,
+    held: Flags | None = None,
+) -> Integers:
+    """Decode the ids `t h w` that `encode_ids` encoded with the same `prior` and `held`; what they are where they are
+    held, says nothing. Raises ValueError for bytes that it cannot have written."""
     names: tuple[Model, ...] = get_args(Model)
     if not data or data[0] >= len(names) or len(data) % 4 != 1:
         raise ValueError("it is not a block of coded ids")
     alphabet_sizes = alphabets(levels)
     planes, decoder = np.zeros((len(alphabet_sizes), *shape), np.int64), _Decoder(data[1:])
-    _walk(planes, alphabet_sizes, names[data[0]], decoder, prior)
+    _walk(planes, alphabet_sizes, names[data[0]], decoder, prior, held)
     if not decoder.is_exhausted:
         raise ValueError("it has more bytes than ids")
     return join(planes, levels)
@@ -187,32 +196,44 @@ class _Decoder:
         return self._coder
 
 
-def _encode(planes: Integers, sizes: Sequence[int], model: Model, prior: Prior | None) -> Coded:
+def _encode(
+    planes: Integers, sizes: Sequence[int], model: Model, prior: Prior | None, held: Flags | None = None
+) -> Coded:
     encoder = _Encoder()
-    _walk(planes, sizes, model, encoder, prior)
+    _walk(planes, sizes, model, encoder, prior, held)
     return Coded(bytes([get_args(Model).index(model)]) + encoder.finish(), encoder.bits, model)
 
 
 def _walk(
-    planes: Integers, sizes: Sequence[int], model: Model, coder: _Encoder | _Decoder, prior: Prior | None
+    planes: Integers,
+    sizes: Sequence[int],
+    model: Model,
+    coder: _Encoder | _Decoder,
+    prior: Prior | None,
+    held: Flags | None,
 ) -> None:
-    """Code all symbols `k t h w`, in the order that both sides follow; the decoder's come into `planes`."""
+    """Code all symbols `k t h w` but those of `held` tokens, in the order that both sides follow; the decoder's come
+    into `planes`."""
+    new = np.ones(_shape(planes), bool) if held is None else ~held
     if model == "prior":
         if prior is None or prior.sizes != tuple(sizes):
             raise ValueError("it was coded with a prior, which is not given")
         if isinstance(coder, _Encoder):
-            _write_prior(planes, prior, coder)
+            _write_prior(planes, new, prior, coder)
         else:
-            _read_prior(planes, prior, coder)
+            _read_prior(planes, new, prior, coder)
         return
     if model == "adaptive":
+        if held is not None:
+            raise ValueError("it has held tokens, and counts around them")
         _walk_adaptive(planes, sizes, coder)
         return
     tables = [np.ones(size, np.int64) for size in sizes]
     if model == "static":
         tables = [coder.table(_measured(plane, size)) for plane, size in zip(planes, sizes, strict=True)]
     for plane, table in zip(planes, tables, strict=True):
-        plane[:] = coder.code(plane.reshape(-1), table, None).reshape(plane.shape)
+        if new.any():
+            plane[new] = coder.code(plane[new], table, None)
 
 
 def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Encoder | _Decoder) -> None:
@@ -232,10 +253,16 @@ def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Encoder | _De
     planes[:] = flat[..., :-1].reshape(planes.shape)
 
 
-def _write_prior(planes: Integers, prior: Prior, encoder: _Encoder) -> None:
+def _write_prior(planes: Integers, new: Flags, prior: Prior, encoder: _Encoder) -> None:
     """Write what `_read_prior` reads; the network takes many fronts at once, as all tokens are known."""
-    canvas, flat, order = Canvas(_shape(planes), prior.sizes), planes.reshape(len(planes), -1), fronts(_shape(planes))
-    canvas.write(np.arange(flat.shape[1]), flat)
+    shape, flat = _shape(planes), planes.reshape(len(planes), -1)
+    canvas, unheld, frame = Canvas(shape, prior.sizes), new.reshape(-1), math.prod(shape[1:])
+    canvas.write(np.flatnonzero(unheld), flat[:, unheld])
+    for start in range(frame, unheld.size, frame):
+        canvas.carry(start + np.flatnonzero(~unheld[start : start + frame]), frame)
+    order = [front for front in (front[unheld[front]] for front in fronts(shape)) if front.size]
+    if not order:
+        return
     ends = np.cumsum([front.size for front in order])
     for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ends // _GROUP)) + 1):
         at = np.concatenate([order[number] for number in group])
@@ -250,15 +277,20 @@ def _write_prior(planes: Integers, prior: Prior, encoder: _Encoder) -> None:
                 encoder.code(plane[order[number]], table[here])
 
 
-def _read_prior(planes: Integers, prior: Prior, decoder: _Decoder) -> None:
-    """Read front by front through space and time at once; in a front digit by digit, each given those before."""
-    canvas, flat = Canvas(_shape(planes), prior.sizes), planes.reshape(len(planes), -1)
-    for at in fronts(_shape(planes)):
-        state = prior.heads(canvas.context(at))
-        for number, plane in enumerate(flat):
-            plane[at] = decoder.code(plane[at], prior.weights(state, number))
-            state = prior.learn(state, number, plane[at])
-        canvas.write(at, flat[:, at])
+def _read_prior(planes: Integers, new: Flags, prior: Prior, decoder: _Decoder) -> None:
+    """Read front by front through space and time at once; in a front digit by digit, each given those before. A held
+    token stands in for its neighbours as the token before it in time."""
+    shape, flat = _shape(planes), planes.reshape(len(planes), -1)
+    canvas, unheld, frame = Canvas(shape, prior.sizes), new.reshape(-1), math.prod(shape[1:])
+    for front in fronts(shape):
+        at, held = front[unheld[front]], front[~unheld[front]]
+        if at.size:
+            state = prior.heads(canvas.context(at))
+            for number, plane in enumerate(flat):
+                plane[at] = decoder.code(plane[at], prior.weights(state, number))
+                state = prior.learn(state, number, plane[at])
+            canvas.write(at, flat[:, at])
+        canvas.carry(held[held >= frame], frame)
 
 
 def _shape(planes: Integers) -> tuple[int, int, int]:

@@ -18,20 +18,24 @@ What a token does to the bits of later tokens, and to later frames, is not count
 decoder made of those before, so a video is a stream here, too. A token frame keeps its mode; where that is a quarter of
 the frame at double size, a token is responsible for a quarter of its pixels there, and the rest of D does not move.
 
-With conditional tokens a token frame may also be held: the frame decoded last is shown for as long, which costs
-nothing. Coding and holding are compared by J over this group and the `AHEAD` after it, as if all of those were held:
-what a scene that stands still gains by a token frame lasts.
+With conditional tokens a token may also be held: its pixels stay those of the frame decoded last, which costs next to
+nothing. What a token is worth is the most by which the squared error of its pixels falls, over its group and the next h
+groups as if those were held after it, h from 0 to `AHEAD`: what a scene that stands still gains lasts, and what moves
+is worth coding though it will have gone. Held are the tokens that are worth less than their bits, all of a frame or
+some, where the decoder, which sees no codes for those, reconstructs the others well enough; a token frame in a mode of
+a quarter is coded whole or held whole.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,9 +48,9 @@ from smalti.metrics.pixel import psnr
 from smalti.nn.causal import Stream, time_first
 from smalti.quantize.quantizer import ScalarQuantizer
 from smalti.text import Progress
-from smalti.tokenizer.closed_loop import follow
-from smalti.tokenizer.conditional import ConditionalDecoder, window
-from smalti.tokenizer.frames import HELD_ID, choose_tile, images_to_ids
+from smalti.tokenizer.closed_loop import first_mode, follow
+from smalti.tokenizer.conditional import ConditionalDecoder, ConditionalEncoder, window
+from smalti.tokenizer.frames import HELD_ID, choose_tile, decode_next, images_to_ids
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, pad_to, size_of, to_uint8, to_video
 
@@ -75,7 +79,7 @@ class SearchResult(NamedTuple):
     """The ids of the next latent frame of a video, and the quality of the frames that it holds."""
 
     ids: Int[Tensor, "1 1 h2 w2"]
-    """`HELD_ID` in all of a token frame that is held."""
+    """`HELD_ID` where a token is held."""
     psnr: tuple[float, ...]
     """PSNR of each frame in dB, of 8-bit pixels; 98 for equal ones."""
 
@@ -155,39 +159,65 @@ class Search:
                 target, *later = (to_video(group).to(tokenizer.device) for group in near)
                 whole = tokenizer.strides[0] if decoding.started else 1
                 ids = tokenizer.encode(pad_to(target, (whole, *target.shape[3:])), encoding).clone()
-                ids, bits = self._searched(target, ids, before, decoding)
-                decoded = decoding.fork()
-                made = tokenizer.decode(ids, decoded)
-                past = self._past(decoding)
-                if past is not None and self._is_cheaper_held(past, made, bits, target, later):
-                    ids, made = torch.full_like(ids, HELD_ID), past.expand(-1, -1, target.shape[2], -1, -1)
-                else:
-                    decoding, before = decoded, [*before, ids][-_PAST:]
+                ids, held = self._choose(ids, before, decoding, target, later)
+                if not held.all():
+                    ids, _ = self._searched(target, ids, before, decoding, held=held)
+                before = [*before, ids][-_PAST:]
+                ids = ids.masked_fill(held, HELD_ID)
+                quality = self._quality(decode_next(tokenizer, ids, decoding), target)
                 follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
-                quality = self._quality(made, target)
             yield SearchResult(ids, quality)
 
     @property
     def may_hold(self) -> bool:
-        """Whether a token frame may be left out: the past of the tokens is one frame, and nothing else."""
+        """Whether tokens may be left out: the past of the tokens is one frame, and nothing else."""
         return isinstance(self.tokenizer.decoder, ConditionalDecoder)
 
-    def _past(self, decoding: Stream) -> Float[Tensor, "1 3 1 h w"] | None:
-        """Return the frame decoded last, where it may be held."""
+    def _choose(
+        self, ids: Tensor, before: list[Tensor], decoding: Stream, target: Tensor, later: list[Tensor]
+    ) -> tuple[Int[Tensor, "1 1 h2 w2"], Bool[Tensor, "1 1 h2 w2"]]:
+        """Return the ids of the next token frame, those of the token frame before where they are held, and which are.
+
+        `ids` are the encoder's. In another mode than the first, they compete with those of the first.
+        """
+        encoder, nothing = self.tokenizer.encoder, torch.zeros_like(ids, dtype=torch.bool)
         past = decoding.get(self.tokenizer.decoder) if self.may_hold else None
-        return None if past is None else past.permute(1, 2, 0, 3, 4)
+        if past is None or not isinstance(encoder, ConditionalEncoder):
+            return ids, nothing
+        best, chosen, held = 0.0, before[-1], ~nothing
+        candidates = [ids]
+        if int(self._split(ids)[-1, 0]) and self._free < len(self._levels):
+            frames = time_first(pad_to(target, (self.tokenizer.strides[0], *target.shape[3:])), self.tokenizer.dtype)
+            candidates.append(first_mode(encoder, self.tokenizer.quantizer, frames, past))
+        for one in candidates:
+            worth = self._worth(one, nothing, before, decoding, target, later)
+            if (total := float(worth.sum())) > best:
+                best, chosen, held = total, one, nothing
+            if one is candidates[-1] and (little := worth < 0).any() and not little.all():
+                filled = torch.where(little, before[-1], one)
+                worth = self._worth(filled, little, before, decoding, target, later)
+                if (total := float(worth[~little].sum())) > best:
+                    best, chosen, held = total, filled, little
+        return chosen, held
 
-    def _is_cheaper_held(self, past: Tensor, made: Tensor, bits: float, target: Tensor, later: list[Tensor]) -> bool:
-        """Whether J is lower without a token frame: of its group and of those ahead, each held after it."""
-
-        def wrong(shown: Tensor, wanted: Tensor) -> float:
-            frames, height, width = size_of(wanted)
-            shown = shown[:, :, :frames, :height, :width].clamp(-1, 1).float()  # one frame stands for all
-            return float((shown - wanted).square().sum()) * _TO_8_BIT
-
-        held = sum(wrong(past, group) for group in (target, *later))
-        coded = wrong(made, target) + sum(wrong(made[:, :, -1:], group) for group in later)
-        return held < coded + self.price * bits
+    def _worth(
+        self,
+        ids: Int[Tensor, "1 1 h2 w2"],
+        held: Bool[Tensor, "1 1 h2 w2"],
+        before: list[Tensor],
+        decoding: Stream,
+        target: Tensor,
+        later: list[Tensor],
+    ) -> Float[Tensor, "1 1 h2 w2"]:
+        """Return by how much J falls with each token, in the best of the spans of frames ahead."""
+        frame = _Frame(self, target, ids, before, decoding, held)
+        made, past = frame.decoded(), decoding.get(self.tokenizer.decoder)
+        assert past is not None
+        past = crop_to(past.permute(1, 2, 0, 3, 4), (1, *size_of(target)[1:])).clamp(-1, 1)
+        falls = [frame.by_token(_wrong(past, target) - _wrong(made, target))]
+        falls += [frame.by_token(_wrong(past, group) - _wrong(made[:, :, -1:], group)) for group in later]
+        most = torch.stack(falls).cumsum(0).amax(0)
+        return (most - self.price * torch.from_numpy(frame.bits()).to(most).view(most.shape))[None, None]
 
     def _searched(
         self,
@@ -197,18 +227,18 @@ class Search:
         stream: Stream | None,
         inside: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
+        held: Bool[Tensor, "1 1 h2 w2"] | None = None,
     ) -> tuple[Int[Tensor, "1 1 h2 w2"], float]:
         """Return ids of one latent frame with a J that is not above that of `ids`, and their bits.
 
         `before` are the ids of the last latent frames, `stream` has decoded them; of `inside` alone, a flag for each
-        token, ids may change.
+        token, ids may change, and of `held` tokens none does.
         """
-        frame = _Frame(self, target, ids, before, stream)
+        frame = _Frame(self, target, ids, before, stream, held)
         height, width = ids.shape[-2:]
         group = (np.arange(height)[:, None] % APART * APART + np.arange(width) % APART).reshape(-1)
-        places = [
-            np.flatnonzero((group == number) & (True if inside is None else inside)) for number in range(APART**2)
-        ]
+        free = frame.is_coded if inside is None else inside & frame.is_coded
+        places = [np.flatnonzero((group == number) & free) for number in range(APART**2)]
         (best, bits), kept = frame.cost(), frame.symbols.copy()
         for sweep in range(SWEEPS):
             for at in places:
@@ -222,6 +252,9 @@ class Search:
                 progress(sweep + 1, SWEEPS)
         return torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device), bits
 
+    def _split(self, ids: Int[Tensor, "1 1 h2 w2"]) -> Integers:
+        return split(ids[0].cpu().numpy(), self._levels).reshape(len(self._levels), -1)
+
     def _quality(self, pixels: Tensor, target: Tensor) -> tuple[float, ...]:
         pixels = crop_to(pixels, (target.shape[2], *target.shape[3:]))
         wrong = (to_uint8(pixels).double() - to_uint8(target).double()).square()
@@ -232,25 +265,41 @@ class _Frame:
     """One latent frame under search: its symbols, what they cost and what the decoder makes of them."""
 
     def __init__(
-        self, search: Search, target: Tensor, ids: Tensor, before: list[Tensor], stream: Stream | None
+        self,
+        search: Search,
+        target: Tensor,
+        ids: Tensor,
+        before: list[Tensor],
+        stream: Stream | None,
+        held: Bool[Tensor, "1 1 h2 w2"] | None = None,
     ) -> None:
         self._search, self._target, self._stream = search, target, stream
+        self._held = held if held is not None and held.any() else None
         self._grid = (int(ids.shape[-2]), int(ids.shape[-1]))
-        self.symbols = self._split(ids)
-        """`k n`."""
+        self.symbols = search._split(ids)
+        """`k n`; of a held token those of the token before it."""
+        self.is_coded = np.ones(self.symbols.shape[1], bool) if held is None else ~held.flatten().cpu().numpy()
         has_modes = search._free < len(search._levels)
-        self._mode = int(self.symbols[-1, 0]) if has_modes and stream is not None and stream.started else 0
+        is_whole = has_modes and self._held is None and stream is not None and stream.started
+        self._mode = int(self.symbols[-1, 0]) if is_whole else 0
         self._canvas = Canvas((len(before) + 1, *self._grid), search._levels)
         for number, old in enumerate(before):
-            self._canvas.write(self._places(number), self._split(old))
+            self._canvas.write(self._places(number), search._split(old))
         self._places_here = self._places(len(before))
         self._canvas.write(self._places_here, self.symbols)
-        self._curvature = self._measured()
+
+    def bits(self) -> Float64:
+        """Return the bits of each token, none of a held one."""
+        return self._priced(np.arange(self.symbols.shape[1]), self.symbols) * self.is_coded
 
     def cost(self) -> tuple[float, float]:
         """J and R of all tokens."""
-        bits = float(self._priced(np.arange(self.symbols.shape[1]), self.symbols).sum())
+        bits = float(self.bits().sum())
         return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * bits, bits
+
+    def decoded(self) -> Float[Tensor, "1 3 f h w"]:
+        """Return what the decoder makes of the symbols, within the range of pixels."""
+        return self._decoded(self._codes(self.symbols)).clamp(-1, 1)
 
     def visit(self, at: Integers) -> None:
         """Give the tokens at these places other symbols where that lowers J."""
@@ -291,8 +340,9 @@ class _Frame:
             state = prior.learn(state, digit, values)
         return total
 
-    def _measured(self) -> Float64:
-        """Return the diagonal of J^T J of the decoder at the codes of now, `n k`, in the units of D."""
+    @cached_property
+    def _curvature(self) -> Float64:
+        """The diagonal of J^T J of the decoder at the codes of now, `n k`, in the units of D."""
         rng, codes = torch.Generator().manual_seed(0), self._codes(self.symbols).requires_grad_()
         total = torch.zeros_like(codes)
         with torch.enable_grad():
@@ -306,15 +356,21 @@ class _Frame:
     def _errors(self, codes: Tensor) -> Float[Tensor, "h2 w2"]:
         """Return D of the pixels of each token; of a token frame in a mode of a quarter, D of those pixels."""
         _, down, right = self._search.tokenizer.strides
-        wrong = (self._decoded(codes).clamp(-1, 1) - self._target).square().sum((0, 1, 2)) * _TO_8_BIT
-        missing = [
-            size * side - length for size, side, length in zip(self._grid, (down, right), wrong.shape, strict=True)
-        ]
-        wrong = F.pad(wrong, (0, missing[1], 0, missing[0]))
+        wrong = self._padded(_wrong(self._decoded(codes).clamp(-1, 1), self._target))
         if self._mode:
             mine = window(torch.tensor([self._mode], device=wrong.device), wrong.shape)[0]
             wrong, down, right = wrong[mine].view(wrong.shape[0] // 2, -1), down // 2, right // 2
         return wrong.view(self._grid[0], down, self._grid[1], right).sum((1, 3))
+
+    def by_token(self, values: Float[Tensor, "h w"]) -> Float[Tensor, "h2 w2"]:
+        """Return the sums of pixels' values over the squares of the first mode's tokens."""
+        _, down, right = self._search.tokenizer.strides
+        return self._padded(values).view(self._grid[0], down, self._grid[1], right).sum((1, 3))
+
+    def _padded(self, values: Float[Tensor, "h w"]) -> Float[Tensor, "h2 w2"]:
+        _, *sides = self._search.tokenizer.strides
+        down, right = (n * side - size for n, side, size in zip(self._grid, sides, values.shape, strict=True))
+        return F.pad(values, (0, right, 0, down))
 
     def _around(self, errors: Float[Tensor, "h2 w2"]) -> Float64:
         """Return the sums over the 3 x 3 tokens around each."""
@@ -322,16 +378,15 @@ class _Frame:
 
     def _decoded(self, codes: Tensor) -> Tensor:
         tokenizer, stream = self._search.tokenizer, None if self._stream is None else self._stream.fork()
-        pixels = tokenizer.decoder(time_first(codes, tokenizer.dtype), stream).permute(1, 2, 0, 3, 4)
+        held = () if self._held is None else (self._held.transpose(0, 1),)
+        pixels = tokenizer.decoder(time_first(codes, tokenizer.dtype), stream, *held).permute(1, 2, 0, 3, 4)
         return crop_to(pixels, size_of(self._target)).float()
 
     def _codes(self, symbols: Integers) -> Float[Tensor, "1 k 1 h2 w2"]:
+        symbols = np.where(self.is_coded, symbols, 0)  # a held token has no mode
         rows = np.stack([self._search._table[digit, values] for digit, values in enumerate(symbols)])
         device = self._target.device
         return torch.from_numpy(rows).float().view(1, -1, 1, *self._grid).to(device)
-
-    def _split(self, ids: Int[Tensor, "1 1 h2 w2"]) -> Integers:
-        return split(ids[0].cpu().numpy(), self._search._levels).reshape(len(self._search._levels), -1)
 
     def _rows(self, codes: Tensor) -> Float64:
         return codes[0].flatten(1).T.double().cpu().numpy()
@@ -355,6 +410,11 @@ def _windows(
             return
         yield tuple(near)
         near.popleft()
+
+
+def _wrong(shown: Float[Tensor, "1 3 f h w"], wanted: Float[Tensor, "1 3 f h w"]) -> Float[Tensor, "h w"]:
+    """Return D of each pixel, over all frames; one frame that is shown stands for all."""
+    return (shown - wanted).square().sum((0, 1, 2)) * _TO_8_BIT
 
 
 def _decibels(error: float) -> float:

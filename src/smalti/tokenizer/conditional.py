@@ -236,7 +236,11 @@ class ConditionalDecoder(nn.Module):
         past = None if stream is None else stream.get(self)
         decoded = []
         for number, one in enumerate(codes.split(1)):
-            frames = self.after(one, past, None if held is None else held[number : number + 1])
+            mine = None if held is None else held[number : number + 1]
+            if mine is not None and past is not None and mine.all():
+                frames = past.expand(self.group, -1, -1, -1, -1)
+            else:
+                frames = self.after(one, past, mine)
             past = past_of(frames)
             decoded.append(frames.to(codes.dtype))
         if stream is not None and past is not None:

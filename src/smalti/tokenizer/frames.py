@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from smalti.data.loader import OnBad, evaluation
 from smalti.data.source import Source, Subset
 from smalti.errors import BadFile, BadTensor, ConfigError
 from smalti.metrics import Features, Pair, Protocol, Report, Scores
-from smalti.nn.causal import Stream, mark_last
+from smalti.nn.causal import Stream, mark_last, time_first
 from smalti.tokenizer.cnn import NOT_CAUSAL
+from smalti.tokenizer.conditional import ConditionalDecoder
 from smalti.tokenizer.tokenizer import Tokenizer
 from smalti.video import crop_to, legal_size, size_of, to_uint8, to_video
 
@@ -28,7 +29,7 @@ TILED_ABOVE = 4_000_000
 """Pixels of an image above which it is computed tile by tile, where that changes no token."""
 
 HELD_ID = -1
-"""In place of all ids of a latent frame: the last frame is shown for as long. No tokenizer takes it as an id."""
+"""In place of an id of conditional tokens: the pixels of the token stay as they were in the frame before."""
 CHUNK_PIXELS = 1 << 20
 """Pixels of a chunk of video; one group of the tokenizer's time stride is always taken whole."""
 
@@ -124,9 +125,8 @@ def ids_to_frames(
 ) -> Iterator[UInt8[Tensor, "h w 3"]]:
     """Decode a video of `size` = (height, width) whose ids come in pieces, each with its number of frames.
 
-    The last piece may have more ids than frames. A latent frame of ids that are `HELD_ID` repeats the last frame, and
-    the tokenizer goes on as if it had not been there. Ids are decoded in parts that follow from the pieces and the size
-    alone: equal pieces give equal bits.
+    The last piece may have more ids than frames. Ids may be `HELD_ID`, as in `decode_next`. Ids are decoded in parts
+    that follow from the pieces and the size alone: equal pieces give equal bits.
     """
     if not tokenizer.is_causal:
         counts, parts = zip(*pieces, strict=True)
@@ -134,21 +134,27 @@ def ids_to_frames(
     stream, owed = Stream() if tokenizer.is_causal else None, 0
     latents = chunk_frames(tokenizer, size) // tokenizer.strides[0]
     cut = _parts(pieces, latents if stream else None)
-    last = torch.empty(0)
     for (frames, part), is_last in mark_last(cut, waits=tokenizer.lookahead > 0):
         owed += frames
         if not owed:
             continue
-        if is_held(part):
-            count = min(owed, part.shape[1] * tokenizer.strides[0])
-            made = last.expand(count, *last.shape)
-        else:
-            video = tokenizer.decode(part.to(tokenizer.device), stream, is_last=is_last)
-            count = min(owed, video.shape[2])
-            made = to_uint8(crop_to(video, (count, *size)).cpu())[0]
-            last = made[-1]
-        yield from made
+        video = decode_next(tokenizer, part.to(tokenizer.device), stream, is_last=is_last)
+        count = min(owed, video.shape[2])
+        yield from to_uint8(crop_to(video, (count, *size)).cpu())[0]
         owed -= count
+
+
+def decode_next(
+    tokenizer: Tokenizer, ids: Int[Tensor, "1 t h2 w2"], stream: Stream | None, *, is_last: bool = False
+) -> Float[Tensor, "1 3 f h w"]:
+    """Decode the next ids of a video, of which some may be `HELD_ID` if they are conditional tokens: the pixels of
+    those stay as they were in the frame before. Raises BadTensor as `Tokenizer.decode` does."""
+    held = ids < 0
+    if not (isinstance(tokenizer.decoder, ConditionalDecoder) and held.any()):
+        return tokenizer.decode(ids, stream, is_last=is_last)
+    codes = time_first(tokenizer.quantizer.decode(ids.masked_fill(held, 0)), tokenizer.dtype)
+    frames: Tensor = tokenizer.decoder(codes, stream, held.transpose(0, 1))
+    return frames.permute(1, 2, 0, 3, 4)
 
 
 def reconstruct_frames(
@@ -210,19 +216,11 @@ def choose_tile(tokenizer: Tokenizer) -> int:
 
 
 def _parts(pieces: Iterable[tuple[int, Tensor]], latents: int | None) -> Iterator[tuple[int, Tensor]]:
-    """Cut the ids of pieces into parts of so many latents, all of which are held or none; a piece's frames are named
-    with its first part."""
+    """Cut the ids of pieces into parts of so many latents; a piece's frames are named with its first part."""
     for frames, ids in pieces:
-        _, runs = torch.unique_consecutive(ids[0, :, 0, 0] < 0, return_counts=True)
-        for run in ids.split(runs.tolist(), 1):
-            for part in run.split(latents or ids.shape[1], 1):
-                yield frames, part
-                frames = 0
-
-
-def is_held(ids: Int[Tensor, "1 t h2 w2"]) -> bool:
-    """Whether ids are those of a latent frame that repeats the last frame."""
-    return bool(ids[0, 0, 0, 0] < 0)
+        for part in ids.split(latents or ids.shape[1], 1):
+            yield frames, part
+            frames = 0
 
 
 def _in_tiles(tokenizer: Tokenizer, height: int, width: int) -> bool:
