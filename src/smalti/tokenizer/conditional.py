@@ -258,7 +258,7 @@ class ConditionalDecoder(nn.Module):
         first = self.first(codes[:1])
         if not len(pasts):
             return first
-        later = to_frames(self.groups(codes[1:], pasts, held), self.group)
+        later = _to_frames(self.groups(codes[1:], pasts, held), self.group)
         return torch.cat([first, later.to(first.dtype)])
 
     def after(
@@ -270,7 +270,7 @@ class ConditionalDecoder(nn.Module):
         """Decode one token frame to the frames after `past`, or at the start of a video to its first frame."""
         if past is None:
             return self.first(codes)
-        return to_frames(self.groups(codes, past, held), self.group)
+        return _to_frames(self.groups(codes, past, held), self.group)
 
     def first(self, codes: Float[Tensor, "1 b d h w"]) -> Float[Tensor, "1 b 3 h2 w2"]:
         """Decode the first token frame of a video."""
@@ -381,6 +381,6 @@ def to_groups(frames: Float[Tensor, "t b 3 h w"], group: int) -> Float[Tensor, "
     return frames.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
-def to_frames(groups: Float[Tensor, "n b c h w"], group: int) -> Float[Tensor, "t b 3 h w"]:
+def _to_frames(groups: Float[Tensor, "n b c h w"], group: int) -> Float[Tensor, "t b 3 h w"]:
     """Return the frames of groups, the inverse of `to_groups`."""
     return groups.unflatten(2, (group, 3)).transpose(1, 2).flatten(0, 1)

@@ -29,7 +29,7 @@ from smalti.tokenizer.vidtok import VidTokConfig
 from smalti.tokenizer.vqgan import VQGANConfig
 from smalti.tokenizer_info import WHOLE_GROUPS, SourceIds, TokenizerInfo, TokenizerSource
 from smalti.version import __version__
-from smalti.video import check_video, crop, crop_to, ids_grid, legal_size, pad_to, size_of, whole_numbers
+from smalti.video import check_video, crop, crop_to, describe, ids_grid, legal_size, pad_to, size_of, whole_numbers
 
 AnyTokenizerConfig = Annotated[
     TokenizerConfig | ConditionalConfig | VQGANConfig | OpenMagvit2Config | VidTokConfig | CosmosConfig,
