@@ -12,8 +12,8 @@ A GPU does a step of networks this small sooner than Python starts its kernels, 
 them over. So the media lie on it, in the sizes that crops are taken from, and a whole step (crops, losses and gradients
 of `smalti train`, Muon, EMA) is one CUDA graph; with a discriminator, and on a CPU, it runs as it is. The learning rate
 and the size of crops follow the share of the seconds that is spent. `decoder` leaves the encoder, and so all ids, as
-they are. `OUT` is the tokenizer in half precision with its training.yaml; OUT-figures.json beside it has the speed and
-the curves. Clips are read with OpenCV.
+they are; `--held` lets steps hold tokens (`HeldTokens`). `OUT` is the tokenizer in half precision with its
+training.yaml; OUT-figures.json beside it has the speed and the curves. Clips are read with OpenCV.
 """
 
 import argparse
