@@ -120,7 +120,7 @@ def undo_the_end(out: Path) -> None:
     [
         ("tiny", ["eval_every=2", "sample_every=2"]),
         ("tiny-video", ["optimizer.muon={}", "checkpoint_activations=true", "precision=bfloat16"]),
-        ("tiny-video-conditional", ["frozen=[encoder.image]", "data.share=0.5"]),
+        ("tiny-video-conditional", ["frozen=[encoder.image]", "data.share=0.5", "held_tokens={share: 0.5}"]),
         ("tiny", [GAN, "checkpoint_activations=true"]),
         ("tiny", [ALTERNATE]),
         ("tiny", [TABLE, "weights={l2: 1.0, codebook: 1.0, commitment: 0.25}"]),
