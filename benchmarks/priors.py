@@ -13,6 +13,7 @@ of clips.
 """
 
 import argparse
+import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,13 +27,19 @@ from smalti.codec.learn_prior import learn_prior
 from smalti.codec.prior import Prior, shipped_prior
 from smalti.data import open_video
 from smalti.families import load
+from smalti.nn.causal import time_first
 from smalti.tokenizer import Tokenizer
-from smalti.tokenizer.frames import frames_to_ids
+from smalti.tokenizer.closed_loop import closed_loop
+from smalti.tokenizer.conditional import ConditionalDecoder, ConditionalEncoder
+from smalti.tokenizer.frames import HELD_ID, frames_to_ids
+from smalti.video import to_video
 
 SCALES = (0.25, 0.37, 0.5, 0.75, 1.0)
 PARTS, TURNS = 3, 4
 """Parts of a clip, of which an image tokenizer sees two; turns in which every fourth clip is taken."""
 LENGTHS = (17, 33, 65)
+HELD_SHARE, HELD = 0.5, (1.0, 120.0)
+"""Share of the parts in which conditional tokens are held, and the least and the largest threshold of that."""
 FRAMES_ALONE = 9
 """Frames of a part that an image tokenizer sees."""
 ALONE = "explore_monuments/045"
@@ -43,6 +50,20 @@ def ids_of(tokenizer: Tokenizer, images: Sequence[Image.Image]) -> np.ndarray:
     """The ids `t h w` of frames."""
     frames = [torch.from_numpy(np.array(image)) for image in images]
     return torch.cat(list(frames_to_ids(tokenizer, frames)), 1)[0].numpy()
+
+
+@torch.inference_mode()
+def held_ids_of(tokenizer: Tokenizer, images: Sequence[Image.Image], threshold: float) -> np.ndarray:
+    """The ids `t h w` of frames, conditional tokens held where they better the squared error by less."""
+    video = tokenizer.pad(to_video(torch.from_numpy(np.stack(images))))
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    assert isinstance(encoder, ConditionalEncoder)
+    assert isinstance(decoder, ConditionalDecoder)
+    frames, below = time_first(video, tokenizer.dtype), torch.tensor([threshold])
+    loop = closed_loop(encoder, decoder, tokenizer.quantizer, frames, hold_below=below)
+    assert loop.held is not None
+    held = torch.cat([torch.zeros_like(loop.held[:1]), loop.held])[:, 0].numpy()
+    return np.where(held, HELD_ID, loop.ids[0].numpy())
 
 
 def shrunk(image: Image.Image, scale: float, turned: bool) -> Image.Image:
@@ -82,7 +103,9 @@ def to_learn(tokenizer: Tokenizer, data: Path, photographs: Path | None) -> Iter
                 length = min(len(frames), rng.choice(LENGTHS))
                 start, scale, turned = rng.randint(0, len(frames) - length), rng.uniform(0.35, 0.8), rng.random() < 0.5
                 part = [shrunk(frame, scale, turned) for frame in frames[start : start + length]]
-                if not is_image or number < 2:
+                if isinstance(tokenizer.decoder, ConditionalDecoder) and rng.random() < HELD_SHARE:
+                    yield held_ids_of(tokenizer, part, math.exp(rng.uniform(*map(math.log, HELD))))
+                elif not is_image or number < 2:
                     yield ids_of(tokenizer, part[: FRAMES_ALONE if is_image else None])
 
 

@@ -215,8 +215,8 @@ def check_video(video: Tensor, device: torch.device | None = None, name: str = "
 
 
 def ids_grid(ids: Tensor, shape: Sequence[int] | None, device: torch.device) -> Tensor:
-    """Return ids as `b t h w` or `b h w`. Raises BadTensor for others, those in a row
-    without their grid among them, and for ids on another device than the tokenizer's."""
+    """Return ids as `b t h w` or `b h w`. Raises BadTensor for others, those in a row without their
+    grid among them, and for ids on another device than the tokenizer's."""
     if not isinstance(ids, Tensor):
         hint = "; of numpy: torch.from_numpy(ids)" if type(ids).__module__ == "numpy" else ""
         raise BadTensor(f"ids must be an integer tensor b t h w, or b h w for images (found {describe(ids)}){hint}")

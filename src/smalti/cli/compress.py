@@ -96,7 +96,7 @@ def _line(file: "Compressed") -> str:
     length = "" if file.fps is None else f", {file.frames:,} frames at {file.fps:.4g}/s"
     size = f"{file.bytes:,} bytes, ideal {file.ideal_bytes:,.0f}, uniform {file.uniform_bytes:,.0f}"
     cost = f"{file.bits_per_pixel:.4f} bits per pixel, 1/{file.ratio:.3g} of the source"
-    held = f", {file.held:,} token frames held" if file.held else ""
+    held = f", {file.held:,} held" if file.held else ""
     shape = f"{file.width}x{file.height}{length}, {file.tokens:,} tokens{held}"
     quality = "" if file.psnr is None else f", {file.psnr:.2f} dB at --lambda {file.price:.4g}"
     return f"{message_line(file.path)}: {shape}, {size}, {cost}{quality}, {file.seconds:.1f} s"

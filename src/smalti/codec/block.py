@@ -22,13 +22,13 @@ def block_to_bytes(
     ids: Integers, levels: Sequence[int], model: Model, prior: Prior | None, *, holds: bool
 ) -> tuple[bytes, float, int]:
     """Return the data of a block, its bits as an ideal coder would have them, and how many tokens are held; none is in
-    a file whose head does not say `holds`."""
+    a file whose head does not say `holds`. Token frames that are held whole are nothing to the others."""
     if not holds:
         coded = encode_ids(ids, levels, model, prior)
         return coded.data, coded.bits, 0
     held = ids == HELD_ID
-    flags = encode_ids(held.astype(np.int64), _FLAG, "adaptive")
-    coded = encode_ids(ids, levels, model, prior, held)
+    flags, some = encode_ids(held.astype(np.int64), _FLAG, "adaptive"), ~held.all((1, 2))
+    coded = encode_ids(ids[some], levels, model, prior, held[some])
     return _LENGTH.pack(len(flags.data)) + flags.data + coded.data, flags.bits + coded.bits, int(held.sum())
 
 
@@ -45,5 +45,7 @@ def bytes_to_block(
     held = decode_ids(data[_LENGTH.size : end], shape, _FLAG).astype(bool)
     if starts and held[0].any():
         raise ValueError("it holds tokens of a first frame")
-    ids = decode_ids(data[end:], shape, head.levels, prior, held)
-    return torch.from_numpy(np.where(held, HELD_ID, ids))
+    ids, some = np.full(shape, HELD_ID, np.int64), ~held.all((1, 2))
+    read = decode_ids(data[end:], (int(some.sum()), *shape[1:]), head.levels, prior, held[some])
+    ids[~held] = read[~held[some]]
+    return torch.from_numpy(ids)

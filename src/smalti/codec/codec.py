@@ -57,7 +57,7 @@ class Compressed(NamedTuple):
     fps: float | None
     """None for an image."""
     tokens: int
-    """Those of token frames that are held are counted, too."""
+    """Those that are held are counted, too."""
     bytes: int
     """Size of the whole file."""
     ideal_bytes: float
@@ -76,7 +76,7 @@ class Compressed(NamedTuple):
     price: float | None = None
     """Price of a bit in a search: the squared error in 8-bit values that it is worth."""
     held: int = 0
-    """Token frames that a search left out, for the frame before them is near enough."""
+    """Tokens that a search left out, for their pixels in the frame before are near enough."""
 
 
 class Goal(NamedTuple):

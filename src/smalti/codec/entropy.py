@@ -256,10 +256,8 @@ def _walk_adaptive(planes: Integers, sizes: Sequence[int], coder: _Encoder | _De
 def _write_prior(planes: Integers, new: Flags, prior: Prior, encoder: _Encoder) -> None:
     """Write what `_read_prior` reads; the network takes many fronts at once, as all tokens are known."""
     shape, flat = _shape(planes), planes.reshape(len(planes), -1)
-    canvas, unheld, frame = Canvas(shape, prior.sizes), new.reshape(-1), math.prod(shape[1:])
+    canvas, unheld = Canvas(shape, prior.sizes), new.reshape(-1)
     canvas.write(np.flatnonzero(unheld), flat[:, unheld])
-    for start in range(frame, unheld.size, frame):
-        canvas.carry(start + np.flatnonzero(~unheld[start : start + frame]), frame)
     order = [front for front in (front[unheld[front]] for front in fronts(shape)) if front.size]
     if not order:
         return
@@ -278,19 +276,18 @@ def _write_prior(planes: Integers, new: Flags, prior: Prior, encoder: _Encoder) 
 
 
 def _read_prior(planes: Integers, new: Flags, prior: Prior, decoder: _Decoder) -> None:
-    """Read front by front through space and time at once; in a front digit by digit, each given those before. A held
-    token stands in for its neighbours as the token before it in time."""
+    """Read front by front through space and time at once; in a front digit by digit, each given those before. Of a held
+    token nothing is known."""
     shape, flat = _shape(planes), planes.reshape(len(planes), -1)
-    canvas, unheld, frame = Canvas(shape, prior.sizes), new.reshape(-1), math.prod(shape[1:])
+    canvas, unheld = Canvas(shape, prior.sizes), new.reshape(-1)
     for front in fronts(shape):
-        at, held = front[unheld[front]], front[~unheld[front]]
-        if at.size:
-            state = prior.heads(canvas.context(at))
-            for number, plane in enumerate(flat):
-                plane[at] = decoder.code(plane[at], prior.weights(state, number))
-                state = prior.learn(state, number, plane[at])
-            canvas.write(at, flat[:, at])
-        canvas.carry(held[held >= frame], frame)
+        if not (at := front[unheld[front]]).size:
+            continue
+        state = prior.heads(canvas.context(at))
+        for number, plane in enumerate(flat):
+            plane[at] = decoder.code(plane[at], prior.weights(state, number))
+            state = prior.learn(state, number, plane[at])
+        canvas.write(at, flat[:, at])
 
 
 def _shape(planes: Integers) -> tuple[int, int, int]:

@@ -5,9 +5,9 @@
     foot   "F" | blocks u32 | (frames u32, length u32, digest 8) for each block | blocks u32 | digest 8
 
 In format 1 the text of the head is JSON. Format 2, of files that name a prior, has it in bytes (`pack_head`), and an
-image ends after its block, without a foot: its overhead is a third. Format 3 is format 2 for a video with held token
-frames: before its coded ids a block has a bit for each token frame, the lowest of a byte first, and the ids are those
-of the others.
+image ends after its block, without a foot: its overhead is a third. Format 3 is format 2 for a video with held tokens:
+a block is length u32 | flags | coded ids, the flags those of all its tokens, coded as ids of two values, and the ids
+those of the tokens that are not held.
 
 Numbers are little-endian. A digest is BLAKE2b of 8 bytes over the digest before it and all bytes since. So a block is
 known to be the one that was written here, in this order; whoever reads the foot alone knows every block by its digest.
@@ -78,7 +78,7 @@ class Head(Config):
     prior: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """Digest of the prior that ids may be coded with; null for none, and then not written."""
     holds: bool = False
-    """Whether token frames may be held, in place of coded; the format says so."""
+    """Whether tokens may be held, in place of coded; the format says so."""
     smalti: str = Field(default=__version__, max_length=99)
     """The version that wrote the file."""
 

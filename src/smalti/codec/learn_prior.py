@@ -15,6 +15,7 @@ from smalti.codec.entropy import alphabets, split
 from smalti.codec.prior import NEIGHBOURS, ONE, Canvas, Prior, quantized
 from smalti.errors import InputError
 from smalti.text import Progress
+from smalti.tokenizer.frames import HELD_ID
 from smalti.tokenizer_info import TokenizerInfo
 
 WIDTH, HEAD = 160, 64
@@ -46,8 +47,8 @@ def learn_prior(
 ) -> Learned:
     """Train a prior on blocks of ids `t h w` of one tokenizer: Adam, `steps` times 2,048 tokens.
 
-    A step takes tokens of any block, each as often. Raises InputError where there are none, ValueError for an id out
-    of range.
+    A step takes tokens of any block, each as often. Where ids are `HELD_ID` nothing is known, and nothing learnt.
+    Raises InputError where there are none, ValueError for an id out of range.
     """
     tokens, sizes = _Tokens(blocks, info.levels), alphabets(info.levels)
     rng = torch.Generator().manual_seed(seed)
@@ -74,16 +75,17 @@ class _Tokens:
     def __init__(self, blocks: Iterable[Integers], levels: Sequence[int]) -> None:
         cells, at, offsets, owners, symbols, end = [], [], [], [], [], 0
         for number, ids in enumerate(blocks):
-            planes = split(ids, levels).reshape(-1, ids.size)
+            coded = np.flatnonzero(ids != HELD_ID)
+            planes = split(np.where(ids == HELD_ID, 0, ids), levels).reshape(-1, ids.size)[:, coded]
             canvas = Canvas(ids.shape, alphabets(levels))
-            canvas.write(np.arange(ids.size), planes)
+            canvas.write(coded, planes)
             cells.append(canvas.cells)
-            at.append(canvas.at + end)
+            at.append(canvas.at[coded] + end)
             offsets.append(canvas.offsets)
-            owners.append(np.full(ids.size, number, np.int32))
+            owners.append(np.full(coded.size, number, np.int32))
             symbols.append(planes.T.astype(np.int16))
             end += len(canvas.cells)
-        if not end:
+        if not sum(map(len, at)):
             raise InputError("there are no ids to train a prior on")
         self._cells, self._at, self._offsets = np.concatenate(cells), np.concatenate(at), np.stack(offsets)
         self._owners, self._symbols = np.concatenate(owners), np.concatenate(symbols)

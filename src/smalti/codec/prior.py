@@ -163,10 +163,6 @@ class Canvas:
         cells = [inputs[values] for inputs, values in zip(self._inputs, symbols, strict=True)]
         self.cells[self.at[at]] = np.stack([*cells, np.full(at.size, ONE)], -1)
 
-    def carry(self, at: Integers, frame: int) -> None:
-        """Make what is known of the tokens at `at` that of the tokens `frame` positions before, one frame ago."""
-        self.cells[self.at[at]] = self.cells[self.at[at - frame]]
-
 
 @lru_cache(maxsize=8)  # of the sizes of neighbouring blocks: 8 bytes a token each
 def fronts(shape: tuple[int, int, int]) -> tuple[Integers, ...]:

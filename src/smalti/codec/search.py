@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -159,11 +159,10 @@ class Search:
                 target, *later = (to_video(group).to(tokenizer.device) for group in near)
                 whole = tokenizer.strides[0] if decoding.started else 1
                 ids = tokenizer.encode(pad_to(target, (whole, *target.shape[3:])), encoding).clone()
-                ids, held = self._choose(ids, before, decoding, target, later)
-                if not held.all():
-                    ids, _ = self._searched(target, ids, before, decoding, held=held)
-                before = [*before, ids][-_PAST:]
-                ids = ids.masked_fill(held, HELD_ID)
+                ids = self._choose(ids, before, decoding, target, later)
+                if (ids != HELD_ID).any():
+                    ids, _ = self._searched(target, ids, before, decoding)
+                    before = [*before, ids][-_PAST:]
                 quality = self._quality(decode_next(tokenizer, ids, decoding), target)
                 follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
             yield SearchResult(ids, quality)
@@ -175,42 +174,37 @@ class Search:
 
     def _choose(
         self, ids: Tensor, before: list[Tensor], decoding: Stream, target: Tensor, later: list[Tensor]
-    ) -> tuple[Int[Tensor, "1 1 h2 w2"], Bool[Tensor, "1 1 h2 w2"]]:
-        """Return the ids of the next token frame, those of the token frame before where they are held, and which are.
+    ) -> Int[Tensor, "1 1 h2 w2"]:
+        """Return the ids of the next token frame, `HELD_ID` where they are held.
 
         `ids` are the encoder's. In another mode than the first, they compete with those of the first.
         """
-        encoder, nothing = self.tokenizer.encoder, torch.zeros_like(ids, dtype=torch.bool)
-        past = decoding.get(self.tokenizer.decoder) if self.may_hold else None
+        encoder, past = self.tokenizer.encoder, decoding.get(self.tokenizer.decoder) if self.may_hold else None
         if past is None or not isinstance(encoder, ConditionalEncoder):
-            return ids, nothing
-        best, chosen, held = 0.0, before[-1], ~nothing
-        candidates = [ids]
+            return ids
+        candidates, options = [ids], [(0.0, torch.full_like(ids, HELD_ID))]
         if int(self._split(ids)[-1, 0]) and self._free < len(self._levels):
-            frames = time_first(pad_to(target, (self.tokenizer.strides[0], *target.shape[3:])), self.tokenizer.dtype)
+            frames = time_first(pad_to(target, (self.tokenizer.strides[0], *past.shape[3:])), self.tokenizer.dtype)
             candidates.append(first_mode(encoder, self.tokenizer.quantizer, frames, past))
         for one in candidates:
-            worth = self._worth(one, nothing, before, decoding, target, later)
-            if (total := float(worth.sum())) > best:
-                best, chosen, held = total, one, nothing
-            if one is candidates[-1] and (little := worth < 0).any() and not little.all():
-                filled = torch.where(little, before[-1], one)
-                worth = self._worth(filled, little, before, decoding, target, later)
-                if (total := float(worth[~little].sum())) > best:
-                    best, chosen, held = total, filled, little
-        return chosen, held
+            worth = self._worth(one, before, decoding, target, later)
+            options.append((float(worth.sum()), one))
+        if (little := worth < 0).any() and not little.all():
+            some = candidates[-1].masked_fill(little, HELD_ID)
+            worth = self._worth(some, before, decoding, target, later)
+            options.append((float(worth[~little].sum()), some))
+        return max(options, key=lambda option: option[0])[1]
 
     def _worth(
         self,
         ids: Int[Tensor, "1 1 h2 w2"],
-        held: Bool[Tensor, "1 1 h2 w2"],
         before: list[Tensor],
         decoding: Stream,
         target: Tensor,
         later: list[Tensor],
     ) -> Float[Tensor, "1 1 h2 w2"]:
         """Return by how much J falls with each token, in the best of the spans of frames ahead."""
-        frame = _Frame(self, target, ids, before, decoding, held)
+        frame = _Frame(self, target, ids, before, decoding)
         made, past = frame.decoded(), decoding.get(self.tokenizer.decoder)
         assert past is not None
         past = crop_to(past.permute(1, 2, 0, 3, 4), (1, *size_of(target)[1:])).clamp(-1, 1)
@@ -227,14 +221,13 @@ class Search:
         stream: Stream | None,
         inside: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
-        held: Bool[Tensor, "1 1 h2 w2"] | None = None,
     ) -> tuple[Int[Tensor, "1 1 h2 w2"], float]:
         """Return ids of one latent frame with a J that is not above that of `ids`, and their bits.
 
         `before` are the ids of the last latent frames, `stream` has decoded them; of `inside` alone, a flag for each
-        token, ids may change, and of `held` tokens none does.
+        token, ids may change; a held token stays so.
         """
-        frame = _Frame(self, target, ids, before, stream, held)
+        frame = _Frame(self, target, ids, before, stream)
         height, width = ids.shape[-2:]
         group = (np.arange(height)[:, None] % APART * APART + np.arange(width) % APART).reshape(-1)
         free = frame.is_coded if inside is None else inside & frame.is_coded
@@ -250,10 +243,12 @@ class Search:
             (best, bits), kept = cost, frame.symbols.copy()
             if progress is not None:
                 progress(sweep + 1, SWEEPS)
-        return torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device), bits
+        found = torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device)
+        return found.masked_fill(ids == HELD_ID, HELD_ID), bits
 
     def _split(self, ids: Int[Tensor, "1 1 h2 w2"]) -> Integers:
-        return split(ids[0].cpu().numpy(), self._levels).reshape(len(self._levels), -1)
+        """Return the symbols of ids `k n`, zeros for those that are held."""
+        return split(ids[0].clamp(min=0).cpu().numpy(), self._levels).reshape(len(self._levels), -1)
 
     def _quality(self, pixels: Tensor, target: Tensor) -> tuple[float, ...]:
         pixels = crop_to(pixels, (target.shape[2], *target.shape[3:]))
@@ -265,28 +260,22 @@ class _Frame:
     """One latent frame under search: its symbols, what they cost and what the decoder makes of them."""
 
     def __init__(
-        self,
-        search: Search,
-        target: Tensor,
-        ids: Tensor,
-        before: list[Tensor],
-        stream: Stream | None,
-        held: Bool[Tensor, "1 1 h2 w2"] | None = None,
+        self, search: Search, target: Tensor, ids: Tensor, before: list[Tensor], stream: Stream | None
     ) -> None:
         self._search, self._target, self._stream = search, target, stream
-        self._held = held if held is not None and held.any() else None
+        self._held = held if (held := ids == HELD_ID).any() else None
         self._grid = (int(ids.shape[-2]), int(ids.shape[-1]))
         self.symbols = search._split(ids)
-        """`k n`; of a held token those of the token before it."""
-        self.is_coded = np.ones(self.symbols.shape[1], bool) if held is None else ~held.flatten().cpu().numpy()
+        """`k n`."""
+        self.is_coded = ~held.flatten().cpu().numpy()
         has_modes = search._free < len(search._levels)
-        is_whole = has_modes and self._held is None and stream is not None and stream.started
-        self._mode = int(self.symbols[-1, 0]) if is_whole else 0
+        self._mode = int(self.symbols[-1, 0]) if has_modes and stream is not None and stream.started else 0
         self._canvas = Canvas((len(before) + 1, *self._grid), search._levels)
         for number, old in enumerate(before):
-            self._canvas.write(self._places(number), search._split(old))
+            known = (old != HELD_ID).flatten().cpu().numpy()
+            self._canvas.write(self._places(number)[known], search._split(old)[:, known])
         self._places_here = self._places(len(before))
-        self._canvas.write(self._places_here, self.symbols)
+        self._canvas.write(self._places_here[self.is_coded], self.symbols[:, self.is_coded])
 
     def bits(self) -> Float64:
         """Return the bits of each token, none of a held one."""
@@ -383,7 +372,6 @@ class _Frame:
         return crop_to(pixels, size_of(self._target)).float()
 
     def _codes(self, symbols: Integers) -> Float[Tensor, "1 k 1 h2 w2"]:
-        symbols = np.where(self.is_coded, symbols, 0)  # a held token has no mode
         rows = np.stack([self._search._table[digit, values] for digit, values in enumerate(symbols)])
         device = self._target.device
         return torch.from_numpy(rows).float().view(1, -1, 1, *self._grid).to(device)

@@ -288,9 +288,8 @@ class ConditionalDecoder(nn.Module):
             # The mode is that of the tokens that are not held; a held one has the first digit of all.
             new, mode = codes[:, :, : self.dim].masked_fill(held[:, :, None], 0), codes[:, :, self.dim :]
             made = self._coded(torch.cat([new, mode], 2), pasts)
-            return torch.where(
-                _to_pixels(held, self.patch)[:, :, None], held_for(pasts, self.group).to(made.dtype), made
-            )
+            past = held_for(pasts, self.group).to(made.dtype)
+            return torch.where(_to_pixels(held, self.patch)[:, :, None], past, made)
         return self._coded(codes, pasts)
 
     def _coded(self, codes: Float[Tensor, "n b d h w"], pasts: Float[Tensor, "n b 3 h2 w2"]) -> Tensor:
