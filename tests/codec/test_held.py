@@ -265,11 +265,14 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
             for place, candidate in enumerate(candidates):
                 worth = worths(tokenizer, prior, price, candidate, before, decoding, ahead)
                 options[f"all {place}"] = (float(worth.sum()), candidate)
-            little = worth < 0
-            if little.any() and not little.all():
-                some = candidates[-1].masked_fill(little, HELD_ID)
+            some = candidates[-1].clone()
+            for turn in range(4):
+                some[(worth < 0)[None, None]] = HELD_ID
+                if (some == HELD_ID).all():
+                    break
                 worth = worths(tokenizer, prior, price, some, before, decoding, ahead)
-                options["some"] = (float(worth[~little].sum()), some)
+                assert not worth[some[0, 0] == HELD_ID].any()
+                options[f"some {turn}"] = (float(worth.sum()), some.clone())
             name = max(options, key=lambda option: options[option][0])
             kinds.add(name)
             start = options[name][1]
@@ -287,7 +290,7 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
     if price == 1e5:
         assert kinds == {"hold"}
     if (price, film, kind) == (100.0, half_still, "conditional"):
-        assert "some" in kinds
+        assert {"some 0", "some 2"} & kinds
 
 
 def test_a_tokenizer_with_another_past_than_a_frame_holds_nothing():

@@ -21,9 +21,9 @@ the frame at double size, a token is responsible for a quarter of its pixels the
 With conditional tokens a token may also be held: its pixels stay those of the frame decoded last, which costs next to
 nothing. What a token is worth is the most by which the squared error of its pixels falls, over its group and the next h
 groups as if those were held after it, h from 0 to `AHEAD`: what a scene that stands still gains lasts, and what moves
-is worth coding though it will have gone. Held are the tokens that are worth less than their bits, all of a frame or
-some, where the decoder, which sees no codes for those, reconstructs the others well enough; a token frame in a mode of
-a quarter is coded whole or held whole.
+is worth coding though it will have gone. Held are the tokens that are worth less than their bits, then those that are
+where the first are held, and so on: the decoder sees no codes for them. Of all that was tried that is taken which is
+worth most; a token frame in a mode of a quarter is coded whole or held whole.
 """
 
 import math
@@ -65,6 +65,9 @@ APART = 3
 """Rows and columns from a token of a group to the next: beyond the prior's reach of two."""
 AHEAD = 8
 """Groups of frames that a search of a video looks ahead, to tell what a token frame is worth."""
+PASSES = 4
+"""Times that tokens are looked for that are worth less than their bits, where those found before are held: once, 300
+frames before a still camera had 24.85 dB at 0.0264 bits per pixel, twice 24.98 at 0.0192, thrice 24.95 at 0.0175."""
 LEAST_ERROR = 1e-5
 """Mean squared error below which a frame counts as equal: 98 dB, so that a mean over frames stays finite."""
 LARGEST_WHOLE = 1 << 19
@@ -189,10 +192,12 @@ class Search:
         for one in candidates:
             worth = self._worth(one, before, decoding, target, later)
             options.append((float(worth.sum()), one))
-        if (little := worth < 0).any() and not little.all():
-            some = candidates[-1].masked_fill(little, HELD_ID)
+        some = candidates[-1]
+        for _ in range(PASSES):
+            if not (worth < 0).any() or (some := some.masked_fill(worth < 0, HELD_ID)).eq(HELD_ID).all():
+                break
             worth = self._worth(some, before, decoding, target, later)
-            options.append((float(worth[~little].sum()), some))
+            options.append((float(worth.sum()), some))
         return max(options, key=lambda option: option[0])[1]
 
     def _worth(
