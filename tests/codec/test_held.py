@@ -223,8 +223,8 @@ def worths(tokenizer, prior, price, ids, before, decoding, groups):
         without = (past - group).square() - (shown - group).square()
         falls.append(squares(without.sum((0, 1)) * 127.5**2 / 3, ids.shape[2:]) + (falls[-1] if falls else 0))
     history = torch.cat([*before, ids], 1)[0].numpy()
-    bits = token_bits(prior, history, tokenizer.levels)[-1] * (history[-1] != HELD_ID)
-    return torch.stack(falls).amax(0) - price * torch.from_numpy(bits)
+    bits = torch.from_numpy(token_bits(prior, history, tokenizer.levels)[-1] * (history[-1] != HELD_ID))
+    return torch.stack(falls).amax(0) - price * bits, float((falls[0] - price * bits).sum())
 
 
 @pytest.mark.parametrize("film", [still_then_moving, half_still])
@@ -263,16 +263,16 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
                     candidates.append(first_mode(tokenizer.encoder, tokenizer.quantizer, video, past))
             ahead = groups[number : number + 4]
             for place, candidate in enumerate(candidates):
-                worth = worths(tokenizer, prior, price, candidate, before, decoding, ahead)
+                worth, whole = worths(tokenizer, prior, price, candidate, before, decoding, ahead)
                 options[f"all {place}"] = (float(worth.sum()), candidate)
-            some = candidates[-1].clone()
-            for turn in range(4):
+            some, now = candidates[-1].clone(), whole
+            for _ in range(4):
                 some[(worth < 0)[None, None]] = HELD_ID
-                if (some == HELD_ID).all():
-                    break
-                worth = worths(tokenizer, prior, price, some, before, decoding, ahead)
+                worth, now = worths(tokenizer, prior, price, some, before, decoding, ahead)
                 assert not worth[some[0, 0] == HELD_ID].any()
-                options[f"some {turn}"] = (float(worth.sum()), some.clone())
+            if now > whole:
+                del options[f"all {place}"]
+                options["some"] = (float(worth.sum()), some)
             name = max(options, key=lambda option: options[option][0])
             kinds.add(name)
             start = options[name][1]
@@ -290,7 +290,7 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
     if price == 1e5:
         assert kinds == {"hold"}
     if (price, film, kind) == (100.0, half_still, "conditional"):
-        assert {"some 0", "some 2"} & kinds
+        assert "some" in kinds
 
 
 def test_a_tokenizer_with_another_past_than_a_frame_holds_nothing():

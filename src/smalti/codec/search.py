@@ -22,8 +22,9 @@ With conditional tokens a token may also be held: its pixels stay those of the f
 nothing. What a token is worth is the most by which the squared error of its pixels falls, over its group and the next h
 groups as if those were held after it, h from 0 to `AHEAD`: what a scene that stands still gains lasts, and what moves
 is worth coding though it will have gone. Held are the tokens that are worth less than their bits, then those that are
-where the first are held, and so on: the decoder sees no codes for them. Of all that was tried that is taken which is
-worth most; a token frame in a mode of a quarter is coded whole or held whole.
+where the first are held, and so on, but none if J of the group is lower with all: the decoder sees no codes for held
+tokens, and may not have learned that. A token frame in a mode of a quarter is coded whole or held whole, whichever of
+the two, or of the first mode, is worth more.
 """
 
 import math
@@ -102,6 +103,16 @@ def check_searchable(tokenizer: Tokenizer, *, is_video: bool = False) -> None:
         )
     if any(weights.is_inference() for weights in tokenizer.parameters()):
         raise ConfigError("a search of ids needs gradients: load the tokenizer outside of torch.inference_mode()")
+
+
+class _Option(NamedTuple):
+    """A way to code a token frame after the first."""
+
+    ids: Int[Tensor, "1 1 h2 w2"]
+    worth: Float[Tensor, "1 1 h2 w2"] = torch.zeros(1, 1, 1, 1)
+    """By how much J falls with each token, in the best of the spans of groups ahead; a held one is worth nothing."""
+    now: float = 0.0
+    """By how much J of its own group falls with all of them."""
 
 
 class Search:
@@ -185,38 +196,38 @@ class Search:
         encoder, past = self.tokenizer.encoder, decoding.get(self.tokenizer.decoder) if self.may_hold else None
         if past is None or not isinstance(encoder, ConditionalEncoder):
             return ids
-        candidates, options = [ids], [(0.0, torch.full_like(ids, HELD_ID))]
+        candidates = [ids]
         if int(self._split(ids)[-1, 0]) and self._free < len(self._levels):
             frames = time_first(pad_to(target, (self.tokenizer.strides[0], *past.shape[3:])), self.tokenizer.dtype)
             candidates.append(first_mode(encoder, self.tokenizer.quantizer, frames, past))
-        for one in candidates:
-            worth = self._worth(one, before, decoding, target, later)
-            options.append((float(worth.sum()), one))
-        some = candidates[-1]
+        options = [_Option(torch.full_like(ids, HELD_ID))]
+        options += [self._option(one, before, decoding, target, later) for one in candidates]
+        some = options[-1]
         for _ in range(PASSES):
-            if not (worth < 0).any() or (some := some.masked_fill(worth < 0, HELD_ID)).eq(HELD_ID).all():
+            if not (some.worth < 0).any():
                 break
-            worth = self._worth(some, before, decoding, target, later)
-            options.append((float(worth.sum()), some))
-        return max(options, key=lambda option: option[0])[1]
+            some = self._option(some.ids.masked_fill(some.worth < 0, HELD_ID), before, decoding, target, later)
+        if some.now > options[-1].now:
+            options[-1] = some
+        return max(options, key=lambda option: float(option.worth.sum())).ids
 
-    def _worth(
+    def _option(
         self,
         ids: Int[Tensor, "1 1 h2 w2"],
         before: list[Tensor],
         decoding: Stream,
         target: Tensor,
         later: list[Tensor],
-    ) -> Float[Tensor, "1 1 h2 w2"]:
-        """Return by how much J falls with each token, in the best of the spans of frames ahead."""
+    ) -> "_Option":
         frame = _Frame(self, target, ids, before, decoding)
         made, past = frame.decoded(), decoding.get(self.tokenizer.decoder)
         assert past is not None
         past = crop_to(past.permute(1, 2, 0, 3, 4), (1, *size_of(target)[1:])).clamp(-1, 1)
         falls = [frame.by_token(_wrong(past, target) - _wrong(made, target))]
         falls += [frame.by_token(_wrong(past, group) - _wrong(made[:, :, -1:], group)) for group in later]
-        most = torch.stack(falls).cumsum(0).amax(0)
-        return (most - self.price * torch.from_numpy(frame.bits()).to(most).view(most.shape))[None, None]
+        cost = self.price * torch.from_numpy(frame.bits()).to(falls[0]).view(falls[0].shape)
+        worth = torch.stack(falls).cumsum(0).amax(0) - cost
+        return _Option(ids, worth[None, None], float((falls[0] - cost).sum()))
 
     def _searched(
         self,
