@@ -17,7 +17,7 @@ from smalti.codec.format import Head, Reader
 from smalti.codec.prior import Canvas
 from smalti.codec.search import Search, _windows
 from smalti.data import write_video
-from smalti.errors import ConfigError, IntegrityError
+from smalti.errors import BadTensor, ConfigError, IntegrityError
 from smalti.nn.causal import Stream, time_first
 from smalti.tokenizer.closed_loop import closed_loop, first_mode, follow
 from smalti.tokenizer.conditional import past_of
@@ -340,3 +340,10 @@ def test_a_block_that_begins_a_video_with_a_held_frame_is_refused(tmp_path, monk
 def test_a_head_that_holds_is_of_a_video_with_a_prior(change):
     with pytest.raises(ConfigError, match="holds is for videos that are coded with a prior"):
         Head.parse(HOLDING.plain() | change)
+
+
+def test_ids_that_are_no_conditional_tokens_cannot_be_held():
+    tokenizer = random_tokenizer(KINDS["video"])
+    ids = torch.tensor([[[[1, 2]], [[HELD_ID, 3]]]])
+    with pytest.raises(BadTensor, match=r"ids: -1 is outside \[0, 60\)"):
+        list(ids_to_frames(tokenizer, [(3, ids)], (8, 16)))
