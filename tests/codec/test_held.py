@@ -238,7 +238,14 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
         found.append((ids.clone(), plain(self, target, ids, *args, **options)[0]))
         return found[-1][1], 0.0
 
+    visit = search._Frame.visit
+
+    def seen(self, at):
+        assert self.is_coded[at].all()  # what is not known of a held token stays unknown
+        visit(self, at)
+
     monkeypatch.setattr(Search, "_searched", noted)
+    monkeypatch.setattr(search._Frame, "visit", seen)
     monkeypatch.setattr(search, "AHEAD", 3)
     results = list(Search(tokenizer, prior, price).video(iter(images)))
     ids = torch.cat([one.ids for one in results], 1)
@@ -282,6 +289,12 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
             tried, searched = next(calls)
             assert torch.equal(tried, start)
             assert torch.equal(one.ids, searched)
+            assert torch.equal(searched == HELD_ID, held)
+            if number and "some" in name:
+                after, at_first = (
+                    -worths(tokenizer, prior, price, x, before, decoding, [group])[1] for x in (searched, start)
+                )
+                assert after <= at_first + 1e-6 * abs(at_first) + 1
             before = [*before, searched][-2:]
         with torch.inference_mode():
             decode_next(tokenizer, one.ids, decoding)

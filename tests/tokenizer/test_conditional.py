@@ -385,3 +385,11 @@ def test_a_saved_tokenizer_is_read_back(tmp_path):
     assert again.config == tokenizer.config
     with torch.no_grad():
         assert torch.equal(again.encode(video), tokenizer.encode(video))
+
+
+@pytest.mark.parametrize("quarters", [False, True])
+def test_a_config_with_its_own_quantizer_is_the_same_config(quarters):
+    """With quarters the quantizer has one digit more than that of the image tokenizer, which is taken off again."""
+    config = ConditionalConfig(quarters=quarters)
+    assert config.with_quantizer(config.quantizer) == config
+    assert config.with_quantizer(config.quantizer.replace({"losses": ()})).quantizer.losses == ()
