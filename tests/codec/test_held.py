@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from smalti.codec.block import block_to_bytes, bytes_to_block
 from smalti.codec.codec import Goal, compress_file, read_frames, stream_frames
 from smalti.codec.entropy import decode_ids, encode_ids, split
 from smalti.codec.format import Head, Reader
+from smalti.codec.learn_prior import learn_prior
 from smalti.codec.prior import Canvas
 from smalti.codec.search import Search, _windows
 from smalti.data import write_video
@@ -25,7 +27,7 @@ from smalti.tokenizer.frames import HELD_ID, decode_next, ids_to_frames
 from smalti.video import pad_to, to_uint8, to_video
 from tests.cli.conftest import FPS
 from tests.codec.test_format import HOLDING
-from tests.codec.test_prior import arbitrary
+from tests.codec.test_prior import info
 from tests.codec.test_search import KINDS, clip, prior_of
 from tests.randomise import random_tokenizer
 
@@ -62,6 +64,20 @@ def token_bits(prior, ids, levels):
 LEVELS = (5, 4, 3)
 
 
+def mostly(shape, seed):
+    """Ids `t h w` of which most are that of the row, one in five is any."""
+    rng = np.random.default_rng(seed)
+    rows = 7 * np.arange(shape[1])[None, :, None] % 60 + np.zeros(shape, np.int64)
+    return np.where(rng.random(shape) < 0.2, rng.integers(0, 60, shape), rows)
+
+
+@cache
+def learned():
+    """A prior that knows what most ids are, so that a block is coded under it."""
+    blocks = [mostly((4, 5, 5), seed) for seed in range(20)]
+    return learn_prior(blocks, info(LEVELS), steps=150).prior
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(1, 5)),
@@ -70,9 +86,9 @@ LEVELS = (5, 4, 3)
     seed=st.integers(0, 99),
 )
 def test_a_block_with_held_tokens_is_read_as_it_was_written_and_they_cost_flags_alone(shape, share, is_start, seed):
-    rng, prior = np.random.default_rng(seed), arbitrary(LEVELS, largest=300)
-    head = HOLDING.replace({"levels": LEVELS})
-    ids, held = rng.integers(0, 60, shape), rng.random(shape) < share
+    prior, head = learned(), HOLDING.replace({"levels": LEVELS})
+    ids, held = mostly(shape, seed), np.random.default_rng(seed).random(shape) < share
+    held[1::3] |= share > 0  # whole token frames
     held[0] &= not is_start
     ids[held] = HELD_ID
     data, bits, count = block_to_bytes(ids, LEVELS, "prior", prior, holds=True)
@@ -82,6 +98,7 @@ def test_a_block_with_held_tokens_is_read_as_it_was_written_and_they_cost_flags_
     coded = encode_ids(ids[some], LEVELS, "prior", prior, held[some])
     flags = encode_ids(held.astype(np.int64), (2,), "adaptive")
     assert (len(data), bits) == (4 + len(flags.data) + len(coded.data), flags.bits + coded.bits)
+    assert coded.model == "prior" or (~held).sum() < 9
     if coded.model == "prior" and some.any():
         assert coded.bits == pytest.approx(token_bits(prior, ids[some], LEVELS)[~held[some]].sum(), rel=1e-3, abs=1e-2)
     if coded.model == "uniform":
@@ -234,8 +251,8 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
     tokenizer, images, found = random_tokenizer(KINDS[kind]), film(), []
     prior, plain = prior_of(tokenizer), Search._searched
 
-    def noted(self, target, ids, *args, **options):
-        found.append((ids.clone(), plain(self, target, ids, *args, **options)[0]))
+    def noted(self, target, ids, before, *args):
+        found.append((ids.clone(), plain(self, target, ids, before, *args)[0], before))
         return found[-1][1], 0.0
 
     visit = search._Frame.visit
@@ -286,7 +303,9 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
         held = start == HELD_ID
         assert torch.equal(one.ids == HELD_ID, held)
         if not held.all():
-            tried, searched = next(calls)
+            tried, searched, known = next(calls)
+            assert len(known) == len(before)
+            assert all(map(torch.equal, known, before))
             assert torch.equal(tried, start)
             assert torch.equal(one.ids, searched)
             assert torch.equal(searched == HELD_ID, held)
