@@ -244,11 +244,23 @@ def worths(tokenizer, prior, price, ids, before, decoding, groups):
     return torch.stack(falls).amax(0) - price * bits, float((falls[0] - price * bits).sum())
 
 
+def fragile(kind):
+    """A tokenizer that makes much of the codes around a token, so that it cannot do without them."""
+    tokenizer = random_tokenizer(KINDS[kind])
+    with torch.no_grad():
+        weight = tokenizer.decoder.from_codes.now.weight
+        centre = weight[:, :, 1, 1].clone()
+        weight *= 30
+        weight[:, :, 1, 1] = centre
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [lambda kind: random_tokenizer(KINDS[kind]), fragile], ids=["any", "fragile"])
 @pytest.mark.parametrize("film", [still_then_moving, half_still])
 @pytest.mark.parametrize("kind", CONDITIONAL)
 @pytest.mark.parametrize("price", [0.0, 100.0, 3000.0, 1e5])
-def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, film, monkeypatch):
-    tokenizer, images, found = random_tokenizer(KINDS[kind]), film(), []
+def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, film, make, monkeypatch):
+    tokenizer, images, found = make(kind), film(), []
     prior, plain = prior_of(tokenizer), Search._searched
 
     def noted(self, target, ids, before, *args):
@@ -323,6 +335,7 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
         assert kinds == {"hold"}
     if (price, film, kind) == (100.0, half_still, "conditional"):
         assert "some" in kinds
+        assert ("all 0" in kinds) == (make is fragile)
 
 
 def test_a_tokenizer_with_another_past_than_a_frame_holds_nothing():
