@@ -258,7 +258,7 @@ def fragile(kind):
 @pytest.mark.parametrize("make", [lambda kind: random_tokenizer(KINDS[kind]), fragile], ids=["any", "fragile"])
 @pytest.mark.parametrize("film", [still_then_moving, half_still])
 @pytest.mark.parametrize("kind", CONDITIONAL)
-@pytest.mark.parametrize("price", [0.0, 100.0, 3000.0, 1e5])
+@pytest.mark.parametrize("price", [1e-3, 100.0, 3000.0, 1e5])
 def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, film, make, monkeypatch):
     tokenizer, images, found = make(kind), film(), []
     prior, plain = prior_of(tokenizer), Search._searched
@@ -344,6 +344,18 @@ def test_a_tokenizer_with_another_past_than_a_frame_holds_nothing():
     assert not any((one.ids == HELD_ID).any() for one in found)
 
 
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_where_bits_cost_nothing_no_token_is_held(kind, tmp_path):
+    tokenizer, source = random_tokenizer(KINDS[kind]), tmp_path / "film.mp4"
+    write_video(source, list(half_still()), FPS)
+    prior = prior_of(tokenizer)
+    done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=0.0))
+    with done.path.open("rb") as file:
+        assert (done.held, Reader(file, "a.smt").head.format) == (0, 2)
+    some = compress_file(tokenizer, source, tmp_path / "b.smt", prior=prior, goal=Goal(price=1e5))
+    assert some.held > 0
+
+
 @pytest.mark.parametrize(("kind", "group"), [("conditional", None), ("conditional", 7), ("quarters", None)])
 def test_a_file_with_held_tokens_is_read_whole_in_parts_and_from_a_pipe(kind, group, tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "BLOCK_TOKENS", 6 * 4)  # four token frames
@@ -376,7 +388,7 @@ def test_a_block_that_begins_a_video_with_a_held_frame_is_refused(tmp_path, monk
         return bytes([1]) + plain(*args, **options)[0][1:], 0.0, 0
 
     monkeypatch.setattr(codec, "block_to_bytes", lying)
-    done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=0.0))
+    done = compress_file(tokenizer, source, tmp_path / "a.smt", prior=prior, goal=Goal(price=1e-3))
     with pytest.raises(IntegrityError, match=r"a\.smt: the block of frame 0 cannot be decoded"):
         list(read_frames(tokenizer, done.path, prior=prior))
 

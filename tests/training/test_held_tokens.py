@@ -9,13 +9,13 @@ import shutil
 import pytest
 import torch
 
-from smalti.data import ImagesConfig
-from smalti.data.bundled import photos
+from smalti.data import ImagesConfig, VideosConfig
+from smalti.data.bundled import photos, videos
 from smalti.errors import ConfigError
 from smalti.model_folder import checkpoints
 from smalti.nn.causal import time_first
 from smalti.tokenizer.closed_loop import closed_loop
-from smalti.training.config import HeldTokens, TokenizerTraining
+from smalti.training.config import HeldTokens, OtherView, TokenizerTraining
 from smalti.training.distributed import cut
 from smalti.training.fit import fit
 from smalti.training.tokenizer_state import start_tokenizer
@@ -176,6 +176,14 @@ def test_tokens_that_cannot_be_held_are_refused_in_one_line(tmp_path):
         other.replace({"held_tokens": HeldTokens()})
     with pytest.raises(ConfigError, match="held_tokens: no token of an image can be held; set still_frames to"):
         held_config(data=ImagesConfig(path=photos("train"))).replace({"still_frames": 1})
+    film = VideosConfig(path=videos("train"), size=64, frames=1)
+    one = r"held_tokens: no token of one frame can be held; set frames of videos to 2\+, or held_tokens to null"
+    with pytest.raises(ConfigError, match=one):
+        held_config().replace({"data": film, "still_frames": 1})
+    with pytest.raises(ConfigError, match=one):
+        held_config().replace({"data": film, "still_frames": 1, "views": (OtherView(size=32),)})
+    assert held_config(data=film, still_frames=1, views=(OtherView(frames=5),)).held_note is None
+    assert held_config(data=film, still_frames=9).held_note is None  # steps see it as a clip that stands still
     start_tokenizer(other, ALONE).tokenizer.save(tmp_path / "tokenizer")
     other = other.replace(
         {"held_tokens": HeldTokens(), "init": tmp_path / "tokenizer"}

@@ -56,7 +56,9 @@ def compress_command(
     \b
     The file says what it is, holds a seek table, and a digest over every byte.
     Reading it back needs the same tokenizer. Sound is left out. With --lambda,
-    --bits or --psnr ids are searched for, which takes some hundred times as long.
+    --bits or --psnr ids are searched for, which takes some hundred times as long;
+    tokens of smalti/tiny-video-2 and its kind may then be held: they are left
+    out, and their pixels stay those of the frame before.
 
     \b
     Examples:

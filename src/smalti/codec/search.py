@@ -183,8 +183,10 @@ class Search:
 
     @property
     def may_hold(self) -> bool:
-        """Whether tokens may be left out: the past of the tokens is one frame, and nothing else."""
-        return isinstance(self.tokenizer.decoder, ConditionalDecoder)
+        """Whether tokens may be left out: bits cost something, and the past of the tokens is one frame alone.
+
+        Where bits cost nothing, a token that errs more than the frame before is bettered in place."""
+        return self.price > 0 and isinstance(self.tokenizer.decoder, ConditionalDecoder)
 
     def _choose(
         self, ids: Tensor, before: list[Tensor], decoding: Stream, target: Tensor, later: list[Tensor]

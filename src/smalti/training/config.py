@@ -390,8 +390,11 @@ class TokenizerTraining(RunConfig):
             return (
                 f"held_tokens: tokens of conditional-cnn alone can be held, not {self.tokenizer.kind}; set it to null"
             )
-        if self.data.kind == "images" and self.still_frames == 1:
-            return "held_tokens: no token of an image can be held; set still_frames to 2+, or held_tokens to null"
+        if self.still_frames == 1 and all(view.kind == "images" or view.frames == 1 for view in self.all_views):
+            one, field = (
+                ("an image", "still_frames") if self.data.kind == "images" else ("one frame", "frames of videos")
+            )
+            return f"held_tokens: no token of {one} can be held; set {field} to 2+, or held_tokens to null"
         return None
 
     def _check_recordable(self) -> None:
