@@ -27,6 +27,9 @@ def block_to_bytes(
         coded = encode_ids(ids, levels, model, prior)
         return coded.data, coded.bits, 0
     held = ids == HELD_ID
+    if not held.any():
+        coded = encode_ids(ids, levels, model, prior)
+        return _LENGTH.pack(0) + coded.data, coded.bits, 0
     flags, some = encode_ids(held.astype(np.int64), _FLAG, "adaptive"), ~held.all((1, 2))
     coded = encode_ids(ids[some], levels, model, prior, held[some])
     return _LENGTH.pack(len(flags.data)) + flags.data + coded.data, flags.bits + coded.bits, int(held.sum())
@@ -42,6 +45,8 @@ def bytes_to_block(
     if len(data) < _LENGTH.size:
         raise ValueError("it is not a block with held tokens")
     end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    if end == _LENGTH.size:
+        return torch.from_numpy(decode_ids(data[end:], shape, head.levels, prior))
     held = decode_ids(data[_LENGTH.size : end], shape, _FLAG).astype(bool)
     if starts and held[0].any():
         raise ValueError("it holds tokens of a first frame")

@@ -6,8 +6,8 @@
 
 In format 1 the text of the head is JSON. Format 2, of files that name a prior, has it in bytes (`pack_head`), and an
 image ends after its block, without a foot: its overhead is a third. Format 3 is format 2 for a video with held tokens:
-a block is length u32 | flags | coded ids, the flags those of all its tokens, coded as ids of two values, and the ids
-those of the tokens that are not held.
+a block is length u32 | flags | coded ids, the flags those of all its tokens, coded as ids of two values, or of length 0
+where none is held, and the ids those of the tokens that are not held.
 
 Numbers are little-endian. A digest is BLAKE2b of 8 bytes over the digest before it and all bytes since. So a block is
 known to be the one that was written here, in this order; whoever reads the foot alone knows every block by its digest.
