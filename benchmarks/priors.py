@@ -32,14 +32,15 @@ from smalti.tokenizer import Tokenizer
 from smalti.tokenizer.closed_loop import closed_loop
 from smalti.tokenizer.conditional import ConditionalDecoder, ConditionalEncoder
 from smalti.tokenizer.frames import HELD_ID, frames_to_ids
+from smalti.training.config import HeldTokens
 from smalti.video import to_video
 
 SCALES = (0.25, 0.37, 0.5, 0.75, 1.0)
 PARTS, TURNS = 3, 4
 """Parts of a clip, of which an image tokenizer sees two; turns in which every fourth clip is taken."""
 LENGTHS = (17, 33, 65)
-HELD_SHARE, HELD = 0.5, (1.0, 120.0)
-"""Share of the parts in which conditional tokens are held, and the least and the largest threshold of that."""
+HELD = HeldTokens(share=0.5)
+"""Share of the parts in which conditional tokens are held, and the thresholds of that: those of training."""
 FRAMES_ALONE = 9
 """Frames of a part that an image tokenizer sees."""
 ALONE = "explore_monuments/045"
@@ -103,8 +104,8 @@ def to_learn(tokenizer: Tokenizer, data: Path, photographs: Path | None) -> Iter
                 length = min(len(frames), rng.choice(LENGTHS))
                 start, scale, turned = rng.randint(0, len(frames) - length), rng.uniform(0.35, 0.8), rng.random() < 0.5
                 part = [shrunk(frame, scale, turned) for frame in frames[start : start + length]]
-                if isinstance(tokenizer.decoder, ConditionalDecoder) and rng.random() < HELD_SHARE:
-                    yield held_ids_of(tokenizer, part, math.exp(rng.uniform(*map(math.log, HELD))))
+                if isinstance(tokenizer.decoder, ConditionalDecoder) and rng.random() < HELD.share:
+                    yield held_ids_of(tokenizer, part, math.exp(rng.uniform(math.log(HELD.least), math.log(HELD.most))))
                 elif not is_image or number < 2:
                     yield ids_of(tokenizer, part[: FRAMES_ALONE if is_image else None])
 
