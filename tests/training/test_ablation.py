@@ -25,8 +25,8 @@ RUNS = {
               "weights={l2: 1.0, commitment: 0.25}", "codebook={rows: averages, restart: 0.5, decay: 0.5}"],
 }  # fmt: skip
 FACTS = {"format", "smalti", "torch", "device", "tensors"}
-"""Fields of state.json that are no state: the writer and its device, which `smalti info` shows, and the number of tensors
-in each file, which is a check."""
+"""Fields of state.json that are no state: the writer and its device, which `smalti info` shows, and the number of
+tensors in each file, which is a check."""
 
 
 @pytest.fixture(scope="module", params=RUNS)
