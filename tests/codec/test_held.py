@@ -267,8 +267,8 @@ def test_those_tokens_are_held_that_are_worth_less_than_their_bits(kind, price, 
     prior, plain = prior_of(tokenizer), Search._searched
 
     def noted(self, target, ids, before, *args):
-        found.append((ids.clone(), plain(self, target, ids, before, *args)[0], before))
-        return found[-1][1], 0.0
+        found.append((ids.clone(), plain(self, target, ids, before, *args), before))
+        return found[-1][1]
 
     visit = search._Frame.visit
 

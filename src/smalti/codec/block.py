@@ -23,13 +23,10 @@ def block_to_bytes(
 ) -> tuple[bytes, float, int]:
     """Return the data of a block, its bits as an ideal coder would have them, and how many tokens are held; none is in
     a file whose head does not say `holds`. Token frames that are held whole are nothing to the others."""
-    if not holds:
-        coded = encode_ids(ids, levels, model, prior)
-        return coded.data, coded.bits, 0
     held = ids == HELD_ID
-    if not held.any():
+    if not (holds and held.any()):
         coded = encode_ids(ids, levels, model, prior)
-        return _LENGTH.pack(0) + coded.data, coded.bits, 0
+        return (_LENGTH.pack(0) if holds else b"") + coded.data, coded.bits, 0
     flags, some = encode_ids(held.astype(np.int64), _FLAG, "adaptive"), ~held.all((1, 2))
     coded = encode_ids(ids[some], levels, model, prior, held[some])
     return _LENGTH.pack(len(flags.data)) + flags.data + coded.data, flags.bits + coded.bits, int(held.sum())

@@ -138,7 +138,7 @@ class Search:
         tokenizer, target = self.tokenizer, to_video(image).to(self.tokenizer.device)
         ids = images_to_ids(tokenizer, image[None]).clone()
         if not tokenizer.is_tile_exact or image.shape[0] * image.shape[1] <= LARGEST_WHOLE:
-            ids, _ = self._searched(target, ids, [], None, progress=progress)
+            ids = self._searched(target, ids, [], None, progress=progress)
             return SearchResult(ids, self._quality(tokenizer.decode(ids), target))
         tiles, (_, down, right) = tokenizer.decoding_tiles(choose_tile(tokenizer)), tokenizer.strides
         cut, wrong = list(tiles.cut((ids.shape[-2], ids.shape[-1]))), 0.0
@@ -148,7 +148,7 @@ class Search:
             inside = [slice(p.start // s, p.stop // s) for p, s in zip(tile.inside, (down, right), strict=True)]
             mine = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool)
             mine[tuple(inside)] = True
-            ids[(..., *tile.read)], _ = self._searched(pixels, ids[(..., *tile.read)], [], None, mine.flatten().numpy())
+            ids[(..., *tile.read)] = self._searched(pixels, ids[(..., *tile.read)], [], None, mine.flatten().numpy())
             if progress is not None:
                 progress(number, len(cut))
         for tile in cut:
@@ -175,7 +175,7 @@ class Search:
                 ids = tokenizer.encode(pad_to(target, (whole, *target.shape[3:])), encoding).clone()
                 ids = self._choose(ids, before, decoding, target, later)
                 if (ids != HELD_ID).any():
-                    ids, _ = self._searched(target, ids, before, decoding)
+                    ids = self._searched(target, ids, before, decoding)
                     before = [*before, ids][-_PAST:]
                 quality = self._quality(decode_next(tokenizer, ids, decoding), target)
                 follow(tokenizer.encoder, encoding, tokenizer.decoder, decoding)
@@ -239,8 +239,8 @@ class Search:
         stream: Stream | None,
         inside: NDArray[np.bool_] | None = None,
         progress: Progress | None = None,
-    ) -> tuple[Int[Tensor, "1 1 h2 w2"], float]:
-        """Return ids of one latent frame with a J that is not above that of `ids`, and their bits.
+    ) -> Int[Tensor, "1 1 h2 w2"]:
+        """Return ids of one latent frame with a J that is not above that of `ids`.
 
         `before` are the ids of the last latent frames, `stream` has decoded them; of `inside` alone, a flag for each
         token, ids may change; a held token stays so.
@@ -250,19 +250,19 @@ class Search:
         group = (np.arange(height)[:, None] % APART * APART + np.arange(width) % APART).reshape(-1)
         free = frame.is_coded if inside is None else inside & frame.is_coded
         places = [np.flatnonzero((group == number) & free) for number in range(APART**2)]
-        (best, bits), kept = frame.cost(), frame.symbols.copy()
+        best, kept = frame.cost(), frame.symbols.copy()
         for sweep in range(SWEEPS):
             for at in places:
                 if at.size:
                     frame.visit(at)
             cost = frame.cost()
-            if not cost[0] < best:
+            if not cost < best:
                 break
-            (best, bits), kept = cost, frame.symbols.copy()
+            best, kept = cost, frame.symbols.copy()
             if progress is not None:
                 progress(sweep + 1, SWEEPS)
         found = torch.from_numpy(join(kept.reshape(-1, 1, height, width), self._levels))[None].to(ids.device)
-        return found.masked_fill(ids == HELD_ID, HELD_ID), bits
+        return found.masked_fill(ids == HELD_ID, HELD_ID)
 
     def _split(self, ids: Int[Tensor, "1 1 h2 w2"]) -> Integers:
         """Return the symbols of ids `k n`, zeros for those that are held."""
@@ -299,10 +299,9 @@ class _Frame:
         """Return the bits of each token, none of a held one."""
         return self._priced(np.arange(self.symbols.shape[1]), self.symbols) * self.is_coded
 
-    def cost(self) -> tuple[float, float]:
-        """J and R of all tokens."""
-        bits = float(self.bits().sum())
-        return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * bits, bits
+    def cost(self) -> float:
+        """J of all tokens."""
+        return float(self._errors(self._codes(self.symbols)).sum()) + self._search.price * float(self.bits().sum())
 
     def decoded(self) -> Float[Tensor, "1 3 f h w"]:
         """Return what the decoder makes of the symbols, within the range of pixels."""
